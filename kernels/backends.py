@@ -1,0 +1,125 @@
+"""Which backends there are, which of them run here, and which one takes an update."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from hogstream.kernels.cpu_threads import run_in_slices
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import Operands
+
+Kernel = Callable[[Any, Any, Any, Hyperparameters], None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the update.
+
+    Attributes:
+        name: As in ``backend=``.
+        kernel: Updates operands in its own form, on one CPU thread or on the current stream.
+        operand: Turns a flat tensor into what the kernel takes, without a copy.
+        threaded: Whether a large update is worth splitting over CPU threads.
+    """
+
+    name: str
+    kernel: Kernel
+    operand: Callable[[torch.Tensor], Any]
+    threaded: bool
+
+    def update_(self, operands: Operands, hyperparameters: Hyperparameters) -> None:
+        """Applies one update in place, with all the threads that it is worth."""
+        param, grad, ms = (self.operand(tensor) for tensor in operands)
+        if self.threaded:
+            run_in_slices(self.kernel, (param, grad, ms), hyperparameters)
+        else:
+            self.kernel(param, grad, ms, hyperparameters)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Maps each backend's name to None if it runs here, else to the reason that it does not."""
+    return {name: missing() for name, missing in _MISSING.items()}
+
+
+def check_backend(name: str | None) -> None:
+    """Checks a ``backend=`` argument.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If it cannot run here; the message says what it lacks.
+    """
+    if name is None:
+        return
+    if name not in _MISSING:
+        raise ValueError(f"backend must be one of {', '.join(_MISSING)} or None, got {name!r}")
+    missing = _MISSING[name]()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} is not available: {missing}")
+
+
+@cache
+def select_backend(name: str | None, device_type: str) -> Backend:
+    """The backend to use on a type of device: the one named, or the device's default.
+
+    Args:
+        name: A backend, or None for Triton on a GPU, and on a CPU Numba if installed, else NumPy.
+        device_type: Where the operands are, as ``torch.device.type``.
+
+    Raises:
+        ValueError: If the name is unknown, or the backend cannot take tensors of that device.
+        RuntimeError: If the backend is not available.
+    """
+    if name is None:
+        on_cpu = "numpy" if _numba_missing() else "numba"
+        name = "triton" if device_type == "cuda" else on_cpu
+    check_backend(name)
+    takes = "cuda" if name == "triton" and not _interpreted() else "cpu"
+    if device_type != takes:
+        raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
+    module = importlib.import_module(f"hogstream.kernels.{name}_backend")
+    if name == "triton":
+        return Backend(name, module.update_, _as_triton_operand, threaded=False)
+    return Backend(name, module.update_, _as_cpu_operand, threaded=True)
+
+
+def _as_cpu_operand(tensor: torch.Tensor) -> Any:
+    if tensor.dtype == torch.bfloat16:  # which NumPy lacks: by its bits
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
+
+
+def _as_triton_operand(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _numba_missing() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed; pip install 'hogstream[cpu]'"
+    return None
+
+
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton (Linux only)"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no CUDA or ROCm device (with TRITON_INTERPRET=1 it runs on the CPU, slowly)"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+_MISSING: dict[str, Callable[[], str | None]] = {
+    "triton": _triton_missing,
+    "numba": _numba_missing,
+    "numpy": lambda: None,
+}

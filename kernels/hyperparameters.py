@@ -1,0 +1,106 @@
+"""What an update is made with: the numbers and switches of RMSprop, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+_RANGES = {
+    "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+    "alpha": ("a number >= 0 and < 1", lambda value: 0.0 <= value < 1.0),
+    "eps": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+    "weight_decay": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+}
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The numbers and switches of one RMSprop update.
+
+    Defaults are those of ChainerRL's ``RMSpropAsync``; Mnih et al. 2016 (arXiv 1602.01783) use
+    ``lr=7e-4, alpha=0.99, eps=0.1``.
+
+    Attributes:
+        lr: Learning rate, finite and >= 0.
+        alpha: Decay of the mean square, in [0, 1).
+        eps: Keeps the denominator from zero, finite and >= 0.
+        weight_decay: Finite and >= 0; coupled (L2) unless ``decoupled_weight_decay``.
+        eps_inside_sqrt: Divide by ``sqrt(ms + eps)``; if false, by ``sqrt(ms) + eps``, as torch.
+        decoupled_weight_decay: Shrink the parameter by ``1 - lr * weight_decay`` instead of adding
+            ``weight_decay * param`` to the gradient (Loshchilov and Hutter, arXiv 1711.05101).
+        maximize: Ascend the gradient.
+
+    Raises:
+        TypeError: If a number is not a real number, or a switch not a bool.
+        ValueError: If a number is NaN or out of its range.
+    """
+
+    lr: float = 0.01
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    eps_inside_sqrt: bool = True
+    decoupled_weight_decay: bool = False
+    maximize: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (allowed, holds) in _RANGES.items():
+            value = _as_float(name, getattr(self, name), allowed)
+            if not holds(value):
+                raise ValueError(f"{name} must be {allowed}, got {value!r}")
+            object.__setattr__(self, name, value)
+        for name in ("eps_inside_sqrt", "decoupled_weight_decay", "maximize"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_group(cls, group: dict[str, Any]) -> Hyperparameters:
+        """The hyperparameters in an optimizer's parameter group, which may hold more."""
+        return cls(**{name: group[name] for name in HYPERPARAMETERS})
+
+    @property
+    def coupled(self) -> bool:
+        """Whether weight decay is added to the gradient."""
+        return self.weight_decay != 0.0 and not self.decoupled_weight_decay
+
+    def scalars(self) -> Scalars:
+        """The factors of the update; a kernel rounds each once to its compute type."""
+        return Scalars(
+            lr=self.lr,
+            alpha=self.alpha,
+            beta=1.0 - self.alpha,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            shrink=1.0 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0,
+            sign=-1.0 if self.maximize else 1.0,
+        )
+
+
+#: The names of the hyperparameters, as in arguments and parameter groups.
+HYPERPARAMETERS = tuple(field.name for field in fields(Hyperparameters))
+
+
+class Scalars(NamedTuple):
+    """The factors that a kernel multiplies by, as float64.
+
+    ``shrink`` (decoupled weight decay) and ``sign`` (maximize) are exactly 1 when unused: a product
+    with 1 changes no bit, so kernels need no branch for them.
+    """
+
+    lr: float
+    alpha: float
+    beta: float
+    eps: float
+    weight_decay: float
+    shrink: float
+    sign: float
+
+
+def _as_float(name: str, value: Any, allowed: str) -> float:
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}") from None

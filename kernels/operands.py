@@ -1,0 +1,183 @@
+"""What a kernel may be given: checks arrays and tensors, and lays them flat without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+ArrayLike = torch.Tensor | npt.NDArray[Any]
+
+#: Parameter dtype to compute type: the type of ``ms`` and of all arithmetic.
+COMPUTE_DTYPES = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+_ALLOWED = "float16, bfloat16, float32 or float64"
+
+
+class Operands(NamedTuple):
+    """One update's tensors: flat, contiguous, checked, sharing storage with what was given.
+
+    Attributes:
+        param: Shape (n,), a dtype of ``COMPUTE_DTYPES``.
+        grad: Shape (n,), dtype of ``param``.
+        ms: Shape (n,), the compute type of ``param``.
+    """
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    ms: torch.Tensor
+
+
+def check_param(param: torch.Tensor, name: str = "param") -> None:
+    """Checks that a parameter's dtype and layout can be updated in place.
+
+    Raises:
+        TypeError: If ``param`` is not of a dtype in ``COMPUTE_DTYPES``.
+        ValueError: If it is sparse, or its elements do not fill one block of memory.
+    """
+    if param.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"{name} must be {_ALLOWED}, got {_short(param.dtype)}")
+    _check_dense(name, param)
+
+
+def check_grad(param: torch.Tensor, grad: torch.Tensor, name: str = "grad") -> None:
+    """Checks that a gradient fits its parameter; their memory layouts may differ.
+
+    Raises:
+        TypeError: If the dtypes differ.
+        ValueError: If ``grad`` is sparse, or shapes or devices differ.
+    """
+    if grad.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got layout {_short(grad.layout)}")
+    if grad.dtype != param.dtype:
+        raise TypeError(f"{name} must be {_short(param.dtype)} as param, got {_short(grad.dtype)}")
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"{name} must have the shape of param, {tuple(param.shape)}, got {tuple(grad.shape)}"
+        )
+    if grad.device != param.device:
+        raise ValueError(f"{name} must be on {param.device} as param, got {grad.device}")
+
+
+def check_operands(param: ArrayLike, grad: ArrayLike, ms: ArrayLike) -> Operands:
+    """Checks one update's operands and lays them flat.
+
+    Args:
+        param: Any shape; float16, bfloat16 (torch only), float32 or float64. NumPy array or tensor.
+        grad: Shape, dtype, device and strides of ``param``.
+        ms: The same, but of the compute type: float64 for float64 parameters, else float32.
+
+    Raises:
+        TypeError: If an operand is of a wrong type or dtype.
+        ValueError: If shapes, devices or strides differ, memory is read-only or not contiguous, or
+            two operands overlap.
+    """
+    param, grad, ms = (
+        _as_tensor("param", param, written=True),
+        _as_tensor("grad", grad, written=False),
+        _as_tensor("ms", ms, written=True),
+    )
+    check_param(param)
+    check_grad(param, grad)
+    compute = COMPUTE_DTYPES[param.dtype]
+    if ms.dtype != compute:
+        raise TypeError(
+            f"ms must be {_short(compute)} for {_short(param.dtype)} params, got {_short(ms.dtype)}"
+        )
+    if ms.layout != torch.strided or ms.shape != param.shape:
+        raise ValueError(
+            f"ms must be dense and have the shape of param, {tuple(param.shape)}, "
+            f"got {_short(ms.layout)}, {tuple(ms.shape)}"
+        )
+    if ms.device != param.device:
+        raise ValueError(f"ms must be on {param.device} as param, got {ms.device}")
+    for name, tensor in (("grad", grad), ("ms", ms)):
+        _check_dense(name, tensor)
+        if not same_layout(tensor, param):
+            raise ValueError(
+                f"{name} must have the strides of param, {param.stride()}, got {tensor.stride()}"
+            )
+    operands = Operands(lay_flat(param), lay_flat(grad), lay_flat(ms))
+    _check_disjoint(operands)
+    return operands
+
+
+def lay_flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of shape (n,) of a tensor whose elements fill one block of memory, in memory order."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two dense tensors of one shape hold their elements in the same memory order."""
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    return all(
+        size == 1 or stride == other
+        for size, stride, other in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a strided tensor's elements fill one block of memory, each once, in any order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _as_tensor(name: str, array: ArrayLike, *, written: bool) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name} must be a NumPy array or a torch tensor, got {type(array).__name__}"
+        )
+    if written and not array.flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    if array.dtype not in (np.float16, np.float32, np.float64) or not array.dtype.isnative:
+        raise TypeError(f"{name} must be native float16, float32 or float64, got {array.dtype}")
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{name} must be contiguous, got strides of {array.strides} bytes")
+    # torch cannot wrap read-only memory without a warning, and a gradient may well be read-only.
+    return torch.from_numpy(array if array.flags.writeable else array.copy(order="K"))
+
+
+def _check_dense(name: str, tensor: torch.Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got layout {_short(tensor.layout)}")
+    if not is_dense(tensor):
+        raise ValueError(
+            f"{name} must fill one block of memory (contiguous, or a permutation of that), "
+            f"got shape {tuple(tensor.shape)} with strides {tensor.stride()}"
+        )
+
+
+def _check_disjoint(operands: Operands) -> None:
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name)
+        for name, tensor in _named(operands)
+        if tensor.numel()
+    )
+    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ValueError(f"{name} and {other} must not overlap in memory")
+
+
+def _named(operands: Operands) -> Iterable[tuple[str, torch.Tensor]]:
+    return zip(Operands._fields, operands, strict=True)
+
+
+def _short(thing: torch.dtype | torch.layout) -> str:
+    return str(thing).removeprefix("torch.")

@@ -1,0 +1,59 @@
+"""What the kernels are held to: the update in float64, and the NumPy expression users write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+
+Array = npt.NDArray[Any]
+
+
+def reference(
+    param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """One update in float64, by the formula and with no thought for speed or rounding.
+
+    Args:
+        param: Any shape and float dtype.
+        grad: Shape of ``param``.
+        ms: Shape of ``param``.
+        hyperparameters: The numbers and switches of the update.
+
+    Returns:
+        The new ``param`` and ``ms``; the arguments are left alone.
+    """
+    h = hyperparameters
+    p, g, m = (np.asarray(array, np.float64) for array in (param, grad, ms))
+    if h.maximize:
+        g = -g
+    if h.decoupled_weight_decay:
+        p = p * (1 - h.lr * h.weight_decay)
+    else:
+        g = g + h.weight_decay * p
+    with np.errstate(all="ignore"):
+        m = h.alpha * m + (1 - h.alpha) * g**2
+        d = np.sqrt(m + h.eps) if h.eps_inside_sqrt else np.sqrt(m) + h.eps
+        return p - h.lr * g / d, m
+
+
+def plain_expression_(
+    param: Array, grad: Array, ms: Array, lr: float = 0.01, alpha: float = 0.99, eps: float = 1e-8
+) -> None:
+    """The update as one writes it in NumPy, in place: the baseline of tests and benchmarks.
+
+    Args:
+        param: Any shape, float32 or float64.
+        grad: Shape and dtype of ``param``.
+        ms: Shape and dtype of ``param``.
+        lr: Learning rate.
+        alpha: Decay of ``ms``.
+        eps: Inside the root.
+    """
+    with np.errstate(all="ignore"):
+        ms *= alpha
+        ms += (1 - alpha) * grad * grad
+        param -= lr * grad / np.sqrt(ms + eps)

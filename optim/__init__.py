@@ -1,0 +1,5 @@
+"""RMSprop as a torch optimizer, for training with one worker or many."""
+
+from hogstream.optim.rmsprop_async import RMSpropAsync
+
+__all__ = ["RMSpropAsync"]
