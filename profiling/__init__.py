@@ -1,0 +1,1 @@
+"""Benchmarks, ceilings, reports and the command line."""

@@ -1,0 +1,156 @@
+"""The main job: lock-free against the other policies, over worker counts and sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hogstream.profiling.ceilings import measure_ceilings
+from hogstream.profiling.environment import cache_bytes, describe_environment
+from hogstream.profiling.kernel_bench import measure_kernels
+from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
+
+SCHEMA = 1
+ROUNDS = 5
+BASELINES = ("locked", "ordered")
+_WARM_UP_UPDATES = 20
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure.
+
+    Attributes:
+        device: Where.
+        backend: Which kernels.
+        dtype: Of the parameters.
+        workers: Worker counts.
+        elements: Sizes of the shared parameters.
+        policies: Policies, measured in turn.
+        seconds: Measured for each configuration, over all rounds.
+        think_time: Median seconds that a worker thinks.
+        think_spread: Sigma of the think times' log-normal distribution.
+        seed: Of gradients and think times.
+    """
+
+    device: torch.device
+    backend: str
+    dtype: torch.dtype
+    workers: tuple[int, ...]
+    elements: tuple[int, ...]
+    policies: tuple[str, ...]
+    seconds: float
+    think_time: float
+    think_spread: float
+    seed: int
+
+    def steps(self) -> int:
+        """How many times ``run_bench`` reports progress."""
+        return 2 + len(self.elements) * len(self.workers) * ROUNDS
+
+
+def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[str, Any]:
+    """Measures everything.
+
+    Policies take turns, round by round, so that drift of the machine strikes them alike.
+
+    Args:
+        settings: What to measure.
+        on_step: Called before each of ``settings.steps()`` steps with what is to be measured.
+
+    Returns:
+        The JSON output, but for the command line.
+    """
+    on_step("memory ceilings")
+    ceilings = measure_ceilings(settings.device)
+    on_step("kernels alone")
+    kernels = measure_kernels(settings.device, settings.seed)
+    results = []
+    for elements in settings.elements:
+        shared = SharedParameters(
+            {"flat": torch.zeros(elements, dtype=settings.dtype, device=settings.device)}
+        )
+        gradients = make_gradients(settings, elements)
+        for workers in settings.workers:
+            rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
+            for round_index in range(ROUNDS):
+                on_step(f"{elements:,} elements, {workers} workers, round {round_index + 1}")
+                for policy, reports in rounds.items():
+                    reports.append(
+                        asyncio.run(_measure(settings, shared, gradients, workers, policy))
+                    )
+            results += _results_of(rounds)
+    return {
+        "schema": SCHEMA,
+        "environment": describe_environment(settings.device, settings.backend),
+        "ceilings": ceilings,
+        "kernels": kernels,
+        "results": results,
+    }
+
+
+def make_gradients(settings: BenchSettings, elements: int) -> list[torch.Tensor]:
+    """Normal gradients for simulated workers to rotate, at least two for each.
+
+    If parameters and ``ms`` do not fit the cache of a core, a worker's next gradient must not sit
+    in cache either, whatever the worker count: all together fill the last level twice.
+    """
+    own_cache, last_level = cache_bytes(settings.device)
+    grad_bytes = elements * settings.dtype.itemsize
+    count = 2 * max(settings.workers)
+    if 2 * grad_bytes > own_cache:
+        count = max(count, -(-2 * last_level // grad_bytes))
+    generator = torch.Generator(settings.device).manual_seed(settings.seed)
+    return [
+        torch.randn(elements, generator=generator, device=settings.device).to(settings.dtype)
+        for _ in range(count)
+    ]
+
+
+async def _measure(
+    settings: BenchSettings,
+    shared: SharedParameters,
+    gradients: Sequence[torch.Tensor],
+    workers: int,
+    policy: str,
+) -> RunReport:
+    worker = SimulatedWorker(
+        gradients,
+        workers=workers,
+        think_time=settings.think_time,
+        think_spread=settings.think_spread,
+        seed=settings.seed,
+    )
+    async with StreamScheduler(
+        shared, workers=workers, policy=policy, backend=settings.backend
+    ) as scheduler:
+        await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=settings.seconds / ROUNDS)
+        return await scheduler.run(worker, seconds=settings.seconds / ROUNDS)
+
+
+def _results_of(rounds: dict[str, list[RunReport]]) -> list[dict[str, Any]]:
+    """One result for each policy: medians over its rounds, and its gains over the baselines."""
+    speeds = {
+        policy: [report.updates_per_second for report in reports]
+        for policy, reports in rounds.items()
+    }
+    results = []
+    for policy, reports in rounds.items():
+        result = RunReport.joined(reports).to_dict()
+        median = statistics.median(speeds[policy])
+        result["gigabytes_per_second"] *= median / result["updates_per_second"]
+        result["updates_per_second"] = median
+        result["updates_per_second_of_rounds"] = speeds[policy]
+        for baseline in BASELINES:
+            result[f"gain_over_{baseline}"] = (
+                median / statistics.median(speeds[baseline])
+                if baseline in speeds and baseline != policy
+                else None
+            )
+        results.append(result)
+    return results

@@ -1,0 +1,105 @@
+"""What memory can do: the bandwidth of a copy, and of an update without its arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from hogstream.kernels.backends import available_backends
+from hogstream.kernels.cpu_threads import run_in_slices
+
+ELEMENTS = 1 << 24
+REPEATS = 9
+
+
+def measure_ceilings(device: torch.device) -> dict[str, Any]:
+    """Measures a device's bandwidth over float32 arrays too large for its caches.
+
+    ``copy`` reads one array and writes another: 8 bytes an element. ``update_shaped`` reads three
+    and writes two of them in place: 20 bytes an element, as an update does. Each is the median of
+    nine, in 1e9 bytes/s, with all cores.
+
+    Args:
+        device: A CPU or CUDA device.
+    """
+    elements = ELEMENTS << 2 if device.type == "cuda" else ELEMENTS
+    arrays = [torch.ones(elements, device=device) for _ in range(3)]
+    copy, update_shaped = (_cuda_passes if device.type == "cuda" else _cpu_passes)(arrays)
+    timings = interleave({"copy": copy, "update_shaped": update_shaped}, device, REPEATS)
+    return {
+        "elements": elements,
+        "copy_gigabytes_per_second": 8e-9 * elements / statistics.median(timings["copy"]),
+        "update_shaped_gigabytes_per_second": 20e-9
+        * elements
+        / statistics.median(timings["update_shaped"]),
+    }
+
+
+def interleave(
+    calls: dict[str, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[str, list[float]]:
+    """Times several calls in turn, so that drift of the machine strikes them alike.
+
+    Args:
+        calls: By name; each is called once beforehand to warm up.
+        device: Synchronised around each call, if it is a GPU.
+        repeats: How many times each is timed.
+
+    Returns:
+        Seconds of each call, ``repeats`` for each name.
+    """
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for call in calls.values():
+        call()
+    timings: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            timings[name].append(time.perf_counter() - start)
+    return timings
+
+
+def _cpu_passes(tensors: list[torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
+    param, grad, ms = arrays = tuple(tensor.numpy() for tensor in tensors)
+    kernel = _numpy_update_shaped if available_backends()["numba"] else _numba_update_shaped()
+    return (
+        lambda: run_in_slices(np.copyto, (param, grad)),
+        lambda: run_in_slices(kernel, arrays),
+    )
+
+
+def _cuda_passes(tensors: list[torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
+    from hogstream.profiling.triton_ceiling import update_shaped
+
+    param, grad, ms = tensors
+    return lambda: param.copy_(grad), lambda: update_shaped(param, grad, ms)
+
+
+@cache
+def _numba_update_shaped() -> Callable[..., None]:
+    import numba
+
+    @numba.njit(nogil=True, cache=True)
+    def update_shaped(param, grad, ms):  # type: ignore[no-untyped-def]
+        for i in range(param.size):
+            g = grad[i]
+            ms[i] = ms[i] + g
+            param[i] = param[i] + g
+
+    return update_shaped  # type: ignore[no-any-return]
+
+
+def _numpy_update_shaped(param: Any, grad: Any, ms: Any, block: int = 1 << 15) -> None:
+    for start in range(0, param.size, block):
+        part = slice(start, start + block)
+        np.add(ms[part], grad[part], out=ms[part])
+        np.add(param[part], grad[part], out=param[part])

@@ -1,0 +1,306 @@
+"""The ``hogstream`` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+# How many streams may really run at once; CUDA reads it when it starts.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+try:
+    import click
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+    import rich  # noqa: F401
+except ModuleNotFoundError as missing:
+    sys.exit(f"hogstream: {missing.name} is not installed; pip install 'hogstream[bench]'")
+
+import torch
+
+from hogstream.profiling import bench as bench_job
+from hogstream.profiling import digits as digits_job
+from hogstream.profiling import doctor as doctor_job
+from hogstream.profiling import plots, summary
+from hogstream.profiling.console import figure, new_table, output, steps
+from hogstream.profiling.environment import describe_environment
+from hogstream.profiling.options import (
+    DTYPES,
+    Device,
+    ListOf,
+    Number,
+    OutputFile,
+    parse_policy,
+    parse_size,
+    parse_workers,
+    resolve_backend,
+)
+from hogstream.profiling.report import render_report
+from hogstream.scheduler.policies import POLICIES
+
+_DEVICE = click.option(
+    "--device",
+    type=Device(),
+    default="best",
+    show_default=True,
+    help="best, cpu, cuda or cuda:N. best is CUDA if there is one.",
+)
+_BACKEND = click.option(
+    "--backend", help="triton, numba or numpy.  [default: the best for the device]"
+)
+_SEED = click.option("--seed", type=int, default=0, show_default=True, help="Makes input repeat.")
+_JSON = click.option("--json", "json_file", type=OutputFile(), help="Write results to this file.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(package_name="hogstream")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Asynchronous RMSprop: what going without a lock buys, and what it costs."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command()
+@_DEVICE
+@_BACKEND
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option(
+    "--workers",
+    type=ListOf("list", parse_workers),
+    default="1,2,4,8",
+    show_default=True,
+    help="Worker counts.",
+)
+@click.option(
+    "--elements",
+    type=ListOf("list", parse_size),
+    default="2^16,2^20",
+    show_default=True,
+    help="Sizes of the shared parameters.",
+)
+@click.option(
+    "--policies",
+    type=ListOf("list", parse_policy),
+    default=",".join(POLICIES),
+    show_default=True,
+    help="What an update waits for.",
+)
+@click.option(
+    "--seconds",
+    type=Number(above=0),
+    default=3.0,
+    show_default=True,
+    help="Time for each policy, worker count and size, in five rounds.",
+)
+@click.option(
+    "--think-time",
+    type=Number(at_least=0),
+    default=0.0,
+    show_default=True,
+    help="Median seconds that a worker thinks before it submits.",
+)
+@click.option(
+    "--think-spread",
+    type=Number(at_least=0),
+    default=0.0,
+    show_default=True,
+    help="Sigma of the log-normal think times; 0 is constant, 1 makes stragglers.",
+)
+@_SEED
+@_JSON
+@click.option("--report", type=OutputFile(), help="Write an HTML report to this file.")
+def bench(
+    device: torch.device,
+    backend: str | None,
+    dtype: str,
+    workers: tuple[int, ...],
+    elements: tuple[int, ...],
+    policies: tuple[str, ...],
+    seconds: float,
+    think_time: float,
+    think_spread: float,
+    seed: int,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Measure lock-free updates against locked and ordered ones.
+
+    Simulated workers submit ready gradients as fast as they land. Policies take turns, so that
+    drift of the machine strikes them alike.
+    """
+    settings = bench_job.BenchSettings(
+        device=device,
+        backend=resolve_backend(backend, device),
+        dtype=getattr(torch, dtype),
+        workers=workers,
+        elements=elements,
+        policies=policies,
+        seconds=seconds,
+        think_time=think_time,
+        think_spread=think_spread,
+        seed=seed,
+    )
+    with steps(settings.steps()) as progress:
+        result = bench_job.run_bench(settings, progress.begin)
+    result["command"] = _command_line()
+    console = output()
+    console.print(summary.kernels_table(result))
+    console.print(summary.results_table(result))
+    for sentence in summary.sentences(result):
+        console.print(sentence)
+    _write_json(json_file, result)
+    if report is not None:
+        _write(report, render_report(result))
+
+
+@cli.group()
+def train() -> None:
+    """Train a model with asynchronous workers."""
+
+
+@train.command("digits")
+@_DEVICE
+@_BACKEND
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=4, show_default=True, help="How many workers."
+)
+@click.option(
+    "--policy",
+    type=click.Choice([*POLICIES, "all"]),
+    default="lock-free",
+    show_default=True,
+    help="What an update waits for; all runs each in turn.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="How often each image is seen, over all workers.",
+)
+@_SEED
+@_JSON
+@click.option("--plot", type=OutputFile(), help="Save loss against time: .png, .svg or .pdf.")
+def train_digits(
+    device: torch.device,
+    backend: str | None,
+    workers: int,
+    policy: str,
+    epochs: int,
+    seed: int,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
+    if plot is not None and plot.suffix[1:].lower() not in plots.supported_formats():
+        raise click.BadParameter(
+            f"must end in .png, .svg or .pdf, got {str(plot)!r}", param_hint="'--plot'"
+        )
+    settings = digits_job.TrainSettings(
+        device=device,
+        backend=resolve_backend(backend, device),
+        workers=workers,
+        epochs=epochs,
+        seed=seed,
+    )
+    digits = digits_job.load_digits(settings)
+    policies = list(POLICIES) if policy == "all" else [policy]
+    results = []
+    with steps(len(policies) * digits_job.updates_of(settings, digits)) as progress:
+        for name in policies:
+            results.append(
+                digits_job.train(
+                    settings,
+                    name,
+                    digits,
+                    lambda loss, name=name: progress.advance(f"{name}, loss {loss:.4f}"),
+                )
+            )
+    table = new_table(
+        "Digits",
+        *("policy", "workers", "test accuracy", "updates/s"),
+        *("staleness mean", "staleness max", "seconds"),
+    )
+    for result in results:
+        table.add_row(
+            result["policy"],
+            str(workers),
+            figure(100 * result["test_accuracy"], 1, " %"),
+            figure(result["updates_per_second"]),
+            figure(result["staleness"]["mean"], 2),
+            figure(result["staleness"]["max"]),
+            figure(result["seconds"], 1),
+        )
+    output().print(table)
+    environment = describe_environment(device, settings.backend)
+    _write_json(
+        json_file,
+        {
+            "schema": bench_job.SCHEMA,
+            "command": _command_line(),
+            "environment": environment,
+            "results": results,
+        },
+    )
+    if plot is not None:
+        plots.loss_against_time(results, plot)
+        click.echo(f"wrote {plot}")
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what is installed, what works here, and why the rest does not."""
+    console = output()
+    for title, rows in (
+        ("Installed", doctor_job.installed_packages()),
+        ("Devices", doctor_job.check_devices()),
+        ("Backends", doctor_job.check_backends()),
+    ):
+        table = new_table(title, "", "", text_columns=2)
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table)
+    table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s")
+    for name, ceilings in doctor_job.measure_bandwidth().items():
+        table.add_row(
+            name,
+            figure(ceilings["copy_gigabytes_per_second"], 1),
+            figure(ceilings["update_shaped_gigabytes_per_second"], 1),
+        )
+    console.print(table)
+
+
+def main() -> NoReturn:
+    """Runs the command; bad input is one line on standard error and exit status 2."""
+    try:
+        cli.main(prog_name="hogstream", standalone_mode=False)
+    except click.ClickException as error:
+        print(f"hogstream: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("hogstream: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _command_line() -> str:
+    return shlex.join(["hogstream", *sys.argv[1:]])
+
+
+def _write_json(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        _write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

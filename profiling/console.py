@@ -1,0 +1,77 @@
+"""What commands print: tables to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_PLAIN_WIDTH = 140
+
+
+def output() -> Console:
+    """The console for results; where it is no terminal, plain text of a fixed width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
+    """An empty table: the first columns hold text, the others numbers, set to the right."""
+    table = Table(title=title, box=SIMPLE, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < text_columns else "right")
+    return table
+
+
+class Steps:
+    """Shows how far a command is: a bar in a terminal, a line a step elsewhere."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._task = progress.add_task("", total=total) if progress else None
+
+    def begin(self, text: str) -> None:
+        """Ends the step before and names the next."""
+        self._show(text)
+        self._done += 1
+
+    def advance(self, text: str) -> None:
+        """Ends a step of which there are too many for a line each."""
+        self._done += 1
+        if self._progress is not None:
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text, completed=self._done)
+        else:
+            Console(stderr=True, highlight=False).print(f"{self._done + 1}/{self._total} {text}")
+
+
+@contextmanager
+def steps(total: int) -> Iterator[Steps]:
+    """Shows progress over ``total`` steps, on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Steps(None, total)
+        return
+    columns: tuple[Any, ...] = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Steps(progress, total)
+
+
+def figure(value: float | None, digits: int = 0, unit: str = "") -> str:
+    """A number for a table, with thousands separated; a dash for one that was not measured."""
+    return "-" if value is None else f"{value:,.{digits}f}{unit}"

@@ -1,0 +1,103 @@
+"""What a measurement was made on: device, versions, cores, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
+
+
+def describe_environment(device: torch.device, backend: str) -> dict[str, Any]:
+    """The ``environment`` of the JSON output.
+
+    Args:
+        device: The device measured.
+        backend: The backend measured.
+    """
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "backend": backend,
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: installed_version(package) for package in _PACKAGES},
+            "cuda": torch.version.cuda,
+        },
+        "commit": source_commit(),
+    }
+
+
+def best_device() -> torch.device:
+    """CUDA (or ROCm) if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_bytes(device: torch.device) -> tuple[int, int]:
+    """Bytes of a core's own cache (L2) and of the last level; equal on a GPU, whose L2 is shared.
+
+    Where the system does not say: 1 MiB and 32 MiB.
+    """
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        return size, size
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        text = (index / "size").read_text().strip()
+        sizes[int((index / "level").read_text())] = int(text.removesuffix("K")) << 10
+    return sizes.get(2, 1 << 20), sizes[max(sizes)] if sizes else 32 << 20
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that runs, "-dirty" if changed since; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,170 @@
+"""Plots of results: each a function from data to an SVG image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from hogstream.profiling.summary import size_name
+
+Result = dict[str, Any]
+
+# Okabe and Ito's colours: told apart by colour-blind readers too. Markers repeat the distinction.
+STYLES = {
+    "lock-free": {"color": "#0072B2", "marker": "o"},
+    "locked": {"color": "#D55E00", "marker": "s"},
+    "ordered": {"color": "#009E73", "marker": "^"},
+}
+_HEIGHT = 3.6
+
+
+def throughput(results: list[Result]) -> str:
+    """Updates/s against the number of workers: a panel a size, a line a policy."""
+
+    def draw(axes: Axes, elements: int) -> None:
+        for policy, lines in _by_policy(results, elements):
+            workers = [result["workers"] for result in lines]
+            axes.plot(
+                workers,
+                [result["updates_per_second"] for result in lines],
+                label=policy,
+                **STYLES.get(policy, {}),
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({result["workers"] for result in results}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="workers", ylabel="updates/s", ylim=(0, None))
+
+    return _panels(results, draw)
+
+
+def latency(results: list[Result]) -> str:
+    """Median and 99th percentile of latency against the number of workers."""
+
+    def draw(axes: Axes, elements: int) -> None:
+        for policy, lines in _by_policy(results, elements):
+            workers = [result["workers"] for result in lines]
+            for percentile, dash in (("p50", "-"), ("p99", ":")):
+                axes.plot(
+                    workers,
+                    [result["latency_us"][percentile] for result in lines],
+                    dash,
+                    label=f"{policy}, {percentile}",
+                    **STYLES.get(policy, {}),
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sorted({result["workers"] for result in results}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="workers", ylabel="latency (us)")
+
+    return _panels(results, draw)
+
+
+def staleness(results: list[Result]) -> str:
+    """Mean staleness against the number of workers."""
+
+    def draw(axes: Axes, elements: int) -> None:
+        for policy, lines in _by_policy(results, elements):
+            axes.plot(
+                [result["workers"] for result in lines],
+                [result["staleness"]["mean"] for result in lines],
+                label=policy,
+                **STYLES.get(policy, {}),
+            )
+        axes.set(xlabel="workers", ylabel="mean staleness (updates)", ylim=(0, None))
+
+    return _panels(results, draw)
+
+
+def kernel_bandwidth(kernels: list[dict[str, Any]], ceiling: float) -> str:
+    """Bandwidth of one large update for each alternative, with the ceiling as a line."""
+    figure = Figure(figsize=(8, 0.9 + 0.45 * len(kernels)), layout="constrained")
+    axes = figure.subplots()
+    names = [kernel["name"] for kernel in kernels]
+    bars = axes.barh(
+        names,
+        [kernel["gigabytes_per_second"] for kernel in kernels],
+        color=["#0072B2" if name.startswith("hogstream") else "#999999" for name in names],
+    )
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.axvline(ceiling, color="#D55E00", linestyle="--", label="update-shaped ceiling")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"GB/s at {size_name(kernels[0]['elements'])} elements, 20 bytes each")
+    axes.legend()
+    return _to_svg(figure)
+
+
+def loss_against_time(results: list[Result], path: Path) -> None:
+    """Training loss against seconds, all policies in one picture; the file's suffix says its format.
+
+    Args:
+        results: With ``policy`` and ``losses``, a list of (seconds, loss).
+        path: Where to save it.
+
+    Raises:
+        ValueError: If the suffix names no known format.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for result in results:
+        seconds, losses = zip(*_smoothed(result["losses"]), strict=True)
+        label = f"{result['policy']}: {result['test_accuracy']:.1%} test accuracy"
+        style = STYLES.get(result["policy"], {})
+        axes.plot(seconds, losses, label=label, color=style.get("color"))
+    axes.set_yscale("log")
+    axes.set(xlabel="seconds", ylabel="training loss (cross entropy, nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def supported_formats() -> set[str]:
+    """Suffixes, without the dot, that pictures can be saved with."""
+    return set(Figure().canvas.get_supported_filetypes())
+
+
+def _smoothed(losses: list[tuple[float, float]], window: int = 20) -> Iterable[tuple[float, float]]:
+    """Running means, over which single batches do not hide the course."""
+    window = min(window, len(losses))
+    for end in range(window, len(losses) + 1):
+        part = losses[end - window : end]
+        yield part[-1][0], sum(loss for _, loss in part) / window
+
+
+def _by_policy(results: list[Result], elements: int) -> Iterable[tuple[str, list[Result]]]:
+    for policy in dict.fromkeys(result["policy"] for result in results):
+        yield (
+            policy,
+            sorted(
+                (r for r in results if r["policy"] == policy and r["elements"] == elements),
+                key=lambda result: result["workers"],
+            ),
+        )
+
+
+def _panels(results: list[Result], draw: Callable[[Axes, int], None]) -> str:
+    """A panel for each size, beside each other, under one legend."""
+    sizes = list(dict.fromkeys(result["elements"] for result in results))
+    figure = Figure(figsize=(4.2 * len(sizes), _HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, elements in zip(panels, sizes, strict=True):
+        draw(axes, elements)
+        axes.set_title(f"{size_name(elements)} elements")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return _to_svg(figure)
+
+
+def _to_svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()

@@ -1,0 +1,58 @@
+"""The HTML report: one file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from hogstream.profiling import plots, summary
+
+
+def render_report(bench: dict[str, Any]) -> str:
+    """The report of a run of ``hogstream bench``, as self-contained HTML.
+
+    Args:
+        bench: The JSON output.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = files("hogstream.profiling").joinpath("report.html.jinja").read_text("utf-8")
+    results = bench["results"]
+    ceiling = bench["ceilings"]["update_shaped_gigabytes_per_second"]
+    figures = [
+        ("Updates per second", plots.throughput(results), "Updates per second against workers."),
+        ("Latency", plots.latency(results), "Median and 99th percentile against workers."),
+        ("Staleness", plots.staleness(results), "Mean staleness against workers."),
+        (
+            "Kernels alone",
+            plots.kernel_bandwidth(bench["kernels"], ceiling),
+            "Bandwidth of one large update, against the ceiling of memory.",
+        ),
+    ]
+    return environment.from_string(template).render(
+        sentences=summary.sentences(bench),
+        figures=[
+            {"title": title, "source": _as_data_url(svg), "text": text}
+            for title, svg, text in figures
+        ],
+        columns=summary.COLUMNS,
+        rows=[summary.result_row(result) for result in results],
+        kernel_columns=summary.KERNEL_COLUMNS,
+        kernel_rows=[summary.kernel_row(kernel) for kernel in bench["kernels"]],
+        environment=_flat(bench["environment"]),
+        command=bench["command"],
+    )
+
+
+def _as_data_url(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, Any]:
+    """Nested entries under their own names, in order."""
+    flat: dict[str, Any] = {}
+    for name, value in environment.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return {name: "-" if value is None else value for name, value in flat.items()}

@@ -1,0 +1,112 @@
+"""The results of ``hogstream bench`` as tables and sentences: on the console and in reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from hogstream.profiling.console import figure, new_table
+
+Result = dict[str, Any]
+
+COLUMNS = (
+    "elements",
+    "workers",
+    "policy",
+    "updates/s",
+    "GB/s",
+    "p50 us",
+    "p99 us",
+    "staleness mean",
+    "staleness max",
+    "gain over locked",
+    "gain over ordered",
+)
+KERNEL_COLUMNS = ("one update of", "elements", "ms", "GB/s", "differing bits")
+
+
+def result_row(result: Result) -> tuple[str, ...]:
+    """One result in ``COLUMNS``."""
+    return (
+        size_name(result["elements"]),
+        str(result["workers"]),
+        result["policy"],
+        figure(result["updates_per_second"]),
+        figure(result["gigabytes_per_second"], 1),
+        figure(result["latency_us"]["p50"]),
+        figure(result["latency_us"]["p99"]),
+        figure(result["staleness"]["mean"], 2),
+        figure(result["staleness"]["max"]),
+        figure(result["gain_over_locked"], 2, "x"),
+        figure(result["gain_over_ordered"], 2, "x"),
+    )
+
+
+def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
+    """One kernel's result in ``KERNEL_COLUMNS``."""
+    return (
+        kernel["name"],
+        size_name(kernel["elements"]),
+        figure(kernel["milliseconds"], 2),
+        figure(kernel["gigabytes_per_second"], 1),
+        figure(kernel["differing_bits"]),
+    )
+
+
+def results_table(bench: dict[str, Any]) -> Table:
+    """All results, those to compare beside each other."""
+    table = new_table("Updates", *COLUMNS, text_columns=3)
+    before = None
+    for result in bench["results"]:
+        if before is not None and before != (result["elements"], result["workers"]):
+            table.add_section()
+        before = result["elements"], result["workers"]
+        table.add_row(*result_row(result))
+    return table
+
+
+def kernels_table(bench: dict[str, Any]) -> Table:
+    """The kernels alone."""
+    table = new_table("Kernels alone", *KERNEL_COLUMNS)
+    for kernel in bench["kernels"]:
+        table.add_row(*kernel_row(kernel))
+    return table
+
+
+def sentences(bench: dict[str, Any]) -> list[str]:
+    """What the measurement says, in words."""
+    said = []
+    environment, ceilings = bench["environment"], bench["ceilings"]
+    said.append(
+        f"Measured on {environment['device_name']} ({environment['device']}, "
+        f"{environment['cores']} cores) with the {environment['backend']} backend; memory copies "
+        f"at {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and updates could at best run at "
+        f"{ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
+    )
+    for elements in sorted({result["elements"] for result in bench["results"]}):
+        best = max(
+            (r for r in bench["results"] if r["elements"] == elements and _is_free(r)),
+            key=lambda result: result["gain_over_locked"] or 0.0,
+            default=None,
+        )
+        if best is None or best["gain_over_locked"] is None:
+            continue
+        ordered = best["gain_over_ordered"]
+        said.append(
+            f"At {size_name(elements)} elements lock-free gained most over locked with "
+            f"{best['workers']} workers: {best['gain_over_locked']:.2f}x"
+            + (f", and {ordered:.2f}x over ordered" if ordered is not None else "")
+            + f", at a mean staleness of {best['staleness']['mean']:.1f} updates."
+        )
+    return said
+
+
+def size_name(elements: int) -> str:
+    """A number of elements as one says it: 2^20 rather than 1048576."""
+    power = elements.bit_length() - 1
+    return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
+
+
+def _is_free(result: Result) -> bool:
+    return bool(result["policy"] == "lock-free")

@@ -1,0 +1,16 @@
+"""Asynchronous training: many workers, one set of parameters, a lane for each worker."""
+
+from hogstream.scheduler.run_report import RunReport
+from hogstream.scheduler.shared_parameters import SharedParameters
+from hogstream.scheduler.stream_scheduler import StreamScheduler, WorkerContext, WorkerError
+from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
+
+__all__ = [
+    "ModelWorker",
+    "RunReport",
+    "SharedParameters",
+    "SimulatedWorker",
+    "StreamScheduler",
+    "WorkerContext",
+    "WorkerError",
+]

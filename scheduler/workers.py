@@ -1,0 +1,136 @@
+"""Workers to run: simulated ones for benchmarks, and a model's forward and backward."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hogstream.scheduler.shared_parameters import SharedParameters
+from hogstream.scheduler.stream_scheduler import WorkerContext
+
+
+class SimulatedWorker:
+    """Submits ready gradients in rotation, each after a think time.
+
+    Think times sleep on the event loop's timer, whose resolution is about a millisecond.
+    """
+
+    def __init__(
+        self,
+        gradients: Sequence[torch.Tensor],
+        *,
+        workers: int,
+        think_time: float = 0.0,
+        think_spread: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Deals the gradients out.
+
+        Args:
+            gradients: Each of shape (elements,); at least as many as workers.
+            workers: How many workers share them out.
+            think_time: Median seconds between a read and its submission; >= 0.
+            think_spread: Sigma of the log-normal distribution of think times; 0 is constant, and
+                at 1 one in forty takes seven times the median or more.
+            seed: Of the think times.
+
+        Raises:
+            ValueError: If there are too few gradients, or a number is out of range.
+        """
+        if not 1 <= workers <= len(gradients):
+            raise ValueError(f"workers must be from 1 to {len(gradients)}, got {workers!r}")
+        for name, value in (("think_time", think_time), ("think_spread", think_spread)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        self._gradients = [gradients[index::workers] for index in range(workers)]
+        self._random = [random.Random(f"{seed}/{index}") for index in range(workers)]
+        self._think_time = think_time
+        self._think_spread = think_spread
+
+    async def __call__(self, context: WorkerContext) -> None:
+        """One iteration: thinks, and submits the next gradient."""
+        if self._think_time:
+            stretch = self._random[context.index].lognormvariate(0.0, self._think_spread)
+            await asyncio.sleep(self._think_time * stretch)
+        mine = self._gradients[context.index]
+        await context.submit(mine[context.iteration % len(mine)])
+
+
+@dataclass(frozen=True)
+class _Replica:
+    """A worker's own module over the shared parameters, with a gradient of its own."""
+
+    module: torch.nn.Module
+    grad: torch.Tensor
+
+
+class ModelWorker:
+    """Trains a model: forward and backward on a batch, on a thread, then one update.
+
+    Every worker has a replica of the model. Its parameters are the shared ones, live (Hogwild: they
+    change while it reads them); its gradients and buffers are its own.
+    """
+
+    def __init__(
+        self,
+        shared: SharedParameters,
+        model: torch.nn.Module,
+        loss: Callable[[torch.nn.Module, Any], torch.Tensor],
+        batches: Iterator[Any],
+        on_loss: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """Holds what the workers share.
+
+        Args:
+            shared: The shared parameters, made from ``model`` or one like it.
+            model: Copied for each worker.
+            loss: Maps a model and a batch to a scalar to minimise.
+            batches: Read by all workers, one batch an iteration; must not run out.
+            on_loss: Called on the event loop after each update, with worker index and loss.
+        """
+        self._shared = shared
+        self._model = model
+        self._loss = loss
+        self._batches = batches
+        self._on_loss = on_loss
+        self._replicas: dict[int, _Replica] = {}
+
+    async def __call__(self, context: WorkerContext) -> None:
+        """One iteration: a batch, its gradient, the update.
+
+        Raises:
+            RuntimeError: If the batches have run out.
+        """
+        replica = self._replicas.get(context.index)
+        if replica is None:
+            replica = self._replicas[context.index] = self._make_replica()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            raise RuntimeError("batches must last for every update, but ran out") from None
+        loss = await context.run_blocking(self._forward_backward, replica, batch)
+        await context.submit(replica.grad)
+        if self._on_loss is not None:
+            self._on_loss(context.index, loss)
+
+    def _make_replica(self) -> _Replica:
+        module = copy.deepcopy(self._model)
+        self._shared.attach(module)
+        grad = torch.zeros_like(self._shared.flat)
+        views = self._shared.views_of(grad)
+        for name, parameter in module.named_parameters():
+            parameter.grad = views[name]
+        return _Replica(module, grad)
+
+    def _forward_backward(self, replica: _Replica, batch: Any) -> float:
+        replica.grad.zero_()
+        loss = self._loss(replica.module, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
