@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format wheel clean
+.PHONY: help bench test lint format readme wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ lint: $(STAMP) ## check style, format and types
 format: $(STAMP) ## format the code and apply ruff's safe fixes
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
+
+readme: $(STAMP) ## write README's tables from profiling/results
+	$(VENV)/bin/python -m hogstream.profiling.readme
 
 wheel: $(STAMP) ## build the sdist, and the wheel from it, in dist/
 	$(VENV)/bin/python -m build

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-_RANGES = {
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
     "alpha": ("a number >= 0 and < 1", lambda value: 0.0 <= value < 1.0),
     "eps": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),

@@ -39,9 +39,18 @@ def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparamete
 @cache
 def _kernel(eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
     @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def kernel(  # type: ignore[no-untyped-def]
-        param, grad, ms, lr, alpha, beta, eps, weight_decay, shrink, sign
-    ):
+    def kernel(
+        param: Array,
+        grad: Array,
+        ms: Array,
+        lr: float,
+        alpha: float,
+        beta: float,
+        eps: float,
+        weight_decay: float,
+        shrink: float,
+        sign: float,
+    ) -> None:
         for i in range(param.size):
             p = _widen(param[i])
             g = _widen(grad[i]) * sign
@@ -53,11 +62,10 @@ def _kernel(eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
             d = np.sqrt(m + eps) if eps_inside_sqrt else np.sqrt(m) + eps
             param[i] = _narrow(p - (lr * g) / d, param)
 
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _widen(_context: Any, stored: types.Type) -> Any:
+def _widen_intrinsic(_context: Any, stored: types.Type) -> Any:
     """A stored element in the compute type; exact."""
 
     def half(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
@@ -77,8 +85,7 @@ def _widen(_context: Any, stored: types.Type) -> Any:
     return stored(stored), same
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _narrow(_context: Any, computed: types.Type, array: types.Array) -> Any:
+def _narrow_intrinsic(_context: Any, computed: types.Type, array: types.Array) -> Any:
     """A computed value as an element of ``array``, rounded to nearest even."""
 
     def half(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
@@ -95,5 +102,13 @@ def _narrow(_context: Any, computed: types.Type, array: types.Array) -> Any:
     def same(_context: Any, _builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
         return args[0]
 
-    convert = {types.int16: half, types.uint16: bfloat}.get(array.dtype, same)
-    return array.dtype(computed, array), convert
+    if array.dtype == types.int16:
+        return array.dtype(computed, array), half
+    if array.dtype == types.uint16:
+        return array.dtype(computed, array), bfloat
+    return array.dtype(computed, array), same
+
+
+# As seen by a type checker, an intrinsic still has its typing context as a parameter.
+_widen: Any = intrinsic(_widen_intrinsic)
+_narrow: Any = intrinsic(_narrow_intrinsic)

@@ -16,8 +16,6 @@ Array = npt.NDArray[Any]
 BLOCK_BYTES = 512 << 10
 
 
-
-
 def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters) -> None:
     """Updates ``param`` and ``ms`` in place, block by block, on one thread.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ def _check_disjoint(operands: Operands) -> None:
         for name, tensor in _named(operands)
         if tensor.numel()
     )
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f"{name} and {other} must not overlap in memory")
 

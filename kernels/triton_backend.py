@@ -74,6 +74,7 @@ def rmsprop_kernel(
     COUPLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Updates one block; factors are the bits of float64 values, as ``update_`` passes them."""
     compute: tl.constexpr = ms_ptr.dtype.element_ty
     storage: tl.constexpr = param_ptr.dtype.element_ty
     lr = lr.to(tl.int64).to(tl.float64, bitcast=True).to(compute)

@@ -32,6 +32,7 @@ class BenchSettings:
         workers: Worker counts.
         elements: Sizes of the shared parameters.
         policies: Policies, measured in turn.
+        depth: How many updates of one worker may be in flight.
         seconds: Measured for each configuration, over all rounds.
         think_time: Median seconds that a worker thinks.
         think_spread: Sigma of the think times' log-normal distribution.
@@ -44,6 +45,7 @@ class BenchSettings:
     workers: tuple[int, ...]
     elements: tuple[int, ...]
     policies: tuple[str, ...]
+    depth: int
     seconds: float
     think_time: float
     think_spread: float
@@ -127,7 +129,7 @@ async def _measure(
         seed=settings.seed,
     )
     async with StreamScheduler(
-        shared, workers=workers, policy=policy, backend=settings.backend
+        shared, workers=workers, policy=policy, depth=settings.depth, backend=settings.backend
     ) as scheduler:
         await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=settings.seconds / ROUNDS)
         return await scheduler.run(worker, seconds=settings.seconds / ROUNDS)

@@ -54,7 +54,9 @@ def interleave(
     Returns:
         Seconds of each call, ``repeats`` for each name.
     """
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize: Callable[[], None] = (
+        torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    )
     for call in calls.values():
         call()
     timings: dict[str, list[float]] = {name: [] for name in calls}
@@ -69,10 +71,10 @@ def interleave(
 
 
 def _cpu_passes(tensors: list[torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
-    param, grad, ms = arrays = tuple(tensor.numpy() for tensor in tensors)
+    arrays = tuple(tensor.numpy() for tensor in tensors)
     kernel = _numpy_update_shaped if available_backends()["numba"] else _numba_update_shaped()
     return (
-        lambda: run_in_slices(np.copyto, (param, grad)),
+        lambda: run_in_slices(np.copyto, arrays[:2]),
         lambda: run_in_slices(kernel, arrays),
     )
 
@@ -89,13 +91,13 @@ def _numba_update_shaped() -> Callable[..., None]:
     import numba
 
     @numba.njit(nogil=True, cache=True)
-    def update_shaped(param, grad, ms):  # type: ignore[no-untyped-def]
+    def update_shaped(param: Any, grad: Any, ms: Any) -> None:
         for i in range(param.size):
             g = grad[i]
             ms[i] = ms[i] + g
             param[i] = param[i] + g
 
-    return update_shaped  # type: ignore[no-any-return]
+    return update_shaped
 
 
 def _numpy_update_shaped(param: Any, grad: Any, ms: Any, block: int = 1 << 15) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,26 +26,16 @@ import torch
 from hogstream.profiling import bench as bench_job
 from hogstream.profiling import digits as digits_job
 from hogstream.profiling import doctor as doctor_job
-from hogstream.profiling import plots, summary
-from hogstream.profiling.console import figure, new_table, output, steps
+from hogstream.profiling import options, plots, summary
+from hogstream.profiling.console import Steps, figure, new_table, output, steps
 from hogstream.profiling.environment import describe_environment
-from hogstream.profiling.options import (
-    DTYPES,
-    Device,
-    ListOf,
-    Number,
-    OutputFile,
-    parse_policy,
-    parse_size,
-    parse_workers,
-    resolve_backend,
-)
 from hogstream.profiling.report import render_report
 from hogstream.scheduler.policies import POLICIES
 
 _DEVICE = click.option(
     "--device",
-    type=Device(),
+    type=options.device,
+    metavar="DEVICE",
     default="best",
     show_default=True,
     help="best, cpu, cuda or cuda:N. best is CUDA if there is one.",
@@ -52,8 +43,20 @@ _DEVICE = click.option(
 _BACKEND = click.option(
     "--backend", help="triton, numba or numpy.  [default: the best for the device]"
 )
-_SEED = click.option("--seed", type=int, default=0, show_default=True, help="Makes input repeat.")
-_JSON = click.option("--json", "json_file", type=OutputFile(), help="Write results to this file.")
+_SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of all random input.",
+)
+_JSON = click.option(
+    "--json",
+    "json_file",
+    type=options.output_file,
+    metavar="FILE",
+    help="Write results to this file.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -68,52 +71,67 @@ def cli(context: click.Context) -> None:
 @cli.command()
 @_DEVICE
 @_BACKEND
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True)
 @click.option(
     "--workers",
-    type=ListOf("list", parse_workers),
+    type=options.worker_counts,
+    metavar="N,N,...",
     default="1,2,4,8",
     show_default=True,
     help="Worker counts.",
 )
 @click.option(
     "--elements",
-    type=ListOf("list", parse_size),
+    type=options.sizes,
+    metavar="N,N,...",
     default="2^16,2^20",
     show_default=True,
     help="Sizes of the shared parameters.",
 )
 @click.option(
     "--policies",
-    type=ListOf("list", parse_policy),
+    type=options.policies,
+    metavar="POLICY,...",
     default=",".join(POLICIES),
     show_default=True,
     help="What an update waits for.",
 )
 @click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many updates of one worker may be in flight.",
+)
+@click.option(
     "--seconds",
-    type=Number(above=0),
+    type=options.seconds_above_zero,
+    metavar="SECONDS",
     default=3.0,
     show_default=True,
     help="Time for each policy, worker count and size, in five rounds.",
 )
 @click.option(
     "--think-time",
-    type=Number(at_least=0),
+    type=options.number_from_zero,
+    metavar="SECONDS",
     default=0.0,
     show_default=True,
     help="Median seconds that a worker thinks before it submits.",
 )
 @click.option(
     "--think-spread",
-    type=Number(at_least=0),
+    type=options.number_from_zero,
+    metavar="SIGMA",
     default=0.0,
     show_default=True,
     help="Sigma of the log-normal think times; 0 is constant, 1 makes stragglers.",
 )
 @_SEED
 @_JSON
-@click.option("--report", type=OutputFile(), help="Write an HTML report to this file.")
+@click.option(
+    "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
+)
 def bench(
     device: torch.device,
     backend: str | None,
@@ -121,6 +139,7 @@ def bench(
     workers: tuple[int, ...],
     elements: tuple[int, ...],
     policies: tuple[str, ...],
+    depth: int,
     seconds: float,
     think_time: float,
     think_spread: float,
@@ -135,11 +154,12 @@ def bench(
     """
     settings = bench_job.BenchSettings(
         device=device,
-        backend=resolve_backend(backend, device),
+        backend=options.resolve_backend(backend, device),
         dtype=getattr(torch, dtype),
         workers=workers,
         elements=elements,
         policies=policies,
+        depth=depth,
         seconds=seconds,
         think_time=think_time,
         think_spread=think_spread,
@@ -158,9 +178,12 @@ def bench(
         _write(report, render_report(result))
 
 
-@cli.group()
-def train() -> None:
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def train(context: click.Context) -> None:
     """Train a model with asynchronous workers."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @train.command("digits")
@@ -185,7 +208,12 @@ def train() -> None:
 )
 @_SEED
 @_JSON
-@click.option("--plot", type=OutputFile(), help="Save loss against time: .png, .svg or .pdf.")
+@click.option(
+    "--plot",
+    type=options.output_file,
+    metavar="FILE",
+    help="Save loss against time: .png, .svg or .pdf.",
+)
 def train_digits(
     device: torch.device,
     backend: str | None,
@@ -203,40 +231,24 @@ def train_digits(
         )
     settings = digits_job.TrainSettings(
         device=device,
-        backend=resolve_backend(backend, device),
+        backend=options.resolve_backend(backend, device),
         workers=workers,
         epochs=epochs,
         seed=seed,
     )
     digits = digits_job.load_digits(settings)
     policies = list(POLICIES) if policy == "all" else [policy]
-    results = []
     with steps(len(policies) * digits_job.updates_of(settings, digits)) as progress:
-        for name in policies:
-            results.append(
-                digits_job.train(
-                    settings,
-                    name,
-                    digits,
-                    lambda loss, name=name: progress.advance(f"{name}, loss {loss:.4f}"),
-                )
+        results = [
+            digits_job.train(
+                settings,
+                name,
+                digits,
+                partial(_show_loss, progress, name),
             )
-    table = new_table(
-        "Digits",
-        *("policy", "workers", "test accuracy", "updates/s"),
-        *("staleness mean", "staleness max", "seconds"),
-    )
-    for result in results:
-        table.add_row(
-            result["policy"],
-            str(workers),
-            figure(100 * result["test_accuracy"], 1, " %"),
-            figure(result["updates_per_second"]),
-            figure(result["staleness"]["mean"], 2),
-            figure(result["staleness"]["max"]),
-            figure(result["seconds"], 1),
-        )
-    output().print(table)
+            for name in policies
+        ]
+    output().print(summary.training_table(results))
     environment = describe_environment(device, settings.backend)
     _write_json(
         json_file,
@@ -250,6 +262,10 @@ def train_digits(
     if plot is not None:
         plots.loss_against_time(results, plot)
         click.echo(f"wrote {plot}")
+
+
+def _show_loss(progress: Steps, policy: str, loss: float) -> None:
+    progress.advance(f"{policy}, loss {loss:.4f}")
 
 
 @cli.command()

@@ -49,7 +49,7 @@ class TrainSettings:
 
 
 def load_digits(settings: TrainSettings) -> Digits:
-    """Loads scikit-learn's digits and holds out a fifth, with as many of each digit, for testing."""
+    """Loads scikit-learn's digits; a fifth, the same of each digit, is held out for testing."""
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
@@ -110,7 +110,7 @@ def train(
         "epochs": settings.epochs,
         "test_accuracy": correct,
         "final_loss": sum(loss for _, loss in losses[-50:]) / len(losses[-50:]),
-        "losses": losses,
+        "losses": [(round(seconds, 4), round(loss, 5)) for seconds, loss in losses],
     }
 
 

@@ -25,9 +25,7 @@ def installed_packages() -> dict[str, str]:
 
 def check_backends() -> dict[str, str]:
     """For each backend, that it works (one update was made and was right), or why not."""
-    return {
-        name: missing or _try_backend(name) for name, missing in available_backends().items()
-    }
+    return {name: missing or _try_backend(name) for name, missing in available_backends().items()}
 
 
 def check_devices() -> dict[str, str]:

@@ -33,9 +33,7 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     param, grad = (torch.randn(ELEMENTS, generator=generator) for _ in range(2))
     alternatives = _alternatives(device, param, grad)
-    timings = interleave(
-        {name: call for name, (call, _) in alternatives.items()}, device, REPEATS
-    )
+    timings = interleave({name: call for name, (call, _) in alternatives.items()}, device, REPEATS)
     expected = _after_two_updates(plain_expression_, param, grad)
     results = []
     for name, (_, backend) in alternatives.items():

@@ -16,7 +16,7 @@ from hogstream.profiling.summary import size_name
 Result = dict[str, Any]
 
 # Okabe and Ito's colours: told apart by colour-blind readers too. Markers repeat the distinction.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "lock-free": {"color": "#0072B2", "marker": "o"},
     "locked": {"color": "#D55E00", "marker": "s"},
     "ordered": {"color": "#009E73", "marker": "^"},
@@ -102,11 +102,11 @@ def kernel_bandwidth(kernels: list[dict[str, Any]], ceiling: float) -> str:
 
 
 def loss_against_time(results: list[Result], path: Path) -> None:
-    """Training loss against seconds, all policies in one picture; the file's suffix says its format.
+    """Plots training loss against seconds, all policies in one picture.
 
     Args:
         results: With ``policy`` and ``losses``, a list of (seconds, loss).
-        path: Where to save it.
+        path: Where to save it; its suffix says the format.
 
     Raises:
         ValueError: If the suffix names no known format.

@@ -24,6 +24,16 @@ COLUMNS = (
     "gain over ordered",
 )
 KERNEL_COLUMNS = ("one update of", "elements", "ms", "GB/s", "differing bits")
+TRAINING_COLUMNS = (
+    "policy",
+    "workers",
+    "test accuracy",
+    "final loss",
+    "updates/s",
+    "staleness mean",
+    "staleness max",
+    "seconds",
+)
 
 
 def result_row(result: Result) -> tuple[str, ...]:
@@ -71,6 +81,28 @@ def kernels_table(bench: dict[str, Any]) -> Table:
     table = new_table("Kernels alone", *KERNEL_COLUMNS)
     for kernel in bench["kernels"]:
         table.add_row(*kernel_row(kernel))
+    return table
+
+
+def training_row(result: Result) -> tuple[str, ...]:
+    """One policy's training in ``TRAINING_COLUMNS``."""
+    return (
+        result["policy"],
+        str(result["workers"]),
+        figure(100 * result["test_accuracy"], 1, " %"),
+        figure(result["final_loss"], 4),
+        figure(result["updates_per_second"]),
+        figure(result["staleness"]["mean"], 2),
+        figure(result["staleness"]["max"]),
+        figure(result["seconds"], 1),
+    )
+
+
+def training_table(results: list[Result]) -> Table:
+    """What each policy's training came to."""
+    table = new_table("Training", *TRAINING_COLUMNS)
+    for result in results:
+        table.add_row(*training_row(result))
     return table
 
 

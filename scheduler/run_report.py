@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,7 @@ class RunReport:
         Each reads grad, ms and param and writes ms and param: 20 bytes an element in float32.
         """
         dtype = getattr(torch, self.dtype)
-        bytes_an_element = 3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize
+        bytes_an_element: int = 3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize
         return self.updates_per_second * self.elements * bytes_an_element / 1e9
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,9 +96,7 @@ class RunReport:
         """
         if not reports:
             raise ValueError("reports must hold at least one, got none")
-        same = {
-            name: getattr(reports[0], name) for name in (f.name for f in fields(cls)[:6])
-        }
+        same = {name: getattr(reports[0], name) for name in (f.name for f in fields(cls)[:6])}
         for report in reports:
             for name, value in same.items():
                 if getattr(report, name) != value:
@@ -106,7 +106,7 @@ class RunReport:
         return cls(
             **same,
             seconds=sum(report.seconds for report in reports),
-            latencies_us=np.concatenate([report.latencies_us for report in reports]),
+            latencies_us=array("d", chain.from_iterable(report.latencies_us for report in reports)),
             staleness=sum((report.staleness for report in reports), Counter()),
             updates_by_worker=np.sum(
                 [report.updates_by_worker for report in reports], axis=0

@@ -40,9 +40,7 @@ class SharedParameters:
         for name, tensor in tensors.items():
             check_param(tensor, name)
             if tensor.dtype != first.dtype:
-                raise TypeError(
-                    f"{name} must be {first.dtype} as {first_name}, got {tensor.dtype}"
-                )
+                raise TypeError(f"{name} must be {first.dtype} as {first_name}, got {tensor.dtype}")
             if tensor.device != first.device:
                 raise ValueError(
                     f"{name} must be on {first.device} as {first_name}, got {tensor.device}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -51,22 +50,27 @@ class WorkerContext:
     Attributes:
         index: The worker's number, from 0.
         iteration: How many iterations this worker has finished in this run.
+        depth: How many of its updates may be in flight at once.
         parameters: Each shared parameter by name: live views, which change as updates land.
     """
 
     def __init__(self, scheduler: StreamScheduler, index: int, lane: Lane) -> None:
         self.index = index
         self.iteration = 0
+        self.depth = scheduler.depth
         self.parameters = scheduler.shared.views
         self._scheduler = scheduler
         self._lane = lane
         self._read_version = 0
         self._submitted = False
+        self._in_flight: deque[asyncio.Future[None]] = deque()
 
     async def submit(self, grad: torch.Tensor) -> None:
-        """Sends this iteration's update down the worker's lane, and waits until it has landed.
+        """Sends this iteration's update down the worker's lane.
 
-        The gradient must not change meanwhile. Cancelling the wait does not take it back.
+        Returns when fewer than ``depth`` of the worker's updates are in flight: with a depth of 1,
+        when this one has landed. Until it has, the gradient must not change. Cancelling the wait
+        does not take the update back.
 
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
@@ -76,13 +80,17 @@ class WorkerContext:
             TypeError: If ``grad`` is of another type or dtype.
             ValueError: If it is of another shape or device, sparse, or not contiguous.
             RuntimeError: If this iteration has submitted its update already.
+            Exception: Whatever an earlier update of this worker failed with on its lane.
         """
         if self._submitted:
             raise RuntimeError(
                 f"worker {self.index} must submit one gradient an iteration, got a second"
             )
-        await self._scheduler._submit(self.index, self._lane, self._read_version, grad)
+        landing = await self._scheduler._launch(self.index, self._lane, self._read_version, grad)
         self._submitted = True
+        self._in_flight.append(landing)
+        if len(self._in_flight) == self.depth:
+            await self._in_flight.popleft()
 
     async def run_blocking(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -121,6 +129,7 @@ class StreamScheduler:
         *,
         workers: int,
         policy: str = "lock-free",
+        depth: int = 1,
         backend: str | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -130,6 +139,8 @@ class StreamScheduler:
             shared: What the workers update.
             workers: How many, at least 1.
             policy: ``"lock-free"``, ``"locked"`` or ``"ordered"``: what an update waits for.
+            depth: How many updates of one worker may be in flight, at least 1. A worker needs as
+                many gradient buffers.
             backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
             hyperparameters: ``lr``, ``alpha``, ``eps``, ``weight_decay``, ``eps_inside_sqrt``,
                 ``decoupled_weight_decay`` and ``maximize``, as for ``rmsprop_``.
@@ -139,10 +150,12 @@ class StreamScheduler:
             ValueError: If a policy or backend is unknown, or a number is out of range.
             RuntimeError: If the backend is not available here.
         """
-        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-            raise ValueError(f"workers must be an integer >= 1, got {workers!r}")
+        for name, value in (("workers", workers), ("depth", depth)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         self.shared = shared
         self.workers = workers
+        self.depth = depth
         self.policy = select_policy(policy)
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
@@ -248,7 +261,10 @@ class StreamScheduler:
             context._submitted = False
             context.iteration += 1
 
-    async def _submit(self, worker: int, lane: Lane, read_version: int, grad: torch.Tensor) -> None:
+    async def _launch(
+        self, worker: int, lane: Lane, read_version: int, grad: torch.Tensor
+    ) -> asyncio.Future[None]:
+        """Launches an update as soon as the policy lets it, and returns its landing."""
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self.shared.flat, grad)
@@ -275,7 +291,7 @@ class StreamScheduler:
         self._in_flight += 1
         self._idle.clear()
         lane.launch(update)
-        await update.waiter
+        return update.waiter
 
     def _on_landing(self, update: Update) -> None:
         if self.policy.exclusive:
@@ -290,11 +306,13 @@ class StreamScheduler:
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
-        if not update.waiter.done():
-            if update.error is None:
-                update.waiter.set_result(None)
-            else:
-                update.waiter.set_exception(update.error)
+        if update.waiter.done():  # cancelled with the worker
+            return
+        if update.error is None:
+            update.waiter.set_result(None)
+        else:
+            update.waiter.set_exception(update.error)
+            update.waiter.exception()  # seen: it is among the failures, awaited or not
 
     async def _run_blocking(self, call: Callable[[], T]) -> T:
         future = self._threads.submit(call)

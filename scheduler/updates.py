@@ -47,9 +47,7 @@ class Landings:
     A whole batch costs one wake-up of the loop: threads wake it only if no wake-up is under way.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Update], None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Update], None]) -> None:
         """Delivers to ``deliver``, called on the loop's thread, once for each update."""
         self._loop = loop
         self._deliver = deliver

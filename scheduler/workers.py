@@ -65,10 +65,21 @@ class SimulatedWorker:
 
 @dataclass(frozen=True)
 class _Replica:
-    """A worker's own module over the shared parameters, with a gradient of its own."""
+    """A worker's own module over the shared parameters, with gradients of its own.
+
+    An update may still read one gradient while the next is made: there are as many as the depth.
+    """
 
     module: torch.nn.Module
-    grad: torch.Tensor
+    grads: list[torch.Tensor]
+    views: list[dict[str, torch.Tensor]]
+
+    def next_grad(self, iteration: int) -> torch.Tensor:
+        """Points the module's gradients into a flat one that no update reads, and clears it."""
+        index = iteration % len(self.grads)
+        for name, parameter in self.module.named_parameters():
+            parameter.grad = self.views[index][name]
+        return self.grads[index].zero_()
 
 
 class ModelWorker:
@@ -110,27 +121,28 @@ class ModelWorker:
         """
         replica = self._replicas.get(context.index)
         if replica is None:
-            replica = self._replicas[context.index] = self._make_replica()
+            replica = self._replicas[context.index] = self._make_replica(context.depth)
         try:
             batch = next(self._batches)
         except StopIteration:
             raise RuntimeError("batches must last for every update, but ran out") from None
-        loss = await context.run_blocking(self._forward_backward, replica, batch)
-        await context.submit(replica.grad)
+        loss, grad = await context.run_blocking(
+            self._forward_backward, replica, context.iteration, batch
+        )
+        await context.submit(grad)
         if self._on_loss is not None:
             self._on_loss(context.index, loss)
 
-    def _make_replica(self) -> _Replica:
+    def _make_replica(self, depth: int) -> _Replica:
         module = copy.deepcopy(self._model)
         self._shared.attach(module)
-        grad = torch.zeros_like(self._shared.flat)
-        views = self._shared.views_of(grad)
-        for name, parameter in module.named_parameters():
-            parameter.grad = views[name]
-        return _Replica(module, grad)
+        grads = [torch.zeros_like(self._shared.flat) for _ in range(depth)]
+        return _Replica(module, grads, [self._shared.views_of(grad) for grad in grads])
 
-    def _forward_backward(self, replica: _Replica, batch: Any) -> float:
-        replica.grad.zero_()
+    def _forward_backward(
+        self, replica: _Replica, iteration: int, batch: Any
+    ) -> tuple[float, torch.Tensor]:
+        grad = replica.next_grad(iteration)
         loss = self._loss(replica.module, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        loss.backward()
+        return loss.item(), grad

@@ -1,0 +1,232 @@
+"""The commands as a user runs them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from hogstream.profiling.cli import main
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hogstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command; returns exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hogstream", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_bench_measures_every_policy_and_writes_what_it_says(
+    hogstream: Command, tmp_path: Path
+) -> None:
+    json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
+    status, out, err = hogstream(
+        *("bench", "--device", "cpu", "--workers", "1,3", "--elements", "1000,2^11"),
+        *("--seconds", "0.05", "--dtype", "bfloat16", "--think-time", "0.0001"),
+        *("--think-spread", "1", "--json", json_file, "--report", report),
+    )
+    assert (status, err.count("\n")) == (0, 2 + 2 * 2 * 5)  # a line a step
+    assert f"wrote {json_file}" in out
+    assert f"wrote {report}" in out
+    bench = json.loads(json_file.read_text())
+    check_bench(bench)
+    check_report(report.read_text("utf-8"), bench)
+
+
+def check_bench(bench: dict[str, Any]) -> None:
+    assert bench["schema"] == 1
+    assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
+    assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
+    assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
+    assert bench["ceilings"]["update_shaped_gigabytes_per_second"] > 0
+    assert {kernel["name"]: kernel["differing_bits"] for kernel in bench["kernels"]} == {
+        "hogstream, numba": 0,
+        "hogstream, numpy": 0,
+        "NumPy expression": None,
+        "torch RMSprop (foreach)": None,
+    }
+    policies = ["lock-free", "locked", "ordered"]
+    assert [(r["elements"], r["workers"], r["policy"]) for r in bench["results"]] == [
+        (elements, workers, policy)
+        for elements in (1000, 2048)
+        for workers in (1, 3)
+        for policy in policies
+    ]
+    for result in bench["results"]:
+        assert (result["dtype"], result["backend"], result["device"]) == (
+            "bfloat16",
+            "numba",
+            "cpu",
+        )
+        speed = result["updates_per_second"]
+        assert sorted(result["updates_per_second_of_rounds"])[2] == speed
+        traffic = speed * result["elements"] * 14 / 1e9
+        assert result["gigabytes_per_second"] == pytest.approx(traffic)
+        assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
+        assert result["staleness"]["max"] >= result["staleness"]["mean"] >= 0
+        assert result["lost_updates_fraction"] is None
+        peers = {
+            other["policy"]: other["updates_per_second"]
+            for other in bench["results"]
+            if (other["elements"], other["workers"]) == (result["elements"], result["workers"])
+        }
+        for baseline in ("locked", "ordered"):
+            gain = result[f"gain_over_{baseline}"]
+            if result["policy"] == baseline:
+                assert gain is None
+            else:
+                assert gain == pytest.approx(speed / peers[baseline])
+
+
+def check_report(html: str, bench: dict[str, Any]) -> None:
+    images = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]+)"', html)
+    assert len(images) == 4
+    for data, alt in images:
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+        assert alt
+    without_images = re.sub(r"base64,[^\"]+", "", html)
+    assert not re.search(r"https?://|<script|<link", without_images)  # self-contained
+    assert escape(bench["command"]) in html.replace("&#39;", "&#x27;")
+
+
+def test_report_escapes_what_comes_from_outside() -> None:
+    from hogstream.profiling.report import render_report
+
+    result = {
+        "policy": "lock-free",
+        "workers": 1,
+        "elements": 8,
+        "updates_per_second": 1.0,
+        "gigabytes_per_second": 1.0,
+        "latency_us": {"p50": 1.0, "p90": 1.0, "p99": 1.0},
+        "staleness": {"mean": 0.0, "p50": 0.0, "p99": 0.0, "max": 0.0},
+        "gain_over_locked": None,
+        "gain_over_ordered": None,
+    }
+    html = render_report(
+        {
+            "command": "hogstream bench --json '<script>alert(1)</script>'",
+            "environment": {
+                "device": "cpu",
+                "device_name": "<b>fast</b>",
+                "backend": "numpy",
+                "cores": 2,
+                "versions": {"python": "<i>3</i>"},
+                "commit": None,
+            },
+            "ceilings": {
+                "copy_gigabytes_per_second": 1.0,
+                "update_shaped_gigabytes_per_second": 1.0,
+            },
+            "kernels": [
+                {
+                    "name": "NumPy expression",
+                    "elements": 8,
+                    "milliseconds": 1.0,
+                    "gigabytes_per_second": 1.0,
+                    "differing_bits": None,
+                }
+            ],
+            "results": [result],
+        }
+    )
+    assert not re.search(r"<script|<b>|<i>", html)
+    assert "&lt;b&gt;fast&lt;/b&gt;" in html
+
+
+def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Path) -> None:
+    json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
+    status, out, _ = hogstream(
+        *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "all"),
+        *("--epochs", "8", "--json", json_file, "--plot", plot),
+    )
+    assert status == 0
+    results = json.loads(json_file.read_text())["results"]
+    assert [result["policy"] for result in results] == ["lock-free", "locked", "ordered"]
+    for result in results:
+        assert result["workers"] == 3
+        assert result["updates"] == 8 * 45  # 1,437 training images in batches of 32
+        assert len(result["losses"]) == 8 * 45
+        assert result["test_accuracy"] > 0.9
+        assert result["final_loss"] < 0.5
+        assert result["updates_per_second"] > 0
+        assert result["seconds"] > 0
+        assert result["policy"] in out
+    text = plot.read_text()
+    for result in results:
+        assert f"{result['policy']}: {result['test_accuracy']:.1%}" in text
+
+
+def test_doctor_tells_what_works_and_why_the_rest_does_not(hogstream: Command) -> None:
+    status, out, _ = hogstream("doctor")
+    assert status == 0
+    assert re.search(r"numba +works", out)
+    assert re.search(r"numpy +works", out)
+    assert re.search(r"torch +2\.", out)
+    assert re.search(r"cpu +\d+\.\d +\d+\.\d", out)
+
+
+def test_commands_explain_themselves(hogstream: Command) -> None:
+    for arguments in ([], ["train"], ["--help"], ["bench", "--help"], ["train", "digits", "-h"]):
+        status, out, _ = hogstream(*arguments)
+        assert status == 0
+        assert out.startswith("Usage: hogstream")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--workers", "0"], "'--workers': each must be an integer >= 1, got '0'"),
+        (["bench", "--workers", "2,x"], "'--workers': each must be an integer >= 1, got 'x'"),
+        (["bench", "--elements", "2^x"], "'--elements': each must be a number .* got '2\\^x'"),
+        (["bench", "--elements", "0"], "'--elements': each must be a number .* got '0'"),
+        (["bench", "--policies", "zap"], "'--policies': each must be one of lock-free.* got 'zap'"),
+        (["bench", "--device", "tpu"], "'--device': must be best, cpu, cuda.* got 'tpu'"),
+        (["bench", "--device", "cuda:99"], "'--device': .*CUDA devices, got 'cuda:99'"),
+        (["bench", "--backend", "zap"], "'--backend': backend must be one of .* got 'zap'"),
+        (["bench", "--dtype", "int8"], "'--dtype': 'int8' is not one of"),
+        (["bench", "--depth", "0"], "'--depth': 0 is not in the range"),
+        (["bench", "--seconds", "nan"], "'--seconds': must be a finite number > 0, got 'nan'"),
+        (["bench", "--think-time", "-1"], "'--think-time': must be a finite number >= 0"),
+        (["bench", "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["bench", "--json", "/no/such/folder/x"], "'--json': cannot write '/no/such/folder/x'"),
+        (["bench", "--report", "/"], "'--report': cannot write '/'"),
+        (["train", "digits", "--workers", "0"], "'--workers': 0 is not in the range"),
+        (["train", "digits", "--policy", "zap"], "'--policy': 'zap' is not one of"),
+        (["train", "digits", "--epochs", "0"], "'--epochs': 0 is not in the range"),
+        (["train", "digits", "--plot", "loss.zap"], "'--plot': must end in .png, .svg or .pdf"),
+        (["bench", "--zap"], "No such option"),
+        (["zap"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(
+    hogstream: Command,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = hogstream(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err), err
+    assert list(tmp_path.iterdir()) == []  # checking a path leaves nothing

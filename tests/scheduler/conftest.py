@@ -1,0 +1,35 @@
+"""A counter made of RMSprop: the shared state that shows a lost update."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.scheduler import SharedParameters
+
+#: With these, and gradients of 1, an update subtracts exactly 1 from each parameter:
+#: ms = 0*ms + (1*1)*1 = 1, and p -= (1*1)/sqrt(1 + 0). Two that overlap lose one of theirs.
+COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
+
+
+@pytest.fixture
+def counting() -> dict[str, Any]:
+    return dict(COUNTING)
+
+
+@pytest.fixture
+def counters() -> SharedParameters:
+    """Large enough that updates which may overlap will."""
+    return SharedParameters({"counters": torch.zeros(1 << 18)})
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert not [name for name in left if not name.startswith("hogstream-kernel")], left

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hogstream.kernels import rmsprop_
+from hogstream.scheduler import (
+    SharedParameters,
+    SimulatedWorker,
+    StreamScheduler,
+    WorkerContext,
+    WorkerError,
+)
+
+POLICIES = ["lock-free", "locked", "ordered"]
+
+
+def small() -> SharedParameters:
+    return SharedParameters({"p": torch.zeros(64)})
+
+
+def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+
+    return worker
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_every_update_asked_for_lands_once(policy: str, workers: int, depth: int) -> None:
+    shared = small()
+    async with StreamScheduler(shared, workers=workers, policy=policy, depth=depth) as scheduler:
+        first = await scheduler.run(submit_ones(shared), updates=37)
+        assert shared.version == 37
+        second = await scheduler.run(submit_ones(shared), updates=5)
+    assert (first.updates, second.updates) == (37, 5)
+    assert shared.version == 42
+    assert len(first.updates_by_worker) == workers
+    assert sum(first.staleness.values()) == len(first.latencies_us) == 37
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_one_worker_makes_the_updates_of_a_plain_loop(policy: str, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(1001, generator=generator) for _ in range(4)]
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "eps": 0.01,
+        "weight_decay": 0.1,
+        "eps_inside_sqrt": False,
+    }
+    shared = SharedParameters({"p": torch.ones(1001)})
+    async with StreamScheduler(
+        shared, workers=1, policy=policy, backend=backend, **options
+    ) as scheduler:
+        report = await scheduler.run(SimulatedWorker(gradients, workers=1), updates=10)
+
+    param, ms = torch.ones(1001), torch.zeros(1001)
+    for step in range(10):
+        rmsprop_(param, gradients[step % 4], ms, backend="numpy", **options)
+    assert torch.equal(shared.flat, param)
+    assert torch.equal(shared.ms, ms)
+    assert dict(report.staleness) == {0: 10}
+
+
+@pytest.mark.parametrize("policy", ["locked", "ordered"])
+async def test_without_races_no_update_is_lost(
+    policy: str, counters: SharedParameters, counting: dict[str, Any]
+) -> None:
+    async with StreamScheduler(
+        counters, workers=4, depth=2, policy=policy, **counting
+    ) as scheduler:
+        await scheduler.run(submit_ones(counters), updates=200)
+    assert counters.flat.eq(-200).all()
+
+
+async def test_lock_free_updates_overlap(
+    counters: SharedParameters, counting: dict[str, Any]
+) -> None:
+    """Two lanes are inside an update at once: each waits there for the other."""
+    together = threading.Barrier(2, timeout=60)
+    async with StreamScheduler(counters, workers=2, **counting) as scheduler:
+        kernel = scheduler.backend.kernel
+
+        def meet(*operands: Any) -> None:
+            together.wait()
+            kernel(*operands)
+
+        scheduler.backend = replace(scheduler.backend, kernel=meet)
+        report = await scheduler.run(submit_ones(counters), updates=2)
+    assert report.updates == 2
+
+
+async def test_ordered_updates_land_in_the_order_of_submission() -> None:
+    """Updates do not commute, so the result tells the order; large and small ones alternate."""
+    shared = small()
+    submitted: list[float] = []
+
+    async def worker(context: WorkerContext) -> None:
+        size = float(context.index + 1 + context.iteration % 3)
+        submitted.append(size)
+        await context.submit(torch.full_like(shared.flat, size))
+
+    async with StreamScheduler(shared, workers=5, policy="ordered") as scheduler:
+        await scheduler.run(worker, updates=60)
+
+    param, ms = torch.zeros(64), torch.zeros(64)
+    for size in submitted:
+        rmsprop_(param, torch.full((64,), size), ms)
+    assert torch.equal(shared.flat, param)
+    assert torch.equal(shared.ms, ms)
+
+
+async def test_staleness_counts_landings_between_read_and_landing() -> None:
+    """Worker 0 reads first and lands last: after all four updates of worker 1."""
+    shared = small()
+    others_landed = asyncio.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 0:
+            await others_landed.wait()
+        await context.submit(torch.ones(64))
+        if context.iteration == 3:
+            others_landed.set()
+
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        report = await scheduler.run(worker, updates=5)
+    assert dict(report.staleness) == {0: 4, 4: 1}
+    assert report.updates_by_worker == [1, 4]
+
+
+async def test_parameters_are_live_views() -> None:
+    shared = SharedParameters({"a": torch.zeros(2, 2), "b": torch.zeros(3)})
+    seen: list[float] = []
+
+    async def worker(context: WorkerContext) -> None:
+        seen.append(context.parameters["b"][0].item())
+        await context.submit(torch.ones(7))
+
+    async with StreamScheduler(shared, workers=1, lr=1.0, alpha=0.0, eps=0.0) as scheduler:
+        await scheduler.run(worker, updates=3)
+    assert seen == [0, -1, -2]
+
+
+async def test_time_limit_ends_a_run() -> None:
+    shared = small()
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        report = await scheduler.run(submit_ones(shared), seconds=0.02)
+    assert report.updates == shared.version > 0
+    assert report.seconds >= 0.02
+
+
+async def test_blocking_work_leaves_the_event_loop_free() -> None:
+    shared = small()
+    release = threading.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 0:
+            assert await context.run_blocking(release.wait, timeout=60)
+        else:
+            release.set()  # reached only if worker 0 blocks no one
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        await scheduler.run(worker, updates=2)
+    assert shared.version == 2
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_failing_worker_is_named_and_what_was_submitted_lands(policy: str) -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 2 and context.iteration == 3:
+            raise LookupError("no more episodes")
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(shared, workers=4, policy=policy) as scheduler:
+        with pytest.raises(WorkerError, match="worker 2 failed: LookupError: no more ep") as caught:
+            await scheduler.run(worker, updates=10_000)
+        assert isinstance(caught.value.failures[2], LookupError)
+        assert caught.value.__cause__ is caught.value.failures[2]
+        assert scheduler._in_flight == 0
+        report = await scheduler.run(submit_ones(shared), updates=8)  # still of use
+    assert report.updates == 8
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_update_that_fails_on_its_lane_is_an_error_of_its_worker(
+    policy: str, depth: int
+) -> None:
+    shared = small()
+    async with StreamScheduler(shared, workers=2, policy=policy, depth=depth) as scheduler:
+        working = scheduler.backend
+
+        def fail(*_operands: Any) -> None:
+            raise MemoryError("no scratch")
+
+        scheduler.backend = replace(working, kernel=fail)
+        with pytest.raises(WorkerError, match="MemoryError: no scratch"):
+            await scheduler.run(submit_ones(shared), updates=10)
+        assert shared.version == 0
+        scheduler.backend = working
+        report = await scheduler.run(submit_ones(shared), updates=10)
+    assert report.updates == 10
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_cancelled_run_drains_and_leaves_whole_parameters(
+    policy: str, counters: SharedParameters, counting: dict[str, Any]
+) -> None:
+    under_way = asyncio.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(torch.ones_like(counters.flat))
+        if context.iteration == 5:
+            under_way.set()
+
+    async with StreamScheduler(
+        counters, workers=4, depth=2, policy=policy, **counting
+    ) as scheduler:
+        run = asyncio.create_task(scheduler.run(worker, updates=1_000_000))
+        await under_way.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        landed = counters.version
+        assert scheduler._in_flight == 0
+    assert counters.version == landed
+    if policy != "lock-free":  # each update that was counted is there, whole, and no other
+        assert counters.flat.eq(-landed).all()
+
+
+async def test_cancelled_blocking_work_is_waited_for() -> None:
+    started, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(started.set)
+        release.wait(timeout=60)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.run_blocking(block)
+
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        run = asyncio.create_task(scheduler.run(worker, updates=1))
+        await started.wait()
+        run.cancel()
+        for _ in range(20):  # turns of the loop, in which an abandoned run would end
+            await asyncio.sleep(0)
+        assert not run.done()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+
+async def test_error_in_the_scope_closes_the_lanes() -> None:
+    """That no thread is left is checked after each test here."""
+    with pytest.raises(LookupError):
+        async with StreamScheduler(small(), workers=3):
+            raise LookupError
+
+
+async def test_gradient_is_kept_until_it_has_landed() -> None:
+    """Each gradient is dropped by its worker at once; a reused buffer would change the sum."""
+    shared = SharedParameters({"p": torch.zeros(1 << 14, dtype=torch.float64)})
+    async with StreamScheduler(
+        shared, workers=4, depth=4, policy="ordered", lr=1.0, alpha=0.0, eps=0.0
+    ) as scheduler:
+
+        async def worker(context: WorkerContext) -> None:
+            await context.submit(torch.ones(1 << 14, dtype=torch.float64))
+
+        await scheduler.run(worker, updates=100)
+    assert shared.flat.eq(-100).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"workers": 0}, ValueError, "workers must be an integer >= 1, got 0"),
+        ({"workers": 1.5}, ValueError, "workers must be an integer >= 1, got 1.5"),
+        ({"depth": 0}, ValueError, "depth must be an integer >= 1, got 0"),
+        (
+            {"policy": "free"},
+            ValueError,
+            "policy must be one of lock-free, locked, ordered, got 'free'",
+        ),
+        ({"backend": "fortran"}, ValueError, "backend must be one of .*numpy.*, got 'fortran'"),
+        ({"lr": -1}, ValueError, "lr must be a finite number >= 0, got -1"),
+        ({"eps": float("nan")}, ValueError, "eps must be a finite number >= 0, got nan"),
+        ({"momentum": 0.9}, TypeError, "momentum"),
+    ],
+)
+def test_bad_settings_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        StreamScheduler(small(), **{"workers": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("grad", "error", "message"),
+    [
+        (np.ones(64, np.float32), TypeError, "grad must be a torch tensor, got ndarray"),
+        (torch.ones(63), ValueError, r"grad must have the shape of param, \(64,\), got \(63,\)"),
+        (torch.ones(64).double(), TypeError, "grad must be float32 as param, got float64"),
+        (torch.ones(64).to_sparse(), ValueError, "grad must be dense, got layout sparse_coo"),
+        (torch.ones(64, device="meta"), ValueError, "grad must be on cpu as param, got meta"),
+        (torch.ones(128)[::2], ValueError, r"grad must be contiguous, got strides \(2,\)"),
+    ],
+)
+async def test_bad_gradient_is_refused_and_changes_nothing(
+    grad: Any, error: type[Exception], message: str
+) -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(WorkerError, match=message) as caught:
+            await scheduler.run(worker, updates=1)
+    assert isinstance(caught.value.failures[0], error)
+    assert shared.flat.eq(0).all()
+    assert shared.version == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "updates or seconds must be given"),
+        ({"updates": 0}, "updates must be an integer >= 1, got 0"),
+        ({"seconds": 0.0}, "seconds must be a finite number > 0, got 0.0"),
+        ({"seconds": float("nan")}, "seconds must be a finite number > 0, got nan"),
+    ],
+)
+async def test_bad_budget_is_refused(budget: dict[str, Any], message: str) -> None:
+    shared = small()
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(ValueError, match=message):
+            await scheduler.run(submit_ones(shared), **budget)
+
+
+async def test_worker_that_submits_nothing_is_an_error() -> None:
+    async def worker(context: WorkerContext) -> None:
+        pass
+
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        with pytest.raises(WorkerError, match="without submitting a gradient"):
+            await scheduler.run(worker, updates=1)
+
+
+async def test_worker_that_submits_twice_is_an_error() -> None:
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(torch.ones(64))
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        with pytest.raises(WorkerError, match="one gradient an iteration, got a second"):
+            await scheduler.run(worker, updates=2)
+
+
+async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
+    shared = small()
+    scheduler = StreamScheduler(shared, workers=1)
+    with pytest.raises(RuntimeError, match="not open"):
+        await scheduler.run(submit_ones(shared), updates=1)
+    async with scheduler:
+        with pytest.raises(RuntimeError, match="open already"):
+            await scheduler.__aenter__()
+    with pytest.raises(RuntimeError, match="not open"):
+        await scheduler.run(submit_ones(shared), updates=1)
