@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hogstream.scheduler import ModelWorker, SharedParameters, StreamScheduler
+from hogstream.scheduler import ModelWorker, RunReport, SharedParameters, StreamScheduler
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -89,17 +89,18 @@ def train(
     ).to(settings.device)
     shared = SharedParameters.from_module(model)
     losses: list[tuple[float, float]] = []
-    start = time.perf_counter()
 
     def on_loss(_worker: int, loss: float) -> None:
-        losses.append((time.perf_counter() - start, loss))
+        losses.append((time.perf_counter(), loss))
         on_update(loss)
 
     worker = ModelWorker(shared, model, batch_loss, shuffled(digits.train, settings.seed), on_loss)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
-        report = asyncio.run(_run(settings, policy, shared, worker, updates_of(settings, digits)))
+        start, report = asyncio.run(
+            _run(settings, policy, shared, worker, updates_of(settings, digits))
+        )
     finally:
         torch.set_num_threads(threads)
     images, labels = digits.test
@@ -110,7 +111,7 @@ def train(
         "epochs": settings.epochs,
         "test_accuracy": correct,
         "final_loss": sum(loss for _, loss in losses[-50:]) / len(losses[-50:]),
-        "losses": [(round(seconds, 4), round(loss, 5)) for seconds, loss in losses],
+        "losses": [(round(landed - start, 4), round(loss, 5)) for landed, loss in losses],
     }
 
 
@@ -136,7 +137,8 @@ async def _run(
     shared: SharedParameters,
     worker: ModelWorker,
     updates: int,
-) -> Any:
+) -> tuple[float, RunReport]:
+    """The report, and when the workers started."""
     async with StreamScheduler(
         shared,
         workers=settings.workers,
@@ -144,4 +146,4 @@ async def _run(
         backend=settings.backend,
         lr=LEARNING_RATE,
     ) as scheduler:
-        return await scheduler.run(worker, updates=updates)
+        return time.perf_counter(), await scheduler.run(worker, updates=updates)

@@ -112,9 +112,9 @@ def sentences(bench: dict[str, Any]) -> list[str]:
     environment, ceilings = bench["environment"], bench["ceilings"]
     said.append(
         f"Measured on {environment['device_name']} ({environment['device']}, "
-        f"{environment['cores']} cores) with the {environment['backend']} backend; memory copies "
-        f"at {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and updates could at best run at "
-        f"{ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
+        f"{environment['cores']} cores) with the {environment['backend']} backend. Beyond the "
+        f"caches a copy moves {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and the traffic of "
+        f"an update {ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
     )
     for elements in sorted({result["elements"] for result in bench["results"]}):
         best = max(
