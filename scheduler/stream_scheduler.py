@@ -49,6 +49,7 @@ class WorkerContext:
 
     Attributes:
         index: The worker's number, from 0.
+        lane: The lane that the worker's updates go down.
         iteration: How many iterations this worker has finished in this run.
         depth: How many of its updates may be in flight at once.
         parameters: Each shared parameter by name: live views, which change as updates land.
@@ -56,11 +57,11 @@ class WorkerContext:
 
     def __init__(self, scheduler: StreamScheduler, index: int, lane: Lane) -> None:
         self.index = index
+        self.lane = lane
         self.iteration = 0
         self.depth = scheduler.depth
         self.parameters = scheduler.shared.views
         self._scheduler = scheduler
-        self._lane = lane
         self._read_version = 0
         self._submitted = False
         self._in_flight: deque[asyncio.Future[None]] = deque()
@@ -86,8 +87,8 @@ class WorkerContext:
             raise RuntimeError(
                 f"worker {self.index} must submit one gradient an iteration, got a second"
             )
-        landing = await self._scheduler._launch(self.index, self._lane, self._read_version, grad)
         self._submitted = True
+        landing = await self._scheduler._launch(self.index, self.lane, self._read_version, grad)
         self._in_flight.append(landing)
         if len(self._in_flight) == self.depth:
             await self._in_flight.popleft()
@@ -101,7 +102,7 @@ class WorkerContext:
         """
 
         def call() -> T:
-            with self._lane.computing():
+            with self.lane.computing():
                 return function(*args, **kwargs)
 
         return await self._scheduler._run_blocking(call)
@@ -321,9 +322,11 @@ class StreamScheduler:
         return await asyncio.wrap_future(future)
 
     def _warm_up(self) -> None:
-        # A whole update on spare tensors: on some backends the first call compiles.
+        # An update of spare tensors: the first call compiles. Triton specialises on alignment, and
+        # on whether the size is 1 or a multiple of 16: the spare ones are alike in that.
+        elements = min(self.shared.elements, 16 + self.shared.elements % 16)
         param, grad, ms = (
-            torch.zeros(1, dtype=tensor.dtype, device=tensor.device)
+            torch.zeros(elements, dtype=tensor.dtype, device=tensor.device)
             for tensor in (self.shared.flat, self.shared.flat, self.shared.ms)
         )
         self.backend.update_(check_operands(param, grad, ms), self.hyperparameters)
