@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-_PLAIN_WIDTH = 140
+# Tables are no wider than this; narrower terminals wrap their lines, which loses nothing.
+_TABLE_WIDTH = 84
 
 
 def output() -> Console:
-    """The console for results; where it is no terminal, plain text of a fixed width."""
+    """The console for results: plain text where it is no terminal."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    return Console(highlight=False, width=max(console.width, _TABLE_WIDTH))
 
 
 def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
     """An empty table: the first columns hold text, the others numbers, set to the right."""
-    table = Table(title=title, box=SIMPLE, title_justify="left", title_style="bold")
+    table = Table(
+        title=title, box=SIMPLE, padding=0, pad_edge=False, title_justify="left", title_style="bold"
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < text_columns else "right")
+        heading = column.replace(" ", "\n")  # narrow columns, so that tables fit a terminal
+        justify: Literal["left", "right"] = "left" if index < text_columns else "right"
+        table.add_column(heading, justify=justify, vertical="bottom", no_wrap=True)
     return table
 
 

@@ -14,24 +14,22 @@ COLUMNS = (
     "elements",
     "workers",
     "policy",
-    "updates/s",
+    "updates per s",
     "GB/s",
     "p50 us",
     "p99 us",
-    "staleness mean",
-    "staleness max",
+    "staleness mean/max",
     "gain over locked",
     "gain over ordered",
 )
-KERNEL_COLUMNS = ("one update of", "elements", "ms", "GB/s", "differing bits")
+KERNEL_COLUMNS = ("kernel", "elements", "ms", "GB/s", "differing bits")
 TRAINING_COLUMNS = (
     "policy",
     "workers",
     "test accuracy",
     "final loss",
-    "updates/s",
-    "staleness mean",
-    "staleness max",
+    "updates per s",
+    "staleness mean/max",
     "seconds",
 )
 
@@ -46,8 +44,7 @@ def result_row(result: Result) -> tuple[str, ...]:
         figure(result["gigabytes_per_second"], 1),
         figure(result["latency_us"]["p50"]),
         figure(result["latency_us"]["p99"]),
-        figure(result["staleness"]["mean"], 2),
-        figure(result["staleness"]["max"]),
+        _staleness(result),
         figure(result["gain_over_locked"], 2, "x"),
         figure(result["gain_over_ordered"], 2, "x"),
     )
@@ -92,8 +89,7 @@ def training_row(result: Result) -> tuple[str, ...]:
         figure(100 * result["test_accuracy"], 1, " %"),
         figure(result["final_loss"], 4),
         figure(result["updates_per_second"]),
-        figure(result["staleness"]["mean"], 2),
-        figure(result["staleness"]["max"]),
+        _staleness(result),
         figure(result["seconds"], 1),
     )
 
@@ -138,6 +134,10 @@ def size_name(elements: int) -> str:
     """A number of elements as one says it: 2^20 rather than 1048576."""
     power = elements.bit_length() - 1
     return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
+
+
+def _staleness(result: Result) -> str:
+    return f"{figure(result['staleness']['mean'], 1)}/{figure(result['staleness']['max'])}"
 
 
 def _is_free(result: Result) -> bool:
