@@ -22,14 +22,23 @@ def output() -> Console:
 
 
 def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
-    """An empty table: the first columns hold text, the others numbers, set to the right."""
+    """An empty table: the first columns hold text, the others numbers, set to the right.
+
+    Columns without a name hold running text, which may wrap.
+    """
     table = Table(
-        title=title, box=SIMPLE, padding=0, pad_edge=False, title_justify="left", title_style="bold"
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_header=any(columns),
+        box=SIMPLE,
+        padding=0,
+        pad_edge=False,
     )
     for index, column in enumerate(columns):
         heading = column.replace(" ", "\n")  # narrow columns, so that tables fit a terminal
         justify: Literal["left", "right"] = "left" if index < text_columns else "right"
-        table.add_column(heading, justify=justify, vertical="bottom", no_wrap=True)
+        table.add_column(heading, justify=justify, vertical="bottom", no_wrap=bool(column))
     return table
 
 
