@@ -58,14 +58,13 @@ def check_backend(name: str | None) -> None:
     """
     if name is None:
         return
-    if name not in _MISSING:
+    if not isinstance(name, str) or name not in _MISSING:
         raise ValueError(f"backend must be one of {', '.join(_MISSING)} or None, got {name!r}")
     missing = _MISSING[name]()
     if missing is not None:
         raise RuntimeError(f"backend {name!r} is not available: {missing}")
 
 
-@cache
 def select_backend(name: str | None, device_type: str) -> Backend:
     """The backend to use on a type of device: the one named, or the device's default.
 
@@ -77,10 +76,16 @@ def select_backend(name: str | None, device_type: str) -> Backend:
         ValueError: If the name is unknown, or the backend cannot take tensors of that device.
         RuntimeError: If the backend is not available.
     """
+    check_backend(name)
+    return _select(name, device_type)
+
+
+@cache
+def _select(name: str | None, device_type: str) -> Backend:
     if name is None:
         on_cpu = "numpy" if _numba_missing() else "numba"
         name = "triton" if device_type == "cuda" else on_cpu
-    check_backend(name)
+        check_backend(name)
     takes = "cuda" if name == "triton" and not _interpreted() else "cpu"
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
@@ -115,7 +120,7 @@ def _triton_missing() -> str | None:
 
 
 def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 _MISSING: dict[str, Callable[[], str | None]] = {

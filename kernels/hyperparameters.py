@@ -103,5 +103,7 @@ def _as_float(name: str, value: Any, allowed: str) -> float:
         if isinstance(value, (bool, str)):
             raise TypeError
         return float(value)
+    except OverflowError:  # an integer beyond float64
+        return math.inf
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be {allowed}, got {value!r}") from None

@@ -99,6 +99,10 @@ def check_operands(param: ArrayLike, grad: ArrayLike, ms: ArrayLike) -> Operands
         )
     if ms.device != param.device:
         raise ValueError(f"ms must be on {param.device} as param, got {ms.device}")
+    for name, tensor in (("param", param), ("ms", ms)):
+        if tensor.is_neg():
+            raise ValueError(f"{name} must be memory as it is, got a lazily negated view of it")
+    grad = grad.resolve_neg()
     for name, tensor in (("grad", grad), ("ms", ms)):
         _check_dense(name, tensor)
         if not same_layout(tensor, param):
@@ -106,7 +110,7 @@ def check_operands(param: ArrayLike, grad: ArrayLike, ms: ArrayLike) -> Operands
                 f"{name} must have the strides of param, {param.stride()}, got {tensor.stride()}"
             )
     operands = Operands(lay_flat(param), lay_flat(grad), lay_flat(ms))
-    _check_disjoint(operands)
+    check_disjoint(operands)
     return operands
 
 
@@ -165,7 +169,12 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _check_disjoint(operands: Operands) -> None:
+def check_disjoint(operands: Operands) -> None:
+    """Checks that no two operands share memory.
+
+    Raises:
+        ValueError: If two do.
+    """
     spans = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name)
         for name, tensor in _named(operands)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import ArrayLike, check_operands
@@ -62,3 +64,6 @@ def rmsprop_(
     )
     operands = check_operands(param, grad, ms)
     select_backend(backend, operands.param.device.type).update_(operands, hyperparameters)
+    for array in (param, ms):
+        if isinstance(array, torch.Tensor):
+            torch.autograd.graph.increment_version(array)  # so that autograd notices the change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -23,6 +23,7 @@ from hogstream.kernels.operands import (
 class _Update(NamedTuple):
     """One parameter's update: checked, not yet applied."""
 
+    param: torch.Tensor
     backend: Backend
     operands: Operands
     hyperparameters: Hyperparameters
@@ -106,7 +107,7 @@ class RMSpropAsync(Optimizer):
         params = param_group["params"]
         if isinstance(params, torch.Tensor):
             params = [params]
-        elif isinstance(params, Iterable):
+        elif not isinstance(params, set):  # which torch refuses, as it has no order
             params = list(params)  # an iterator may be read only once
         for index, param in enumerate(params):
             tensor = param[1] if isinstance(param, tuple) else param
@@ -158,6 +159,7 @@ class RMSpropAsync(Optimizer):
                 loss = closure()
         for update in self._checked_updates():
             update.backend.update_(update.operands, update.hyperparameters)
+            torch.autograd.graph.increment_version(update.param)  # autograd notices the change
             update.step.add_(1)
         return loss
 
@@ -168,13 +170,19 @@ class RMSpropAsync(Optimizer):
             for index, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
-                check_grad(param, param.grad, f"grad of param {index} in group {group_index}")
-                grad = param.grad
+                name = f"param {index} in group {group_index}"
+                grad, state = param.grad, self.state[param]
+                check_grad(param, grad, f"grad of {name}")
                 if not same_layout(grad, param):
                     grad = torch.empty_like(param).copy_(grad)
-                state = self.state[param]
+                if not same_layout(state["square_avg"], param):
+                    raise ValueError(
+                        f"{name} must keep the strides that the optimizer was made with, "
+                        f"{state['square_avg'].stride()}, got {param.stride()}"
+                    )
                 updates.append(
                     _Update(
+                        param,
                         select_backend(self.backend, param.device.type),
                         check_operands(param, grad, state["square_avg"]),
                         hyperparameters,
@@ -195,26 +203,40 @@ class RMSpropAsync(Optimizer):
             state_dict: From ``state_dict()``.
 
         Raises:
-            ValueError: If groups, parameters or shapes differ, a hyperparameter is out of range, or
-                the state has momentum or is centered.
+            TypeError: If a hyperparameter is of a wrong type.
+            ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
+                out of range, or the state has momentum or is centered. Nothing is loaded then.
         """
         state, groups = dict(self.state), self.param_groups
-        loaded: dict[str, Any] = {}
-        # Hooks may replace the dict; this one is called after them. torch would also cast
-        # square_avg to the parameter's dtype, so its values are taken from what was loaded.
-        last = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        final: dict[str, Any] = {}
+
+        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            _check_loadable(self, loaded)
+            final.update(loaded)
+
+        def restore(_: Optimizer) -> None:
+            # torch has cast square_avg to the parameters' dtype, and made new tensors.
+            for group, old in zip(self.param_groups, groups, strict=True):
+                for name in HYPERPARAMETERS:
+                    group.setdefault(name, old[name])
+            for param, saved in _pair(self, final):
+                for name, tensor in state[param].items():
+                    if saved:
+                        tensor.copy_(torch.as_tensor(saved[name]))
+                    else:
+                        tensor.zero_()
+                self.state[param] = state[param]
+
+        # After the user's hooks that may change the dict, and before those that may change state.
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
         try:
-            _check_loadable(self, state_dict)
             super().load_state_dict(state_dict)
         finally:
-            last.remove()
-        for group, old in zip(self.param_groups, groups, strict=True):
-            for name in HYPERPARAMETERS:
-                group.setdefault(name, old[name])
-        for param, saved in _pair(self, loaded):
-            for name, tensor in state[param].items():
-                tensor.copy_(torch.as_tensor(saved[name])) if saved else tensor.zero_()
-            self.state[param] = state[param]
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and the backend."""
@@ -245,18 +267,24 @@ def _pair(
 
 
 def _check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    for index, (group, saved) in enumerate(
-        zip(optimizer.param_groups, state_dict["param_groups"], strict=False)
-    ):
+    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    if saved_sizes != sizes:
+        raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for name in ("momentum", "centered"):
             if saved.get(name):
                 raise ValueError(
                     f"{name} of group {index} must be off to be loaded, got {saved[name]}"
                 )
         Hyperparameters.from_group({**group, **saved})
-    for param, saved in _pair(optimizer, state_dict):
-        if saved and saved["square_avg"].shape != param.shape:
+    for index, (param, saved) in enumerate(_pair(optimizer, state_dict)):
+        if saved and saved.keys() != {"step", "square_avg"}:
             raise ValueError(
-                f"square_avg must have its parameter's shape, {tuple(param.shape)}, "
-                f"got {tuple(saved['square_avg'].shape)}"
+                f"state of parameter {index} must have step and square_avg, got {sorted(saved)}"
             )
+        for name, shape in (("step", ()), ("square_avg", tuple(param.shape))):
+            got = tuple(torch.as_tensor(saved[name]).shape) if saved else shape
+            if got != shape:
+                raise ValueError(f"{name} of parameter {index} must have shape {shape}, got {got}")

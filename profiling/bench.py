@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hogstream.profiling.ceilings import measure_ceilings
-from hogstream.profiling.environment import cache_bytes, describe_environment
+from hogstream.profiling.environment import cache_bytes, describe_environment, free_memory
 from hogstream.profiling.kernel_bench import measure_kernels
 from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
 
@@ -80,10 +80,11 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
         gradients = make_gradients(settings, elements)
         for workers in settings.workers:
             rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
-            for round_index in range(ROUNDS):
-                on_step(f"{elements:,} elements, {workers} workers, round {round_index + 1}")
-                for policy, reports in rounds.items():
-                    reports.append(
+            for index in range(ROUNDS):
+                on_step(f"{elements:,} elements, {workers} workers, round {index + 1}")
+                first = index % len(settings.policies)  # each goes first in its turn
+                for policy in settings.policies[first:] + settings.policies[:first]:
+                    rounds[policy].append(
                         asyncio.run(_measure(settings, shared, gradients, workers, policy))
                     )
             results += _results_of(rounds)
@@ -102,16 +103,37 @@ def make_gradients(settings: BenchSettings, elements: int) -> list[torch.Tensor]
     If parameters and ``ms`` do not fit the cache of a core, a worker's next gradient must not sit
     in cache either, whatever the worker count: all together fill the last level twice.
     """
+    generator = torch.Generator(settings.device).manual_seed(settings.seed)
+    return [
+        torch.randn(elements, generator=generator, device=settings.device).to(settings.dtype)
+        for _ in range(_gradient_count(settings, elements))
+    ]
+
+
+def check_memory(settings: BenchSettings) -> None:
+    """Checks that the largest size fits the device's free memory.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    elements = max(settings.elements)
+    # The parameters, the gradients, and ms, which is of float64 at most.
+    bytes_each = (1 + _gradient_count(settings, elements)) * settings.dtype.itemsize + 8
+    needed, free = elements * bytes_each, free_memory(settings.device)
+    if needed > free:
+        raise ValueError(
+            f"must fit the memory of {settings.device}, of which {free / 1e9:.1f} GB are free, "
+            f"got {elements:,}, which needs {needed / 1e9:.1f} GB"
+        )
+
+
+def _gradient_count(settings: BenchSettings, elements: int) -> int:
     own_cache, last_level = cache_bytes(settings.device)
     grad_bytes = elements * settings.dtype.itemsize
     count = 2 * max(settings.workers)
     if 2 * grad_bytes > own_cache:
         count = max(count, -(-2 * last_level // grad_bytes))
-    generator = torch.Generator(settings.device).manual_seed(settings.seed)
-    return [
-        torch.randn(elements, generator=generator, device=settings.device).to(settings.dtype)
-        for _ in range(count)
-    ]
+    return count
 
 
 async def _measure(
@@ -143,16 +165,21 @@ def _results_of(rounds: dict[str, list[RunReport]]) -> list[dict[str, Any]]:
     }
     results = []
     for policy, reports in rounds.items():
-        result = RunReport.joined(reports).to_dict()
+        joined = RunReport.joined(reports)
         median = statistics.median(speeds[policy])
-        result["gigabytes_per_second"] *= median / result["updates_per_second"]
-        result["updates_per_second"] = median
-        result["updates_per_second_of_rounds"] = speeds[policy]
-        for baseline in BASELINES:
-            result[f"gain_over_{baseline}"] = (
-                median / statistics.median(speeds[baseline])
-                if baseline in speeds and baseline != policy
-                else None
-            )
-        results.append(result)
+        gains = {
+            f"gain_over_{baseline}": median / statistics.median(speeds[baseline])
+            if baseline != policy and statistics.median(speeds.get(baseline, [0.0])) > 0
+            else None
+            for baseline in BASELINES
+        }
+        results.append(
+            {
+                **joined.to_dict(),
+                "updates_per_second": median,
+                "gigabytes_per_second": median * joined.bytes_per_update / 1e9,
+                "updates_per_second_of_rounds": speeds[policy],
+                **gains,
+            }
+        )
     return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def interleave(
         Seconds of each call, ``repeats`` for each name.
     """
     synchronize: Callable[[], None] = (
-        torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     )
     for call in calls.values():
         call()

@@ -165,6 +165,11 @@ def bench(
         think_spread=think_spread,
         seed=seed,
     )
+    _check_distinct("--json", json_file, "--report", report)
+    try:
+        bench_job.check_memory(settings)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--elements'") from None
     with steps(settings.steps()) as progress:
         result = bench_job.run_bench(settings, progress.begin)
     result["command"] = _command_line()
@@ -190,7 +195,11 @@ def train(context: click.Context) -> None:
 @_DEVICE
 @_BACKEND
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=4, show_default=True, help="How many workers."
+    "--workers",
+    type=click.IntRange(1, options.MAX_WORKERS),
+    default=4,
+    show_default=True,
+    help="How many workers.",
 )
 @click.option(
     "--policy",
@@ -210,7 +219,7 @@ def train(context: click.Context) -> None:
 @_JSON
 @click.option(
     "--plot",
-    type=options.output_file,
+    type=options.picture_file,
     metavar="FILE",
     help="Save loss against time: .png, .svg or .pdf.",
 )
@@ -225,10 +234,7 @@ def train_digits(
     plot: Path | None,
 ) -> None:
     """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
-    if plot is not None and plot.suffix[1:].lower() not in plots.supported_formats():
-        raise click.BadParameter(
-            f"must end in .png, .svg or .pdf, got {str(plot)!r}", param_hint="'--plot'"
-        )
+    _check_distinct("--json", json_file, "--plot", plot)
     settings = digits_job.TrainSettings(
         device=device,
         backend=options.resolve_backend(backend, device),
@@ -302,6 +308,11 @@ def main() -> NoReturn:
         print("hogstream: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _check_distinct(option: str, path: Path | None, other: str, other_path: Path | None) -> None:
+    if path is not None and other_path is not None and path.resolve() == other_path.resolve():
+        raise click.UsageError(f"{option} and {other} must be different files, got '{path}' twice")
 
 
 def _command_line() -> str:

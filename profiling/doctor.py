@@ -9,7 +9,7 @@ import torch
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.backends import select_backend
 from hogstream.profiling.ceilings import measure_ceilings
-from hogstream.profiling.environment import device_name, installed_version
+from hogstream.profiling.environment import cuda_devices, device_name, installed_version
 
 _OPTIONAL = ("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn")
 WORKS = "works"
@@ -33,7 +33,8 @@ def check_devices() -> dict[str, str]:
     devices = {"cpu": f"{device_name(torch.device('cpu'))}; lanes are threads"}
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
-        devices[str(device)] = f"{device_name(device)}; lanes are CUDA streams"
+        lanes = "lanes are CUDA streams" if cuda_devices() else "kernels only: no lanes on ROCm yet"
+        devices[str(device)] = f"{device_name(device)}; {lanes}"
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         devices["cuda"] = (

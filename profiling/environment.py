@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
@@ -38,8 +39,13 @@ def describe_environment(device: torch.device, backend: str) -> dict[str, Any]:
 
 
 def best_device() -> torch.device:
-    """CUDA (or ROCm) if there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """CUDA if there is any, else the CPU."""
+    return torch.device("cuda", 0) if cuda_devices() else torch.device("cpu")
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices there are; ROCm's do not count, for which there are no lanes yet."""
+    return 0 if torch.version.hip else torch.cuda.device_count()
 
 
 def device_name(device: torch.device) -> str:
@@ -53,6 +59,13 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def usable_cores() -> int:
@@ -72,8 +85,11 @@ def cache_bytes(device: torch.device) -> tuple[int, int]:
         return size, size
     sizes = {}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        text = (index / "size").read_text().strip()
-        sizes[int((index / "level").read_text())] = int(text.removesuffix("K")) << 10
+        try:
+            text = (index / "size").read_text().strip()
+            sizes[int((index / "level").read_text())] = int(text.removesuffix("K")) << 10
+        except (OSError, ValueError):
+            continue  # some kernels leave sizes out
     return sizes.get(2, 1 << 20), sizes[max(sizes)] if sizes else 32 << 20
 
 

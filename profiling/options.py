@@ -16,11 +16,13 @@ import click
 import torch
 
 from hogstream.kernels.backends import select_backend
-from hogstream.profiling.environment import best_device
+from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.scheduler.policies import POLICIES
 
 T = TypeVar("T")
 
+#: More threads or streams than this are a slip of the hand.
+MAX_WORKERS = 1024
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -30,7 +32,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def worker_counts(text: str) -> tuple[int, ...]:
-    """Numbers of workers such as ``1,2,4``; each at least 1."""
+    """Numbers of workers such as ``1,2,4``; each from 1 to ``MAX_WORKERS``."""
     return _each(_worker_count, text)
 
 
@@ -52,14 +54,22 @@ def number_from_zero(text: str) -> float:
 def output_file(text: str) -> Path:
     """A path that can be opened for writing; the file system is left as it was."""
     path = Path(text)
-    existed = path.exists()
     try:
-        path.open("ab").close()
+        target = path.resolve()  # of a link, where it leads
+        existed = target.exists()
+        target.open("ab").close()
+        if not existed:
+            target.unlink()
     except OSError as error:
         raise click.BadParameter(f"cannot write {text!r}: {error.strerror}") from None
-    if not existed:
-        path.unlink()
     return path
+
+
+def picture_file(text: str) -> Path:
+    """An output file that ends in .png, .svg or .pdf."""
+    if Path(text).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(f"must end in .png, .svg or .pdf, got {text!r}")
+    return output_file(text)
 
 
 def device(text: str) -> torch.device:
@@ -71,7 +81,7 @@ def device(text: str) -> torch.device:
         raise click.BadParameter(f"must be best, cpu, cuda or cuda:N, got {text!r}")
     if text == "cpu":
         return torch.device("cpu")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
+    index, count = int(match[1] or 0), cuda_devices()
     if index >= count:
         raise click.BadParameter(f"this machine has {count} CUDA devices, got {text!r}")
     return torch.device("cuda", index)
@@ -101,8 +111,8 @@ def _size(text: str) -> int:
 
 
 def _worker_count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text) or int(text) < 1:
-        raise click.BadParameter(f"each must be an integer >= 1, got {text!r}")
+    if not re.fullmatch(r"\d{1,6}", text) or not 1 <= int(text) <= MAX_WORKERS:
+        raise click.BadParameter(f"each must be an integer from 1 to {MAX_WORKERS}, got {text!r}")
     return int(text)
 
 

@@ -125,11 +125,6 @@ def loss_against_time(results: list[Result], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def supported_formats() -> set[str]:
-    """Suffixes, without the dot, that pictures can be saved with."""
-    return set(Figure().canvas.get_supported_filetypes())
-
-
 def _smoothed(losses: list[tuple[float, float]], window: int = 20) -> Iterable[tuple[float, float]]:
     """Running means, over which single batches do not hide the course."""
     window = min(window, len(losses))

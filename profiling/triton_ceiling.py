@@ -12,7 +12,8 @@ _BLOCK = 1024
 def update_shaped(param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor) -> None:
     """Reads three tensors of shape (n,) on a GPU and writes ``param`` and ``ms`` in place."""
     elements = param.numel()
-    _update_shaped_kernel[(triton.cdiv(elements, _BLOCK),)](param, grad, ms, elements, _BLOCK)
+    with torch.cuda.device(param.device):
+        _update_shaped_kernel[(triton.cdiv(elements, _BLOCK),)](param, grad, ms, elements, _BLOCK)
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 from hogstream.scheduler.run_report import RunReport
 from hogstream.scheduler.shared_parameters import SharedParameters
-from hogstream.scheduler.stream_scheduler import StreamScheduler, WorkerContext, WorkerError
+from hogstream.scheduler.stream_scheduler import StreamScheduler
+from hogstream.scheduler.worker_context import WorkerContext, WorkerError
 from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
 
 __all__ = [

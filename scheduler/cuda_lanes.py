@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from queue import Empty, SimpleQueue
 
 import torch
@@ -30,16 +30,22 @@ class CudaLane:
         try:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
             with torch.cuda.stream(self._stream):
-                if update.after is not None and update.after.error is None:
+                if update.after is not None and update.after.on_device is not None:
                     self._stream.wait_event(update.after.on_device)
                 update.apply()
                 update.on_device = self._stream.record_event(torch.cuda.Event())
         except BaseException as error:
             update.error = error
-        self._watcher.watch(update)
+            if update.after is not None:
+                update.on_device = update.after.on_device  # for the next in order to wait on
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._watcher.watch(update)  # failed or not, it lands, and nobody waits for ever
 
     def computing(self) -> AbstractContextManager[object]:
-        """Makes the lane's stream the current one of this thread."""
+        """Makes the lane's stream the current one, after the caller's current one."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         return torch.cuda.stream(self._stream)
 
     def close(self) -> None:
@@ -65,9 +71,10 @@ class CudaLanes:
 
     def close(self) -> None:
         """Destroys every stream and ends the watcher."""
-        for lane in self.lanes:
-            lane.close()
-        self._watcher.close()
+        with ExitStack() as each:  # also if one fails
+            each.callback(self._watcher.close)
+            for lane in self.lanes:
+                each.callback(lane.close)
 
 
 class _Watcher:

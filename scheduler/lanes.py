@@ -19,7 +19,11 @@ class Lane(Protocol):
         """
 
     def computing(self) -> AbstractContextManager[object]:
-        """Within it, this thread's device work goes down this lane, ahead of later updates."""
+        """A context in which a thread's device work goes down this lane, ahead of later updates.
+
+        Call it where the inputs of that work were made: they are waited for on the device. Enter
+        the context on the thread that works.
+        """
 
     def close(self) -> None:
         """Ends the lane; all its updates must have landed."""

@@ -36,6 +36,6 @@ def select_policy(name: str) -> Policy:
     Raises:
         ValueError: If there is none.
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
     return POLICIES[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.scheduler.updates import Update
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,18 @@ class RunReport:
         return self.updates / self.seconds
 
     @property
-    def gigabytes_per_second(self) -> float:
-        """The least memory traffic that the updates need, in 1e9 bytes/s.
+    def bytes_per_update(self) -> int:
+        """The least memory traffic that an update needs.
 
-        Each reads grad, ms and param and writes ms and param: 20 bytes an element in float32.
+        It reads grad, ms and param and writes ms and param: 20 bytes an element in float32.
         """
-        dtype = getattr(torch, self.dtype)
-        bytes_an_element: int = 3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize
-        return self.updates_per_second * self.elements * bytes_an_element / 1e9
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.elements * (3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize)
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """The least memory traffic of all updates, in 1e9 bytes/s."""
+        return self.updates_per_second * self.bytes_per_update / 1e9
 
     def to_dict(self) -> dict[str, Any]:
         """The report as one entry of ``results`` in the JSON; null where nothing was measured."""
@@ -111,6 +117,42 @@ class RunReport:
             updates_by_worker=np.sum(
                 [report.updates_by_worker for report in reports], axis=0
             ).tolist(),
+        )
+
+
+class RunRecord:
+    """Takes down a run while it goes on, for its report.
+
+    Attributes:
+        failures: The first exception of each worker that failed, by its index.
+    """
+
+    def __init__(self, workers: int) -> None:
+        """Starts the clock."""
+        self.failures: dict[int, BaseException] = {}
+        self._start = time.perf_counter()
+        self._latencies_us = array("d")
+        self._staleness: Counter[int] = Counter()
+        self._updates_by_worker = [0] * workers
+
+    def add(self, update: Update, staleness: int) -> None:
+        """Takes down an update that has landed."""
+        self._latencies_us.append((update.landed_ns - update.submitted_ns) / 1e3)
+        self._staleness[staleness] += 1
+        self._updates_by_worker[update.worker] += 1
+
+    def report(self, **configuration: Any) -> RunReport:
+        """Stops the clock.
+
+        Args:
+            configuration: The attributes of the report that say what ran.
+        """
+        return RunReport(
+            **configuration,
+            seconds=time.perf_counter() - self._start,
+            latencies_us=self._latencies_us,
+            staleness=self._staleness,
+            updates_by_worker=self._updates_by_worker,
         )
 
 

@@ -30,9 +30,17 @@ class SharedParameters:
                 float64) and one device for all.
 
         Raises:
-            TypeError: If a dtype cannot be updated, or differs from the first one's.
+            TypeError: If there is something else than tensors in a mapping, a dtype cannot be
+                updated, or dtypes differ.
             ValueError: If there are no parameters, or devices differ.
         """
+        if not isinstance(parameters, Mapping):
+            raise TypeError(
+                f"parameters must map names to tensors, got {type(parameters).__name__}"
+            )
+        for name, tensor in parameters.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
         if not parameters:
             raise ValueError("parameters must hold at least one tensor, got none")
         tensors = {name: tensor.detach() for name, tensor in parameters.items()}

@@ -4,111 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
-from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import check_grad, check_operands
+from hogstream.kernels.operands import Operands, check_disjoint, check_grad, check_operands
+from hogstream.scheduler.checks import check_integer, check_number
 from hogstream.scheduler.lanes import Lane, Lanes, open_lanes
 from hogstream.scheduler.policies import select_policy
-from hogstream.scheduler.run_report import RunReport
+from hogstream.scheduler.run_report import RunRecord, RunReport
 from hogstream.scheduler.shared_parameters import SharedParameters
 from hogstream.scheduler.updates import Landings, Update
+from hogstream.scheduler.worker_context import Worker, WorkerContext, WorkerError
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class WorkerError(Exception):
-    """A worker, or one of its updates, failed.
-
-    Attributes:
-        failures: The exception of each worker that failed, by its index.
-    """
-
-    def __init__(self, failures: dict[int, BaseException]) -> None:
-        self.failures = failures
-        super().__init__(
-            "; ".join(
-                f"worker {index} failed: {type(error).__name__}: {error}"
-                for index, error in sorted(failures.items())
-            )
-        )
-
-
-class WorkerContext:
-    """What a worker may see and do.
-
-    Attributes:
-        index: The worker's number, from 0.
-        lane: The lane that the worker's updates go down.
-        iteration: How many iterations this worker has finished in this run.
-        depth: How many of its updates may be in flight at once.
-        parameters: Each shared parameter by name: live views, which change as updates land.
-    """
-
-    def __init__(self, scheduler: StreamScheduler, index: int, lane: Lane) -> None:
-        self.index = index
-        self.lane = lane
-        self.iteration = 0
-        self.depth = scheduler.depth
-        self.parameters = scheduler.shared.views
-        self._scheduler = scheduler
-        self._read_version = 0
-        self._submitted = False
-        self._in_flight: deque[asyncio.Future[None]] = deque()
-
-    async def submit(self, grad: torch.Tensor) -> None:
-        """Sends this iteration's update down the worker's lane.
-
-        Returns when fewer than ``depth`` of the worker's updates are in flight: with a depth of 1,
-        when this one has landed. Until it has, the gradient must not change. Cancelling the wait
-        does not take the update back.
-
-        Args:
-            grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
-                device. ``SharedParameters.views_of`` gives views of it by name.
-
-        Raises:
-            TypeError: If ``grad`` is of another type or dtype.
-            ValueError: If it is of another shape or device, sparse, or not contiguous.
-            RuntimeError: If this iteration has submitted its update already.
-            Exception: Whatever an earlier update of this worker failed with on its lane.
-        """
-        if self._submitted:
-            raise RuntimeError(
-                f"worker {self.index} must submit one gradient an iteration, got a second"
-            )
-        self._submitted = True
-        landing = await self._scheduler._launch(self.index, self.lane, self._read_version, grad)
-        self._in_flight.append(landing)
-        if len(self._in_flight) == self.depth:
-            await self._in_flight.popleft()
-
-    async def run_blocking(
-        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Calls a function that computes or blocks, on a thread, while other workers go on.
-
-        Its CUDA work goes down the worker's lane, ahead of the update submitted after it.
-        """
-
-        def call() -> T:
-            with self.lane.computing():
-                return function(*args, **kwargs)
-
-        return await self._scheduler._run_blocking(call)
-
-
-Worker = Callable[[WorkerContext], Awaitable[None]]
 
 
 class StreamScheduler:
@@ -120,8 +35,8 @@ class StreamScheduler:
             report = await scheduler.run(worker, updates=10_000)
 
     Lanes are CUDA streams for parameters on a GPU, and CPU threads otherwise. Leaving the scope
-    waits for all updates in flight, and leaves no task, thread, stream or event behind: on success,
-    error and cancellation alike.
+    ends a run under way, waits for all updates in flight, and leaves no task, thread, stream or
+    event behind: on success, error and cancellation alike.
     """
 
     def __init__(
@@ -151,19 +66,18 @@ class StreamScheduler:
             ValueError: If a policy or backend is unknown, or a number is out of range.
             RuntimeError: If the backend is not available here.
         """
-        for name, value in (("workers", workers), ("depth", depth)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if not isinstance(shared, SharedParameters):
+            raise TypeError(f"shared must be SharedParameters, got {type(shared).__name__}")
         self.shared = shared
-        self.workers = workers
-        self.depth = depth
+        self.workers = check_integer("workers", workers, at_least=1)
+        self.depth = check_integer("depth", depth, at_least=1)
         self.policy = select_policy(policy)
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
         self._param = self.backend.operand(shared.flat)
         self._ms = self.backend.operand(shared.ms)
         self._lanes: Lanes | None = None
-        self._running = False
+        self._record: RunRecord | None = None
 
     async def __aenter__(self) -> StreamScheduler:
         """Opens the lanes, and compiles the kernel before any worker can need it."""
@@ -171,17 +85,22 @@ class StreamScheduler:
             raise RuntimeError("the scheduler is open already: enter it once")
         self._loop = asyncio.get_running_loop()
         self._landings = Landings(self._loop, self._on_landing)
-        self._in_flight = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._under_way = 0  # updates in flight and blocking calls
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
         self._last: Update | None = None
-        self._failures: dict[int, BaseException] = {}
-        self._blocking: set[Future[Any]] = set()
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="hogstream-worker")
+        # A thread for each worker, and not any thread of a pool: some state of CUDA libraries
+        # belongs to a thread and its stream.
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"hogstream-worker-{index}")
+            for index in range(self.workers)
+        ]
         try:
             self._lanes = open_lanes(self.shared, self.workers, self._landings)
-            await self._run_blocking(self._warm_up)
+            await self._run_blocking(0, self._warm_up)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -193,14 +112,16 @@ class StreamScheduler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for everything in flight, and closes the lanes."""
+        """Ends a run under way, waits for everything in flight, and closes the lanes."""
         try:
-            await self._settle()
+            await _uncancelled(self._drain)
         finally:
-            self._threads.shutdown()
+            for thread in self._threads:
+                thread.shutdown()
             if self._lanes is not None:
                 self._lanes.close()
                 self._lanes = None
+            self._last = None
 
     async def run(
         self, worker: Worker, *, updates: int | None = None, seconds: float | None = None
@@ -220,47 +141,48 @@ class StreamScheduler:
             What was done and how fast.
 
         Raises:
-            ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
-            RuntimeError: If the scheduler is not open, or runs already.
+            TypeError: If ``updates`` or ``seconds`` is no number.
+            ValueError: If neither is given, or one is out of range.
+            RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
             WorkerError: If a worker failed, or returned without submitting a gradient.
         """
         budget = _Budget(updates, seconds)
         if self._lanes is None:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
-        if self._running:
+        if self._record is not None:
             raise RuntimeError("the scheduler runs already: await that run first")
-        self._running = True
-        self._latencies_us = array("d")
-        self._staleness: Counter[int] = Counter()
-        self._updates_by_worker = [0] * self.workers
-        self._failures.clear()
-        start = time.perf_counter()
+        self._record = record = RunRecord(self.workers)
+        self._stopping = False
         budget.start()
-        tasks = [
+        self._tasks = [
             asyncio.create_task(self._work(worker, index, lane, budget))
             for index, lane in enumerate(self._lanes.lanes)
         ]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+            closed = self._stopping
         finally:
-            for task in tasks:
-                task.cancel()
-            await _uncancelled(partial(asyncio.wait, tasks))
-            await self._settle()
-            self._running = False
-        self._raise_failures(tasks)
-        return self._report(time.perf_counter() - start)
+            try:
+                await _uncancelled(self._drain)
+            finally:
+                self._record = None
+        self._raise_failures(record)
+        if closed:
+            raise RuntimeError("the scheduler was closed while it ran: await the run first")
+        return self._report(record)
 
     async def _work(self, worker: Worker, index: int, lane: Lane, budget: _Budget) -> None:
         context = WorkerContext(self, index, lane)
-        while budget.take():
+        while not self._stopping and budget.take():
             # What has landed counts as read, whether the loop has heard of it or not.
-            context._read_version = self.shared.version + self._landings.undelivered()
-            await worker(context)
-            if not context._submitted:
-                raise RuntimeError("it returned without submitting a gradient")
-            context._submitted = False
-            context.iteration += 1
+            context._begin(self.shared.version + self._landings.undelivered())
+            try:
+                await worker(context)
+            except asyncio.CancelledError:
+                if self._stopping:
+                    raise
+                raise RuntimeError("it was cancelled, but not by the scheduler") from None
+            context._end()
 
     async def _launch(
         self, worker: int, lane: Lane, read_version: int, grad: torch.Tensor
@@ -271,13 +193,15 @@ class StreamScheduler:
         check_grad(self.shared.flat, grad)
         if not grad.is_contiguous():
             raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
+        grad = grad.detach().resolve_neg()
+        check_disjoint(Operands(self.shared.flat, grad, self.shared.ms))
         update = Update(
             worker=worker,
             grad=grad,
             apply=partial(
                 self.backend.kernel,
                 self._param,
-                self.backend.operand(grad.detach()),
+                self.backend.operand(grad),
                 self._ms,
                 self.hyperparameters,
             ),
@@ -289,24 +213,20 @@ class StreamScheduler:
             await self._lock.acquire()  # released on landing, whatever becomes of this task
         if self.policy.ordered:
             update.after, self._last = self._last, update
-        self._in_flight += 1
-        self._idle.clear()
+        self._begin()
         lane.launch(update)
         return update.waiter
 
     def _on_landing(self, update: Update) -> None:
         if self.policy.exclusive:
             self._lock.release()
+        assert self._record is not None  # a run ends only when all its updates have landed
         if update.error is None:
-            self._staleness[self.shared.version - update.read_version] += 1
-            self._latencies_us.append((update.landed_ns - update.submitted_ns) / 1e3)
-            self._updates_by_worker[update.worker] += 1
+            self._record.add(update, staleness=self.shared.version - update.read_version)
             self.shared.version += 1
         else:
-            self._failures.setdefault(update.worker, update.error)
-        self._in_flight -= 1
-        if self._in_flight == 0:
-            self._idle.set()
+            self._record.failures.setdefault(update.worker, update.error)
+        self._end()
         if update.waiter.done():  # cancelled with the worker
             return
         if update.error is None:
@@ -315,11 +235,20 @@ class StreamScheduler:
             update.waiter.set_exception(update.error)
             update.waiter.exception()  # seen: it is among the failures, awaited or not
 
-    async def _run_blocking(self, call: Callable[[], T]) -> T:
-        future = self._threads.submit(call)
-        self._blocking.add(future)
-        future.add_done_callback(self._blocking.discard)
+    async def _run_blocking(self, worker: int, call: Callable[[], T]) -> T:
+        self._begin()
+        future = self._threads[worker].submit(call)
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._end))
         return await asyncio.wrap_future(future)
+
+    def _begin(self) -> None:
+        self._under_way += 1
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        if self._under_way == 0:
+            self._idle.set()
 
     def _warm_up(self) -> None:
         # An update of spare tensors: the first call compiles. Triton specialises on alignment, and
@@ -331,34 +260,31 @@ class StreamScheduler:
         )
         self.backend.update_(check_operands(param, grad, ms), self.hyperparameters)
 
-    async def _settle(self) -> None:
-        """Waits for all that is in flight; cancellation is raised after that, not before."""
-        await _uncancelled(self._idle.wait)
-        while self._blocking:
-            waits = [asyncio.wrap_future(future) for future in list(self._blocking)]
-            await _uncancelled(partial(asyncio.wait, waits))
-            for wait in waits:
-                wait.cancelled() or wait.exception()  # seen: they belong to a cancelled worker
+    async def _drain(self) -> None:
+        """Ends all workers, and waits for all that is under way; may be begun again."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._idle.wait()
 
-    def _raise_failures(self, tasks: list[asyncio.Task[None]]) -> None:
-        for index, task in enumerate(tasks):
+    def _raise_failures(self, record: RunRecord) -> None:
+        for index, task in enumerate(self._tasks):
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._failures.setdefault(index, error)
-        if self._failures:
-            raise WorkerError(dict(self._failures)) from next(iter(self._failures.values()))
+                record.failures.setdefault(index, error)
+        if record.failures:
+            failures = dict(record.failures)
+            raise WorkerError(failures) from next(iter(failures.values()))
 
-    def _report(self, seconds: float) -> RunReport:
-        return RunReport(
+    def _report(self, record: RunRecord) -> RunReport:
+        return record.report(
             policy=self.policy.name,
             workers=self.workers,
             elements=self.shared.elements,
             dtype=str(self.shared.flat.dtype).removeprefix("torch."),
             backend=self.backend.name,
             device=str(self.shared.flat.device),
-            seconds=seconds,
-            latencies_us=self._latencies_us,
-            staleness=self._staleness,
-            updates_by_worker=self._updates_by_worker,
         )
 
 
@@ -368,12 +294,8 @@ class _Budget:
     def __init__(self, updates: int | None, seconds: float | None) -> None:
         if updates is None and seconds is None:
             raise ValueError("updates or seconds must be given, got neither")
-        if updates is not None and (not isinstance(updates, int) or updates < 1):
-            raise ValueError(f"updates must be an integer >= 1, got {updates!r}")
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise ValueError(f"seconds must be a finite number > 0, got {seconds!r}")
-        self._left = updates
-        self._seconds = seconds
+        self._left = None if updates is None else check_integer("updates", updates, at_least=1)
+        self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
         self._deadline = float("inf")
 
     def start(self) -> None:
@@ -389,7 +311,7 @@ class _Budget:
 
 
 async def _uncancelled(wait: Callable[[], Awaitable[Any]]) -> None:
-    """Waits to the end, however often it is cancelled, and raises the cancellation then."""
+    """Waits to the end, begun again after each cancellation, and raises the cancellation then."""
     cancelled: asyncio.CancelledError | None = None
     while True:
         try:

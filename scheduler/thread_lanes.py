@@ -48,13 +48,20 @@ class ThreadLane:
             update.landed_ns = time.perf_counter_ns()
             self._landings.append(update)
             update.on_device.set()
+            del update  # and its gradient, while the lane waits for the next
 
 
 class ThreadLanes:
     """A thread for each lane."""
 
     def __init__(self, count: int, landings: Landings) -> None:
-        self.lanes: list[Lane] = [ThreadLane(index, landings) for index in range(count)]
+        self.lanes: list[Lane] = []
+        try:
+            for index in range(count):
+                self.lanes.append(ThreadLane(index, landings))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends every thread."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hogstream.scheduler.checks import check_integer, check_number
 from hogstream.scheduler.shared_parameters import SharedParameters
-from hogstream.scheduler.stream_scheduler import WorkerContext
+from hogstream.scheduler.worker_context import WorkerContext
 
 
 class SimulatedWorker:
@@ -42,17 +43,14 @@ class SimulatedWorker:
             seed: Of the think times.
 
         Raises:
+            TypeError: If a number is of a wrong type.
             ValueError: If there are too few gradients, or a number is out of range.
         """
-        if not 1 <= workers <= len(gradients):
-            raise ValueError(f"workers must be from 1 to {len(gradients)}, got {workers!r}")
-        for name, value in (("think_time", think_time), ("think_spread", think_spread)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        workers = check_integer("workers", workers, at_least=1, at_most=len(gradients))
         self._gradients = [gradients[index::workers] for index in range(workers)]
         self._random = [random.Random(f"{seed}/{index}") for index in range(workers)]
-        self._think_time = think_time
-        self._think_spread = think_spread
+        self._think_time = check_number("think_time", think_time)
+        self._think_spread = check_number("think_spread", think_spread)
 
     async def __call__(self, context: WorkerContext) -> None:
         """One iteration: thinks, and submits the next gradient."""
@@ -86,7 +84,8 @@ class ModelWorker:
     """Trains a model: forward and backward on a batch, on a thread, then one update.
 
     Every worker has a replica of the model. Its parameters are the shared ones, live (Hogwild: they
-    change while it reads them); its gradients and buffers are its own.
+    change while it reads them); its gradients and buffers are its own. The flat gradient is zero
+    where a batch does not reach a parameter, whose ``ms`` then decays.
     """
 
     def __init__(
@@ -103,7 +102,8 @@ class ModelWorker:
             shared: The shared parameters, made from ``model`` or one like it.
             model: Copied for each worker.
             loss: Maps a model and a batch to a scalar to minimise.
-            batches: Read by all workers, one batch an iteration; must not run out.
+            batches: Read by all workers in turn, one batch an iteration, on their threads; must not
+                run out.
             on_loss: Called on the event loop after each update, with worker index and loss.
         """
         self._shared = shared
@@ -111,6 +111,7 @@ class ModelWorker:
         self._loss = loss
         self._batches = batches
         self._on_loss = on_loss
+        self._reading = threading.Lock()  # workers share the iterator of batches
         self._replicas: dict[int, _Replica] = {}
 
     async def __call__(self, context: WorkerContext) -> None:
@@ -120,15 +121,9 @@ class ModelWorker:
             RuntimeError: If the batches have run out.
         """
         replica = self._replicas.get(context.index)
-        if replica is None:
+        if replica is None or len(replica.grads) != context.depth:
             replica = self._replicas[context.index] = self._make_replica(context.depth)
-        try:
-            batch = next(self._batches)
-        except StopIteration:
-            raise RuntimeError("batches must last for every update, but ran out") from None
-        loss, grad = await context.run_blocking(
-            self._forward_backward, replica, context.iteration, batch
-        )
+        loss, grad = await context.run_blocking(self._forward_backward, replica, context.iteration)
         await context.submit(grad)
         if self._on_loss is not None:
             self._on_loss(context.index, loss)
@@ -139,9 +134,12 @@ class ModelWorker:
         grads = [torch.zeros_like(self._shared.flat) for _ in range(depth)]
         return _Replica(module, grads, [self._shared.views_of(grad) for grad in grads])
 
-    def _forward_backward(
-        self, replica: _Replica, iteration: int, batch: Any
-    ) -> tuple[float, torch.Tensor]:
+    def _forward_backward(self, replica: _Replica, iteration: int) -> tuple[float, torch.Tensor]:
+        with self._reading:
+            try:
+                batch = next(self._batches)
+            except StopIteration:
+                raise RuntimeError("batches must last for every update, but ran out") from None
         grad = replica.next_grad(iteration)
         loss = self._loss(replica.module, batch)
         loss.backward()

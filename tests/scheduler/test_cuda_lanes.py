@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,8 +114,6 @@ async def test_event_loop_turns_while_the_device_works() -> None:
 
 @pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered"])
 async def test_launch_that_fails_is_an_error_of_its_worker(policy: str) -> None:
-    from dataclasses import replace
-
     shared = SharedParameters({"p": torch.zeros(64, device=CUDA)})
 
     async def worker(context: WorkerContext) -> None:

@@ -83,6 +83,8 @@ def test_mean_square_starts_at_zero_in_the_compute_type(
     ("parameters", "error", "message"),
     [
         ({}, ValueError, "at least one tensor, got none"),
+        ([torch.zeros(2)], TypeError, "parameters must map names to tensors, got list"),
+        ({"a": [1.0]}, TypeError, "a must be a torch tensor, got list"),
         ({"a": torch.zeros(2, dtype=torch.int64)}, TypeError, "a must be .*float32.* got int64"),
         (
             {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.float64)},
@@ -97,7 +99,7 @@ def test_mean_square_starts_at_zero_in_the_compute_type(
     ],
 )
 def test_parameters_that_cannot_be_shared_are_refused(
-    parameters: dict[str, torch.Tensor], error: type[Exception], message: str
+    parameters: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         SharedParameters(parameters)

@@ -192,9 +192,10 @@ async def test_failing_worker_is_named_and_what_was_submitted_lands(policy: str)
             await scheduler.run(worker, updates=10_000)
         assert isinstance(caught.value.failures[2], LookupError)
         assert caught.value.__cause__ is caught.value.failures[2]
-        assert scheduler._in_flight == 0
+        landed = shared.version
         report = await scheduler.run(submit_ones(shared), updates=8)  # still of use
     assert report.updates == 8
+    assert shared.version == landed + 8  # nothing was left to land late
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -238,13 +239,13 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
         with pytest.raises(asyncio.CancelledError):
             await run
         landed = counters.version
-        assert scheduler._in_flight == 0
     assert counters.version == landed
     if policy != "lock-free":  # each update that was counted is there, whole, and no other
         assert counters.flat.eq(-landed).all()
 
 
-async def test_cancelled_blocking_work_is_waited_for() -> None:
+@pytest.mark.parametrize("cancellations", [1, 3])
+async def test_cancelled_blocking_work_is_waited_for(cancellations: int) -> None:
     started, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -258,13 +259,111 @@ async def test_cancelled_blocking_work_is_waited_for() -> None:
     async with StreamScheduler(small(), workers=1) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=1))
         await started.wait()
-        run.cancel()
-        for _ in range(20):  # turns of the loop, in which an abandoned run would end
-            await asyncio.sleep(0)
-        assert not run.done()
+        for _ in range(cancellations):
+            run.cancel()
+            for _ in range(20):  # turns of the loop, in which an abandoned run would end
+                await asyncio.sleep(0)
+            assert not run.done()
         release.set()
         with pytest.raises(asyncio.CancelledError):
             await run
+        await scheduler.run(submit_ones(scheduler.shared), updates=1)  # still of use
+
+
+async def test_leaving_the_scope_ends_a_run_under_way() -> None:
+    shared = small()
+    under_way = asyncio.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(torch.ones(64))
+        under_way.set()
+
+    async with StreamScheduler(shared, workers=3, depth=2) as scheduler:
+        run = asyncio.create_task(scheduler.run(worker, updates=1_000_000))
+        await under_way.wait()
+    landed = shared.version
+    with pytest.raises(RuntimeError, match="closed while it ran"):
+        await run
+    assert shared.version == landed
+
+
+async def test_worker_that_cancels_itself_is_an_error() -> None:
+    async def worker(context: WorkerContext) -> None:
+        raise asyncio.CancelledError
+
+    async with StreamScheduler(small(), workers=2) as scheduler:
+        with pytest.raises(WorkerError, match="cancelled, but not by the scheduler"):
+            await scheduler.run(worker, updates=10)
+
+
+async def test_gradient_refused_may_be_submitted_better() -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        with pytest.raises(ValueError, match="shape"):
+            await context.submit(torch.ones(63))
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        report = await scheduler.run(worker, updates=3)
+    assert report.updates == 3
+
+
+async def test_update_given_up_before_its_launch_is_not_counted() -> None:
+    """Worker 1 gives up the wait for the lock, which worker 0 holds until it is told."""
+    shared = small()
+    waiting = asyncio.Event()
+    release = threading.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 0:
+            await context.submit(torch.ones(64))
+            return
+        submission = asyncio.ensure_future(context.submit(torch.ones(64)))
+        await asyncio.sleep(0)  # it waits for the lock now
+        submission.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submission
+        waiting.set()
+
+    async def unblock() -> None:
+        await waiting.wait()
+        release.set()
+
+    async with StreamScheduler(shared, workers=2, policy="locked") as scheduler:
+        kernel = scheduler.backend.kernel
+
+        def hold(*operands: Any) -> None:
+            release.wait(timeout=60)
+            kernel(*operands)
+
+        scheduler.backend = replace(scheduler.backend, kernel=hold)
+        unblocking = asyncio.create_task(unblock())
+        with pytest.raises(WorkerError, match=r"worker 1 .*without submitting a gradient"):
+            await scheduler.run(worker, updates=2)
+        await unblocking
+    assert shared.version == 1
+
+
+async def test_stop_iteration_in_blocking_work_is_an_error() -> None:
+    async def worker(context: WorkerContext) -> None:
+        await context.run_blocking(next, iter(()))
+
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        with pytest.raises(WorkerError, match="raised StopIteration"):
+            await scheduler.run(worker, updates=1)
+
+
+async def test_lazily_negated_gradient_is_taken_by_its_value() -> None:
+    negated = torch._neg_view(torch.ones(64))  # as autograd makes of complex numbers
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(negated)
+
+    async with StreamScheduler(shared, workers=1, lr=1.0, alpha=0.0, eps=0.0) as scheduler:
+        await scheduler.run(worker, updates=1)
+    assert shared.flat.eq(1).all()
 
 
 async def test_error_in_the_scope_closes_the_lanes() -> None:
@@ -292,7 +391,8 @@ async def test_gradient_is_kept_until_it_has_landed() -> None:
     ("arguments", "error", "message"),
     [
         ({"workers": 0}, ValueError, "workers must be an integer >= 1, got 0"),
-        ({"workers": 1.5}, ValueError, "workers must be an integer >= 1, got 1.5"),
+        ({"workers": 1.5}, TypeError, "workers must be an integer >= 1, got 1.5"),
+        ({"workers": True}, TypeError, "workers must be an integer >= 1, got True"),
         ({"depth": 0}, ValueError, "depth must be an integer >= 1, got 0"),
         (
             {"policy": "free"},
@@ -302,14 +402,18 @@ async def test_gradient_is_kept_until_it_has_landed() -> None:
         ({"backend": "fortran"}, ValueError, "backend must be one of .*numpy.*, got 'fortran'"),
         ({"lr": -1}, ValueError, "lr must be a finite number >= 0, got -1"),
         ({"eps": float("nan")}, ValueError, "eps must be a finite number >= 0, got nan"),
+        ({"policy": ["locked"]}, ValueError, r"policy must be one of .*, got \['locked'\]"),
+        ({"backend": ["numpy"]}, ValueError, r"backend must be one of .*, got \['numpy'\]"),
+        ({"lr": 10**400}, ValueError, "lr must be a finite number >= 0, got inf"),
         ({"momentum": 0.9}, TypeError, "momentum"),
+        ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],
 )
 def test_bad_settings_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        StreamScheduler(small(), **{"workers": 1, **arguments})
+        StreamScheduler(**{"shared": small(), "workers": 1, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -340,19 +444,34 @@ async def test_bad_gradient_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("budget", "message"),
+    ("budget", "error", "message"),
     [
-        ({}, "updates or seconds must be given"),
-        ({"updates": 0}, "updates must be an integer >= 1, got 0"),
-        ({"seconds": 0.0}, "seconds must be a finite number > 0, got 0.0"),
-        ({"seconds": float("nan")}, "seconds must be a finite number > 0, got nan"),
+        ({}, ValueError, "updates or seconds must be given"),
+        ({"updates": 0}, ValueError, "updates must be an integer >= 1, got 0"),
+        ({"updates": True}, TypeError, "updates must be an integer >= 1, got True"),
+        ({"seconds": 0.0}, ValueError, "seconds must be a finite number > 0, got 0.0"),
+        ({"seconds": float("nan")}, ValueError, "seconds must be a finite number > 0, got nan"),
+        ({"seconds": "1"}, TypeError, "seconds must be a finite number > 0, got '1'"),
     ],
 )
-async def test_bad_budget_is_refused(budget: dict[str, Any], message: str) -> None:
+async def test_bad_budget_is_refused(
+    budget: dict[str, Any], error: type[Exception], message: str
+) -> None:
     shared = small()
     async with StreamScheduler(shared, workers=1) as scheduler:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(error, match=message):
             await scheduler.run(submit_ones(shared), **budget)
+
+
+async def test_gradient_that_is_the_parameters_is_refused() -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(shared.flat)
+
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(WorkerError, match="must not overlap"):
+            await scheduler.run(worker, updates=1)
 
 
 async def test_worker_that_submits_nothing_is_an_error() -> None:

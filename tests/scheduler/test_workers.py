@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +94,25 @@ async def test_batches_that_run_out_are_an_error() -> None:
             await scheduler.run(worker, updates=3)
 
 
+async def test_reading_a_batch_leaves_the_event_loop_free() -> None:
+    """The first batch is not there until the loop, turning, says so."""
+    turned = threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        assert turned.wait(timeout=60)
+        yield from make_batches()
+
+    model = make_model()
+    shared = SharedParameters.from_module(model)
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        run = asyncio.create_task(
+            scheduler.run(ModelWorker(shared, model, squared_error, batches()), updates=2)
+        )
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.001, turned.set)
+        assert (await run).updates == 2
+
+
 async def test_simulated_workers_rotate_their_own_gradients() -> None:
     """Gradients are powers of ten, and each update subtracts its gradient: digits count uses."""
     gradients = [torch.full((8,), 10.0**power, dtype=torch.float64) for power in range(4)]
@@ -112,9 +134,6 @@ async def test_thinking_takes_time() -> None:
     worker = SimulatedWorker([torch.ones(8)], workers=1, think_time=0.01, think_spread=0.5, seed=3)
     async with StreamScheduler(shared, workers=1) as scheduler:
         report = await scheduler.run(worker, updates=5)
-    # The same log-normal draws, by their definition.
-    import random
-
     draws = random.Random("3/0")
     thought = sum(0.01 * draws.lognormvariate(0, 0.5) for _ in range(5))
     assert report.seconds >= thought
@@ -123,8 +142,8 @@ async def test_thinking_takes_time() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workers": 0}, "workers must be from 1 to 2, got 0"),
-        ({"workers": 3}, "workers must be from 1 to 2, got 3"),
+        ({"workers": 0}, "workers must be an integer >= 1 and <= 2, got 0"),
+        ({"workers": 3}, "workers must be an integer >= 1 and <= 2, got 3"),
         ({"think_time": -1.0}, "think_time must be a finite number >= 0, got -1.0"),
         ({"think_time": float("nan")}, "think_time must be a finite number >= 0, got nan"),
         ({"think_spread": float("inf")}, "think_spread must be a finite number >= 0, got inf"),

@@ -1,0 +1,42 @@
+"""Checks of plain arguments, so that each is worded alike everywhere."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+
+def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
+    """An integer argument, NumPy's among them.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is out of range.
+    """
+    allowed = f"an integer >= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        integer = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {allowed}, got {value!r}") from None
+    if integer < at_least or (at_most is not None and integer > at_most):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return integer
+
+
+def check_number(name: str, value: Any, *, above: float | None = None) -> float:
+    """A finite number: > ``above`` if given, else >= 0.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    allowed = "a finite number >= 0" if above is None else f"a finite number > {above:g}"
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or (number < 0 if above is None else number <= above):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return number
