@@ -56,7 +56,8 @@ def slice_bounds(array: Array, threads: int) -> list[tuple[int, int]]:
     line = _CACHE_LINE // array.itemsize
     into_line = (array.ctypes.data % _CACHE_LINE) // array.itemsize if count > 1 else 0
     cuts = [
-        round(array.size * index / count / line) * line - into_line for index in range(1, count)
+        round((array.size * index / count + into_line) / line) * line - into_line
+        for index in range(1, count)
     ]
     return list(zip([0, *cuts], [*cuts, array.size], strict=True))
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
     "alpha": ("a number >= 0 and < 1", lambda value: 0.0 <= value < 1.0),
@@ -96,6 +99,11 @@ class Scalars(NamedTuple):
     weight_decay: float
     shrink: float
     sign: float
+
+    def rounded(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The factors in order, each rounded once to ``dtype``; too large a one is infinite."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self, dtype)
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:

@@ -33,7 +33,7 @@ def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparamete
     if param.dtype == np.float16:  # Numba has no float16 on CPUs: int16 stands for its bits
         param, grad = param.view(np.int16), grad.view(np.int16)
     kernel = _kernel(hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
-    kernel(param, grad, ms, *np.asarray(hyperparameters.scalars(), ms.dtype))
+    kernel(param, grad, ms, *hyperparameters.scalars().rounded(ms.dtype))
 
 
 @cache

@@ -42,8 +42,7 @@ def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparamete
 def _update_block(
     param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters, scratch: Array
 ) -> None:
-    factors = np.asarray(hyperparameters.scalars(), ms.dtype)  # each rounded once
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
+    lr, alpha, beta, eps, weight_decay, shrink, sign = hyperparameters.scalars().rounded(ms.dtype)
     t, u = scratch[:2]
     p, g = param, grad
     if param.dtype != ms.dtype:

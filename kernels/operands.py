@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -177,16 +176,12 @@ def check_disjoint(operands: Operands) -> None:
     """
     spans = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name)
-        for name, tensor in _named(operands)
-        if tensor.numel()
+        for name, tensor in zip(Operands._fields, operands, strict=True)
+        if tensor.numel() and tensor.data_ptr()  # meta tensors have no memory
     )
     for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f"{name} and {other} must not overlap in memory")
-
-
-def _named(operands: Operands) -> Iterable[tuple[str, torch.Tensor]]:
-    return zip(Operands._fields, operands, strict=True)
 
 
 def _short(thing: torch.dtype | torch.layout) -> str:

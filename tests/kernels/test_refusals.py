@@ -1,0 +1,155 @@
+"""What ``rmsprop_`` refuses, before it changes anything, and the message that says why."""
+
+from __future__ import annotations
+
+import re
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hogstream.kernels import rmsprop_
+
+Arguments = dict[str, Any]
+
+
+def good_arguments() -> Arguments:
+    return {name: torch.full((2, 3), 0.5) for name in ("param", "grad", "ms")}
+
+
+def array(dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    return np.full((2, 3), 0.5, dtype)
+
+
+def read_only() -> np.ndarray[Any, Any]:
+    values = array()
+    values.flags.writeable = False
+    return values
+
+
+def overlapping(*names: str) -> dict[str, torch.Tensor]:
+    """Operands of six elements, of which each shares its last two with the next."""
+    buffer = torch.full((16,), 0.5)
+    return {name: buffer[4 * i : 4 * i + 6].reshape(2, 3) for i, name in enumerate(names)}
+
+
+ONES = torch.ones(2, 3)
+SPARSE = ONES.to_sparse()
+META = torch.ones(2, 3, device="meta")
+GAPS = torch.ones(2, 6)[:, ::2]
+OTHER_ORDER = torch.ones(3, 2).T
+PACKED = np.zeros((2, 3), [("value", np.float32), ("flag", np.int8)])["value"]
+
+ARRAYS = "must be a NumPy array or a torch tensor"
+DTYPES = "must be float16, bfloat16, float32 or float64"
+NATIVE = "must be native float16, float32 or float64"
+BLOCK = "must fill one block of memory (contiguous, or a permutation of that), got shape (2, 3)"
+SHAPE = "have the shape of param, (2, 3)"
+BACKENDS = "backend must be one of triton, numba, numpy or None"
+
+# Each message with the arguments that it refuses, which replace those of a good call.
+WRONG_TYPES: dict[str, Arguments] = {
+    f"param {ARRAYS}, got list": {"param": [0.5] * 6},
+    f"grad {ARRAYS}, got float32": {"grad": np.float32(1)},
+    f"param {DTYPES}, got int32": {"param": ONES.int()},
+    f"param {DTYPES}, got complex64": {"param": ONES * 1j},
+    f"param {DTYPES}, got float8_e5m2": {"param": ONES.to(torch.float8_e5m2)},
+    f"param {NATIVE}, got int64": {"param": array(np.int64)},
+    f"param {NATIVE}, got >f4": {"param": array(">f4")},
+    f"ms {NATIVE}, got >f8": {"ms": array(">f8")},
+    "grad must be float32 as param, got float64": {"grad": ONES.double()},
+    "ms must be float32 for float32 params, got float64": {"ms": ONES.double()},
+    "ms must be float32 for bfloat16 params, got bfloat16": dict.fromkeys(
+        good_arguments(), ONES.bfloat16()
+    ),
+}
+WRONG_VALUES: dict[str, Arguments] = {
+    f"grad must {SHAPE}, got (3, 2)": {"grad": torch.ones(3, 2)},
+    f"grad must {SHAPE}, got (1, 3)": {"grad": torch.ones(1, 3)},
+    f"ms must be dense and {SHAPE}, got strided, (6,)": {"ms": torch.ones(6)},
+    f"ms must be dense and {SHAPE}, got sparse_coo, (2, 3)": {"ms": SPARSE},
+    "param must be dense, got layout sparse_coo": {"param": SPARSE},
+    "grad must be dense, got layout sparse_coo": {"grad": SPARSE},
+    "grad must be on cpu as param, got meta": {"grad": META},
+    "ms must be on cpu as param, got meta": {"ms": META},
+    "takes cpu tensors, got one on meta": dict.fromkeys(good_arguments(), META),
+    f"param {BLOCK} with strides (6, 2)": {"param": GAPS},
+    f"grad {BLOCK} with strides (6, 2)": {"grad": GAPS},
+    f"ms {BLOCK} with strides (6, 2)": {"ms": GAPS},
+    f"param {BLOCK} with strides (0, 0)": {"param": torch.ones(1, 1).expand(2, 3)},
+    "param must be contiguous, got strides of (-12, 4) bytes": {"param": array()[::-1]},
+    "grad must be contiguous, got strides of (15, 5) bytes": {"grad": PACKED},
+    "grad must have the strides of param, (3, 1), got (1, 2)": {"grad": OTHER_ORDER},
+    "ms must have the strides of param, (3, 1), got (1, 2)": {"ms": OTHER_ORDER},
+    "param must be memory as it is, got a lazily negated": {"param": torch._neg_view(ONES)},
+    "param must be writable, got a read-only array": {"param": read_only()},
+    "ms must be writable, got a read-only array": {"ms": read_only()},
+    "param and ms must not overlap in memory": overlapping("param", "ms"),
+    "ms and grad must not overlap in memory": overlapping("ms", "grad"),
+    "grad and param must not overlap in memory": overlapping("grad", "param"),
+    f"{BACKENDS}, got 'cuda'": {"backend": "cuda"},
+    f"{BACKENDS}, got ['numpy']": {"backend": ["numpy"]},
+}
+NUMBERS = {
+    "lr": "a finite number >= 0",
+    "alpha": "a number >= 0 and < 1",
+    "eps": "a finite number >= 0",
+    "weight_decay": "a finite number >= 0",
+}
+SWITCHES = ["eps_inside_sqrt", "decoupled_weight_decay", "maximize"]
+
+
+@pytest.mark.parametrize(("message", "arguments"), WRONG_TYPES.items(), ids=WRONG_TYPES.keys())
+def test_refuses_operands_of_a_wrong_type(message, arguments):
+    check_refused(TypeError, message, arguments)
+
+
+@pytest.mark.parametrize(("message", "arguments"), WRONG_VALUES.items(), ids=WRONG_VALUES.keys())
+def test_refuses_operands_that_do_not_fit(message, arguments):
+    check_refused(ValueError, message, arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(-0.1, "-0.1"), (-inf, "-inf"), (inf, "inf"), (nan, "nan"), (10**400, "inf")],
+    ids=["negative", "-inf", "inf", "nan", "beyond_float64"],
+)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_refuses_numbers_out_of_range(name, value, shown):
+    check_refused(ValueError, f"{name} must be {NUMBERS[name]}, got {shown}", {name: value})
+
+
+def test_refuses_alpha_of_one():
+    check_refused(ValueError, f"alpha must be {NUMBERS['alpha']}, got 1.0", {"alpha": 1.0})
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True, 0.1j, [0.1], torch.ones(2)], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_refuses_what_is_not_a_number(name, value):
+    check_refused(TypeError, f"{name} must be {NUMBERS[name]}, got {value!r}", {name: value})
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_refuses_switches_that_are_not_bools(name, value):
+    check_refused(TypeError, f"{name} must be True or False, got {value!r}", {name: value})
+
+
+def check_refused(error: type[Exception], message: str, wrong: Arguments) -> None:
+    arguments = good_arguments() | wrong
+    before = contents(arguments)
+    with pytest.raises(error, match=re.escape(message)):
+        rmsprop_(**arguments)
+    assert contents(arguments) == before
+
+
+def contents(arguments: Arguments) -> list[Any]:
+    operands = [arguments[name] for name in good_arguments()]
+    return [values(operand) for operand in operands if operand is not META]
+
+
+def values(operand: Any) -> Any:
+    dense = operand.to_dense() if isinstance(operand, torch.Tensor) else np.array(operand)
+    return dense.tolist()

@@ -1,0 +1,76 @@
+"""What ``rmsprop_`` promises beside its arithmetic: what it changes and what it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hogstream.kernels import available_backends, rmsprop_
+from update_testing import BACKENDS, State, assert_same_bits, formula, fresh_state, normal
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_updates_in_place_and_returns_none(backend):
+    param, grad, ms = (torch.full((2, 3), 0.5, device=backend.device) for _ in range(3))
+    pointers = param.data_ptr(), ms.data_ptr()
+    returned = rmsprop_(param, grad, ms, backend=backend.name)  # type: ignore[func-returns-value]
+    assert returned is None
+    assert (param.data_ptr(), ms.data_ptr()) == pointers
+    assert torch.all(param < 0.5)
+    assert torch.all(ms != 0.5)
+    assert torch.all(grad == 0.5)
+
+
+def test_picks_a_backend_for_the_cpu():
+    state, grad = fresh_state(normal(100, torch.float32, 0)), normal(100, torch.float32, 1)
+    expected = formula(state, grad)
+    rmsprop_(state.param, grad, state.ms)
+    assert_same_bits(state, expected)
+
+
+def test_every_backend_is_listed():
+    assert set(available_backends()) == {"triton", "numba", "numpy"}
+    assert available_backends()["numpy"] is None
+
+
+def test_takes_a_leaf_that_requires_grad():
+    param = torch.ones(3, requires_grad=True)
+    (grad,) = torch.autograd.grad((param * param).sum(), param)
+    rmsprop_(param, grad, torch.zeros(3))
+    assert param.is_leaf
+    assert param.requires_grad
+    assert torch.all(param < 1)
+
+
+def test_takes_a_lazily_negated_gradient():
+    state, grad = fresh_state(normal(100, torch.float32, 0)), normal(100, torch.float32, 1)
+    expected = formula(state, -grad)
+    rmsprop_(state.param, torch._neg_view(grad), state.ms)
+    assert_same_bits(state, expected)
+
+
+def test_autograd_notices_the_update():
+    param = torch.ones(3, requires_grad=True)
+    loss = param.square().sum()
+    rmsprop_(param, torch.ones(3), torch.zeros(3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_takes_a_read_only_gradient(order):
+    param, grad, ms = (np.arange(6.0).reshape(2, 3).copy(order) for _ in range(3))
+    expected = formula(State(torch.tensor(param), torch.tensor(ms)), torch.tensor(grad))
+    grad.flags.writeable = False
+    rmsprop_(param, grad, ms)
+    assert_same_bits(State(torch.tensor(param), torch.tensor(ms)), expected)
+    assert np.array_equal(grad, np.arange(6.0).reshape(2, 3))
+
+
+def test_takes_operands_side_by_side_in_one_buffer():
+    buffer = normal(300, torch.float32, seed=0).abs()
+    ms, param, grad = buffer.split(100)
+    expected = formula(State(param, ms), grad)
+    rmsprop_(param, grad, ms)
+    assert_same_bits(State(param, ms), expected)

@@ -1,0 +1,158 @@
+"""What the tests of the update share: backends, variants, operands, the formula and its bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from hogstream.kernels import available_backends, rmsprop_
+
+
+class State(NamedTuple):
+    """What an update changes."""
+
+    param: torch.Tensor
+    ms: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend and the device that it is tested on: interpreted Triton runs on the CPU."""
+
+    name: str
+    device: str
+
+    def update(self, state: State, grad: torch.Tensor, **options: Any) -> State:
+        """The state after one update of a copy of it, on the CPU."""
+        param, ms = (tensor.to(self.device, copy=True) for tensor in state)
+        rmsprop_(param, grad.to(self.device), ms, backend=self.name, **options)
+        return State(param.cpu(), ms.cpu())
+
+
+def _backend(name: str, device: str, *marks: pytest.MarkDecorator) -> Any:
+    missing = available_backends()[name]
+    skip = pytest.mark.skipif(missing is not None, reason=str(missing))
+    return pytest.param(Backend(name, device), id=name, marks=[skip, *marks])
+
+
+# The interpreter computes in NumPy, and warns of the infinities and NaN that tests feed it.
+_INTERPRETER_WARNS = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+BACKENDS = [
+    _backend("numpy", "cpu"),
+    _backend("numba", "cpu"),
+    _backend("triton", "cuda" if torch.cuda.is_available() else "cpu", _INTERPRETER_WARNS),
+]
+CPU_BACKENDS = BACKENDS[:2]
+
+#: Parameter dtype to compute type, as the design has it.
+COMPUTE = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in COMPUTE]
+
+_DENOMINATORS: dict[str, dict[str, Any]] = {
+    "inside": {},
+    "outside": {"eps_inside_sqrt": False},
+}
+_DECAYS: dict[str, dict[str, Any]] = {
+    "undecayed": {},
+    "coupled": {"weight_decay": 0.1},
+    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+}
+_DIRECTIONS: dict[str, dict[str, Any]] = {"minimize": {}, "maximize": {"maximize": True}}
+
+#: Every combination of the switches, as keyword arguments of ``rmsprop_``.
+VARIANTS = [
+    pytest.param(
+        _DENOMINATORS[denominator] | _DECAYS[decay] | _DIRECTIONS[direction],
+        id=f"{denominator}-{decay}-{direction}",
+    )
+    for denominator, decay, direction in product(_DENOMINATORS, _DECAYS, _DIRECTIONS)
+]
+
+
+def fresh_state(param: torch.Tensor) -> State:
+    """A parameter that has had no update yet."""
+    return State(param, torch.zeros_like(param, dtype=COMPUTE[param.dtype]))
+
+
+def normal(size: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Standard normal values, in shape (size,)."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(size)).to(dtype)
+
+
+def extreme(size: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Values of either sign from 1e-20 to 1e10, as far as the dtype reaches, in shape (size,)."""
+    limits = torch.finfo(dtype)
+    rng = np.random.default_rng(seed)
+    low, high = max(1e-20, limits.smallest_normal), min(1e10, limits.max)
+    values = rng.choice([-1.0, 1.0], size) * 10 ** rng.uniform(np.log10(low), np.log10(high), size)
+    return torch.from_numpy(values).to(dtype)
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def special(dtype: torch.dtype) -> torch.Tensor:
+    """Where arithmetic goes wrong: zeros, denormals, limits, infinities and NaN."""
+    limits = torch.finfo(dtype)
+    denormal = limits.smallest_normal * limits.eps
+    values = [0.0, denormal, 3 * denormal, limits.smallest_normal, 1.0, limits.max, np.inf, np.nan]
+    signed = torch.tensor([*values, *(-value for value in values)], dtype=dtype)
+    all_ones = torch.tensor([-1], dtype=_BITS[dtype.itemsize]).view(dtype)  # another NaN
+    return torch.cat([signed, all_ones])
+
+
+def formula(
+    state: State,
+    grad: torch.Tensor,
+    *,
+    lr: float = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    eps_inside_sqrt: bool = True,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> State:
+    """The design's formula in plain NumPy, an operation at a time; torch converts the dtypes."""
+    compute = COMPUTE[state.param.dtype]
+    p, g, ms = (tensor.to(compute).numpy() for tensor in (state.param, grad, state.ms))
+    with np.errstate(all="ignore"):
+        if maximize:
+            g = -g
+        if weight_decay and decoupled_weight_decay:
+            p = p * (1 - lr * weight_decay)
+        elif weight_decay:
+            g = g + weight_decay * p
+        ms = alpha * ms + ((1 - alpha) * g) * g
+        d = np.sqrt(ms + eps) if eps_inside_sqrt else np.sqrt(ms) + eps
+        p = p - (lr * g) / d
+    return State(torch.from_numpy(p).to(state.param.dtype), torch.from_numpy(ms))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor's bits as integers, the same for every NaN."""
+    canonical = torch.where(tensor.isnan(), torch.full_like(tensor, torch.nan), tensor)
+    return canonical.view(_BITS[tensor.element_size()])
+
+
+def assert_same_bits(actual: State, expected: State) -> None:
+    """Every element is equal to the bit, the sign of zeros included; any NaN equals any other."""
+    for name, got, want in zip(State._fields, actual, expected, strict=True):
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        differ = (bits(got) != bits(want)).nonzero()
+        assert not len(differ), (
+            f"{len(differ)} elements of {name} differ, first at {differ[0].tolist()}: "
+            f"{got[tuple(differ[0])]!r} instead of {want[tuple(differ[0])]!r}"
+        )
