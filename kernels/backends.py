@@ -105,12 +105,14 @@ def _as_triton_operand(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
+@cache
 def _numba_missing() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed; pip install 'hogstream[cpu]'"
     return None
 
 
+@cache
 def _triton_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton (Linux only)"

@@ -20,7 +20,7 @@ _CACHE_LINE = 64
 
 Array = npt.NDArray[Any]
 
-_pool: ThreadPoolExecutor | None = None
+_pool: ThreadPoolExecutor
 
 
 def run_in_slices(kernel: Callable[..., None], arrays: tuple[Array, ...], *args: object) -> None:
@@ -36,7 +36,7 @@ def run_in_slices(kernel: Callable[..., None], arrays: tuple[Array, ...], *args:
     """
     bounds = slice_bounds(arrays[0], torch.get_num_threads())
     slices = [tuple(array[start:stop] for array in arrays) for start, stop in bounds]
-    others = [_threads().submit(kernel, *part, *args) for part in slices[1:]]
+    others = [_pool.submit(kernel, *part, *args) for part in slices[1:]]
     try:
         kernel(*slices[0], *args)
     finally:
@@ -62,18 +62,11 @@ def slice_bounds(array: Array, threads: int) -> list[tuple[int, int]]:
     return list(zip([0, *cuts], [*cuts, array.size], strict=True))
 
 
-def _threads() -> ThreadPoolExecutor:
+def _make_pool() -> None:
     global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hogstream-kernel")
-    return _pool
+    _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hogstream-kernel")
 
 
-def _forget_pool() -> None:
-    # A forked child inherits the pool but not its threads.
-    global _pool
-    _pool = None
-
-
+_make_pool()  # it starts a thread when there is work for one, and not before
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_make_pool)  # which inherits the pool, but no threads
