@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,22 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
     param, grad = (torch.randn(ELEMENTS, generator=generator) for _ in range(2))
     alternatives = _alternatives(device, param, grad)
     timings = interleave({name: call for name, (call, _) in alternatives.items()}, device, REPEATS)
-    expected = _after_two_updates(plain_expression_, param, grad)
+    expected = _after_two_updates(_update_plainly_, param, grad)
     results = []
     for name, (_, backend) in alternatives.items():
         seconds = statistics.median(timings[name])
+        differing = None
+        if backend is not None:
+            ours = partial(rmsprop_, backend=backend)
+            updated = _after_two_updates(ours, param.to(device), grad.to(device))
+            differing = _differing_bits(updated, expected)
         results.append(
             {
                 "name": name,
                 "elements": ELEMENTS,
                 "milliseconds": seconds * 1e3,
                 "gigabytes_per_second": 20e-9 * ELEMENTS / seconds,
-                "differing_bits": _differing(backend, device, param, grad, expected)
-                if backend
-                else None,
+                "differing_bits": differing,
             }
         )
     return results
@@ -70,8 +74,8 @@ def _alternatives(
         if available_backends()[name] is None
     }
     if device.type == "cpu":
-        arrays = param.clone().numpy(), grad.numpy(), torch.zeros_like(param).numpy()
-        alternatives[PLAIN_EXPRESSION] = (lambda: plain_expression_(*arrays), None)
+        plain = param.clone(), grad, torch.zeros_like(param)
+        alternatives[PLAIN_EXPRESSION] = (lambda: _update_plainly_(*plain), None)
     foreach = param.to(device, copy=True).requires_grad_()
     foreach.grad = grad.to(device)
     optimizer = torch.optim.RMSprop([foreach], foreach=True)
@@ -83,26 +87,19 @@ def _after_two_updates(
     update_: Callable[..., None], param: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     p, ms = param.clone(), torch.zeros_like(param)
-    arrays = p.numpy(), grad.numpy(), ms.numpy()
-    update_(*arrays)
-    update_(*arrays)
-    return p, ms
-
-
-def _differing(
-    backend: str,
-    device: torch.device,
-    param: torch.Tensor,
-    grad: torch.Tensor,
-    expected: tuple[torch.Tensor, torch.Tensor],
-) -> int:
-    p, g = param.to(device, copy=True), grad.to(device)
-    ms = torch.zeros_like(p)
     for _ in range(2):
-        rmsprop_(p, g, ms, backend=backend)
+        update_(p, grad, ms)
+    return p.cpu(), ms.cpu()
+
+
+def _update_plainly_(*tensors: torch.Tensor) -> None:
+    plain_expression_(*(tensor.numpy() for tensor in tensors))
+
+
+def _differing_bits(mine: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> int:
     return sum(
-        _count_bits(mine.cpu().view(torch.int32) ^ theirs.view(torch.int32))
-        for mine, theirs in zip((p, ms), expected, strict=True)
+        _count_bits(a.view(torch.int32) ^ b.view(torch.int32))
+        for a, b in zip(mine, theirs, strict=True)
     )
 
 
