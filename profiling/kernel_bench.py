@@ -92,8 +92,8 @@ def _after_two_updates(
     return p.cpu(), ms.cpu()
 
 
-def _update_plainly_(*tensors: torch.Tensor) -> None:
-    plain_expression_(*(tensor.numpy() for tensor in tensors))
+def _update_plainly_(param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor) -> None:
+    plain_expression_(param.numpy(), grad.numpy(), ms.numpy())
 
 
 def _differing_bits(mine: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> int:
