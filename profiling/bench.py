@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from hogstream.profiling.ceilings import measure_ceilings
+from hogstream.profiling.console import counted
 from hogstream.profiling.environment import cache_bytes, describe_environment, free_memory
 from hogstream.profiling.kernel_bench import measure_kernels
+from hogstream.profiling.summary import size_name
 from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
 
 SCHEMA = 1
@@ -81,7 +83,10 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
         for workers in settings.workers:
             rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
             for index in range(ROUNDS):
-                on_step(f"{elements:,} elements, {workers} workers, round {index + 1}")
+                on_step(
+                    f"{size_name(elements)} elements, {counted(workers, 'worker')}, "
+                    f"round {index + 1}"
+                )
                 first = index % len(settings.policies)  # each goes first in its turn
                 for policy in settings.policies[first:] + settings.policies[:first]:
                     rounds[policy].append(
@@ -91,6 +96,14 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
     return {
         "schema": SCHEMA,
         "environment": describe_environment(settings.device, settings.backend),
+        "settings": {
+            "depth": settings.depth,
+            "rounds": ROUNDS,
+            "seconds": settings.seconds,
+            "think_time": settings.think_time,
+            "think_spread": settings.think_spread,
+            "seed": settings.seed,
+        },
         "ceilings": ceilings,
         "kernels": kernels,
         "results": results,

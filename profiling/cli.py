@@ -23,11 +23,12 @@ except ModuleNotFoundError as missing:
 
 import torch
 
+from hogstream.kernels import available_backends
 from hogstream.profiling import bench as bench_job
 from hogstream.profiling import digits as digits_job
 from hogstream.profiling import doctor as doctor_job
 from hogstream.profiling import options, plots, summary
-from hogstream.profiling.console import Steps, figure, new_table, output, steps
+from hogstream.profiling.console import Steps, figure, new_table, print_table, print_text, steps
 from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.report import render_report
 from hogstream.scheduler.policies import POLICIES
@@ -41,7 +42,9 @@ _DEVICE = click.option(
     help="best, cpu, cuda or cuda:N. best is CUDA if there is one.",
 )
 _BACKEND = click.option(
-    "--backend", help="triton, numba or numpy.  [default: the best for the device]"
+    "--backend",
+    type=click.Choice(list(available_backends())),
+    help="Which kernels.  [default: the best for the device]",
 )
 _SEED = click.option(
     "--seed",
@@ -173,14 +176,14 @@ def bench(
     with steps(settings.steps()) as progress:
         result = bench_job.run_bench(settings, progress.begin)
     result["command"] = _command_line()
-    console = output()
-    console.print(summary.kernels_table(result))
-    console.print(summary.results_table(result))
-    for sentence in summary.sentences(result):
-        console.print(sentence)
-    _write_json(json_file, result)
+    written = [_write_json(json_file, result)]  # before anything is printed, which may fail
     if report is not None:
-        _write(report, render_report(result))
+        written.append(_write(report, render_report(result)))
+    print_table(summary.kernels_table(result))
+    print_table(summary.results_table(result))
+    for sentence in summary.sentences(result):
+        print_text(sentence)
+    _say_written(written)
 
 
 @cli.group(invoke_without_command=True)
@@ -254,20 +257,18 @@ def train_digits(
             )
             for name in policies
         ]
-    output().print(summary.training_table(results))
     environment = describe_environment(device, settings.backend)
-    _write_json(
-        json_file,
-        {
-            "schema": bench_job.SCHEMA,
-            "command": _command_line(),
-            "environment": environment,
-            "results": results,
-        },
-    )
+    result = {
+        "schema": bench_job.SCHEMA,
+        "command": _command_line(),
+        "environment": environment,
+        "results": results,
+    }
+    written = [_write_json(json_file, result), plot]
     if plot is not None:
         plots.loss_against_time(results, plot)
-        click.echo(f"wrote {plot}")
+    print_table(summary.training_table(results))
+    _say_written(written)
 
 
 def _show_loss(progress: Steps, policy: str, loss: float) -> None:
@@ -277,7 +278,6 @@ def _show_loss(progress: Steps, policy: str, loss: float) -> None:
 @cli.command()
 def doctor() -> None:
     """Say what is installed, what works here, and why the rest does not."""
-    console = output()
     for title, rows in (
         ("Installed", doctor_job.installed_packages()),
         ("Devices", doctor_job.check_devices()),
@@ -286,7 +286,7 @@ def doctor() -> None:
         table = new_table(title, "", "", text_columns=2)
         for name, text in rows.items():
             table.add_row(name, text)
-        console.print(table)
+        print_table(table)
     table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s")
     for name, ceilings in doctor_job.measure_bandwidth().items():
         table.add_row(
@@ -294,7 +294,7 @@ def doctor() -> None:
             figure(ceilings["copy_gigabytes_per_second"], 1),
             figure(ceilings["update_shaped_gigabytes_per_second"], 1),
         )
-    console.print(table)
+    print_table(table)
 
 
 def main() -> NoReturn:
@@ -304,6 +304,12 @@ def main() -> NoReturn:
     except click.ClickException as error:
         print(f"hogstream: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        print(f"hogstream: {error}", file=sys.stderr)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         print("hogstream: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -319,14 +325,21 @@ def _command_line() -> str:
     return shlex.join(["hogstream", *sys.argv[1:]])
 
 
-def _write_json(path: Path | None, result: dict[str, Any]) -> None:
-    if path is not None:
-        _write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+def _write_json(path: Path | None, result: dict[str, Any]) -> Path | None:
+    if path is None:
+        return None
+    return _write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {path}")
+    return path
+
+
+def _say_written(paths: list[Path | None]) -> None:
+    for path in paths:
+        if path is not None:
+            click.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":

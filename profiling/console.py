@@ -8,17 +8,35 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 # Tables are no wider than this; narrower terminals wrap their lines, which loses nothing.
 _TABLE_WIDTH = 84
 
 
-def output() -> Console:
-    """The console for results: plain text where it is no terminal."""
+def print_table(table: Table) -> None:
+    """Prints a table to standard output, whole, even if the terminal must wrap its lines."""
     console = Console(highlight=False)
-    return Console(highlight=False, width=max(console.width, _TABLE_WIDTH))
+    console = Console(highlight=False, width=max(console.width, _TABLE_WIDTH))
+    console.print(table)
+
+
+def print_text(text: str) -> None:
+    """Prints a paragraph to standard output, wrapped to the terminal."""
+    Console(highlight=False).print(text)
+
+
+def counted(count: int, thing: str) -> str:
+    """A number and its noun, such as ``1 worker`` and ``2 workers``."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
 def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
@@ -80,6 +98,7 @@ def steps(total: int) -> Iterator[Steps]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:

@@ -105,7 +105,7 @@ def _size(text: str) -> int:
     size = int(match[1]) ** int(match[2] or 1) if match else 0
     if not 1 <= size < 1 << 40:
         raise click.BadParameter(
-            f"each must be a number of elements such as 65536 or 2^16, got {text!r}"
+            f"each must be a number of elements below 2^40, such as 65536 or 2^16, got {text!r}"
         )
     return size
 

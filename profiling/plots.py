@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from hogstream.profiling.summary import size_name
 
@@ -36,10 +37,7 @@ def throughput(results: list[Result]) -> str:
                 label=policy,
                 **STYLES.get(policy, {}),
             )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted({result["workers"] for result in results}))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel="workers", ylabel="updates/s", ylim=(0, None))
+        axes.set(ylabel="updates/s", ylim=(0, None))
 
     return _panels(results, draw)
 
@@ -58,11 +56,10 @@ def latency(results: list[Result]) -> str:
                     label=f"{policy}, {percentile}",
                     **STYLES.get(policy, {}),
                 )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(sorted({result["workers"] for result in results}))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel="workers", ylabel="latency (us)")
+        axes.set(ylabel="latency (us)", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
     return _panels(results, draw)
 
@@ -78,7 +75,7 @@ def staleness(results: list[Result]) -> str:
                 label=policy,
                 **STYLES.get(policy, {}),
             )
-        axes.set(xlabel="workers", ylabel="mean staleness (updates)", ylim=(0, None))
+        axes.set(ylabel="mean staleness (updates)", ylim=(0, None))
 
     return _panels(results, draw)
 
@@ -151,6 +148,10 @@ def _panels(results: list[Result], draw: Callable[[Axes, int], None]) -> str:
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]
     for axes, elements in zip(panels, sizes, strict=True):
         draw(axes, elements)
+        axes.set(xlabel="workers", xscale="log")
+        axes.set_xticks(sorted({result["workers"] for result in results}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{size_name(elements)} elements")
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()

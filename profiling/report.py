@@ -41,7 +41,7 @@ def render_report(bench: dict[str, Any]) -> str:
         rows=[summary.result_row(result) for result in results],
         kernel_columns=summary.KERNEL_COLUMNS,
         kernel_rows=[summary.kernel_row(kernel) for kernel in bench["kernels"]],
-        environment=_flat(bench["environment"]),
+        environment=_flat(bench["environment"] | bench["settings"]),
         command=bench["command"],
     )
 

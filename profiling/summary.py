@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from rich.table import Table
 
-from hogstream.profiling.console import figure, new_table
+from hogstream.profiling.console import counted, figure, new_table
 
 Result = dict[str, Any]
 
@@ -112,20 +113,34 @@ def sentences(bench: dict[str, Any]) -> list[str]:
         f"caches a copy moves {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and the traffic of "
         f"an update {ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
     )
-    for elements in sorted({result["elements"] for result in bench["results"]}):
-        best = max(
-            (r for r in bench["results"] if r["elements"] == elements and _is_free(r)),
-            key=lambda result: result["gain_over_locked"] or 0.0,
-            default=None,
-        )
-        if best is None or best["gain_over_locked"] is None:
+    for elements in dict.fromkeys(result["elements"] for result in bench["results"]):
+        for baseline in ("locked", "ordered"):
+            gains = _gains(bench, elements, baseline)
+            if gains:
+                said.append(
+                    f"At {size_name(elements)} elements lock-free ran, against {baseline}, "
+                    f"{', '.join(gains)}."
+                )
+    said.append("In brackets: the lowest and highest of the rounds, in which policies took turns.")
+    return said
+
+
+def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
+    """Lock-free's gain over a baseline at each worker count, with its range over the rounds."""
+    speeds = {
+        (result["policy"], result["workers"]): result["updates_per_second_of_rounds"]
+        for result in bench["results"]
+        if result["elements"] == elements
+    }
+    said = []
+    for (policy, workers), rounds in speeds.items():
+        others = speeds.get((baseline, workers))
+        if policy != "lock-free" or not others or min(others) == 0:
             continue
-        ordered = best["gain_over_ordered"]
+        gain = statistics.median(rounds) / statistics.median(others)
+        ratios = [mine / theirs for mine, theirs in zip(rounds, others, strict=True)]
         said.append(
-            f"At {size_name(elements)} elements lock-free gained most over locked with "
-            f"{best['workers']} workers: {best['gain_over_locked']:.2f}x"
-            + (f", and {ordered:.2f}x over ordered" if ordered is not None else "")
-            + f", at a mean staleness of {best['staleness']['mean']:.1f} updates."
+            f"{gain:.2f}x with {counted(workers, 'worker')} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     return said
 
@@ -138,7 +153,3 @@ def size_name(elements: int) -> str:
 
 def _staleness(result: Result) -> str:
     return f"{figure(result['staleness']['mean'], 1)}/{figure(result['staleness']['max'])}"
-
-
-def _is_free(result: Result) -> bool:
-    return bool(result["policy"] == "lock-free")

@@ -66,9 +66,11 @@ class SharedParameters:
         Buffers, such as running statistics, stay the module's own.
 
         Raises:
-            TypeError: If a parameter's dtype cannot be updated, or dtypes differ.
+            TypeError: If ``module`` is not one, a dtype cannot be updated, or dtypes differ.
             ValueError: If the module has no parameters, or devices differ.
         """
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         shared = cls(dict(module.named_parameters()))
         shared.attach(module)
         return shared

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from hogstream.kernels.backends import select_backend
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad, check_operands
 from hogstream.scheduler.checks import check_integer, check_number
 from hogstream.scheduler.lanes import Lane, Lanes, open_lanes
@@ -37,6 +37,11 @@ class StreamScheduler:
     Lanes are CUDA streams for parameters on a GPU, and CPU threads otherwise. Leaving the scope
     ends a run under way, waits for all updates in flight, and leaves no task, thread, stream or
     event behind: on success, error and cancellation alike.
+
+    Attributes:
+        shared: What the workers update.
+        hyperparameters: What updates are made with. Assign others, even while workers run, and
+            updates submitted from then on use them: ``dataclasses.replace(..., lr=1e-4)``.
     """
 
     def __init__(
@@ -72,6 +77,10 @@ class StreamScheduler:
         self.workers = check_integer("workers", workers, at_least=1)
         self.depth = check_integer("depth", depth, at_least=1)
         self.policy = select_policy(policy)
+        unknown = hyperparameters.keys() - set(HYPERPARAMETERS)
+        if unknown:
+            allowed = ", ".join(HYPERPARAMETERS)
+            raise TypeError(f"hyperparameters must be among {allowed}, got {sorted(unknown)}")
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
         self._param = self.backend.operand(shared.flat)
@@ -177,7 +186,10 @@ class StreamScheduler:
             # What has landed counts as read, whether the loop has heard of it or not.
             context._begin(self.shared.version + self._landings.undelivered())
             try:
-                await worker(context)
+                iteration = worker(context)
+                if not hasattr(iteration, "__await__"):
+                    raise TypeError(f"worker must be an async callable, got {worker!r}")
+                await iteration
             except asyncio.CancelledError:
                 if self._stopping:
                     raise

@@ -27,10 +27,13 @@ class WorkerError(Exception):
 
     def __init__(self, failures: dict[int, BaseException]) -> None:
         self.failures = failures
+        workers: dict[str, list[str]] = {}  # who failed alike is named together
+        for index, error in sorted(failures.items()):
+            workers.setdefault(f"{type(error).__name__}: {error}", []).append(str(index))
         super().__init__(
             "; ".join(
-                f"worker {index} failed: {type(error).__name__}: {error}"
-                for index, error in sorted(failures.items())
+                f"{'worker' if len(each) == 1 else 'workers'} {', '.join(each)} failed: {text}"
+                for text, each in workers.items()
             )
         )
 

@@ -12,7 +12,7 @@ from hogstream.profiling.readme import updated_readme
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(import .*?)```", README, flags=re.DOTALL)
 
 
 def test_there_is_an_example_of_the_optimizer_and_one_of_the_scheduler() -> None:

@@ -405,7 +405,11 @@ async def test_gradient_is_kept_until_it_has_landed() -> None:
         ({"policy": ["locked"]}, ValueError, r"policy must be one of .*, got \['locked'\]"),
         ({"backend": ["numpy"]}, ValueError, r"backend must be one of .*, got \['numpy'\]"),
         ({"lr": 10**400}, ValueError, "lr must be a finite number >= 0, got inf"),
-        ({"momentum": 0.9}, TypeError, "momentum"),
+        (
+            {"momentum": 0.9},
+            TypeError,
+            r"hyperparameters must be among lr, .*, got \['momentum'\]",
+        ),
         ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],
 )
@@ -472,6 +476,36 @@ async def test_gradient_that_is_the_parameters_is_refused() -> None:
     async with StreamScheduler(shared, workers=1) as scheduler:
         with pytest.raises(WorkerError, match="must not overlap"):
             await scheduler.run(worker, updates=1)
+
+
+async def test_worker_that_is_not_async_is_an_error() -> None:
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        with pytest.raises(WorkerError, match=r"worker must be an async callable, got .*lambda"):
+            await scheduler.run(lambda context: None, updates=1)  # type: ignore[arg-type,return-value]
+
+
+async def test_new_learning_rate_holds_for_later_updates() -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=10.0**-context.iteration)
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(shared, workers=1, alpha=0.0, eps=0.0) as scheduler:
+        await scheduler.run(worker, updates=3)
+    assert shared.flat.tolist() == pytest.approx([-1.11] * 64)
+
+
+async def test_workers_that_fail_alike_are_named_together() -> None:
+    async def worker(context: WorkerContext) -> None:
+        raise LookupError("no data" if context.index < 2 else "no disk")
+
+    async with StreamScheduler(small(), workers=3) as scheduler:
+        with pytest.raises(WorkerError) as caught:
+            await scheduler.run(worker, updates=3)
+    assert str(caught.value) == (
+        "workers 0, 1 failed: LookupError: no data; worker 2 failed: LookupError: no disk"
+    )
 
 
 async def test_worker_that_submits_nothing_is_an_error() -> None:
