@@ -139,9 +139,8 @@ def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
             continue
         gain = statistics.median(rounds) / statistics.median(others)
         ratios = [mine / theirs for mine, theirs in zip(rounds, others, strict=True)]
-        said.append(
-            f"{gain:.2f}x with {counted(workers, 'worker')} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        said.append(f"{gain:.2f}x with {counted(workers, 'worker')} ({spread})")
     return said
 
 
