@@ -118,7 +118,7 @@ def sentences(bench: dict[str, Any]) -> list[str]:
             gains = _gains(bench, elements, baseline)
             if gains:
                 said.append(
-                    f"At {size_name(elements)} elements lock-free ran, against {baseline}, "
+                    f"Lock-free against {baseline} at {size_name(elements)} elements: "
                     f"{', '.join(gains)}."
                 )
     said.append("In brackets: the lowest and highest of the rounds, in which policies took turns.")
