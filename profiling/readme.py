@@ -42,7 +42,7 @@ def _measured(results: Path) -> str:
     for path in sorted(results.glob("*-bench.json")):
         bench = json.loads(path.read_text("utf-8"))
         parts += [f"`{bench['command']}` ([JSON](profiling/results/{path.name})):"]
-        parts += [" ".join(summary.sentences(bench))]
+        parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(bench))]
         parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
         parts += ["The kernels alone, all cores:"]
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]

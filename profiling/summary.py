@@ -121,7 +121,10 @@ def sentences(bench: dict[str, Any]) -> list[str]:
                     f"Lock-free against {baseline} at {size_name(elements)} elements: "
                     f"{', '.join(gains)}."
                 )
-    said.append("In brackets: the lowest and highest of the rounds, in which policies took turns.")
+    said.append(
+        "In brackets: the lowest and highest of the rounds, in which policies took turns. Each worker "
+        f"had up to {counted(bench['settings']['depth'], 'update')} in flight."
+    )
     return said
 
 
