@@ -122,8 +122,8 @@ def sentences(bench: dict[str, Any]) -> list[str]:
                     f"{', '.join(gains)}."
                 )
     said.append(
-        "In brackets: the lowest and highest of the rounds, in which policies took turns. Each worker "
-        f"had up to {counted(bench['settings']['depth'], 'update')} in flight."
+        "In brackets: the lowest and highest of the rounds, in which policies took turns. Each "
+        f"worker had up to {counted(bench['settings']['depth'], 'update')} in flight."
     )
     return said
 
