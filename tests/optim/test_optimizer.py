@@ -129,6 +129,7 @@ def test_gradients_in_another_memory_layout(memory_format, lay_out):
     optimizer.step()
     assert torch.equal(optimizer.state[param]["square_avg"], values.square())
     assert torch.equal(param, values - 0.5)
+    assert param.grad is grad  # and is left as it was
     assert torch.equal(grad, values)
     assert grad.stride() == layout
 

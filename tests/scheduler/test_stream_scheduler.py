@@ -170,7 +170,7 @@ async def test_blocking_work_leaves_the_event_loop_free() -> None:
         if context.index == 0:
             assert await context.run_blocking(release.wait, timeout=60)
         else:
-            release.set()  # reached only if worker 0 blocks no one
+            await context.run_blocking(release.set)  # reached only if worker 0 blocks no one
         await context.submit(torch.ones(64))
 
     async with StreamScheduler(shared, workers=2) as scheduler:
@@ -217,6 +217,38 @@ async def test_update_that_fails_on_its_lane_is_an_error_of_its_worker(
         scheduler.backend = working
         report = await scheduler.run(submit_ones(shared), updates=10)
     assert report.updates == 10
+
+
+async def test_last_update_may_fail_unawaited_and_is_an_error_all_the_same() -> None:
+    """With depth 2, the worker ends before its last update has landed."""
+    shared = small()
+    calls = 0
+    async with StreamScheduler(shared, workers=1, depth=2) as scheduler:
+        kernel = scheduler.backend.kernel
+
+        def fail_third(*operands: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise MemoryError("no scratch")
+            kernel(*operands)
+
+        scheduler.backend = replace(scheduler.backend, kernel=fail_third)
+        with pytest.raises(WorkerError, match="worker 0 failed: MemoryError: no scratch"):
+            await scheduler.run(submit_ones(shared), updates=3)
+    assert shared.version == 2
+
+
+async def test_failing_worker_ends_those_that_wait() -> None:
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 1:
+            raise LookupError
+        await asyncio.Event().wait()
+
+    async with StreamScheduler(small(), workers=2) as scheduler:
+        run = scheduler.run(worker, updates=2)
+        with pytest.raises(WorkerError, match="worker 1 failed"):
+            await asyncio.wait_for(run, timeout=60)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from hogstream.scheduler import (
 )
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+#: With these and float64, an update subtracts its gradient: ms stays near 0, as gradients weigh
+#: 1 - alpha = 2**-53, that the divisor is sqrt(eps) = 1.
+SUBTRACTING: dict[str, Any] = {"lr": 1.0, "alpha": 1 - 2**-53, "eps": 1.0}
 OPTIONS: dict[str, Any] = {"lr": 0.01, "eps": 0.01}
 
 
@@ -72,6 +76,30 @@ async def test_one_model_worker_trains_like_a_plain_loop(depth: int) -> None:
         assert losses[-1] == pytest.approx(plain_losses[-1], rel=0.5)
 
 
+async def test_gradient_in_flight_is_not_made_anew() -> None:
+    """The first update is held back until the worker is at its second gradient."""
+    second = threading.Event()
+
+    def loss(model: torch.nn.Module, x: float) -> torch.Tensor:
+        if x == 2.0:
+            second.set()
+        return x * model.weight.sum()  # type: ignore[operator]
+
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.zeros_(model.weight)
+    shared = SharedParameters.from_module(model)
+    async with StreamScheduler(shared, workers=1, depth=2, **SUBTRACTING) as scheduler:
+        kernel = scheduler.backend.kernel
+
+        def hold(*operands: Any) -> None:
+            assert second.wait(timeout=60)
+            kernel(*operands)
+
+        scheduler.backend = replace(scheduler.backend, kernel=hold)
+        await scheduler.run(ModelWorker(shared, model, loss, iter([1.0, 2.0])), updates=2)
+    assert shared.flat.tolist() == pytest.approx([-(1.0 + 2.0)])
+
+
 @pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered"])
 async def test_many_model_workers_learn(policy: str) -> None:
     model = make_model()
@@ -117,10 +145,7 @@ async def test_simulated_workers_rotate_their_own_gradients() -> None:
     """Gradients are powers of ten, and each update subtracts its gradient: digits count uses."""
     gradients = [torch.full((8,), 10.0**power, dtype=torch.float64) for power in range(4)]
     shared = SharedParameters({"p": torch.zeros(8, dtype=torch.float64)})
-    # ms stays 0 with a gradient weight of 1 - alpha rounded away, so the divisor is sqrt(eps) = 1.
-    async with StreamScheduler(
-        shared, workers=2, policy="locked", lr=1.0, alpha=1 - 2**-53, eps=1.0
-    ) as scheduler:
+    async with StreamScheduler(shared, workers=2, policy="locked", **SUBTRACTING) as scheduler:
         report = await scheduler.run(SimulatedWorker(gradients, workers=2), updates=8)
     uses = [round(-shared.flat[0].item() / 10**power) % 10 for power in range(4)]
     by_worker = report.updates_by_worker
