@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
-from update_testing import BACKENDS, State, assert_same_bits, formula, fresh_state, normal
+from update_testing import (
+    BACKENDS,
+    CPU_BACKENDS,
+    State,
+    assert_same_bits,
+    formula,
+    fresh_state,
+    normal,
+)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -81,3 +89,12 @@ def test_takes_operands_side_by_side_in_one_buffer():
     expected = formula(State(param, ms), grad)
     rmsprop_(param, grad, ms)
     assert_same_bits(State(param, ms), expected)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_strides_along_axes_of_one_element_do_not_matter(backend):
+    param, ms = torch.ones(2, 1, 3).permute(2, 1, 0), torch.zeros(2, 1, 3).permute(2, 1, 0)
+    grad = torch.arange(1.0, 7.0).as_strided((3, 1, 2), (1, 99, 3))
+    assert grad.stride() != param.stride()
+    rmsprop_(param, grad, ms, lr=1.0, alpha=0.0, backend=backend.name)
+    assert torch.equal(ms, grad.square())
