@@ -108,7 +108,7 @@ class Scalars(NamedTuple):
 
 def _as_float(name: str, value: Any, allowed: str) -> float:
     try:
-        if isinstance(value, (bool, str)):
+        if isinstance(value, (bool, str, bytes)):
             raise TypeError
         return float(value)
     except OverflowError:  # an integer beyond float64

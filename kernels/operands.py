@@ -150,7 +150,7 @@ def _as_tensor(name: str, array: ArrayLike, *, written: bool) -> torch.Tensor:
         )
     if written and not array.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
-    if array.dtype not in (np.float16, np.float32, np.float64) or not array.dtype.isnative:
+    if array.dtype not in (np.float16, np.float32, np.float64):  # of this machine's byte order
         raise TypeError(f"{name} must be native float16, float32 or float64, got {array.dtype}")
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         raise ValueError(f"{name} must be contiguous, got strides of {array.strides} bytes")
