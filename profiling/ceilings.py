@@ -29,8 +29,7 @@ def measure_ceilings(device: torch.device) -> dict[str, Any]:
         device: A CPU or CUDA device.
     """
     elements = ELEMENTS << 2 if device.type == "cuda" else ELEMENTS
-    arrays = [torch.ones(elements, device=device) for _ in range(3)]
-    copy, update_shaped = (_cuda_passes if device.type == "cuda" else _cpu_passes)(arrays)
+    copy, update_shaped = copy_pass(device, elements), update_shaped_pass(device, elements)
     timings = interleave({"copy": copy, "update_shaped": update_shaped}, device, REPEATS)
     return {
         "elements": elements,
@@ -70,20 +69,28 @@ def interleave(
     return timings
 
 
-def _cpu_passes(tensors: list[torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
-    arrays = tuple(tensor.numpy() for tensor in tensors)
+def copy_pass(device: torch.device, elements: int) -> Callable[[], object]:
+    """A call that copies ``elements`` of float32 to another array, with all cores."""
+    source, target = (torch.ones(elements, device=device) for _ in range(2))
+    if device.type == "cuda":
+        return lambda: target.copy_(source)
+    arrays = target.numpy(), source.numpy()
+    return lambda: run_in_slices(np.copyto, arrays)
+
+
+def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], object]:
+    """A call with the memory traffic of an update of ``elements`` of float32, but no arithmetic.
+
+    It reads three arrays and writes two of them in place, with all cores.
+    """
+    param, grad, ms = (torch.ones(elements, device=device) for _ in range(3))
+    if device.type == "cuda":
+        from hogstream.profiling.triton_ceiling import update_shaped
+
+        return lambda: update_shaped(param, grad, ms)
+    arrays = param.numpy(), grad.numpy(), ms.numpy()
     kernel = _numpy_update_shaped if available_backends()["numba"] else _numba_update_shaped()
-    return (
-        lambda: run_in_slices(np.copyto, arrays[:2]),
-        lambda: run_in_slices(kernel, arrays),
-    )
-
-
-def _cuda_passes(tensors: list[torch.Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
-    from hogstream.profiling.triton_ceiling import update_shaped
-
-    param, grad, ms = tensors
-    return lambda: param.copy_(grad), lambda: update_shaped(param, grad, ms)
+    return lambda: run_in_slices(kernel, arrays)
 
 
 @cache
