@@ -14,9 +14,7 @@ import torch
 
 from hogstream.kernels.cpu_threads import run_in_slices
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import Operands
-
-Kernel = Callable[[Any, Any, Any, Hyperparameters], None]
+from hogstream.kernels.launch_table import LaunchTable
 
 
 @dataclass(frozen=True)
@@ -25,23 +23,21 @@ class Backend:
 
     Attributes:
         name: As in ``backend=``.
-        kernel: Updates operands in its own form, on one CPU thread or on the current stream.
-        operand: Turns a flat tensor into what the kernel takes, without a copy.
+        kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
+            the current stream. Triton's takes ``lr_on_device`` besides.
         threaded: Whether a large update is worth splitting over CPU threads.
     """
 
     name: str
-    kernel: Kernel
-    operand: Callable[[torch.Tensor], Any]
+    kernel: Callable[..., None]
     threaded: bool
 
-    def update_(self, operands: Operands, hyperparameters: Hyperparameters) -> None:
-        """Applies one update in place, with all the threads that it is worth."""
-        param, grad, ms = (self.operand(tensor) for tensor in operands)
+    def update_(self, table: LaunchTable, hyperparameters: Hyperparameters, *more: Any) -> None:
+        """Applies a table's updates in place, with all the threads that they are worth."""
         if self.threaded:
-            run_in_slices(self.kernel, (param, grad, ms), hyperparameters)
+            run_in_slices(self.kernel, table, hyperparameters, *more)
         else:
-            self.kernel(param, grad, ms, hyperparameters)
+            self.kernel(table, hyperparameters, *more)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -90,19 +86,7 @@ def _select(name: str | None, device_type: str) -> Backend:
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
     module = importlib.import_module(f"hogstream.kernels.{name}_backend")
-    if name == "triton":
-        return Backend(name, module.update_, _as_triton_operand, threaded=False)
-    return Backend(name, module.update_, _as_cpu_operand, threaded=True)
-
-
-def _as_cpu_operand(tensor: torch.Tensor) -> Any:
-    if tensor.dtype == torch.bfloat16:  # which NumPy lacks: by its bits
-        return tensor.view(torch.uint16).numpy()
-    return tensor.numpy()
-
-
-def _as_triton_operand(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return Backend(name, module.update_, threaded=name != "triton")
 
 
 @cache

@@ -1,5 +1,9 @@
 """The update in Numba: one pass over memory on a CPU thread, without the GIL.
 
+The kernel works on one cache line of ``ms`` at a time and asks for the lines that follow: left to
+itself, LLVM makes loops in which roots and divisions keep reads from being under way early enough
+(measured in ``profiling/NOTES.md``).
+
 This module needs Numba; ``backends`` imports it on first use.
 """
 
@@ -7,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -17,32 +21,60 @@ from numba import types
 from numba.extending import intrinsic
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 
-Array = npt.NDArray[Any]
+Addresses = npt.NDArray[np.int64]
+
+_CACHE_LINE = 64
+# How far ahead memory is asked for: 8 to 24 lines do as well, fewer or more do not.
+_LINES_AHEAD = 16
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
-def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters) -> None:
-    """Updates ``param`` and ``ms`` in place, in one pass, on one thread.
+class _Format(NamedTuple):
+    """How a parameter's elements are stored, and the type that they are computed in."""
+
+    stored: ir.Type
+    stored_bytes: int
+    compute: ir.Type
+    compute_bytes: int
+
+
+_FORMATS = {
+    "float16": _Format(ir.HalfType(), 2, ir.FloatType(), 4),
+    "bfloat16": _Format(ir.IntType(16), 2, ir.FloatType(), 4),  # LLVM's own rounds by a library
+    "float32": _Format(ir.FloatType(), 4, ir.FloatType(), 4),
+    "float64": _Format(ir.DoubleType(), 8, ir.DoubleType(), 8),
+}
+
+
+def update_(
+    table: LaunchTable, hyperparameters: Hyperparameters, start: int = 0, stop: int | None = None
+) -> None:
+    """Updates the parameters and ``ms`` of a table in place, in one pass, on one thread.
 
     Args:
-        param: Shape (n,); float16, float32, float64, or the bits of bfloat16 as uint16.
-        grad: Shape and dtype of ``param``.
-        ms: Shape (n,); float64 for float64 parameters, else float32.
+        table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        start: The first element to update, counted from the first update's first.
+        stop: The element to stop before; None for the last update's end.
     """
-    if param.dtype == np.float16:  # Numba has no float16 on CPUs: int16 stands for its bits
-        param, grad = param.view(np.int16), grad.view(np.int16)
-    kernel = _kernel(hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
-    kernel(param, grad, ms, *hyperparameters.scalars().rounded(ms.dtype))
+    dtype = str(table.dtype).removeprefix("torch.")
+    kernel = _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
+    factors = hyperparameters.scalars().rounded(f"f{_FORMATS[dtype].compute_bytes}")
+    kernel(table.columns, start, table.elements if stop is None else stop, *factors)
 
 
 @cache
-def _kernel(eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
+def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
+    stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
+    line = _CACHE_LINE // compute_bytes
+
     @numba.njit(nogil=True, error_model="numpy", cache=True)
     def kernel(
-        param: Array,
-        grad: Array,
-        ms: Array,
+        columns: Addresses,
+        start: int,
+        stop: int,
         lr: float,
         alpha: float,
         beta: float,
@@ -51,64 +83,163 @@ def _kernel(eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
         shrink: float,
         sign: float,
     ) -> None:
-        for i in range(param.size):
-            p = _widen(param[i])
-            g = _widen(grad[i]) * sign
-            if coupled:
-                g = g + weight_decay * p
-            p = p * shrink
-            m = alpha * ms[i] + (beta * g) * g
-            ms[i] = m
-            d = np.sqrt(m + eps) if eps_inside_sqrt else np.sqrt(m) + eps
-            param[i] = _narrow(p - (lr * g) / d, param)
+        factors = (lr, alpha, beta, eps, weight_decay, shrink, sign)
+        first = 0
+        for update in range(columns.shape[1]):
+            elements = columns[3, update]
+            begin, end = max(start - first, 0), min(stop - first, elements)
+            first += elements
+            if begin >= end:
+                continue
+            param = columns[0, update] + begin * stored_bytes
+            grad = columns[1, update] + begin * stored_bytes
+            ms = columns[2, update] + begin * compute_bytes
+            for _ in range((end - begin) // line):
+                _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, line)
+                param += line * stored_bytes
+                grad += line * stored_bytes
+                ms += line * compute_bytes
+            for _ in range((end - begin) % line):
+                _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, 1)
+                param += stored_bytes
+                grad += stored_bytes
+                ms += compute_bytes
 
     return kernel
 
 
-def _widen_intrinsic(_context: Any, stored: types.Type) -> Any:
-    """A stored element in the compute type; exact."""
+def _update_intrinsic(
+    _context: Any,
+    param: types.Type,
+    grad: types.Type,
+    ms: types.Type,
+    factors: types.Type,
+    dtype: Any,
+    eps_inside_sqrt: Any,
+    coupled: Any,
+    width: Any,
+) -> Any:
+    """Updates ``width`` elements at three addresses."""
 
-    def half(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        emitter = _Emitter(builder, _FORMATS[dtype.literal_value], width.literal_value)
+        param, grad, ms, factors = args[:4]
+        switches = eps_inside_sqrt.literal_value, coupled.literal_value
+        emitter.update(param, grad, ms, factors, *switches)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
 
-    def bfloat(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        bits = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(bits, ir.FloatType())
-
-    def same(_context: Any, _builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return args[0]
-
-    if stored == types.int16:
-        return types.float32(stored), half
-    if stored == types.uint16:
-        return types.float32(stored), bfloat
-    return stored(stored), same
-
-
-def _narrow_intrinsic(_context: Any, computed: types.Type, array: types.Array) -> Any:
-    """A computed value as an element of ``array``, rounded to nearest even."""
-
-    def half(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    def bfloat(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        i32 = ir.IntType(32)
-        bits = builder.bitcast(args[0], i32)
-        odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, i32(0x7FFF))), i32(16))
-        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        return builder.trunc(builder.select(is_nan, i32(0x7FC0), rounded), ir.IntType(16))
-
-    def same(_context: Any, _builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return args[0]
-
-    if array.dtype == types.int16:
-        return array.dtype(computed, array), half
-    if array.dtype == types.uint16:
-        return array.dtype(computed, array), bfloat
-    return array.dtype(computed, array), same
+    arguments = (param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, width)
+    return types.void(*arguments), emit
 
 
 # As seen by a type checker, an intrinsic still has its typing context as a parameter.
-_widen: Any = intrinsic(_widen_intrinsic)
-_narrow: Any = intrinsic(_narrow_intrinsic)
+_update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)
+
+
+class _Emitter:
+    """Writes LLVM code that works on ``width`` elements at once."""
+
+    def __init__(self, builder: ir.IRBuilder, form: _Format, width: int) -> None:
+        self._builder, self._form, self._width = builder, form, width
+        self._compute = ir.VectorType(form.compute, width)
+
+    def update(
+        self,
+        param: ir.Value,
+        grad: ir.Value,
+        ms: ir.Value,
+        factors: ir.Value,
+        eps_inside_sqrt: bool,
+        coupled: bool,
+    ) -> None:
+        """The formula, with addresses as int64 and factors as a struct of the compute type."""
+        if self._width > 1:
+            self._read_ahead(param, self._form.stored_bytes)
+            self._read_ahead(grad, self._form.stored_bytes)
+            self._read_ahead(ms, self._form.compute_bytes)
+        lr, alpha, beta, eps, weight_decay, shrink, sign = (
+            self._spread(self._builder.extract_value(factors, index)) for index in range(7)
+        )
+        p, g = self._widened(param), self._widened(grad) * sign
+        m = _Vector(self._builder, self._builder.load(self._at(ms, self._form.compute), align=1))
+        if coupled:
+            g = g + weight_decay * p
+        p = p * shrink
+        m = alpha * m + (beta * g) * g
+        d = (m + eps).sqrt() if eps_inside_sqrt else m.sqrt() + eps
+        p = p - (lr * g) / d
+        self._builder.store(m.value, self._at(ms, self._form.compute), align=1)
+        self._builder.store(self._narrowed(p), self._at(param, self._form.stored), align=1)
+
+    def _at(self, address: ir.Value, element: ir.Type) -> ir.Value:
+        return self._builder.inttoptr(address, ir.VectorType(element, self._width).as_pointer())
+
+    def _read_ahead(self, address: ir.Value, element_bytes: int) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        ahead = _I64(_LINES_AHEAD * self._width * element_bytes)
+        prefetch = self._builder.module.declare_intrinsic(
+            "llvm.prefetch", (pointer,), ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        )
+        where = self._builder.inttoptr(self._builder.add(address, ahead), pointer)
+        read, into_every_cache, data = _I32(0), _I32(3), _I32(1)
+        self._builder.call(prefetch, [where, read, into_every_cache, data])
+
+    def _spread(self, scalar: ir.Value) -> _Vector:
+        empty = ir.Constant(self._compute, ir.Undefined)
+        first = self._builder.insert_element(empty, scalar, _I32(0))
+        return _Vector(self._builder, self._builder.shuffle_vector(first, empty, self._i32(0)))
+
+    def _i32(self, value: int) -> ir.Constant:
+        return ir.Constant(ir.VectorType(_I32, self._width), [value] * self._width)
+
+    def _widened(self, address: ir.Value) -> _Vector:
+        """Stored elements in the compute type; exact."""
+        b = self._builder
+        value = b.load(self._at(address, self._form.stored), align=1)
+        if self._form.stored == ir.IntType(16):
+            bits = b.shl(b.zext(value, ir.VectorType(_I32, self._width)), self._i32(16))
+            value = b.bitcast(bits, self._compute)
+        elif self._form.stored != self._form.compute:
+            value = b.fpext(value, self._compute)
+        return _Vector(b, value)
+
+    def _narrowed(self, vector: _Vector) -> ir.Value:
+        """Computed values as they are stored, rounded to nearest even."""
+        b, value, stored = self._builder, vector.value, self._form.stored
+        if stored == self._form.compute:
+            return value
+        narrow = ir.VectorType(stored, self._width)
+        if stored != ir.IntType(16):
+            return b.fptrunc(value, narrow)
+        bits = b.bitcast(value, ir.VectorType(_I32, self._width))
+        odd = b.and_(b.lshr(bits, self._i32(16)), self._i32(1))
+        rounded = b.lshr(b.add(bits, b.add(odd, self._i32(0x7FFF))), self._i32(16))
+        is_nan = b.fcmp_unordered("uno", value, value)
+        return b.trunc(b.select(is_nan, self._i32(0x7FC0), rounded), narrow)
+
+
+class _Vector:
+    """An LLVM value with Python's operators; each rounds once, and none is fused."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder, self.value = builder, value
+
+    def __add__(self, other: _Vector) -> _Vector:
+        return _Vector(self.builder, self.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: _Vector) -> _Vector:
+        return _Vector(self.builder, self.builder.fsub(self.value, other.value))
+
+    def __mul__(self, other: _Vector) -> _Vector:
+        return _Vector(self.builder, self.builder.fmul(self.value, other.value))
+
+    def __truediv__(self, other: _Vector) -> _Vector:
+        return _Vector(self.builder, self.builder.fdiv(self.value, other.value))
+
+    def sqrt(self) -> _Vector:
+        kind = self.value.type
+        bits = 64 if kind.element == ir.DoubleType() else 32
+        root = self.builder.module.declare_intrinsic(
+            f"llvm.sqrt.v{kind.count}f{bits}", (), ir.FunctionType(kind, [kind])
+        )
+        return _Vector(self.builder, self.builder.call(root, [self.value]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 
 Array = npt.NDArray[Any]
 
@@ -15,34 +18,59 @@ Array = npt.NDArray[Any]
 # the GIL for; 16 to 256 KiB were up to three times slower with two threads.
 BLOCK_BYTES = 512 << 10
 
+# NumPy has no bfloat16: it goes by its bits.
+_STORED: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: np.dtype(np.uint16),
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
-def update_(param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters) -> None:
-    """Updates ``param`` and ``ms`` in place, block by block, on one thread.
+
+def update_(
+    table: LaunchTable, hyperparameters: Hyperparameters, start: int = 0, stop: int | None = None
+) -> None:
+    """Updates the parameters and ``ms`` of a table in place, block by block, on one thread.
 
     Args:
-        param: Shape (n,); float16, float32, float64, or the bits of bfloat16 as uint16.
-        grad: Shape and dtype of ``param``.
-        ms: Shape (n,); float64 for float64 parameters, else float32.
+        table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        start: The first element to update, counted from the first update's first.
+        stop: The element to stop before; None for the last update's end.
     """
-    block = min(param.size, BLOCK_BYTES // ms.itemsize)
-    scratch = np.empty((4 if param.dtype != ms.dtype else 2, block), ms.dtype)
+    stop = table.elements if stop is None else stop
+    stored = _STORED[table.dtype]
+    compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
+    block = BLOCK_BYTES // compute.itemsize
+    scratch = np.empty((4 if stored != compute else 2, min(block, stop - start)), compute)
+    first = 0
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
-        for start in range(0, param.size, max(block, 1)):
-            stop = min(start + block, param.size)
-            _update_block(
-                param[start:stop],
-                grad[start:stop],
-                ms[start:stop],
-                hyperparameters,
-                scratch[:, : stop - start],
-            )
+        for param, grad, ms, elements in table.columns.T.tolist():
+            begin, end = max(start - first, 0), min(stop - first, elements)
+            first += elements
+            for low in range(begin, end, block):
+                high = min(low + block, end)
+                _update_block(
+                    _array_at(param, stored, low, high),
+                    _array_at(grad, stored, low, high),
+                    _array_at(ms, compute, low, high),
+                    hyperparameters,
+                    scratch[:, : high - low],
+                )
+
+
+def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
+    """The elements from ``low`` to ``high`` of an array in memory, as an array."""
+    size = (high - low) * dtype.itemsize
+    memory = (ctypes.c_byte * size).from_address(address + low * dtype.itemsize)
+    return np.frombuffer(memoryview(memory), dtype)
 
 
 def _update_block(
     param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters, scratch: Array
 ) -> None:
-    lr, alpha, beta, eps, weight_decay, shrink, sign = hyperparameters.scalars().rounded(ms.dtype)
+    factors = hyperparameters.scalars().rounded(ms.dtype)
+    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
     t, u = scratch[:2]
     p, g = param, grad
     if param.dtype != ms.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,9 @@ def check_param(param: torch.Tensor, name: str = "param") -> None:
     _check_dense(name, param)
 
 
-def check_grad(param: torch.Tensor, grad: torch.Tensor, name: str = "grad") -> None:
+def check_grad(
+    param: torch.Tensor, grad: torch.Tensor, name: str = "grad", param_name: str = "param"
+) -> None:
     """Checks that a gradient fits its parameter; their memory layouts may differ.
 
     Raises:
@@ -57,60 +59,70 @@ def check_grad(param: torch.Tensor, grad: torch.Tensor, name: str = "grad") -> N
     if grad.layout != torch.strided:
         raise ValueError(f"{name} must be dense, got layout {_short(grad.layout)}")
     if grad.dtype != param.dtype:
-        raise TypeError(f"{name} must be {_short(param.dtype)} as param, got {_short(grad.dtype)}")
+        raise TypeError(
+            f"{name} must be {_short(param.dtype)} as {param_name}, got {_short(grad.dtype)}"
+        )
     if grad.shape != param.shape:
         raise ValueError(
-            f"{name} must have the shape of param, {tuple(param.shape)}, got {tuple(grad.shape)}"
+            f"{name} must have the shape of {param_name}, {tuple(param.shape)}, "
+            f"got {tuple(grad.shape)}"
         )
     if grad.device != param.device:
-        raise ValueError(f"{name} must be on {param.device} as param, got {grad.device}")
+        raise ValueError(f"{name} must be on {param.device} as {param_name}, got {grad.device}")
 
 
-def check_operands(param: ArrayLike, grad: ArrayLike, ms: ArrayLike) -> Operands:
+def check_operands(
+    param: ArrayLike,
+    grad: ArrayLike,
+    ms: ArrayLike,
+    names: tuple[str, str, str] = ("param", "grad", "ms"),
+) -> Operands:
     """Checks one update's operands and lays them flat.
 
     Args:
         param: Any shape; float16, bfloat16 (torch only), float32 or float64. NumPy array or tensor.
         grad: Shape, dtype, device and strides of ``param``.
         ms: The same, but of the compute type: float64 for float64 parameters, else float32.
+        names: What errors call the operands.
 
     Raises:
         TypeError: If an operand is of a wrong type or dtype.
         ValueError: If shapes, devices or strides differ, memory is read-only or not contiguous, or
             two operands overlap.
     """
+    param_name, grad_name, ms_name = names
     param, grad, ms = (
-        _as_tensor("param", param, written=True),
-        _as_tensor("grad", grad, written=False),
-        _as_tensor("ms", ms, written=True),
+        _as_tensor(param_name, param, written=True),
+        _as_tensor(grad_name, grad, written=False),
+        _as_tensor(ms_name, ms, written=True),
     )
-    check_param(param)
-    check_grad(param, grad)
+    check_param(param, param_name)
+    check_grad(param, grad, grad_name, param_name)
     compute = COMPUTE_DTYPES[param.dtype]
     if ms.dtype != compute:
         raise TypeError(
-            f"ms must be {_short(compute)} for {_short(param.dtype)} params, got {_short(ms.dtype)}"
+            f"{ms_name} must be {_short(compute)} for {_short(param.dtype)} params, "
+            f"got {_short(ms.dtype)}"
         )
     if ms.layout != torch.strided or ms.shape != param.shape:
         raise ValueError(
-            f"ms must be dense and have the shape of param, {tuple(param.shape)}, "
+            f"{ms_name} must be dense and have the shape of {param_name}, {tuple(param.shape)}, "
             f"got {_short(ms.layout)}, {tuple(ms.shape)}"
         )
     if ms.device != param.device:
-        raise ValueError(f"ms must be on {param.device} as param, got {ms.device}")
-    for name, tensor in (("param", param), ("ms", ms)):
+        raise ValueError(f"{ms_name} must be on {param.device} as {param_name}, got {ms.device}")
+    for name, tensor in ((param_name, param), (ms_name, ms)):
         if tensor.is_neg():
             raise ValueError(f"{name} must be memory as it is, got a lazily negated view of it")
     grad = grad.resolve_neg()
-    for name, tensor in (("grad", grad), ("ms", ms)):
+    for name, tensor in ((grad_name, grad), (ms_name, ms)):
         _check_dense(name, tensor)
         if not same_layout(tensor, param):
             raise ValueError(
-                f"{name} must have the strides of param, {param.stride()}, got {tensor.stride()}"
+                f"{name} must have the strides of {param_name}, {param.stride()}, "
+                f"got {tensor.stride()}"
             )
-    operands = Operands(lay_flat(param), lay_flat(grad), lay_flat(ms))
-    check_disjoint(operands)
-    return operands
+    return Operands(lay_flat(param), lay_flat(grad), lay_flat(ms))
 
 
 def lay_flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -168,20 +180,29 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def check_disjoint(operands: Operands) -> None:
-    """Checks that no two operands share memory.
+def check_disjoint(named: Iterable[tuple[tuple[str, str, str], Operands]]) -> None:
+    """Checks that no memory is written by an update of a list and used by anything else in it.
+
+    Args:
+        named: What errors call each update's operands, and the operands.
 
     Raises:
-        ValueError: If two do.
+        ValueError: If a parameter or ``ms`` overlaps another tensor.
     """
     spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name)
-        for name, tensor in zip(Operands._fields, operands, strict=True)
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), kind, name)
+        for names, operands in named
+        for kind, name, tensor in zip(Operands._fields, names, operands, strict=True)
         if tensor.numel() and tensor.data_ptr()  # meta tensors have no memory
     )
-    for (_, end, name), (start, _, other) in pairwise(spans):
-        if start < end:
-            raise ValueError(f"{name} and {other} must not overlap in memory")
+    last: dict[bool, tuple[int, str]] = {}  # the span that reaches furthest, written and only read
+    for start, end, kind, name in spans:
+        written = kind != "grad"
+        for other_written, (other_end, other) in last.items():
+            if start < other_end and (written or other_written):
+                raise ValueError(f"{other} and {name} must not overlap in memory")
+        if written not in last or end > last[written][0]:
+            last[written] = end, name
 
 
 def _short(thing: torch.dtype | torch.layout) -> str:

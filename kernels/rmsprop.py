@@ -1,12 +1,15 @@
-"""One RMSprop update of one array or tensor."""
+"""RMSprop updates in place: of one array or tensor, or of a list of them in one launch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from hogstream.kernels.backends import select_backend
+from hogstream.kernels.backends import check_backend, select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import ArrayLike, check_operands
+from hogstream.kernels.launch_table import LaunchTable, make_tables
+from hogstream.kernels.operands import ArrayLike, Operands, check_disjoint, check_operands
 
 
 def rmsprop_(
@@ -63,7 +66,90 @@ def rmsprop_(
         maximize=maximize,
     )
     operands = check_operands(param, grad, ms)
-    select_backend(backend, operands.param.device.type).update_(operands, hyperparameters)
-    for array in (param, ms):
-        if isinstance(array, torch.Tensor):
-            torch.autograd.graph.increment_version(array)  # so that autograd notices the change
+    check_disjoint([(Operands._fields, operands)])
+    chosen = select_backend(backend, operands.param.device.type)
+    chosen.update_(LaunchTable([operands]), hyperparameters)
+    _note_changes([param, ms])
+
+
+def multi_tensor_rmsprop_(
+    params: Sequence[ArrayLike],
+    grads: Sequence[ArrayLike],
+    mss: Sequence[ArrayLike],
+    *,
+    lr: float = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    eps_inside_sqrt: bool = True,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    backend: str | None = None,
+) -> None:
+    """Updates every ``params[i]`` and ``mss[i]`` in place by one step of RMSprop, as ``rmsprop_``.
+
+    There is one launch for each dtype and device, however many tensors there are. Every call checks
+    all of them, and builds the table for the launch; ``hogstream.optim.RMSpropAsync`` keeps that
+    table from step to step.
+
+    Nothing is changed if an argument is refused.
+
+    Args:
+        params: Arrays or tensors as for ``rmsprop_``; shapes, dtypes and devices may differ.
+        grads: Of the same length: one for each of ``params``. Two may share memory.
+        mss: Of the same length: one for each of ``params``.
+        lr: Learning rate, finite and >= 0; this and what follows is the same for all.
+        alpha: Decay of ``ms``, in [0, 1).
+        eps: Finite and >= 0.
+        weight_decay: Finite and >= 0.
+        eps_inside_sqrt: If false, divide by ``sqrt(ms) + eps``, as ``torch.optim.RMSprop``.
+        decoupled_weight_decay: Shrink ``param`` by ``1 - lr*weight_decay`` instead of adding
+            ``weight_decay*param`` to the gradient.
+        maximize: Ascend the gradient.
+        backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
+
+    Raises:
+        TypeError: As for ``rmsprop_``, or if a list is not one; the message names the index.
+        ValueError: As for ``rmsprop_``, or if lengths differ, or a parameter or ``ms`` overlaps
+            another tensor of the lists.
+        RuntimeError: If ``backend`` is not available here.
+    """
+    hyperparameters = Hyperparameters(
+        lr=lr,
+        alpha=alpha,
+        eps=eps,
+        weight_decay=weight_decay,
+        eps_inside_sqrt=eps_inside_sqrt,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+    )
+    _check_lists(params=params, grads=grads, mss=mss)
+    check_backend(backend)
+    named = []
+    for index, (param, grad, ms) in enumerate(zip(params, grads, mss, strict=True)):
+        names = (f"params[{index}]", f"grads[{index}]", f"mss[{index}]")
+        named.append((names, check_operands(param, grad, ms, names)))
+    check_disjoint(named)
+    tables = make_tables([operands for _, operands in named])
+    backends = [select_backend(backend, table.device.type) for table in tables]
+    for table, chosen in zip(tables, backends, strict=True):
+        chosen.update_(table, hyperparameters)
+    _note_changes([*params, *mss])
+
+
+def _check_lists(**lists: Sequence[ArrayLike]) -> None:
+    for name, arrays in lists.items():
+        if not isinstance(arrays, (list, tuple)):
+            raise TypeError(
+                f"{name} must be a list or tuple of arrays or tensors, got {type(arrays).__name__}"
+            )
+    lengths = {name: len(arrays) for name, arrays in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"params, grads and mss must be of one length, got {lengths}")
+
+
+def _note_changes(changed: Sequence[ArrayLike]) -> None:
+    """Tells autograd that tensors were written."""
+    torch.autograd.graph.increment_version(
+        [array for array in changed if isinstance(array, torch.Tensor)]
+    )

@@ -1,4 +1,4 @@
-"""The update in Triton: one fused kernel over flat tensors, compiled or interpreted.
+"""The update in Triton: fused kernels over one tensor or a table of them, compiled or interpreted.
 
 This module needs Triton; ``backends`` imports it on first use.
 """
@@ -6,46 +6,112 @@ This module needs Triton; ``backends`` imports it on first use.
 from __future__ import annotations
 
 import struct
+import threading
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 
-BLOCK = 1024
+#: Elements that one program updates, by dtype of the parameters: two 128-bit accesses a thread to
+#: ``ms``, one in float64, whose root and division take more registers.
+BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.float64: 256}
+#: How kernels are compiled: no operation is fused with another.
+COMPILE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
 _INTERPRETED_BLOCK = 1 << 16
 
+#: How a parameter's dtype is stored, as Triton knows it; bfloat16 goes by its bits.
+STORAGE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.int16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+# What a compiled kernel depends on, and the kernel. No argument is specialised on, so this key is
+# all: neither alignment, which kernels look at, nor lengths, nor hyperparameters recompile.
+_compiled: dict[tuple[Any, ...], Any] = {}
+_compiling = threading.Lock()  # Triton's compiler is not safe from several threads
+
 
 def update_(
-    param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor, hyperparameters: Hyperparameters
+    table: LaunchTable,
+    hyperparameters: Hyperparameters,
+    lr_on_device: torch.Tensor | None = None,
 ) -> None:
-    """Updates ``param`` and ``ms`` in place, in one launch on the current stream.
+    """Updates the parameters and ``ms`` of a table in place, in one launch on the current stream.
+
+    A table of one update costs no copy to the device: its addresses are arguments.
 
     Args:
-        param: Shape (n,); float16, float32, float64, or the bits of bfloat16 as int16.
-        grad: Shape and dtype of ``param``.
-        ms: Shape (n,); float64 for float64 parameters, else float32.
+        table: Of tensors on one CUDA device, or on the CPU if Triton interprets.
         hyperparameters: The numbers and switches of the update.
+        lr_on_device: In place of the number, where the kernel reads it: float64, shape (), on the
+            device of the table.
     """
-    elements = param.numel()
-    if elements == 0:
+    if table.elements == 0:
         return
-    block = BLOCK if param.is_cuda else _INTERPRETED_BLOCK
-    with torch.cuda.device(param.device) if param.is_cuda else nullcontext():
-        rmsprop_kernel[(triton.cdiv(elements, block),)](
-            param,
-            grad,
-            ms,
-            elements,
-            *(_bits(factor) for factor in hyperparameters.scalars()),
-            EPS_INSIDE_SQRT=hyperparameters.eps_inside_sqrt,
-            COUPLED=hyperparameters.coupled,
-            BLOCK=block,
-            enable_fp_fusion=False,
-        )
+    on_gpu = table.device.type == "cuda"
+    block = BLOCK[table.dtype] if on_gpu else _INTERPRETED_BLOCK
+    factors = _factors(hyperparameters, lr_on_device)
+    constants = {
+        "STORAGE": STORAGE[table.dtype],
+        "EPS_INSIDE_SQRT": hyperparameters.eps_inside_sqrt,
+        "COUPLED": hyperparameters.coupled,
+        "LR_ON_DEVICE": lr_on_device is not None,
+        "BLOCK": block,
+    }
+    with torch.cuda.device(table.device) if on_gpu else nullcontext():
+        if table.updates == 1:
+            programs = triton.cdiv(table.elements, block)
+            arguments = [*table.columns[:, 0].tolist(), *factors]
+            _launch(rmsprop_kernel, programs, arguments, constants, table.device)
+            return
+        with table.on_device(block) as on:
+            programs = on.blocks.shape[1]
+            where = [on.columns.data_ptr(), table.updates, on.blocks.data_ptr(), programs]
+            _launch(
+                multi_tensor_rmsprop_kernel, programs, [*where, *factors], constants, table.device
+            )
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    arguments: list[int],
+    constants: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Launches a compiled kernel that was kept, or else compiles it and keeps it."""
+    key = (kernel, device, *constants.values())
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*arguments, *constants.values())
+        return
+    with _compiling:
+        compiled = kernel[programs,](*arguments, **constants, **COMPILE_OPTIONS)
+    if compiled is not None:  # the interpreter has nothing to keep
+        _compiled[key] = compiled
+
+
+def _factors(hyperparameters: Hyperparameters, lr_on_device: torch.Tensor | None) -> list[int]:
+    """What the kernels take after the addresses, in their order."""
+    h = hyperparameters
+    scalars = h.scalars()
+    return [
+        _bits(h.lr) if lr_on_device is None else lr_on_device.data_ptr(),
+        _bits(scalars.alpha),
+        _bits(scalars.beta),
+        _bits(scalars.eps),
+        _bits(scalars.weight_decay),
+        _bits(h.weight_decay if h.decoupled_weight_decay else 0.0),
+        _bits(scalars.sign),
+    ]
 
 
 def _bits(value: float) -> int:
@@ -53,52 +119,176 @@ def _bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
-_FACTORS = ("lr", "alpha", "beta", "eps", "weight_decay", "shrink", "sign")
+_FACTORS = ["lr", "alpha", "beta", "eps", "weight_decay", "decoupled_weight_decay", "sign"]
 
 
-# A factor must never be specialised on: changing it must not recompile.
-@triton.jit(do_not_specialize=_FACTORS)
+# Addresses and factors come as int64, the latter as the bits of float64.
+@triton.jit(do_not_specialize=["param", "grad", "ms", "elements", *_FACTORS])
 def rmsprop_kernel(
-    param_ptr,
-    grad_ptr,
-    ms_ptr,
-    elements,
+    param: tl.int64,
+    grad: tl.int64,
+    ms: tl.int64,
+    elements: tl.int64,
     lr: tl.int64,
     alpha: tl.int64,
     beta: tl.int64,
     eps: tl.int64,
     weight_decay: tl.int64,
-    shrink: tl.int64,
+    decoupled_weight_decay: tl.int64,
     sign: tl.int64,
+    STORAGE: tl.constexpr,
+    EPS_INSIDE_SQRT: tl.constexpr,
+    COUPLED: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Updates one block of one tensor; ``lr`` is an address if it is on the device."""
+    factors = _floats(
+        lr, alpha, beta, eps, weight_decay, decoupled_weight_decay, sign, LR_ON_DEVICE
+    )
+    block = tl.program_id(0).to(tl.int64)
+    _update_block(
+        param.to(tl.int64), grad.to(tl.int64), ms.to(tl.int64), elements.to(tl.int64), block,
+        factors, STORAGE, EPS_INSIDE_SQRT, COUPLED, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["columns", "updates", "blocks", "programs", *_FACTORS])
+def multi_tensor_rmsprop_kernel(
+    columns: tl.int64,
+    updates: tl.int64,
+    blocks: tl.int64,
+    programs: tl.int64,
+    lr: tl.int64,
+    alpha: tl.int64,
+    beta: tl.int64,
+    eps: tl.int64,
+    weight_decay: tl.int64,
+    decoupled_weight_decay: tl.int64,
+    sign: tl.int64,
+    STORAGE: tl.constexpr,
+    EPS_INSIDE_SQRT: tl.constexpr,
+    COUPLED: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Updates one block of one tensor of a table, as ``DeviceTable`` lays it out."""
+    factors = _floats(
+        lr, alpha, beta, eps, weight_decay, decoupled_weight_decay, sign, LR_ON_DEVICE
+    )
+    program = tl.program_id(0).to(tl.int64)
+    block_ptr = blocks.to(tl.int64).to(tl.pointer_type(tl.int32)) + program
+    column = columns.to(tl.int64).to(tl.pointer_type(tl.int64)) + tl.load(block_ptr)
+    block = tl.load(block_ptr + programs).to(tl.int64)
+    _update_block(
+        tl.load(column), tl.load(column + updates), tl.load(column + 2 * updates),
+        tl.load(column + 3 * updates), block,
+        factors, STORAGE, EPS_INSIDE_SQRT, COUPLED, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def _floats(
+    lr, alpha, beta, eps, weight_decay, decoupled_weight_decay, sign, LR_ON_DEVICE: tl.constexpr
+):
+    """The factors of an update as float64, with ``shrink`` for the last but one."""
+    if LR_ON_DEVICE:
+        lr = tl.load(lr.to(tl.int64).to(tl.pointer_type(tl.float64)))
+    else:
+        lr = _as_float64(lr)
+    shrink = 1.0 - lr * _as_float64(decoupled_weight_decay)
+    return (
+        lr,
+        _as_float64(alpha),
+        _as_float64(beta),
+        _as_float64(eps),
+        _as_float64(weight_decay),
+        shrink,
+        _as_float64(sign),
+    )
+
+
+@triton.jit
+def _as_float64(bits):
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _update_block(
+    param,
+    grad,
+    ms,
+    elements,
+    block,
+    factors,
+    STORAGE: tl.constexpr,
     EPS_INSIDE_SQRT: tl.constexpr,
     COUPLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Updates one block; factors are the bits of float64 values, as ``update_`` passes them."""
-    compute: tl.constexpr = ms_ptr.dtype.element_ty
-    storage: tl.constexpr = param_ptr.dtype.element_ty
-    lr = lr.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    alpha = alpha.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    beta = beta.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    eps = eps.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    weight_decay = weight_decay.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    shrink = shrink.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
-    sign = sign.to(tl.int64).to(tl.float64, bitcast=True).to(compute)
+    """Updates elements [block * BLOCK, (block + 1) * BLOCK) of a tensor, or what it has of them."""
+    compute: tl.constexpr = tl.float64 if tl.float64 == STORAGE else tl.float32
+    start = block * BLOCK
+    param_ptr = param.to(tl.pointer_type(STORAGE)) + start
+    grad_ptr = grad.to(tl.pointer_type(STORAGE)) + start
+    ms_ptr = ms.to(tl.pointer_type(compute)) + start
+    if ((param | grad | ms) % 16 == 0) & (start + BLOCK <= elements):
+        # Full and aligned: without a mask, and with this hint, accesses are of 128 bits.
+        param_ptr = tl.multiple_of(param_ptr, 16)
+        grad_ptr = tl.multiple_of(grad_ptr, 16)
+        ms_ptr = tl.multiple_of(ms_ptr, 16)
+        _update_chunk(
+            param_ptr, grad_ptr, ms_ptr, None, 0, factors, EPS_INSIDE_SQRT, COUPLED, BLOCK
+        )
+    else:
+        # Each element has an address and a mask of its own: a few at a time, to save registers.
+        CHUNK: tl.constexpr = BLOCK // (2 if tl.float64 == STORAGE else 4)
+        for first in range(0, BLOCK, CHUNK):
+            _update_chunk(
+                param_ptr, grad_ptr, ms_ptr, elements - start, first, factors,
+                EPS_INSIDE_SQRT, COUPLED, CHUNK,
+            )  # fmt: skip
 
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < elements
+
+@triton.jit
+def _update_chunk(
+    param_ptr,
+    grad_ptr,
+    ms_ptr,
+    elements,
+    first,
+    factors,
+    EPS_INSIDE_SQRT: tl.constexpr,
+    COUPLED: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Updates CHUNK elements from ``first``, or those below ``elements`` if that is not None."""
+    offsets = first + tl.arange(0, CHUNK)
+    mask = None if elements is None else offsets < elements
     p = tl.load(param_ptr + offsets, mask)
     g = tl.load(grad_ptr + offsets, mask)
     ms = tl.load(ms_ptr + offsets, mask)
+    p, ms = _update_elements(p, g, ms, factors, EPS_INSIDE_SQRT, COUPLED)
+    tl.store(ms_ptr + offsets, ms, mask)
+    tl.store(param_ptr + offsets, p, mask)
+
+
+@triton.jit
+def _update_elements(p, g, ms, factors, EPS_INSIDE_SQRT: tl.constexpr, COUPLED: tl.constexpr):
+    """The formula, on elements as they are stored; each factor is rounded once."""
+    storage: tl.constexpr = p.dtype
+    compute: tl.constexpr = ms.dtype
+    lr = factors[0].to(compute)
+    eps = factors[3].to(compute)
     if storage == tl.int16:  # bfloat16 by its bits: the interpreter's own conversions are wrong
         p = (p.to(tl.int32) << 16).to(tl.float32, bitcast=True)
         g = (g.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     p = p.to(compute)
-    g = g.to(compute) * sign
+    g = g.to(compute) * factors[6].to(compute)
     if COUPLED:
-        g = g + weight_decay * p
-    p = p * shrink
-    ms = alpha * ms + (beta * g) * g
+        g = g + factors[4].to(compute) * p
+    p = p * factors[5].to(compute)
+    ms = factors[1].to(compute) * ms + (factors[2].to(compute) * g) * g
     if compute == tl.float64:  # sqrt and / are exact in float64, and sqrt_rn and div_rn lack it
         d = tl.sqrt(ms + eps) if EPS_INSIDE_SQRT else tl.sqrt(ms) + eps
         p = p - (lr * g) / d
@@ -108,8 +298,7 @@ def rmsprop_kernel(
     if storage == tl.int16:  # round to nearest even
         bits = p.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        narrow = tl.where(p != p, 0x7FC0, rounded).to(tl.int16)
+        p = tl.where(p != p, 0x7FC0, rounded).to(tl.int16)
     else:
-        narrow = p.to(storage)
-    tl.store(ms_ptr + offsets, ms, mask)
-    tl.store(param_ptr + offsets, narrow, mask)
+        p = p.to(storage)
+    return p, ms

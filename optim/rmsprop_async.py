@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch.optim import Optimizer
 
-from hogstream.kernels.backends import Backend, check_backend, select_backend
+from hogstream.kernels.backends import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
-from hogstream.kernels.operands import (
-    COMPUTE_DTYPES,
-    Operands,
-    check_grad,
-    check_operands,
-    check_param,
-    same_layout,
-)
-
-
-class _Update(NamedTuple):
-    """One parameter's update: checked, not yet applied."""
-
-    param: torch.Tensor
-    backend: Backend
-    operands: Operands
-    hyperparameters: Hyperparameters
-    step: torch.Tensor
+from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
+from hogstream.optim.flat_buffers import FlatBuffer, make_flat_buffers
+from hogstream.optim.step_plan import Reached, StepPlan, make_plan
 
 
 class RMSpropAsync(Optimizer):
@@ -56,12 +41,23 @@ class RMSpropAsync(Optimizer):
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
+        flat: Move the parameters of a group, and gradients for all of them, into one piece of
+            memory each: a step is then one launch without a table, and ``zero_grad()`` one write.
+            Gradients stay where they are: ``zero_grad()`` sets them to zero and not to None, so a
+            parameter that a loss does not reach is updated with zero. Whatever leaves the flat
+            memory (``param.grad = ...``, ``model.zero_grad()``) is updated all the same, by the
+            table, until the next ``zero_grad()``. A copied or unpickled optimizer is not flat.
+        capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
+            CUDA graph. ``group["lr"]`` is then a float64 tensor of shape (), which torch's
+            schedulers, or ``fill_``, change in place, replays included; the host can't check it.
+            What else a group holds is captured as it is. Needs Triton, and one device a group.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
 
     Raises:
         TypeError: If a parameter or number is of a wrong type or dtype.
-        ValueError: If a parameter cannot be updated in place, a number is out of range, or
-            ``backend`` is unknown or cannot take a parameter's device.
+        ValueError: If a parameter cannot be updated in place, a number is out of range,
+            ``backend`` is unknown or cannot take a parameter's device, or ``capturable`` cannot be
+            honoured for a group.
         RuntimeError: If ``backend`` is not available here.
     """
 
@@ -76,9 +72,14 @@ class RMSpropAsync(Optimizer):
         eps_inside_sqrt: bool = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        flat: bool = False,
+        capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
+        for name, switch in (("flat", flat), ("capturable", capturable)):
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name} must be True or False, got {switch!r}")
         defaults = {
             "lr": lr,
             "alpha": alpha,
@@ -89,7 +90,9 @@ class RMSpropAsync(Optimizer):
             "maximize": maximize,
         }
         Hyperparameters.from_group(defaults)
-        self.backend = backend
+        self.backend, self.flat, self.capturable = backend, flat, capturable
+        self._plan: StepPlan | None = None
+        self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -109,14 +112,43 @@ class RMSpropAsync(Optimizer):
             params = [params]
         elif not isinstance(params, set):  # which torch refuses, as it has no order
             params = list(params)  # an iterator may be read only once
-        for index, param in enumerate(params):
-            tensor = param[1] if isinstance(param, tuple) else param
-            if isinstance(tensor, torch.Tensor):  # torch refuses anything else, in its own words
-                check_param(tensor, f"param {index}")
-                select_backend(self.backend, tensor.device.type)
+        tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+        # torch refuses anything that is not a tensor, in its own words.
+        self._check_params([each for each in tensors if isinstance(each, torch.Tensor)])
         super().add_param_group({**param_group, "params": params})
-        for param in self.param_groups[-1]["params"]:
-            self.state[param] = _new_state(param)
+        self._make_state(self.param_groups[-1])
+
+    def _check_params(self, params: list[torch.Tensor]) -> None:
+        for index, param in enumerate(params):
+            check_param(param, f"param {index}")
+            backend = select_backend(self.backend, param.device.type).name
+            if self.capturable and backend != "triton":
+                raise ValueError(
+                    f"capturable=True needs the Triton backend, got {backend} for param {index} "
+                    f"on {param.device}"
+                )
+            if self.capturable and param.device != params[0].device:
+                raise ValueError(
+                    f"capturable=True needs one device a group, got {params[0].device} and "
+                    f"{param.device} for param {index}"
+                )
+
+    def _make_state(self, group: dict[str, Any]) -> None:
+        params = group["params"]
+        device = params[0].device if self.capturable and params else torch.device("cpu")
+        steps = torch.zeros(len(params), dtype=torch.float32, device=device)
+        if self.capturable:
+            lr = float(group["lr"])
+            group["lr"] = torch.full((), lr, dtype=torch.float64, device=device)
+        buffers = make_flat_buffers(params) if self.flat else []
+        flat_mss = {
+            id(p): ms for each in buffers for p, ms in zip(each.params, each.mss, strict=True)
+        }
+        for param, step in zip(params, steps, strict=True):
+            ms = flat_mss.get(id(param))
+            self.state[param] = {"step": step, "square_avg": _new_ms(param) if ms is None else ms}
+        self._flat_buffers.append(buffers)
+        self._plan = None
 
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
@@ -131,6 +163,19 @@ class RMSpropAsync(Optimizer):
             for tensor in state.values():
                 tensor.share_memory_()
         return self
+
+    def _settings_of(self, index: int) -> tuple[Any, ...]:
+        """What a launch for a group takes after its table, checked."""
+        group = self.param_groups[index]
+        if not self.capturable:
+            return (Hyperparameters.from_group(group),)
+        lr = group["lr"]
+        if not (isinstance(lr, torch.Tensor) and lr.dtype == torch.float64 and lr.ndim == 0):
+            raise TypeError(
+                f"lr of group {index} must stay the float64 tensor that capturable=True made it, "
+                f"to be changed in place by fill_, got {lr!r}"
+            )
+        return Hyperparameters.from_group({**group, "lr": 0.0}), lr
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -157,39 +202,36 @@ class RMSpropAsync(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for update in self._checked_updates():
-            update.backend.update_(update.operands, update.hyperparameters)
-            torch.autograd.graph.increment_version(update.param)  # autograd notices the change
-            update.step.add_(1)
+        groups = self.param_groups
+        settings = [self._settings_of(index) for index in range(len(groups))]
+        reached = Reached.of(groups)
+        plan = self._plan.followed(groups, self.state, reached) if self._plan else None
+        copies: list[torch.Tensor] = []  # which must live until they are launched
+        if plan is None:
+            plan, copies = make_plan(groups, self.state, self._flat_buffers, reached)
+        self._plan = plan
+        for launch in plan.launches:
+            backend = select_backend(self.backend, launch.table.device.type)
+            backend.update_(launch.table, *settings[launch.group])
+        if plan.counters:
+            torch._foreach_add_(plan.counters, 1)
+        del copies
+        torch.autograd.graph.increment_version(reached.params)  # so that autograd notices
         return loss
 
-    def _checked_updates(self) -> list[_Update]:
-        updates = []
-        for group_index, group in enumerate(self.param_groups):
-            hyperparameters = Hyperparameters.from_group(group)
-            for index, param in enumerate(group["params"]):
-                if param.grad is None:
-                    continue
-                name = f"param {index} in group {group_index}"
-                grad, state = param.grad, self.state[param]
-                check_grad(param, grad, f"grad of {name}")
-                if not same_layout(grad, param):
-                    grad = torch.empty_like(param).copy_(grad)
-                if not same_layout(state["square_avg"], param):
-                    raise ValueError(
-                        f"{name} must keep the strides that the optimizer was made with, "
-                        f"{state['square_avg'].stride()}, got {param.stride()}"
-                    )
-                updates.append(
-                    _Update(
-                        param,
-                        select_backend(self.backend, param.device.type),
-                        check_operands(param, grad, state["square_avg"]),
-                        hyperparameters,
-                        state["step"],
-                    )
-                )
-        return updates
+    def zero_grad(self, set_to_none: bool | None = None) -> None:
+        """Clears all gradients.
+
+        Args:
+            set_to_none: To None instead of zero, which saves memory. By default True, and False if
+                ``flat``, where it also brings gradients back that had left the flat memory.
+        """
+        if set_to_none is None and self.flat and any(self._flat_buffers):
+            for buffers in self._flat_buffers:
+                for buffer in buffers:
+                    buffer.attach_grads()
+            return
+        super().zero_grad(set_to_none is not False)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -219,6 +261,8 @@ class RMSpropAsync(Optimizer):
             for group, old in zip(self.param_groups, groups, strict=True):
                 for name in HYPERPARAMETERS:
                     group.setdefault(name, old[name])
+                if self.capturable:  # captured graphs read it where it is
+                    group["lr"] = old["lr"].fill_(group["lr"])
             for param, saved in _pair(self, final):
                 for name, tensor in state[param].items():
                     if saved:
@@ -239,20 +283,25 @@ class RMSpropAsync(Optimizer):
                 hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: torch's state of an optimizer, and the backend."""
-        return {**super().__getstate__(), "backend": self.backend}
+        """What is pickled: torch's state of an optimizer, and how it was made."""
+        own = {name: getattr(self, name) for name in ("backend", "capturable")}
+        return {**super().__getstate__(), **own, "flat": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled, or what torch loads."""
+        super().__setstate__(state)
+        self._plan = None
+        if len(self.__dict__.setdefault("_flat_buffers", [])) != len(self.param_groups):
+            self._flat_buffers = [[] for _ in self.param_groups]
 
 
-def _new_state(param: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        "step": torch.zeros((), dtype=torch.float32),
-        "square_avg": torch.zeros_like(
-            param,
-            dtype=COMPUTE_DTYPES[param.dtype],
-            memory_format=torch.preserve_format,
-            requires_grad=False,
-        ),
-    }
+def _new_ms(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(
+        param,
+        dtype=COMPUTE_DTYPES[param.dtype],
+        memory_format=torch.preserve_format,
+        requires_grad=False,
+    )
 
 
 def _pair(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ import torch
 
 from hogstream.kernels.backends import available_backends
 from hogstream.kernels.cpu_threads import run_in_slices
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 
 ELEMENTS = 1 << 24
 REPEATS = 9
+_NUMPY_BLOCK = 1 << 15
 
 
 def measure_ceilings(device: torch.device) -> dict[str, Any]:
@@ -71,11 +74,16 @@ def interleave(
 
 def copy_pass(device: torch.device, elements: int) -> Callable[[], object]:
     """A call that copies ``elements`` of float32 to another array, with all cores."""
-    source, target = (torch.ones(elements, device=device) for _ in range(2))
+    target, source = (torch.ones(elements, device=device) for _ in range(2))
     if device.type == "cuda":
         return lambda: target.copy_(source)
-    arrays = target.numpy(), source.numpy()
-    return lambda: run_in_slices(np.copyto, arrays)
+    to, of = target.numpy(), source.numpy()
+
+    def copy(_: LaunchTable, start: int, stop: int) -> None:
+        np.copyto(to[start:stop], of[start:stop])
+
+    table = LaunchTable([Operands(target, source, target)])
+    return lambda: run_in_slices(copy, table)
 
 
 def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], object]:
@@ -83,32 +91,26 @@ def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], obje
 
     It reads three arrays and writes two of them in place, with all cores.
     """
-    param, grad, ms = (torch.ones(elements, device=device) for _ in range(3))
+    param, grad, ms = operands = Operands(*(torch.ones(elements, device=device) for _ in range(3)))
     if device.type == "cuda":
         from hogstream.profiling.triton_ceiling import update_shaped
 
         return lambda: update_shaped(param, grad, ms)
-    arrays = param.numpy(), grad.numpy(), ms.numpy()
-    kernel = _numpy_update_shaped if available_backends()["numba"] else _numba_update_shaped()
-    return lambda: run_in_slices(kernel, arrays)
+    table = LaunchTable([operands])
+    if available_backends()["numba"] is None:
+        from hogstream.profiling import numba_ceiling
 
+        def pass_over() -> Operands:
+            run_in_slices(numba_ceiling.update_shaped, table)
+            return operands  # which the table's addresses need alive
 
-@cache
-def _numba_update_shaped() -> Callable[..., None]:
-    import numba
+        return pass_over
+    p, g, m = (tensor.numpy() for tensor in operands)
 
-    @numba.njit(nogil=True, cache=True)
-    def update_shaped(param: Any, grad: Any, ms: Any) -> None:
-        for i in range(param.size):
-            g = grad[i]
-            ms[i] = ms[i] + g
-            param[i] = param[i] + g
+    def add(_: LaunchTable, start: int, stop: int) -> None:
+        for low in range(start, stop, _NUMPY_BLOCK):
+            part = slice(low, min(low + _NUMPY_BLOCK, stop))
+            np.add(m[part], g[part], out=m[part])
+            np.add(p[part], g[part], out=p[part])
 
-    return update_shaped
-
-
-def _numpy_update_shaped(param: Any, grad: Any, ms: Any, block: int = 1 << 15) -> None:
-    for start in range(0, param.size, block):
-        part = slice(start, start + block)
-        np.add(ms[part], grad[part], out=ms[part])
-        np.add(param[part], grad[part], out=param[part])
+    return lambda: run_in_slices(add, table)

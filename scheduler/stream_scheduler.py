@@ -14,7 +14,8 @@ import torch
 
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
-from hogstream.kernels.operands import Operands, check_disjoint, check_grad, check_operands
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands, check_disjoint, check_grad
 from hogstream.scheduler.checks import check_integer, check_number
 from hogstream.scheduler.lanes import Lane, Lanes, open_lanes
 from hogstream.scheduler.policies import select_policy
@@ -83,8 +84,6 @@ class StreamScheduler:
             raise TypeError(f"hyperparameters must be among {allowed}, got {sorted(unknown)}")
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
-        self._param = self.backend.operand(shared.flat)
-        self._ms = self.backend.operand(shared.ms)
         self._lanes: Lanes | None = None
         self._record: RunRecord | None = None
 
@@ -206,17 +205,12 @@ class StreamScheduler:
         if not grad.is_contiguous():
             raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
         grad = grad.detach().resolve_neg()
-        check_disjoint(Operands(self.shared.flat, grad, self.shared.ms))
+        operands = Operands(self.shared.flat, grad, self.shared.ms)
+        check_disjoint([(("param", "grad", "ms"), operands)])
         update = Update(
             worker=worker,
             grad=grad,
-            apply=partial(
-                self.backend.kernel,
-                self._param,
-                self.backend.operand(grad),
-                self._ms,
-                self.hyperparameters,
-            ),
+            apply=partial(self.backend.kernel, LaunchTable([operands]), self.hyperparameters),
             read_version=read_version,
             submitted_ns=time.perf_counter_ns(),
             waiter=self._loop.create_future(),
@@ -263,14 +257,14 @@ class StreamScheduler:
             self._idle.set()
 
     def _warm_up(self) -> None:
-        # An update of spare tensors: the first call compiles. Triton specialises on alignment, and
-        # on whether the size is 1 or a multiple of 16: the spare ones are alike in that.
-        elements = min(self.shared.elements, 16 + self.shared.elements % 16)
-        param, grad, ms = (
-            torch.zeros(elements, dtype=tensor.dtype, device=tensor.device)
-            for tensor in (self.shared.flat, self.shared.flat, self.shared.ms)
+        # An update of a spare element: the first call compiles.
+        spare = Operands(
+            *(
+                torch.zeros_like(each[:1])
+                for each in (self.shared.flat, self.shared.flat, self.shared.ms)
+            )
         )
-        self.backend.update_(check_operands(param, grad, ms), self.hyperparameters)
+        self.backend.update_(LaunchTable([spare]), self.hyperparameters)
 
     async def _drain(self) -> None:
         """Ends all workers, and waits for all that is under way; may be begun again."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import accumulate
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +14,8 @@ from hypothesis import strategies as st
 
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.cpu_threads import MIN_SLICE_BYTES, run_in_slices, slice_bounds
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from process_testing import may_fork_with_threads, run_to_end
 from update_testing import (
     CPU_BACKENDS,
@@ -77,39 +78,50 @@ def test_a_forked_child_may_update(backend):
     assert_same_bits(State(param, ms), expected)
 
 
+def table_of(*params: torch.Tensor) -> LaunchTable:
+    return LaunchTable([Operands(param, param, param) for param in params])
+
+
 def test_an_error_in_any_slice_is_raised():
-    array = np.zeros(THREADS * MIN_SLICE_BYTES, np.uint8)
+    array = torch.zeros(THREADS * MIN_SLICE_BYTES // 4)
     array[-1] = 1
 
-    def refuse_ones(part: Any) -> None:
+    def refuse_ones(_: LaunchTable, start: int, stop: int) -> None:
+        part = array[start:stop]
         if part.any():
             raise ArithmeticError("a one")
         part += 2
 
     with pytest.raises(ArithmeticError, match="a one"):
-        run_in_slices(refuse_ones, (array,))
+        run_in_slices(refuse_ones, table_of(array))
     # The other slices have ended by the time that it is raised.
-    last, _ = slice_bounds(array, THREADS)[-1]
-    assert np.all(array[:last] == 2)
+    last, _ = slice_bounds(table_of(array), THREADS)[-1]
+    assert torch.all(array[:last] == 2)
 
 
 @given(
-    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
-    slices=st.integers(0, 9),  # in bytes, hypothesis would rarely draw enough for two
+    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+    slices=st.lists(st.integers(0, 5), min_size=1, max_size=4),  # of each tensor
     more=st.integers(0, 10_000),
     offset=st.integers(0, 100),
     threads=st.sampled_from([1, 2, 3, 4, 7, 16]),
 )
 def test_slices_cover_every_element_once(dtype, slices, more, offset, threads):
-    size = slices * MIN_SLICE_BYTES // np.dtype(dtype).itemsize + more
-    array = np.empty(offset + size, dtype)[offset:]
-    bounds = slice_bounds(array, threads)
+    sizes = [count * MIN_SLICE_BYTES // dtype.itemsize + more for count in slices]
+    params = [torch.empty(offset + size, dtype=dtype)[offset:] for size in sizes]
+    bounds = slice_bounds(table_of(*params), threads)
 
     starts, stops = zip(*bounds, strict=True)
-    assert (starts[0], *stops) == (*starts, size)
+    assert (starts[0], *stops) == (*starts, sum(sizes))
     assert 1 <= len(bounds) <= threads
 
     lengths = [stop - start for start, stop in bounds]
-    assert max(lengths) - min(lengths) <= 2 * CACHE_LINE // array.itemsize
-    assert len(bounds) == 1 or min(lengths) * array.itemsize >= MIN_SLICE_BYTES - CACHE_LINE
-    assert all(array[start:].ctypes.data % CACHE_LINE == 0 for start in starts[1:])
+    assert max(lengths) - min(lengths) <= 2 * CACHE_LINE // dtype.itemsize
+    assert len(bounds) == 1 or min(lengths) * dtype.itemsize >= MIN_SLICE_BYTES - CACHE_LINE
+
+    # A cut is between two tensors, or on a cache line of the one that it is in.
+    ends = list(accumulate(sizes))
+    for start in starts[1:]:
+        inside = next(i for i, end in enumerate(ends) if start < end)
+        position = start - (ends[inside] - sizes[inside])
+        assert position == 0 or params[inside][position:].data_ptr() % CACHE_LINE == 0

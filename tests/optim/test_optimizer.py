@@ -219,7 +219,8 @@ def make_lr_negative(optimizer: RMSpropAsync, _: Parameter) -> None:
 BAD_STEPS: dict[Callable[[RMSpropAsync, Parameter], None], str] = {
     make_sparse: "grad of param 0 in group 1 must be dense, got layout sparse_coo",
     make_alias: "must not overlap in memory",
-    make_longer: "ms must be dense and have the shape of param, (2, 4), got strided, (2, 3)",
+    make_longer: "square_avg of param 0 in group 1 must be dense and have the shape of "
+    "param 0 in group 1, (2, 4), got strided, (2, 3)",
     make_transposed: "param 0 in group 1 must keep the strides that the optimizer was made with",
     make_lr_negative: "lr must be a finite number >= 0, got -1.0",
 }

@@ -1,0 +1,156 @@
+"""Where the tensors of many updates lie in memory, so that one launch reaches them all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hogstream.kernels.operands import Operands
+
+#: The rows of a table: addresses of each update's tensors, and how many elements each has.
+PARAM, GRAD, MS, ELEMENTS = range(4)
+
+
+class LaunchTable:
+    """The addresses and lengths of a list of updates, all of one dtype and on one device.
+
+    A table never changes. It holds no tensor: whoever launches it keeps them alive until then.
+
+    Attributes:
+        dtype: Of parameters and gradients.
+        device: Where they are.
+        columns: int64, shape (4, updates), one row each for the addresses of ``param``, ``grad``
+            and ``ms``, and the number of elements.
+        updates: How many updates there are.
+        elements: How many elements they have together.
+    """
+
+    def __init__(self, operands: Sequence[Operands]) -> None:
+        """Makes a table of checked operands, at least one, of one dtype and device."""
+        first = operands[0].param
+        self.dtype, self.device = first.dtype, first.device
+        self.columns: npt.NDArray[np.int64] = np.array(
+            [
+                [operand.param.data_ptr() for operand in operands],
+                [operand.grad.data_ptr() for operand in operands],
+                [operand.ms.data_ptr() for operand in operands],
+                [operand.param.numel() for operand in operands],
+            ],
+            np.int64,
+        )
+        self.updates = len(operands)
+        self.elements = int(self.columns[ELEMENTS].sum())
+        self._on_device = _DeviceCopy()
+
+    def with_grads(self, addresses: Sequence[int]) -> LaunchTable:
+        """The same updates with gradients elsewhere; what is on the device is shared."""
+        table = copy(self)
+        table.columns = self.columns.copy()
+        table.columns[GRAD] = addresses
+        return table
+
+    @contextmanager
+    def on_device(self, block: int) -> Iterator[DeviceTable]:
+        """The table where a kernel launched in this context on the current stream can read it.
+
+        Args:
+            block: How many elements one program updates.
+        """
+        if self.device.type == "cuda":
+            with self._on_device.of(self, block) as table:
+                yield table
+        else:  # Triton interprets: it reads the table itself
+            yield DeviceTable(
+                torch.from_numpy(self.columns), torch.from_numpy(self.split_into_blocks(block))
+            )
+
+    def split_into_blocks(self, block: int) -> npt.NDArray[np.int32]:
+        """Which block of which update each program takes.
+
+        Args:
+            block: How many elements one program updates.
+
+        Returns:
+            Shape (2, programs): the index of the update, and of the block in it.
+        """
+        counts = -(-self.columns[ELEMENTS] // block)
+        updates = np.repeat(np.arange(self.updates), counts)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        return np.stack([updates, np.arange(len(updates)) - starts]).astype(np.int32)
+
+
+def make_tables(operands: Iterable[Operands]) -> list[LaunchTable]:
+    """A table for each dtype and device among checked operands, in the order of their first."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Operands]] = {}
+    for each in operands:
+        groups.setdefault((each.param.dtype, each.param.device), []).append(each)
+    return [LaunchTable(group) for group in groups.values()]
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """A table in a device's memory.
+
+    Attributes:
+        columns: As in ``LaunchTable``.
+        blocks: int32, shape (2, programs): the update that each program works on, and the block.
+    """
+
+    columns: torch.Tensor
+    blocks: torch.Tensor
+
+
+class _DeviceCopy:
+    """What a table and its successors have on the device.
+
+    Uploads are asynchronous, from pinned memory: torch's allocator keeps a pinned block from being
+    used anew until the copy out of it has ended.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # from an upload until the launch that reads it
+        self._stream: int | None = None
+        self._sent: npt.NDArray[np.int64] | None = None
+        self._table: DeviceTable | None = None
+        self._captured: list[Any] = []
+
+    @contextmanager
+    def of(self, table: LaunchTable, block: int) -> Iterator[DeviceTable]:
+        with self._lock:
+            if torch.cuda.is_current_stream_capturing():
+                # A replay copies again, from the same pinned memory to the same table: neither may
+                # change any more, or be freed.
+                captured = _upload(table, block)
+                self._captured.append(captured)
+                yield captured[0]
+            else:
+                yield self._refreshed(table, block)
+
+    def _refreshed(self, table: LaunchTable, block: int) -> DeviceTable:
+        stream = torch.cuda.current_stream(table.device).cuda_stream
+        if self._table is None or self._sent is None or stream != self._stream:
+            # Another stream would not wait for the uploads of this one.
+            self._table, _ = _upload(table, block)
+            self._stream = stream
+        else:
+            for row in np.flatnonzero((table.columns != self._sent).any(axis=1)):
+                staging = torch.from_numpy(table.columns[row]).pin_memory()
+                self._table.columns[row].copy_(staging, non_blocking=True)
+        self._sent = table.columns
+        return self._table
+
+
+def _upload(table: LaunchTable, block: int) -> tuple[DeviceTable, list[torch.Tensor]]:
+    """A table on the device, and the pinned memory that it is being copied from."""
+    arrays = table.columns, table.split_into_blocks(block)
+    staging = [torch.from_numpy(array).pin_memory() for array in arrays]
+    columns, blocks = (pinned.to(table.device, non_blocking=True) for pinned in staging)
+    return DeviceTable(columns, blocks), staging

@@ -1,0 +1,242 @@
+"""What a step launches: planned once with every check, then kept while nothing else has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import (
+    Operands,
+    check_disjoint,
+    check_grad,
+    check_operands,
+    same_layout,
+)
+from hogstream.optim.flat_buffers import FlatBuffer
+
+Groups = list[dict[str, Any]]
+State = dict[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class Reached(NamedTuple):
+    """The parameters that have a gradient, in the order of their groups, and the gradients."""
+
+    params: list[torch.Tensor]
+    grads: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, groups: Groups) -> Reached:
+        """Those of an optimizer's parameter groups."""
+        pairs = [
+            (param, grad)
+            for group in groups
+            for param in group["params"]
+            if (grad := param.grad) is not None
+        ]
+        return cls([param for param, _ in pairs], [grad for _, grad in pairs])
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a step.
+
+    Attributes:
+        group: Index of the parameter group whose hyperparameters it takes.
+        table: What it updates.
+        positions: For each update in the table, which of the reached parameters it is; None for the
+            one update of a flat buffer.
+    """
+
+    group: int
+    table: LaunchTable
+    positions: list[int] | None
+
+
+class _Written(NamedTuple):
+    """Spans of memory that updates write, none of which overlap, and the sizes of the gradients."""
+
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    grad_bytes: npt.NDArray[np.int64]
+
+    @classmethod
+    def by(cls, operands: list[Operands]) -> _Written:
+        written = [tensor for each in operands for tensor in (each.param, each.ms)]
+        starts = np.array([0, *(tensor.data_ptr() for tensor in written)])
+        order = np.argsort(starts)
+        sizes = np.array([0, *(tensor.nbytes for tensor in written)])
+        return cls(
+            starts[order],
+            (starts + sizes)[order],
+            np.array([each.grad.nbytes for each in operands], np.int64),
+        )
+
+    def overlaps(self, pointers: npt.NDArray[np.int64]) -> bool:
+        """Whether a gradient at its pointer shares memory with a parameter or ``ms``."""
+        # The span that matters is the last that starts before the gradient ends.
+        last = np.searchsorted(self.starts, pointers + self.grad_bytes) - 1
+        return bool((self.ends[np.maximum(last, 0)] > pointers).any())
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The launches of a step, and all that they were made for.
+
+    Attributes:
+        launches: In the order of their groups.
+        counters: Tensors that count steps: each holds one of a parameter, or all of a group.
+        grad_pointers: Where the gradients were.
+        written: The memory of parameters and ``ms``, where no gradient may be.
+        premises: What else they depend on; None if they hold for one step only.
+    """
+
+    launches: list[Launch]
+    counters: list[torch.Tensor]
+    grad_pointers: list[int]
+    written: _Written
+    premises: tuple[Any, ...] | None
+
+    def followed(self, groups: Groups, state: State, reached: Reached) -> StepPlan | None:
+        """This plan, for the gradients that there are now; None if it takes a new one."""
+        try:
+            if self.premises != _premises(groups, state, reached):
+                return None
+            pointers = [grad.data_ptr() for grad in reached.grads]
+        except RuntimeError:  # a sparse gradient, which has none of these: to be refused
+            return None
+        if pointers == self.grad_pointers:
+            return self
+        if self.written.overlaps(np.array(pointers, np.int64)):
+            return None  # to be refused
+        launches = []
+        for launch in self.launches:
+            if launch.positions is None:
+                return None  # a gradient may have left its flat buffer
+            table = launch.table.with_grads([pointers[i] for i in launch.positions])
+            launches.append(replace(launch, table=table))
+        return replace(self, launches=launches, grad_pointers=pointers)
+
+
+def make_plan(
+    groups: Groups, state: State, flat_buffers: list[list[FlatBuffer]], reached: Reached
+) -> tuple[StepPlan, list[torch.Tensor]]:
+    """Checks the reached parameters and their gradients, and plans their update.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state: Its state.
+        flat_buffers: Those of each group.
+        reached: What ``groups`` hold.
+
+    Returns:
+        The plan, and copies of gradients that it reads, if they were not laid out as parameters.
+
+    Raises:
+        TypeError: If a gradient has another dtype than its parameter.
+        ValueError: If a gradient is sparse or of another shape or device, if a parameter's strides
+            are no longer those of its state, or if two tensors overlap.
+    """
+    named = [
+        _checked(f"param {index} in group {group_index}", param, state[param]["square_avg"])
+        for group_index, group in enumerate(groups)
+        for index, param in enumerate(group["params"])
+        if param.grad is not None
+    ]
+    check_disjoint(named)
+    operands = [each for _, each in named]
+    launches: list[Launch] = []
+    counters: list[torch.Tensor] = []
+    first = 0
+    for index, group in enumerate(groups):
+        here = [param for param in group["params"] if param.grad is not None]
+        positions = range(first, first + len(here))
+        launches += _launches_of(index, positions, reached, operands, flat_buffers[index])
+        counters += _counters([state[param]["step"] for param in here], len(group["params"]))
+        first += len(here)
+    pointers = [grad.data_ptr() for grad in reached.grads]
+    copies = [
+        each.grad
+        for each, pointer in zip(operands, pointers, strict=True)
+        if each.grad.data_ptr() != pointer
+    ]
+    premises = None if copies else _premises(groups, state, reached)
+    return StepPlan(launches, counters, pointers, _Written.by(operands), premises), copies
+
+
+def _counters(steps: list[torch.Tensor], params: int) -> list[torch.Tensor]:
+    """The step counts of a group's reached parameters: as one tensor, if it has all that it needs.
+
+    Args:
+        steps: Of the reached parameters.
+        params: How many parameters the group has.
+    """
+    pointers = [step.data_ptr() for step in steps]
+    in_a_row = [steps[0].data_ptr() + 4 * index for index in range(params)] if steps else []
+    storages = {step.untyped_storage().data_ptr() for step in steps}
+    if pointers == in_a_row and len(storages) == 1:
+        return [steps[0].as_strided((params,), (1,))]
+    return steps
+
+
+def _premises(groups: Groups, state: State, reached: Reached) -> tuple[Any, ...]:
+    """All that a plan depends on but for where gradients are.
+
+    Sizes of parameters stand for those of gradients: torch lets no gradient be set that differs.
+    """
+    states = [state[param] for param in reached.params]
+    return (
+        [len(group["params"]) for group in groups],
+        [param.data_ptr() for param in reached.params],
+        [param.numel() for param in reached.params],
+        [each["square_avg"].data_ptr() for each in states],
+        [each["step"].data_ptr() for each in states],
+        [grad.stride() for grad in reached.grads],
+        any(grad.is_neg() for grad in reached.grads),
+    )
+
+
+def _checked(
+    name: str, param: torch.Tensor, ms: torch.Tensor
+) -> tuple[tuple[str, str, str], Operands]:
+    grad = param.grad
+    assert grad is not None
+    names = (name, f"grad of {name}", f"square_avg of {name}")
+    check_grad(param, grad, names[1], "its param")
+    if not same_layout(grad, param):
+        grad = torch.empty_like(param).copy_(grad)
+    if not same_layout(ms, param):
+        raise ValueError(
+            f"{name} must keep the strides that the optimizer was made with, {ms.stride()}, "
+            f"got {param.stride()}"
+        )
+    return names, check_operands(param, grad, ms, names)
+
+
+def _launches_of(
+    group: int,
+    positions: range,
+    reached: Reached,
+    operands: list[Operands],
+    flat_buffers: list[FlatBuffer],
+) -> list[Launch]:
+    """The launches of one group: one for each flat buffer that is whole, the rest by dtype."""
+    where = {id(reached.params[position]): position for position in positions}
+    launches = []
+    for buffer in flat_buffers:
+        members = [where.get(id(param)) for param in buffer.params]
+        if buffer.holds([None if i is None else operands[i] for i in members]):
+            launches.append(Launch(group, LaunchTable([buffer.operands]), None))
+            for param in buffer.params:
+                del where[id(param)]
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for position in where.values():
+        param = operands[position].param
+        kinds.setdefault((param.dtype, param.device), []).append(position)
+    return launches + [
+        Launch(group, LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()
+    ]
