@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
@@ -68,6 +68,7 @@ class Hyperparameters:
         """Whether weight decay is added to the gradient."""
         return self.weight_decay != 0.0 and not self.decoupled_weight_decay
 
+    @cached_property
     def scalars(self) -> Scalars:
         """The factors of the update; a kernel rounds each once to its compute type."""
         return Scalars(
@@ -79,6 +80,15 @@ class Hyperparameters:
             shrink=1.0 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0,
             sign=-1.0 if self.maximize else 1.0,
         )
+
+    @cached_property
+    def rounded(self) -> dict[str, tuple[Any, ...]]:
+        """The factors in order, each rounded once: by compute type, ``float32`` or ``float64``.
+
+        One too large for float32 is infinite there.
+        """
+        with np.errstate(over="ignore"):
+            return {name: tuple(np.asarray(self.scalars, name)) for name in ("float32", "float64")}
 
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
@@ -99,11 +109,6 @@ class Scalars(NamedTuple):
     weight_decay: float
     shrink: float
     sign: float
-
-    def rounded(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The factors in order, each rounded once to ``dtype``; too large a one is infinite."""
-        with np.errstate(over="ignore"):
-            return np.asarray(self, dtype)
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -46,6 +47,7 @@ _FORMATS = {
     "float32": _Format(ir.FloatType(), 4, ir.FloatType(), 4),
     "float64": _Format(ir.DoubleType(), 8, ir.DoubleType(), 8),
 }
+_NAMES = {getattr(torch, name): name for name in _FORMATS}
 
 
 def update_(
@@ -59,9 +61,9 @@ def update_(
         start: The first element to update, counted from the first update's first.
         stop: The element to stop before; None for the last update's end.
     """
-    dtype = str(table.dtype).removeprefix("torch.")
+    dtype = _NAMES[table.dtype]
     kernel = _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
-    factors = hyperparameters.scalars().rounded(f"f{_FORMATS[dtype].compute_bytes}")
+    factors = hyperparameters.rounded["float64" if dtype == "float64" else "float32"]
     kernel(table.columns, start, table.elements if stop is None else stop, *factors)
 
 

@@ -69,8 +69,7 @@ def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
 def _update_block(
     param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters, scratch: Array
 ) -> None:
-    factors = hyperparameters.scalars().rounded(ms.dtype)
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
+    lr, alpha, beta, eps, weight_decay, shrink, sign = hyperparameters.rounded[ms.dtype.name]
     t, u = scratch[:2]
     p, g = param, grad
     if param.dtype != ms.dtype:

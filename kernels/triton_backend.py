@@ -102,7 +102,7 @@ def _launch(
 def _factors(hyperparameters: Hyperparameters, lr_on_device: torch.Tensor | None) -> list[int]:
     """What the kernels take after the addresses, in their order."""
     h = hyperparameters
-    scalars = h.scalars()
+    scalars = h.scalars
     return [
         _bits(h.lr) if lr_on_device is None else lr_on_device.data_ptr(),
         _bits(scalars.alpha),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any, overload
 
 import torch
@@ -93,6 +94,8 @@ class RMSpropAsync(Optimizer):
         self.backend, self.flat, self.capturable = backend, flat, capturable
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
+        # By group: its hyperparameters, and what a launch takes for them.
+        self._settings: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -165,7 +168,17 @@ class RMSpropAsync(Optimizer):
         return self
 
     def _settings_of(self, index: int) -> tuple[Any, ...]:
-        """What a launch for a group takes after its table, checked."""
+        """What a launch for a group takes after its table, checked anew if anything changed."""
+        values = [self.param_groups[index][name] for name in HYPERPARAMETERS]
+        known, settings = self._settings.get(index, ([], ()))
+        if len(known) == len(values) and all(map(is_, known, values)):
+            return settings
+        settings = self._check_settings(index)
+        if self.capturable or not any(isinstance(value, torch.Tensor) for value in values):
+            self._settings[index] = values, settings  # a tensor may change while it stays the same
+        return settings
+
+    def _check_settings(self, index: int) -> tuple[Any, ...]:
         group = self.param_groups[index]
         if not self.capturable:
             return (Hyperparameters.from_group(group),)
@@ -208,13 +221,12 @@ class RMSpropAsync(Optimizer):
         plan = self._plan.followed(groups, self.state, reached) if self._plan else None
         copies: list[torch.Tensor] = []  # which must live until they are launched
         if plan is None:
-            plan, copies = make_plan(groups, self.state, self._flat_buffers, reached)
+            plan, copies = make_plan(groups, self.state, self._flat_buffers, reached, self.backend)
         self._plan = plan
         for launch in plan.launches:
-            backend = select_backend(self.backend, launch.table.device.type)
-            backend.update_(launch.table, *settings[launch.group])
-        if plan.counters:
-            torch._foreach_add_(plan.counters, 1)
+            launch.backend.update_(launch.table, *settings[launch.group])
+        for counter in plan.counters:
+            counter.add_(1)
         del copies
         torch.autograd.graph.increment_version(reached.params)  # so that autograd notices
         return loss
@@ -290,7 +302,7 @@ class RMSpropAsync(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
-        self._plan = None
+        self._plan, self._settings = None, {}
         if len(self.__dict__.setdefault("_flat_buffers", [])) != len(self.param_groups):
             self._flat_buffers = [[] for _ in self.param_groups]
 

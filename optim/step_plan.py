@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hogstream.kernels.backends import Backend, select_backend
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import (
     Operands,
@@ -47,12 +48,14 @@ class Launch:
 
     Attributes:
         group: Index of the parameter group whose hyperparameters it takes.
+        backend: What launches it.
         table: What it updates.
         positions: For each update in the table, which of the reached parameters it is; None for the
             one update of a flat buffer.
     """
 
     group: int
+    backend: Backend
     table: LaunchTable
     positions: list[int] | None
 
@@ -89,7 +92,7 @@ class StepPlan:
 
     Attributes:
         launches: In the order of their groups.
-        counters: Tensors that count steps: each holds one of a parameter, or all of a group.
+        counters: The step counts of reached parameters.
         grad_pointers: Where the gradients were.
         written: The memory of parameters and ``ms``, where no gradient may be.
         premises: What else they depend on; None if they hold for one step only.
@@ -123,7 +126,11 @@ class StepPlan:
 
 
 def make_plan(
-    groups: Groups, state: State, flat_buffers: list[list[FlatBuffer]], reached: Reached
+    groups: Groups,
+    state: State,
+    flat_buffers: list[list[FlatBuffer]],
+    reached: Reached,
+    backend: str | None,
 ) -> tuple[StepPlan, list[torch.Tensor]]:
     """Checks the reached parameters and their gradients, and plans their update.
 
@@ -132,6 +139,7 @@ def make_plan(
         state: Its state.
         flat_buffers: Those of each group.
         reached: What ``groups`` hold.
+        backend: Which kernels to use; None picks by device.
 
     Returns:
         The plan, and copies of gradients that it reads, if they were not laid out as parameters.
@@ -155,8 +163,10 @@ def make_plan(
     for index, group in enumerate(groups):
         here = [param for param in group["params"] if param.grad is not None]
         positions = range(first, first + len(here))
-        launches += _launches_of(index, positions, reached, operands, flat_buffers[index])
-        counters += _counters([state[param]["step"] for param in here], len(group["params"]))
+        for table, of in _tables_of(positions, reached, operands, flat_buffers[index]):
+            chosen = select_backend(backend, table.device.type)
+            launches.append(Launch(index, chosen, table, of))
+        counters += _counters([state[param]["step"] for param in here])
         first += len(here)
     pointers = [grad.data_ptr() for grad in reached.grads]
     copies = [
@@ -168,19 +178,22 @@ def make_plan(
     return StepPlan(launches, counters, pointers, _Written.by(operands), premises), copies
 
 
-def _counters(steps: list[torch.Tensor], params: int) -> list[torch.Tensor]:
-    """The step counts of a group's reached parameters: as one tensor, if it has all that it needs.
+def _counters(steps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Step counts as few tensors: one for each run of counts that lie side by side in memory."""
+    runs: list[list[torch.Tensor]] = []
+    for step in steps:
+        if not (runs and _follows(step, runs[-1][-1])):
+            runs.append([])
+        runs[-1].append(step)
+    return [run[0].as_strided((len(run),), (1,)) for run in runs]
 
-    Args:
-        steps: Of the reached parameters.
-        params: How many parameters the group has.
-    """
-    pointers = [step.data_ptr() for step in steps]
-    in_a_row = [steps[0].data_ptr() + 4 * index for index in range(params)] if steps else []
-    storages = {step.untyped_storage().data_ptr() for step in steps}
-    if pointers == in_a_row and len(storages) == 1:
-        return [steps[0].as_strided((params,), (1,))]
-    return steps
+
+def _follows(step: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        step.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        and step.dtype == other.dtype
+        and step.storage_offset() == other.storage_offset() + 1
+    )
 
 
 def _premises(groups: Groups, state: State, reached: Reached) -> tuple[Any, ...]:
@@ -217,26 +230,33 @@ def _checked(
     return names, check_operands(param, grad, ms, names)
 
 
-def _launches_of(
-    group: int,
+def _tables_of(
     positions: range,
     reached: Reached,
     operands: list[Operands],
     flat_buffers: list[FlatBuffer],
-) -> list[Launch]:
-    """The launches of one group: one for each flat buffer that is whole, the rest by dtype."""
+) -> list[tuple[LaunchTable, list[int] | None]]:
+    """The tables of one group: one for each flat buffer that is whole, the rest by dtype, device.
+
+    Args:
+        positions: Of the group's parameters among all that are reached.
+        reached: All parameters that have a gradient.
+        operands: Of each of them.
+        flat_buffers: Those of the group.
+
+    Returns:
+        Each table, with its ``Launch.positions``.
+    """
     where = {id(reached.params[position]): position for position in positions}
-    launches = []
+    tables: list[tuple[LaunchTable, list[int] | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
-            launches.append(Launch(group, LaunchTable([buffer.operands]), None))
+            tables.append((LaunchTable([buffer.operands]), None))
             for param in buffer.params:
                 del where[id(param)]
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for position in where.values():
         param = operands[position].param
         kinds.setdefault((param.dtype, param.device), []).append(position)
-    return launches + [
-        Launch(group, LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()
-    ]
+    return tables + [(LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()]
