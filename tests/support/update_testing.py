@@ -41,12 +41,12 @@ def _backend(name: str, device: str, *marks: pytest.MarkDecorator) -> Any:
 
 
 # The interpreter computes in NumPy, and warns of the infinities and NaN that tests feed it.
-_INTERPRETER_WARNS = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+INTERPRETER_WARNS = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 BACKENDS = [
     _backend("numpy", "cpu"),
     _backend("numba", "cpu"),
-    _backend("triton", "cuda" if torch.cuda.is_available() else "cpu", _INTERPRETER_WARNS),
+    _backend("triton", "cuda" if torch.cuda.is_available() else "cpu", INTERPRETER_WARNS),
 ]
 CPU_BACKENDS = BACKENDS[:2]
 

@@ -1,0 +1,192 @@
+"""``flat=True``: parameters, gradients and state in one piece of memory, with the same results."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from hogstream.optim import RMSpropAsync
+from optim_testing import parameters
+from update_testing import DTYPES, State, assert_same_bits, normal
+
+SHAPES = [(3, 5), (1,), (), (0, 3), (2, 3, 4, 4), (17,)]
+
+
+def pair(dtype: torch.dtype, **options: Any) -> tuple[list[RMSpropAsync], list[list[Parameter]]]:
+    """Two optimizers of equal parameters, the first of them flat."""
+    both = [parameters(*SHAPES, dtype=dtype) for _ in range(2)]
+    for params in both:
+        params[4].data = params[4].data.to(memory_format=torch.channels_last)
+    return [
+        RMSpropAsync(p, flat=f, **options) for p, f in zip(both, (True, False), strict=True)
+    ], both
+
+
+def add_to_gradients(params: list[Parameter], seed: int) -> None:
+    """What backward does: adds to a gradient where there is one, and else makes it."""
+    for place, param in enumerate(params):
+        values = normal(param.numel(), param.dtype, seed + place).view(param.shape)
+        param.grad = values if param.grad is None else param.grad.add_(values)
+
+
+def assert_equal_results(optimizers: list[RMSpropAsync], both: list[list[Parameter]]) -> None:
+    for one, other in zip(*both, strict=True):
+        states = [o.state[p] for o, p in zip(optimizers, (one, other), strict=True)]
+        of_one, of_other = (
+            State(p.detach(), s["square_avg"]) for p, s in zip((one, other), states, strict=True)
+        )
+        assert_same_bits(of_one, of_other)
+        assert states[0]["step"] == states[1]["step"]
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_trains_to_the_bits_of_a_list_of_tensors(dtype):
+    optimizers, both = pair(dtype, weight_decay=0.1)
+    for step in range(3):
+        for optimizer, params in zip(optimizers, both, strict=True):
+            optimizer.zero_grad()
+            add_to_gradients(params, seed=100 * step)
+            optimizer.step()
+    assert_equal_results(optimizers, both)
+
+
+def test_memory_is_one_piece_each_and_stays_so():
+    params = parameters(*SHAPES)
+    optimizer = RMSpropAsync(params, flat=True)
+
+    def storages() -> list[set[int]]:
+        mss = [optimizer.state[param]["square_avg"] for param in params]
+        return [
+            {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
+            for tensors in (params, [param.grad for param in params], mss)
+        ]
+
+    before = storages()
+    assert [len(each) for each in before] == [1, 1, 1]
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum((param.square().sum() for param in params), torch.zeros(())).backward()
+        optimizer.step()
+    assert storages() == before
+    assert all(param.data_ptr() % 64 == 0 for param in params if param.numel())
+
+
+def test_each_group_and_dtype_is_flat_by_itself():
+    params = [Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float16) * 2]
+    groups = [{"params": params[:2], "lr": 0.5}, {"params": params[2:], "lr": 0.25}]
+    optimizer = RMSpropAsync(groups, flat=True, alpha=0.0, eps=0.0)
+    assert len({param.untyped_storage().data_ptr() for param in params}) == 4
+    for param in params:
+        assert param.grad is not None
+        param.grad.fill_(2.0)
+    optimizer.step()
+    assert [param[0].item() for param in params] == [0.5, 0.5, 0.75, 0.75]
+
+
+def test_values_and_gradients_from_before_are_kept():
+    param = Parameter(torch.tensor([1.0, 2.0]))
+    param.grad = torch.tensor([4.0, 4.0])
+    optimizer = RMSpropAsync([param], flat=True, lr=0.5, alpha=0.0, eps=0.0)
+    assert param.tolist() == [1.0, 2.0]
+    optimizer.step()
+    assert param.tolist() == [0.5, 1.5]
+
+
+def replace_gradients(params: list[Parameter]) -> None:
+    for param in params:
+        param.grad = None
+
+
+def replace_one_gradient(params: list[Parameter]) -> None:
+    params[0].grad = torch.zeros(params[0].shape)
+
+
+def move_one_parameter(params: list[Parameter]) -> None:
+    params[0].data = params[0].data.clone()
+
+
+@pytest.mark.parametrize("leave", [replace_gradients, replace_one_gradient, move_one_parameter])
+def test_what_leaves_the_flat_memory_is_updated_all_the_same(leave):
+    optimizers, both = pair(torch.float32)
+    for step in range(4):
+        for optimizer, params in zip(optimizers, both, strict=True):
+            optimizer.zero_grad()
+            if step == 1:
+                leave(params)
+            add_to_gradients(params, seed=100 * step)
+            optimizer.step()
+    assert_equal_results(optimizers, both)
+
+
+def test_zero_grad_brings_gradients_back():
+    params = parameters(*SHAPES)
+    optimizer = RMSpropAsync(params, flat=True)
+    at_first = [param.grad for param in params]
+    optimizer.zero_grad(set_to_none=True)
+    assert [param.grad for param in params] == [None] * len(SHAPES)
+    add_to_gradients(params, seed=0)
+    optimizer.zero_grad()
+    assert all(param.grad is grad for param, grad in zip(params, at_first, strict=True))
+    assert all(not param.grad.any() for param in params if param.grad is not None)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    optimizers, both = pair(torch.float32)
+    for optimizer, params in zip(optimizers, both, strict=True):
+        add_to_gradients(params, seed=0)
+        params[0].grad = None
+        optimizer.step()
+    assert_equal_results(optimizers, both)
+    assert optimizers[0].state[both[0][0]]["step"] == 0
+
+
+def test_zero_grad_of_others_is_torchs():
+    param = Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([param])
+    param.grad = torch.ones(3)
+    optimizer.zero_grad(set_to_none=False)
+    assert param.grad.tolist() == [0.0] * 3
+    optimizer.zero_grad()
+    assert param.grad is None
+
+
+def test_a_state_dict_goes_between_flat_and_not():
+    optimizers, both = pair(torch.float32)
+    for optimizer, params in zip(optimizers, both, strict=True):
+        add_to_gradients(params, seed=0)
+        optimizer.step()
+    flat, other = optimizers
+    saved = copy.deepcopy(other.state_dict())
+    optimizers_again, both_again = pair(torch.float32)
+    optimizers_again[0].load_state_dict(saved)
+    for param, old in zip(both_again[0], both[1], strict=True):
+        ms = optimizers_again[0].state[param]["square_avg"]
+        assert torch.equal(ms, other.state[old]["square_avg"])
+        assert ms.numel() == 0 or ms.untyped_storage().nbytes() > ms.nbytes  # it is still flat
+    assert flat.state_dict()["state"].keys() == saved["state"].keys()
+
+
+def test_a_copy_is_not_flat_and_goes_on():
+    optimizers, both = pair(torch.float32)
+    for optimizer, params in zip(optimizers, both, strict=True):
+        add_to_gradients(params, seed=0)
+        optimizer.step()
+    flat, params = optimizers[0], both[0]
+    twin, twins = copy.deepcopy((flat, params))
+    for optimizer, each in ((flat, params), (twin, twins)):
+        optimizer.zero_grad()
+        add_to_gradients(each, seed=50)
+        optimizer.step()
+    assert_equal_results([flat, twin], [params, twins])
+    assert not twin.flat
+
+
+def test_refuses_a_switch_that_is_no_bool():
+    for name in ("flat", "capturable"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
+            RMSpropAsync([Parameter(torch.ones(1))], **{name: 1})  # type: ignore[arg-type]
