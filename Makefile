@@ -9,14 +9,14 @@ STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format readme wheel clean
+.PHONY: help bench test lint gpu format readme wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
 	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
-	@echo "  OUT=folder         where bench writes (bench-results)"
+	@echo "  OUT=folder         where bench and gpu write (bench-results)"
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
@@ -25,6 +25,11 @@ bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 # Not `python -m pytest`: that puts the root, and so our folders' bare names, on sys.path.
 test: $(STAMP) ## run the tests
 	$(VENV)/bin/pytest $(ARGS)
+
+# On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
+gpu: ## measure and test a CUDA device, in 8 minutes: JSON files in OUT
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PYTHON) -m hogstream.profiling.gpu_suite '$(OUT)'
 
 lint: $(STAMP) ## check style, format and types
 	$(VENV)/bin/ruff check

@@ -1,0 +1,111 @@
+"""Everything that only a GPU can tell, in one run: ``make gpu``.
+
+Runs the tests marked ``gpu``, ``hogstream compare`` and ``hogstream bench``, each in a process of
+its own with a limit on its time, and leaves one JSON of each in a folder. It needs no network and
+no package but torch, Triton, pytest and what the ``bench`` extra names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+
+from hogstream.profiling.environment import cuda_devices, describe_environment, device_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tool to run.
+
+    Attributes:
+        name: As in the names of its files.
+        arguments: What follows the interpreter; ``{file}`` is where its result goes.
+        seconds: Limit on its time. Those of all jobs come to eight minutes.
+        suffix: Of the file that it writes.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    seconds: int
+    suffix: str = ".json"
+
+
+JOBS = (
+    Job(
+        "tests",
+        ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml={file}"),
+        210,
+        ".xml",
+    ),
+    Job("compare", ("-m", "hogstream.profiling.cli", "compare", "--json", "{file}"), 150),
+    Job(
+        "bench",
+        ("-m", "hogstream.profiling.cli", "bench", "--workers", "1,4,16", "--json", "{file}"),
+        120,
+    ),
+)
+
+
+def main() -> None:
+    """Runs all jobs into the folder named on the command line; exits with 1 if one fails."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m hogstream.profiling.gpu_suite FOLDER")
+    if not cuda_devices():
+        sys.exit("hogstream: make gpu needs a CUDA device, and torch finds none")
+    device = torch.device("cuda", 0)
+    prefix = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = [run(job, folder / f"{prefix}-{job.name}{job.suffix}") for job in JOBS]
+    if not all(outcomes):
+        sys.exit(1)
+
+
+def run(job: Job, file: Path) -> bool:
+    """Runs one job, shows what it prints, and says whether it succeeded and wrote its result."""
+    print(f"== {job.name}", flush=True)
+    start = time.monotonic()
+    command = [sys.executable, *(part.format(file=file) for part in job.arguments)]
+    try:
+        status = str(subprocess.run(command, cwd=ROOT, timeout=job.seconds, check=False).returncode)
+    except subprocess.TimeoutExpired:
+        status = f"stopped after {job.seconds} s"
+    if job.suffix == ".xml" and file.exists():
+        write_tests_json(file)
+    succeeded = status == "0" and file.exists()
+    print(f"== {job.name}: exit {status}, {time.monotonic() - start:.0f} s, {file}", flush=True)
+    return succeeded
+
+
+def write_tests_json(xml: Path) -> None:
+    """Writes pytest's JUnit file again as JSON beside it: counts, and the tests that failed."""
+    cases = ElementTree.parse(xml).getroot().findall(".//testcase")
+    named = {f"{case.get('classname')}::{case.get('name')}": case for case in cases}
+    outcomes = {
+        kind: [name for name, case in named.items() if case.find(kind) is not None]
+        for kind in ("failure", "error", "skipped")
+    }
+    failed = outcomes["failure"] + outcomes["error"]
+    result = {
+        "schema": 1,
+        "environment": describe_environment(torch.device("cuda", 0), "triton"),
+        "passed": len(named) - len(failed) - len(outcomes["skipped"]),
+        "failed": failed,
+        "skipped": outcomes["skipped"],
+        "seconds": sum(float(case.get("time", 0)) for case in cases),
+    }
+    xml.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
