@@ -27,6 +27,7 @@ from hogstream.kernels import available_backends
 from hogstream.profiling import bench as bench_job
 from hogstream.profiling import digits as digits_job
 from hogstream.profiling import doctor as doctor_job
+from hogstream.profiling import kernel_inspection as inspect_job
 from hogstream.profiling import options, plots, summary
 from hogstream.profiling.console import Steps, figure, new_table, print_table, print_text, steps
 from hogstream.profiling.environment import describe_environment
@@ -297,12 +298,81 @@ def doctor() -> None:
     print_table(table)
 
 
+@cli.command("inspect")
+@click.option(
+    "--target",
+    type=click.Choice(list(inspect_job.TARGETS)),
+    required=True,
+    help="Device to compile for.",
+)
+@click.option(
+    "--kernel",
+    metavar="WORDS",
+    default="",
+    help="Only kernels with these words in their names: 'multi_tensor float32 inside'.",
+)
+@click.option(
+    "--emit",
+    type=click.Choice(["ptx", "sass", "amdgcn"]),
+    help="Print the kernels' assembly and no table.",
+)
+@_JSON
+def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path | None) -> None:
+    """Compile the kernels for a device that need not be here, and say what they do.
+
+    Registers and accesses are one thread's. Loads and stores are those of full, aligned blocks:
+    6x128 is six of 128 bits. Elsewhere accesses are masked, and as wide as said there. Spills are
+    in bytes on NVIDIA, in registers on AMD. Fused and approximate operations are those asked for:
+    not those of which a correctly rounded root or division is made.
+    """
+    allowed = inspect_job.TARGETS[target]
+    if emit is not None and emit not in allowed:
+        raise click.BadParameter(
+            f"{target} has {' and '.join(allowed)}, got '{emit}'", param_hint="'--emit'"
+        )
+    compiled = _compile(target, kernel, emit)
+    inspected = {
+        variant: inspect_job.inspect_kernel(target, code) for variant, code in compiled.items()
+    }
+    result = {
+        "schema": bench_job.SCHEMA,
+        "command": _command_line(),
+        "environment": describe_environment(torch.device("cpu"), "triton"),
+        "results": [inspect_job.describe(target, *each) for each in inspected.items()],
+    }
+    written = [_write_json(json_file, result)]
+    if emit is not None:
+        for variant, code in compiled.items():
+            click.echo(f"// {variant.name}\n{code[emit]}")
+        return
+    print_table(inspect_job.inspection_table(target, inspected))
+    _say_written(written)
+
+
+def _compile(
+    target: str, words: str, emit: str | None
+) -> dict[inspect_job.Variant, inspect_job.Code]:
+    try:
+        variants = inspect_job.variants_named(words)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--kernel'") from None
+    compiled = {}
+    try:
+        with steps(len(variants)) as progress:
+            for variant, code in inspect_job.compile_kernels(target, words, emit):
+                compiled[variant] = code
+                progress.advance(variant.name)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    return compiled
+
+
 def main() -> NoReturn:
     """Runs the command; bad input is one line on standard error and exit status 2."""
     try:
         cli.main(prog_name="hogstream", standalone_mode=False)
     except click.ClickException as error:
-        print(f"hogstream: {error.format_message()}", file=sys.stderr)
+        print("hogstream:", " ".join(error.format_message().split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,75 +1,99 @@
-"""The compiled kernel: its arithmetic is what was written, on every target, and gives its bits."""
+"""The compiled kernels: what they do is what was written, on every target, and gives its bits."""
 
 from __future__ import annotations
 
-import json
 import re
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
 
 from hogstream.kernels import rmsprop_
-from process_testing import run_python
-from update_testing import (
-    DTYPES,
+from hogstream.profiling.kernel_inspection import (
+    TARGETS,
     VARIANTS,
-    Backend,
-    State,
-    assert_same_bits,
-    extreme,
-    fresh_state,
-    normal,
+    Code,
+    Variant,
+    compile_kernels,
+    inspect_kernel,
 )
+from update_testing import DTYPES, Backend, State, assert_same_bits, extreme, fresh_state, normal
+from update_testing import VARIANTS as OPTIONS
 
-SCRIPT = Path(__file__).parents[1] / "support" / "kernel_assembly.py"
-FLOATS = ["float16", "bfloat16", "float32", "float64"]
-PLACES = ["inside", "outside"]
-CUDA_KERNELS = [" ".join(k) for k in product(["sm80", "sm90", "sm100"], FLOATS, PLACES)]
-HIP_KERNELS = [" ".join(k) for k in product(["gfx942"], FLOATS, PLACES)]
+CodeOf = Callable[[str, Variant], Code]
+
+NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
+
+for_each_kernel = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory):
+def code_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeOf]:
+    """The code of a kernel; all kernels of a target are compiled when its first is asked for."""
     pytest.importorskip("triton")
-    return json.loads(
-        run_python(str(SCRIPT), TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton")))
-    )
+
+    @cache
+    def compile_for(target: str) -> dict[Variant, Code]:
+        return dict(compile_kernels(target))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield lambda target, variant: compile_for(target)[variant]
 
 
-@pytest.mark.parametrize("kernel", CUDA_KERNELS)
-def test_ptx_rounds_every_operation_by_itself(assembly, kernel):
-    ptx = assembly[kernel]["ptx"]
-    kind = "f64" if "float64" in kernel else "f32"
-    assert f"sqrt.rn.{kind}" in ptx
-    assert f"div.rn.{kind}" in ptx
-    # No fused multiply-add, no approximate root or division, no denormal flushed to zero.
-    assert re.findall(r"\b(?:fma|mad)\.\S*f(?:32|64)\S*|\S*\.(?:approx|full|ftz)\b\S*", ptx) == []
+@for_each_kernel
+@pytest.mark.parametrize("target", NVIDIA)
+def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
+    code = code_of(target, variant)
+    kind = "f64" if variant.dtype == "float64" else "f32"
+    assert f"sqrt.rn.{kind}" in code["ptx"]
+    assert f"div.rn.{kind}" in code["ptx"]
+    findings = inspect_kernel(target, code)
+    assert (findings.fused, findings.approximate) == (0, 0)
 
 
-@pytest.mark.parametrize("kernel", HIP_KERNELS)
-def test_hip_rounds_every_operation_by_itself(assembly, kernel):
+@for_each_kernel
+@pytest.mark.parametrize("target", NVIDIA)
+def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, variant):
+    from hogstream.kernels.triton_backend import BLOCK, COMPILE_OPTIONS
+
+    dtype = getattr(torch, variant.dtype)
+    threads = 32 * COMPILE_OPTIONS["num_warps"]
+    param = grad = BLOCK[dtype] // threads * dtype.itemsize  # bytes of each that a thread takes
+    ms = BLOCK[dtype] // threads * max(dtype.itemsize, 4)
+    findings = inspect_kernel(target, code_of(target, variant))
+    assert findings.loads == {128: (param + grad + ms) // 16}
+    assert findings.stores == {128: (param + ms) // 16}
+    assert findings.masked_loads
+    assert findings.masked_stores
+
+
+@for_each_kernel
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_fit_the_registers(code_of, target, variant):
+    findings = inspect_kernel(target, code_of(target, variant))
+    assert findings.spills == 0
+    assert findings.registers <= 64  # eight blocks of 128 threads at once on a multiprocessor
+
+
+@for_each_kernel
+def test_hip_rounds_every_operation_by_itself(code_of, variant):
     # The instructions of a correctly rounded root and division are fused ones, so LLVM's language
     # is read: no operation may be relaxed, and these two are not the device's approximations.
-    llir, amdgcn = assembly[kernel]["llir"], assembly[kernel]["amdgcn"]
-    operations = re.findall(r"= (f(?:add|sub|mul|div)) (\S+)", llir)
+    code = code_of("gfx942", variant)
+    operations = re.findall(r"= (f(?:add|sub|mul|div)) (\S+)", code["llir"])
     assert {name for name, _ in operations} == {"fadd", "fsub", "fmul", "fdiv"}
     assert {kind for _, kind in operations} <= {"float", "double", "<2"}
-    assert "@llvm.sqrt." in llir or "@llvm.fma." in llir  # Triton 3.6 refines the root by itself
-    assert re.findall(r"fpmath|llvm\.fmuladd|llvm\.amdgcn\.(?:sqrt|rcp|fdiv)", llir) == []
-    assert ".amdhsa_float_denorm_mode_32 3" in amdgcn  # kept, in operands and in results
-
-    # Fusing happens below that language: as many sums must be left as it has.
-    sums = re.findall(r"\tv_(pk_)?(?:add|sub|subrev)_f(?:32|64)", amdgcn)
-    wanted = [kind for name, kind in operations if name in ("fadd", "fsub")]
-    assert sum(2 if packed else 1 for packed in sums) >= sum(
-        2 if kind == "<2" else 1 for kind in wanted
-    )
+    # Triton 3.6 refines the root by itself.
+    assert "@llvm.sqrt." in code["llir"] or "@llvm.fma." in code["llir"]
+    findings = inspect_kernel("gfx942", code)
+    assert (findings.fused, findings.approximate) == (0, 0)
+    assert ".amdhsa_float_denorm_mode_32 3" in code["amdgcn"]  # kept, in operands and in results
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_device_gives_the_bits_of_numpy(dtype, options):
     size = 10**6 + 7
