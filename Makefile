@@ -28,6 +28,8 @@ test: $(STAMP) ## run the tests
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## measure and test a CUDA device, in 8 minutes: JSON files in OUT
+	@$(PYTHON) -c 'import sys, torch; \
+		sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no CUDA device")'
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(PYTHON) -m hogstream.profiling.gpu_suite '$(OUT)'
 

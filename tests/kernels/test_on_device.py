@@ -45,9 +45,8 @@ def test_a_hundred_million_elements_have_the_bits_of_numpy(operands, options, te
     else:  # of unequal lengths, the later ones not aligned
         cuts = [ELEMENTS // 3 + 1, ELEMENTS // 7 + 2]
         cuts.append(ELEMENTS - sum(cuts))
-        multi_tensor_rmsprop_(
-            *(list(tensor.split(cuts)) for tensor in (param, grad, ms)), **options
-        )
+        params, grads, mss = (tensor.split(cuts) for tensor in (param, grad, ms))
+        multi_tensor_rmsprop_(params, grads, mss, **options)
     for got, wanted in ((param, expected[0]), (ms, expected[2])):
         assert torch.equal(bits(got), bits(wanted.cuda()))
 
@@ -62,9 +61,8 @@ def test_offsets_beyond_32_bits(tensors):
     if tensors == 1:
         rmsprop_(param, grad, ms, **numbers)
     else:
-        small = [torch.ones(5, device="cuda") for _ in range(3)]
-        lists = [[a, b.half()] for a, b in zip((param, grad), small[:2], strict=True)]
-        multi_tensor_rmsprop_(*lists, [ms, torch.zeros(5, device="cuda")], **numbers)
+        small, small_ms = torch.ones(5, device="cuda").half(), torch.zeros(5, device="cuda")
+        multi_tensor_rmsprop_([param, small], [grad, small.clone()], [ms, small_ms], **numbers)
     assert torch.all(param == 0.5)
     assert torch.all(ms == 1)
 
