@@ -25,13 +25,16 @@ import torch
 
 from hogstream.kernels import available_backends
 from hogstream.profiling import bench as bench_job
+from hogstream.profiling import compare as compare_job
 from hogstream.profiling import digits as digits_job
 from hogstream.profiling import doctor as doctor_job
 from hogstream.profiling import kernel_inspection as inspect_job
 from hogstream.profiling import options, plots, summary
 from hogstream.profiling.console import Steps, figure, new_table, print_table, print_text, steps
 from hogstream.profiling.environment import describe_environment
+from hogstream.profiling.peers import PEERS
 from hogstream.profiling.report import render_report
+from hogstream.profiling.shapes import MODELS, Shape
 from hogstream.scheduler.policies import POLICIES
 
 _DEVICE = click.option(
@@ -183,6 +186,80 @@ def bench(
     print_table(summary.kernels_table(result))
     print_table(summary.results_table(result))
     for sentence in summary.sentences(result):
+        print_text(sentence)
+    _say_written(written)
+
+
+@cli.command()
+@_DEVICE
+@click.option(
+    "--shapes",
+    type=options.shapes,
+    metavar="SHAPE,...",
+    help=f"What a step updates: {', '.join(MODELS)}, one tensor of N or 2^N elements, or "
+    f"TxN, which is T of them.  [default: {compare_job.DEFAULT_SHAPES}; on a GPU 2^28 too]",
+)
+@click.option(
+    "--peers",
+    type=options.peers,
+    metavar="NAME,...",
+    default=",".join(PEERS),
+    help=f"Optimizers to measure: {', '.join(PEERS)}.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    type=options.seconds_above_zero,
+    metavar="SECONDS",
+    default=6.0,
+    show_default=True,
+    help="Time to measure each shape, in seven rounds at least.",
+)
+@_SEED
+@_JSON
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save bandwidths and a roofline: .png, .svg or .pdf.",
+)
+def compare(
+    device: torch.device,
+    shapes: tuple[Shape, ...] | None,
+    peers: tuple[str, ...],
+    seconds: float,
+    seed: int,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Measure hogstream's optimizer against those you would use instead.
+
+    Each does steps of the same tensors, in turn, in a new random order each round. Whatever cannot
+    run here is listed with the reason. Shapes that fit the caches are measured warm: a sample
+    repeats the step for 20 ms.
+    """
+    _check_distinct("--json", json_file, "--plot", plot)
+    try:
+        for shape in shapes or ():
+            compare_job.check_memory(shape, peers, device)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--shapes'") from None
+    settings = compare_job.CompareSettings(
+        device=device,
+        backend=options.resolve_backend(None, device),
+        shapes=shapes or options.shapes(compare_job.default_shapes(device)),
+        peers=peers,
+        seconds=seconds,
+        seed=seed,
+    )
+    with steps(settings.steps()) as progress:
+        result = compare_job.run_compare(settings, progress.begin)
+    result["command"] = _command_line()
+    written = [_write_json(json_file, result), plot]
+    if plot is not None:
+        plots.compare(result, plot)
+    for table in summary.compare_tables(result):
+        print_table(table)
+    for sentence in summary.compare_sentences(result):
         print_text(sentence)
     _say_written(written)
 

@@ -17,12 +17,15 @@ import torch
 
 from hogstream.kernels.backends import select_backend
 from hogstream.profiling.environment import best_device, cuda_devices
+from hogstream.profiling.peers import PEERS
+from hogstream.profiling.shapes import MODELS, Shape
 from hogstream.scheduler.policies import POLICIES
 
 T = TypeVar("T")
 
 #: More threads or streams than this are a slip of the hand.
 MAX_WORKERS = 1024
+MAX_TENSORS = 10_000
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -39,6 +42,16 @@ def worker_counts(text: str) -> tuple[int, ...]:
 def policies(text: str) -> tuple[str, ...]:
     """Names of policies such as ``lock-free,locked``."""
     return _each(_policy, text)
+
+
+def shapes(text: str) -> tuple[Shape, ...]:
+    """What steps update, such as ``2^20,1000x2^10,gpt2``."""
+    return _each(_shape, text)
+
+
+def peers(text: str) -> tuple[str, ...]:
+    """Names of optimizers such as ``hogstream,torch-foreach``."""
+    return _each(_peer, text)
 
 
 def seconds_above_zero(text: str) -> float:
@@ -119,6 +132,28 @@ def _worker_count(text: str) -> int:
 def _policy(text: str) -> str:
     if text not in POLICIES:
         raise click.BadParameter(f"each must be one of {', '.join(POLICIES)}, got {text!r}")
+    return text
+
+
+def _shape(text: str) -> Shape:
+    if text in MODELS:
+        return MODELS[text]()
+    count, _, size = text.rpartition("x")
+    try:
+        tensors, elements = _size(count or "1"), _size(size)
+    except click.BadParameter:
+        tensors, elements = 0, 0
+    if not 1 <= tensors <= MAX_TENSORS:
+        raise click.BadParameter(
+            f"each must be {', '.join(MODELS)}, a number of elements such as 65536 or 2^16, or up "
+            f"to {MAX_TENSORS:,} tensors of it such as 1000x2^16, got {text!r}"
+        )
+    return Shape(text, ((elements,),) * tensors)
+
+
+def _peer(text: str) -> str:
+    if text not in PEERS:
+        raise click.BadParameter(f"each must be one of {', '.join(PEERS)}, got {text!r}")
     return text
 
 

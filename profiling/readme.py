@@ -19,7 +19,7 @@ def updated_readme(readme: str, results: Path) -> str:
 
     Args:
         readme: Its text, with the two marks.
-        results: Folder of ``*-bench.json`` and ``*-train-digits.json`` files.
+        results: Folder of ``*-bench.json``, ``*-compare.json`` and ``*-train-digits.json`` files.
 
     Raises:
         ValueError: If a mark is missing.
@@ -46,15 +46,33 @@ def _measured(results: Path) -> str:
         parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
         parts += ["The kernels alone, all cores:"]
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
+    for path in sorted(results.glob("*-compare.json")):
+        compare = json.loads(path.read_text("utf-8"))
+        name = compare["environment"]["device_name"]
+        parts += [f"`{compare['command']}` on {name} ([JSON](profiling/results/{path.name})):"]
+        said = summary.compare_sentences(compare) + summary.skipped_sentences(compare)
+        parts += ["\n".join(f"- {sentence}" for sentence in said)]
+        rows = map(summary.compare_readme_row, compare["results"])
+        parts += [_table(summary.COMPARE_README_COLUMNS, rows, 2)]
     for path in sorted(results.glob("*-train-digits.json")):
         train = json.loads(path.read_text("utf-8"))
         name = train["environment"]["device_name"]
         parts += [f"`{train['command']}` on {name} ([JSON](profiling/results/{path.name})):"]
         rows = map(summary.training_row, train["results"])
         parts += [_table(summary.TRAINING_COLUMNS, rows, 1)]
-    if not any(path.name.startswith("nvidia") for path in results.glob("*-bench.json")):
-        parts += ["Nothing was measured on a GPU yet."]
+    parts += _missing_on_gpu(results)
     return "\n\n".join(parts) + "\n"
+
+
+def _missing_on_gpu(results: Path) -> list[str]:
+    missing = [
+        what
+        for what, job in (("policies", "bench"), ("optimizers", "compare"))
+        if not any(results.glob(f"nvidia*-{job}.json"))
+    ]
+    if len(missing) == 2:
+        return ["Nothing was measured on a GPU yet."]
+    return [f"The {what} were not compared on a GPU yet." for what in missing]
 
 
 def _table(columns: tuple[str, ...], rows: Any, text_columns: int) -> str:

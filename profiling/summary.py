@@ -1,4 +1,4 @@
-"""The results of ``hogstream bench`` as tables and sentences: on the console and in reports."""
+"""Results as tables and sentences: on the console, in reports and in the README."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from hogstream.profiling.console import counted, figure, new_table
+from hogstream.profiling.peers import CEILING, HOGSTREAM
 
 Result = dict[str, Any]
 
@@ -32,6 +33,24 @@ TRAINING_COLUMNS = (
     "updates per s",
     "staleness mean/max",
     "seconds",
+)
+COMPARE_COLUMNS = (
+    "optimizer",
+    "ms",
+    "quartiles",
+    "GB/s",
+    "of ceiling",
+    "launches",
+    "host us",
+    "time against hogstream",
+)
+COMPARE_README_COLUMNS = (
+    "shape",
+    "optimizer",
+    "ms",
+    "GB/s",
+    "of ceiling",
+    "time against hogstream",
 )
 
 
@@ -103,6 +122,98 @@ def training_table(results: list[Result]) -> Table:
     return table
 
 
+def compare_row(result: Result) -> tuple[str, ...]:
+    """One optimizer at one shape, in ``COMPARE_COLUMNS``."""
+    low, high = result["milliseconds_quartiles"]
+    return (
+        result["peer"],
+        _milliseconds(result["milliseconds"]),
+        f"{_milliseconds(low)} to {_milliseconds(high)}",
+        figure(result["gigabytes_per_second"], 1),
+        _share(result["share_of_ceiling"]),
+        figure(result["launches"]),
+        figure(result["host_us"]),
+        figure(result["time_against_hogstream"], 2, "x"),
+    )
+
+
+def compare_readme_row(result: Result) -> tuple[str, ...]:
+    """One optimizer at one shape, in ``COMPARE_README_COLUMNS``."""
+    name, milliseconds, _, speed, share, _, _, ratio = compare_row(result)
+    return result["shape"], name, milliseconds, speed, share, ratio
+
+
+def compare_tables(compare: dict[str, Any]) -> list[Table]:
+    """A table for each shape, then one of what was skipped."""
+    tables = []
+    for shape, results in results_by_shape(compare).items():
+        tensors, elements = counted(results[0]["tensors"], "tensor"), results[0]["elements"]
+        table = new_table(f"{shape}: {tensors}, {elements:,} elements", *COMPARE_COLUMNS)
+        for result in results:
+            table.add_row(*compare_row(result))
+        tables.append(table)
+    if compare["skipped"]:
+        table = new_table("Skipped", "", "", "", text_columns=3)
+        for row in _skipped(compare):
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
+def compare_sentences(compare: dict[str, Any]) -> list[str]:
+    """Which optimizer is nearest to hogstream at each shape, and whether any moves more bytes/s."""
+    said = []
+    for shape, results in results_by_shape(compare).items():
+        speeds = {
+            result["peer"]: result["gigabytes_per_second"]
+            for result in results
+            if result["peer"] != CEILING
+        }
+        ours = speeds.pop(HOGSTREAM, None)
+        if ours is None or not speeds:
+            continue
+        ranked = sorted(speeds, key=lambda peer: speeds[peer], reverse=True)
+        faster = [f"{peer} ({speeds[peer] / ours:.2f}x)" for peer in ranked if speeds[peer] > ours]
+        if faster:
+            said.append(f"{shape}: more bytes/s than hogstream: {', '.join(faster)}.")
+        else:
+            nearest = ranked[0]
+            said.append(
+                f"{shape}: nothing moves more bytes/s than hogstream; {nearest} is nearest, with "
+                f"{speeds[nearest] / ours:.2f}x of them."
+            )
+    if said:
+        said.append(
+            "Bytes/s count the least traffic of a step, 20 bytes an element, and for Adam and "
+            "LaProp 28. Shapes that fit the caches were measured warm."
+        )
+    return said
+
+
+def skipped_sentences(compare: dict[str, Any]) -> list[str]:
+    """What did not run, at which shapes, and why."""
+    return [f"Skipped {peer} at {where}: {reason}." for peer, where, reason in _skipped(compare)]
+
+
+def results_by_shape(compare: dict[str, Any]) -> dict[str, list[Result]]:
+    """The results of a comparison, in order."""
+    shapes: dict[str, list[Result]] = {}
+    for result in compare["results"]:
+        shapes.setdefault(result["shape"], []).append(result)
+    return shapes
+
+
+def _skipped(compare: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Peer, shapes and reason, a line for each reason."""
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for entry in compare["skipped"]:
+        skipped.setdefault((entry["peer"], entry["reason"]), []).append(entry["shape"])
+    return [
+        (peer, "every shape" if shapes == compare["settings"]["shapes"] else ", ".join(shapes), why)
+        for (peer, why), shapes in skipped.items()
+    ]
+
+
 def sentences(bench: dict[str, Any]) -> list[str]:
     """What the measurement says, in words."""
     said = []
@@ -151,6 +262,15 @@ def size_name(elements: int) -> str:
     """A number of elements as one says it: 2^20 rather than 1048576."""
     power = elements.bit_length() - 1
     return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
+
+
+def _milliseconds(value: float) -> str:
+    """Milliseconds in three digits or more."""
+    return figure(value, 3 if value < 10 else 1 if value < 100 else 0)
+
+
+def _share(value: float | None) -> str:
+    return figure(None if value is None else 100 * value, 0, " %")
 
 
 def _staleness(result: Result) -> str:

@@ -16,24 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hogstream.profiling.cli import main
-
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def hogstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command; returns exit status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hogstream", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_bench_measures_every_policy_and_writes_what_it_says(
@@ -200,7 +183,14 @@ def test_doctor_tells_what_works_and_why_the_rest_does_not(hogstream: Command) -
 
 
 def test_commands_explain_themselves(hogstream: Command) -> None:
-    for arguments in ([], ["train"], ["--help"], ["bench", "--help"], ["train", "digits", "-h"]):
+    for arguments in (
+        [],
+        ["train"],
+        ["--help"],
+        ["bench", "--help"],
+        ["compare", "-h"],
+        ["train", "digits", "-h"],
+    ):
         status, out, _ = hogstream(*arguments)
         assert status == 0
         assert out.startswith("Usage: hogstream")
@@ -226,6 +216,17 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         (["bench", "--seed", "-1"], "'--seed': -1 is not in the range"),
         (["bench", "--json", "/no/such/folder/x"], "'--json': cannot write '/no/such/folder/x'"),
         (["bench", "--report", "/"], "'--report': cannot write '/'"),
+        (["compare", "--shapes", "0"], "'--shapes': each must be resnet50, gpt2, .* got '0'"),
+        (["compare", "--shapes", "3x"], "'--shapes': each must be resnet50, gpt2, .* got '3x'"),
+        (
+            ["compare", "--shapes", "10001x1"],
+            "'--shapes': each .* 10,000 tensors .* '10001x1'",
+        ),
+        (["compare", "--shapes", "2^39"], "'--shapes': must fit the memory of cpu, .* got 2\\^39"),
+        (["compare", "--peers", "zap"], "'--peers': each must be one of hogstream, .* got 'zap'"),
+        (["compare", "--seconds", "0"], "'--seconds': must be a finite number > 0, got '0'"),
+        (["compare", "--plot", "bars.zap"], "'--plot': must end in .png, .svg or .pdf"),
+        (["compare", "--json", "x.png", "--plot", "x.png"], "--json and --plot must be different"),
         (["train", "digits", "--workers", "0"], "'--workers': 0 is not in the range"),
         (["train", "digits", "--policy", "zap"], "'--policy': 'zap' is not one of"),
         (["train", "digits", "--epochs", "0"], "'--epochs': 0 is not in the range"),
