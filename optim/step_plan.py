@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import eq, is_, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from hogstream.kernels.operands import (
 )
 from hogstream.optim.flat_buffers import FlatBuffer
 
+_pointer = torch.Tensor.data_ptr
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -33,13 +35,12 @@ class Reached(NamedTuple):
     @classmethod
     def of(cls, groups: Groups) -> Reached:
         """Those of an optimizer's parameter groups."""
-        pairs = [
-            (param, grad)
-            for group in groups
-            for param in group["params"]
-            if (grad := param.grad) is not None
-        ]
-        return cls([param for param, _ in pairs], [grad for _, grad in pairs])
+        params = [param for group in groups for param in group["params"]]
+        grads = [param.grad for param in params]
+        reached = [grad for grad in grads if grad is not None]
+        if len(reached) < len(grads):
+            params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
+        return cls(params, reached)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,51 @@ class _Written(NamedTuple):
         return bool((self.ends[np.maximum(last, 0)] > pointers).any())
 
 
+class _Premises(NamedTuple):
+    """All that a plan depends on but for where gradients are.
+
+    It is compared without a new object for each parameter, of which many would have the garbage
+    collector go over all that a program has. Sizes of parameters stand for those of gradients:
+    torch lets no gradient be set that differs.
+    """
+
+    group_sizes: list[int]
+    all_states: list[dict[str, torch.Tensor]]
+    states: list[dict[str, torch.Tensor]]
+    steps: list[torch.Tensor]
+    params: list[int]
+    sizes: list[int]
+    mss: list[int]
+    strides: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, groups: Groups, state: State, reached: Reached) -> _Premises:
+        states = [state[param] for param in reached.params]
+        return cls(
+            group_sizes=[len(group["params"]) for group in groups],
+            all_states=list(state.values()),
+            states=states,
+            steps=[each["step"] for each in states],
+            params=[param.data_ptr() for param in reached.params],
+            sizes=[param.numel() for param in reached.params],
+            mss=[each["square_avg"].data_ptr() for each in states],
+            strides=[grad.stride() for grad in reached.grads],
+        )
+
+    def hold(self, groups: Groups, state: State, reached: Reached) -> bool:
+        params, grads = reached
+        return (
+            self.params == list(map(_pointer, params))
+            and self.sizes == list(map(torch.Tensor.numel, params))
+            and self.group_sizes == [len(group["params"]) for group in groups]
+            and all(map(is_, state.values(), self.all_states))
+            and all(map(is_, map(itemgetter("step"), self.states), self.steps))
+            and self.mss == [each["square_avg"].data_ptr() for each in self.states]
+            and all(map(eq, map(torch.Tensor.stride, grads), self.strides))
+            and not any(map(torch.Tensor.is_neg, grads))
+        )
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """The launches of a step, and all that they were made for.
@@ -102,14 +148,14 @@ class StepPlan:
     counters: list[torch.Tensor]
     grad_pointers: list[int]
     written: _Written
-    premises: tuple[Any, ...] | None
+    premises: _Premises | None
 
     def followed(self, groups: Groups, state: State, reached: Reached) -> StepPlan | None:
         """This plan, for the gradients that there are now; None if it takes a new one."""
         try:
-            if self.premises != _premises(groups, state, reached):
+            if self.premises is None or not self.premises.hold(groups, state, reached):
                 return None
-            pointers = [grad.data_ptr() for grad in reached.grads]
+            pointers = list(map(_pointer, reached.grads))
         except RuntimeError:  # a sparse gradient, which has none of these: to be refused
             return None
         if pointers == self.grad_pointers:
@@ -174,7 +220,7 @@ def make_plan(
         for each, pointer in zip(operands, pointers, strict=True)
         if each.grad.data_ptr() != pointer
     ]
-    premises = None if copies else _premises(groups, state, reached)
+    premises = None if copies else _Premises.of(groups, state, reached)
     return StepPlan(launches, counters, pointers, _Written.by(operands), premises), copies
 
 
@@ -193,23 +239,6 @@ def _follows(step: torch.Tensor, other: torch.Tensor) -> bool:
         step.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
         and step.dtype == other.dtype
         and step.storage_offset() == other.storage_offset() + 1
-    )
-
-
-def _premises(groups: Groups, state: State, reached: Reached) -> tuple[Any, ...]:
-    """All that a plan depends on but for where gradients are.
-
-    Sizes of parameters stand for those of gradients: torch lets no gradient be set that differs.
-    """
-    states = [state[param] for param in reached.params]
-    return (
-        [len(group["params"]) for group in groups],
-        [param.data_ptr() for param in reached.params],
-        [param.numel() for param in reached.params],
-        [each["square_avg"].data_ptr() for each in states],
-        [each["step"].data_ptr() for each in states],
-        [grad.stride() for grad in reached.grads],
-        any(grad.is_neg() for grad in reached.grads),
     )
 
 

@@ -124,6 +124,12 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(HOGSTREAM, 20, 9, lambda params: RMSpropAsync(params, LEARNING_RATE).step),
+        Peer(
+            "hogstream-flat",
+            20,
+            9,
+            lambda params: RMSpropAsync(params, LEARNING_RATE, flat=True).step,
+        ),
         Peer("hogstream-numpy", 20, 9, _numpy_backend),
         Peer("numpy-expression", 20, 9, _numpy_expression),
         Peer(

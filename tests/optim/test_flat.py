@@ -76,6 +76,14 @@ def test_memory_is_one_piece_each_and_stays_so():
     assert all(param.data_ptr() % 64 == 0 for param in params if param.numel())
 
 
+def test_a_step_is_one_launch_without_a_table():
+    params = parameters(*SHAPES)
+    optimizer = RMSpropAsync(params, flat=True)
+    optimizer.step()
+    assert optimizer._plan is not None
+    assert [launch.table.updates for launch in optimizer._plan.launches] == [1]
+
+
 def test_each_group_and_dtype_is_flat_by_itself():
     params = [Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float16) * 2]
     groups = [{"params": params[:2], "lr": 0.5}, {"params": params[2:], "lr": 0.25}]

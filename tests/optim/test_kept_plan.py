@@ -62,6 +62,17 @@ def share_state(optimizer: RMSpropAsync, params: list[Parameter]) -> None:
         state["step"].share_memory_()
 
 
+def move_step(optimizer: RMSpropAsync, params: list[Parameter]) -> None:
+    counts = torch.full((len(params),), 2.0)  # at the same offset of other memory
+    optimizer.state[params[WHICH]]["step"] = counts[WHICH]
+
+
+def negate_gradient(optimizer: RMSpropAsync, params: list[Parameter]) -> None:
+    grad = params[WHICH].grad
+    assert grad is not None
+    params[WHICH].grad = torch._neg_view(grad)  # the same address, read with the other sign
+
+
 def replace_state(optimizer: RMSpropAsync, params: list[Parameter]) -> None:
     state = optimizer.state[params[WHICH]]
     optimizer.state[params[WHICH]] = {name: value.clone() for name, value in state.items()}
@@ -95,6 +106,8 @@ TAMPERING: list[Callable[[RMSpropAsync, list[Parameter]], None]] = [
     drop_gradient,
     move_state,
     share_state,
+    move_step,
+    negate_gradient,
     replace_state,
     reload_state,
     add_group,
@@ -129,7 +142,7 @@ def step_and_compare(optimizer: RMSpropAsync, seed: int) -> None:
                 param.grad = torch.empty_like(param)
             param.grad.copy_(normal(param.numel(), param.dtype, seed + place).view(param.shape))
             state = State(param.detach().clone(), before["square_avg"].clone())
-            updated = formula(state, param.grad, lr=group["lr"])
+            updated = formula(state, param.grad.resolve_neg(), lr=group["lr"])
             expected[param] = updated, before["step"].item() + 1
     optimizer.step()
     for param, (state, step) in expected.items():
@@ -164,6 +177,21 @@ def test_no_gradient_is_kept_alive():
     optimizer.step()
     optimizer.zero_grad()
     assert [gradient() for gradient in gradients] == [None, None]
+
+
+def test_a_parameter_that_shrinks_in_place_is_refused():
+    params = parameters((4, 3), (4, 3))
+    optimizer = RMSpropAsync(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = params[0].detach().clone()
+    params[1].grad = None
+    params[1].data = params[1].data[:2]  # at the same address
+    params[1].grad = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="square_avg of param 1 in group 0 must be dense and have"):
+        optimizer.step()
+    assert torch.equal(params[0], before)
 
 
 def test_a_gradient_that_moves_onto_a_parameter_is_refused():
