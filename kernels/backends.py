@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hogstream.kernels.cpu_threads import run_in_slices
+from hogstream.kernels.cpu_threads import run_in_pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 
@@ -24,18 +24,19 @@ class Backend:
     Attributes:
         name: As in ``backend=``.
         kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
-            the current stream. Triton's takes ``lr_on_device`` besides.
-        threaded: Whether a large update is worth splitting over CPU threads.
+            the current stream. Triton's takes ``lr_on_device`` besides; others may be given
+            ``Pieces`` to share with other threads.
+        threaded: Whether a large update is worth sharing among CPU threads.
     """
 
     name: str
-    kernel: Callable[..., None]
+    kernel: Callable[..., Any]
     threaded: bool
 
     def update_(self, table: LaunchTable, hyperparameters: Hyperparameters, *more: Any) -> None:
         """Applies a table's updates in place, with all the threads that they are worth."""
         if self.threaded:
-            run_in_slices(self.kernel, table, hyperparameters, *more)
+            run_in_pieces(self.kernel, table, hyperparameters, *more)
         else:
             self.kernel(table, hyperparameters, *more)
 

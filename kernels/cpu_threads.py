@@ -1,4 +1,4 @@
-"""Threads for CPU kernels: a list of updates in slices of as many bytes, each on a thread of ours.
+"""Threads for CPU kernels: a list of updates in pieces, each taken by whichever thread is free.
 
 Numba's own threading layers are not used: OpenMP's kills a forked child, and the workqueue aborts
 the process when two threads enter it at once.
@@ -7,67 +7,87 @@ the process when two threads enter it at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from hogstream.kernels.launch_table import ELEMENTS, PARAM, LaunchTable
+from hogstream.kernels.launch_table import LaunchTable
 
-# Waking a thread costs about 0.1 ms; below this much of a parameter one thread is done sooner.
-MIN_SLICE_BYTES = 4 << 20
-_CACHE_LINE = 64
+# A thread that sleeps is there after 0.1 to 0.2 ms: it is woken for no less than this much of the
+# parameters, which takes one thread a few times as long.
+MIN_BYTES_PER_THREAD = 4 << 20
+PIECE_ELEMENTS = 1 << 17
 
 _pool: ThreadPoolExecutor
 
 
-def run_in_slices(kernel: Callable[..., None], table: LaunchTable, *args: object) -> None:
-    """Calls ``kernel(table, *args, start, stop)`` over slices of a table, at once; waits for all.
+class Pieces:
+    """The elements of a table, to be taken piece by piece from several threads.
 
-    At most ``torch.get_num_threads()`` threads work, the calling one among them.
+    Attributes:
+        elements: How many there are, counted from the first of the table's first update.
+        size: Elements in a piece; the last one may have fewer.
+        counters: int64, shape (16,): how many elements have been taken is in the first, how many
+            are done in the ninth, on a cache line of its own. A compiled kernel takes pieces by
+            adding to them atomically, instead of by the methods.
+    """
+
+    def __init__(self, elements: int, size: int) -> None:
+        self.elements, self.size = elements, max(size, 1)
+        self.counters = np.zeros(16, np.int64)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Takes pieces until there is none left, each as ``(start, stop)``."""
+        while True:
+            with self._lock:
+                start = int(self.counters[0])
+                self.counters[0] += self.size
+            if start >= self.elements:
+                return
+            stop = min(start + self.size, self.elements)
+            yield start, stop
+            with self._lock:
+                self.counters[8] += stop - start
+
+    def done(self) -> bool:
+        """Whether no thread works on them any more."""
+        return bool(self.counters[8] >= self.elements)
+
+
+#: Updates what it takes of the pieces, and says whether all are done; without the GIL, mostly.
+Kernel = Callable[..., bool]
+
+
+def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
+    """Calls ``kernel(table, *args, pieces)`` on several threads, until all pieces are done.
+
+    At most ``torch.get_num_threads()`` threads work, the calling one among them. One that comes too
+    late finds nothing left to do, and is not waited for.
 
     Args:
-        kernel: Works on one slice, and releases the GIL. ``start`` and ``stop`` count elements from
-            the first of the table's first update.
+        kernel: Takes pieces until there is none left.
         table: Of updates on the CPU.
         args: Passed on to the kernel.
     """
-    slices = slice_bounds(table, torch.get_num_threads())
-    others = [_pool.submit(kernel, table, *args, *bounds) for bounds in slices[1:]]
+    size = table.elements * table.dtype.itemsize
+    threads = min(torch.get_num_threads(), size // MIN_BYTES_PER_THREAD)
+    if threads <= 1:
+        kernel(table, *args, Pieces(table.elements, table.elements))
+        return
+    pieces = Pieces(table.elements, PIECE_ELEMENTS)
+    helpers = [_pool.submit(kernel, table, *args, pieces) for _ in range(threads - 1)]
+    done = False
     try:
-        kernel(table, *args, *slices[0])
+        done = kernel(table, *args, pieces)
     finally:
-        errors = [other.exception() for other in others]
+        errors = [] if done else [helper.exception() for helper in helpers]
     for error in errors:
         if error is not None:
             raise error
-
-
-def slice_bounds(table: LaunchTable, threads: int) -> list[tuple[int, int]]:
-    """Splits a table into at most ``threads`` ranges of about as many elements.
-
-    A cut inside a parameter lies on a cache line of it, so that no two threads write the same line.
-
-    Returns:
-        ``(start, stop)`` element ranges, at least one, together covering ``[0, table.elements)``.
-    """
-    count = min(threads, table.elements * table.dtype.itemsize // MIN_SLICE_BYTES)
-    if count <= 1:
-        return [(0, table.elements)]
-    cuts = [_cut_near(table, table.elements * index // count) for index in range(1, count)]
-    return list(zip([0, *cuts], [*cuts, table.elements], strict=True))
-
-
-def _cut_near(table: LaunchTable, position: int) -> int:
-    ends = np.cumsum(table.columns[ELEMENTS])
-    update = int(np.searchsorted(ends, position, side="right"))
-    elements = int(table.columns[ELEMENTS, update])
-    start = int(ends[update]) - elements
-    line = _CACHE_LINE // table.dtype.itemsize
-    into_line = int(table.columns[PARAM, update]) % _CACHE_LINE // table.dtype.itemsize
-    inside = round((position - start + into_line) / line) * line - into_line
-    return start + min(max(inside, 0), elements)
 
 
 def _make_pool() -> None:

@@ -21,14 +21,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 
-Addresses = npt.NDArray[np.int64]
+Int64s = npt.NDArray[np.int64]
 
 _CACHE_LINE = 64
 # How far ahead memory is asked for: 8 to 24 lines do as well, fewer or more do not.
 _LINES_AHEAD = 16
+# Of some 10 ns each.
+_SPINS = 20_000
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -51,63 +54,90 @@ _NAMES = {getattr(torch, name): name for name in _FORMATS}
 
 
 def update_(
-    table: LaunchTable, hyperparameters: Hyperparameters, start: int = 0, stop: int | None = None
-) -> None:
-    """Updates the parameters and ``ms`` of a table in place, in one pass, on one thread.
+    table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces | None = None
+) -> bool:
+    """Updates the parameters and ``ms`` of a table in place, in one pass over memory.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
-        start: The first element to update, counted from the first update's first.
-        stop: The element to stop before; None for the last update's end.
+        pieces: Shared with other threads that do the same; None to do all on this one.
+
+    Returns:
+        Whether all is done: if not, other threads are still at it.
     """
+    pieces = pieces or Pieces(table.elements, table.elements)
     dtype = _NAMES[table.dtype]
     kernel = _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
     factors = hyperparameters.rounded["float64" if dtype == "float64" else "float32"]
-    kernel(table.columns, start, table.elements if stop is None else stop, *factors)
+    return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 
 @cache
-def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
+def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., bool]:
     stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
     line = _CACHE_LINE // compute_bytes
 
     @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def kernel(
-        columns: Addresses,
-        start: int,
-        stop: int,
-        lr: float,
-        alpha: float,
-        beta: float,
-        eps: float,
-        weight_decay: float,
-        shrink: float,
-        sign: float,
-    ) -> None:
-        factors = (lr, alpha, beta, eps, weight_decay, shrink, sign)
-        first = 0
-        for update in range(columns.shape[1]):
-            elements = columns[3, update]
-            begin, end = max(start - first, 0), min(stop - first, elements)
-            first += elements
-            if begin >= end:
-                continue
-            param = columns[0, update] + begin * stored_bytes
-            grad = columns[1, update] + begin * stored_bytes
-            ms = columns[2, update] + begin * compute_bytes
-            for _ in range((end - begin) // line):
-                _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, line)
-                param += line * stored_bytes
-                grad += line * stored_bytes
-                ms += line * compute_bytes
-            for _ in range((end - begin) % line):
-                _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, 1)
-                param += stored_bytes
-                grad += stored_bytes
-                ms += compute_bytes
+    def kernel(columns: Int64s, counters: Int64s, size: int, elements: int, factors: Any) -> bool:
+        taken, done = counters.ctypes.data, counters.ctypes.data + _CACHE_LINE
+        start = atomic_add(taken, size)
+        while start < elements:
+            stop = min(start + size, elements)
+            first = 0
+            for update in range(columns.shape[1]):
+                begin, end = max(start - first, 0), min(stop - first, columns[3, update])
+                first += columns[3, update]
+                if begin >= end:
+                    continue
+                param = columns[0, update] + begin * stored_bytes
+                grad = columns[1, update] + begin * stored_bytes
+                ms = columns[2, update] + begin * compute_bytes
+                for _ in range((end - begin) // line):
+                    _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, line)
+                    param += line * stored_bytes
+                    grad += line * stored_bytes
+                    ms += line * compute_bytes
+                for _ in range((end - begin) % line):
+                    _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, 1)
+                    param += stored_bytes
+                    grad += stored_bytes
+                    ms += compute_bytes
+            atomic_add(done, stop - start)
+            start = atomic_add(taken, size)
+        return await_done(done, elements)
 
     return kernel
+
+
+@numba.njit(nogil=True, cache=True)
+def await_done(done: int, elements: int) -> bool:
+    """Waits for the last pieces of other threads, for as long as one may take.
+
+    Sleeping until one of them wakes the caller would take longer.
+
+    Args:
+        done: The address of the counter of elements that are done.
+        elements: What it will come to.
+    """
+    spins = _SPINS
+    while spins > 0 and atomic_add(done, 0) < elements:
+        spins -= 1
+    return spins > 0
+
+
+def _atomic_add_intrinsic(_context: Any, address: types.Type, value: types.Type) -> Any:
+    """Adds to an int64 in memory, atomically, and returns what it was before."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        where = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", where, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+# As seen by a type checker, an intrinsic still has its typing context as a parameter.
+atomic_add: Any = intrinsic(_atomic_add_intrinsic)
 
 
 def _update_intrinsic(
@@ -134,7 +164,6 @@ def _update_intrinsic(
     return types.void(*arguments), emit
 
 
-# As seen by a type checker, an intrinsic still has its typing context as a parameter.
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)
 
 

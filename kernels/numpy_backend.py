@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 
@@ -28,35 +29,45 @@ _STORED: dict[torch.dtype, np.dtype[Any]] = {
 
 
 def update_(
-    table: LaunchTable, hyperparameters: Hyperparameters, start: int = 0, stop: int | None = None
-) -> None:
-    """Updates the parameters and ``ms`` of a table in place, block by block, on one thread.
+    table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces | None = None
+) -> bool:
+    """Updates the parameters and ``ms`` of a table in place, block by block.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
-        start: The first element to update, counted from the first update's first.
-        stop: The element to stop before; None for the last update's end.
+        pieces: Shared with other threads that do the same; None to do all on this one.
+
+    Returns:
+        Whether all is done: if not, other threads are still at it.
     """
-    stop = table.elements if stop is None else stop
+    pieces = pieces or Pieces(table.elements, table.elements)
+    with np.errstate(all="ignore"):  # infinities and NaN are results like others
+        for start, stop in pieces:
+            _update_range(table, hyperparameters, start, stop)
+    return pieces.done()
+
+
+def _update_range(
+    table: LaunchTable, hyperparameters: Hyperparameters, start: int, stop: int
+) -> None:
     stored = _STORED[table.dtype]
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
     block = BLOCK_BYTES // compute.itemsize
     scratch = np.empty((4 if stored != compute else 2, min(block, stop - start)), compute)
     first = 0
-    with np.errstate(all="ignore"):  # infinities and NaN are results like others
-        for param, grad, ms, elements in table.columns.T.tolist():
-            begin, end = max(start - first, 0), min(stop - first, elements)
-            first += elements
-            for low in range(begin, end, block):
-                high = min(low + block, end)
-                _update_block(
-                    _array_at(param, stored, low, high),
-                    _array_at(grad, stored, low, high),
-                    _array_at(ms, compute, low, high),
-                    hyperparameters,
-                    scratch[:, : high - low],
-                )
+    for param, grad, ms, elements in table.columns.T.tolist():
+        begin, end = max(start - first, 0), min(stop - first, elements)
+        first += elements
+        for low in range(begin, end, block):
+            high = min(low + block, end)
+            _update_block(
+                _array_at(param, stored, low, high),
+                _array_at(grad, stored, low, high),
+                _array_at(ms, compute, low, high),
+                hyperparameters,
+                scratch[:, : high - low],
+            )
 
 
 def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:

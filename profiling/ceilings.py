@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hogstream.kernels.backends import available_backends
-from hogstream.kernels.cpu_threads import run_in_slices
+from hogstream.kernels.cpu_threads import Pieces, run_in_pieces
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 
@@ -79,11 +79,13 @@ def copy_pass(device: torch.device, elements: int) -> Callable[[], object]:
         return lambda: target.copy_(source)
     to, of = target.numpy(), source.numpy()
 
-    def copy(_: LaunchTable, start: int, stop: int) -> None:
-        np.copyto(to[start:stop], of[start:stop])
+    def copy(_: LaunchTable, pieces: Pieces) -> bool:
+        for start, stop in pieces:
+            np.copyto(to[start:stop], of[start:stop])
+        return pieces.done()
 
     table = LaunchTable([Operands(target, source, target)])
-    return lambda: run_in_slices(copy, table)
+    return lambda: run_in_pieces(copy, table)
 
 
 def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], object]:
@@ -101,16 +103,18 @@ def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], obje
         from hogstream.profiling import numba_ceiling
 
         def pass_over() -> Operands:
-            run_in_slices(numba_ceiling.update_shaped, table)
+            run_in_pieces(numba_ceiling.update_shaped, table)
             return operands  # which the table's addresses need alive
 
         return pass_over
     p, g, m = (tensor.numpy() for tensor in operands)
 
-    def add(_: LaunchTable, start: int, stop: int) -> None:
-        for low in range(start, stop, _NUMPY_BLOCK):
-            part = slice(low, min(low + _NUMPY_BLOCK, stop))
-            np.add(m[part], g[part], out=m[part])
-            np.add(p[part], g[part], out=p[part])
+    def add(_: LaunchTable, pieces: Pieces) -> bool:
+        for start, stop in pieces:
+            for low in range(start, stop, _NUMPY_BLOCK):
+                part = slice(low, min(low + _NUMPY_BLOCK, stop))
+                np.add(m[part], g[part], out=m[part])
+                np.add(p[part], g[part], out=p[part])
+        return pieces.done()
 
-    return lambda: run_in_slices(add, table)
+    return lambda: run_in_pieces(add, table)

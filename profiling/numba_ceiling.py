@@ -5,35 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.numba_backend import atomic_add, await_done
+
+Int64s = npt.NDArray[np.int64]
 
 _LINE = 16  # elements: one cache line of each array, as the update's own kernel goes
 _AHEAD_BYTES = 1024
 
 
-def update_shaped(table: LaunchTable, start: int, stop: int) -> None:
-    """Reads three float32 arrays and writes two of them in place, from ``start`` to ``stop``.
+def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
+    """Reads three float32 arrays and writes two of them in place, going as the update goes.
 
     Args:
         table: Of one update.
-        start: The first element.
-        stop: The element to stop before; what is left of a cache line before it is not touched.
+        pieces: Shared with other threads; what is left of a cache line at the end is not touched.
+
+    Returns:
+        Whether all is done: if not, other threads are still at it.
     """
-    param, grad, ms, _ = table.columns[:, 0].tolist()
-    _update_shaped(param + 4 * start, grad + 4 * start, ms + 4 * start, (stop - start) // _LINE)
+    done: bool = _update_shaped(table.columns, pieces.counters, pieces.size, pieces.elements)
+    return done
 
 
 @numba.njit(nogil=True)
-def _update_shaped(param: int, grad: int, ms: int, lines: int) -> None:
-    for _ in range(lines):
-        _add_line(param, grad, ms)
-        param += 4 * _LINE
-        grad += 4 * _LINE
-        ms += 4 * _LINE
+def _update_shaped(columns: Int64s, counters: Int64s, size: int, elements: int) -> bool:
+    taken, done = counters.ctypes.data, counters.ctypes.data + 64
+    start = atomic_add(taken, size)
+    while start < elements:
+        stop = min(start + size, elements)
+        param = columns[0, 0] + 4 * start
+        grad = columns[1, 0] + 4 * start
+        ms = columns[2, 0] + 4 * start
+        for _ in range((stop - start) // _LINE):
+            _add_line(param, grad, ms)
+            param += 4 * _LINE
+            grad += 4 * _LINE
+            ms += 4 * _LINE
+        atomic_add(done, stop - start)
+        start = atomic_add(taken, size)
+    return await_done(done, elements)
 
 
 def _add_line_intrinsic(

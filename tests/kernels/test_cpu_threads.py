@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hogstream.kernels import rmsprop_
-from hogstream.kernels.cpu_threads import MIN_SLICE_BYTES, run_in_slices, slice_bounds
+from hogstream.kernels.cpu_threads import MIN_BYTES_PER_THREAD, Pieces, run_in_pieces
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from process_testing import may_fork_with_threads, run_to_end
@@ -28,7 +29,6 @@ from update_testing import (
 )
 
 THREADS = 3
-CACHE_LINE = 64
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def _several_threads() -> Iterator[None]:
 
 
 def splittable(dtype: torch.dtype, seed: int) -> tuple[State, torch.Tensor]:
-    """The operands of an update that is worth ``THREADS`` slices, of unequal lengths."""
-    size = THREADS * MIN_SLICE_BYTES // dtype.itemsize + 1001
+    """The operands of an update that is worth ``THREADS`` threads."""
+    size = THREADS * MIN_BYTES_PER_THREAD // dtype.itemsize + 1001
     return fresh_state(normal(size, dtype, seed)), extreme(size, dtype, seed)
 
 
@@ -78,50 +78,81 @@ def test_a_forked_child_may_update(backend):
     assert_same_bits(State(param, ms), expected)
 
 
-def table_of(*params: torch.Tensor) -> LaunchTable:
-    return LaunchTable([Operands(param, param, param) for param in params])
+class Refused(ArithmeticError):
+    pass
 
 
-def test_an_error_in_any_slice_is_raised():
-    array = torch.zeros(THREADS * MIN_SLICE_BYTES // 4)
-    array[-1] = 1
+def table_of(param: torch.Tensor) -> LaunchTable:
+    return LaunchTable([Operands(param, param, param)])
 
-    def refuse_ones(_: LaunchTable, start: int, stop: int) -> None:
-        part = array[start:stop]
-        if part.any():
-            raise ArithmeticError("a one")
-        part += 2
 
-    with pytest.raises(ArithmeticError, match="a one"):
-        run_in_slices(refuse_ones, table_of(array))
-    # The other slices have ended by the time that it is raised.
-    last, _ = slice_bounds(table_of(array), THREADS)[-1]
-    assert torch.all(array[:last] == 2)
+@pytest.mark.parametrize("bad", [0, -1], ids=["first", "last"])
+def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
+    array = torch.zeros(THREADS * MIN_BYTES_PER_THREAD // 4)
+    array[bad] = 1
+    at_work: set[int] = set()
+
+    def refuse_ones(_: LaunchTable, pieces: Pieces) -> bool:
+        at_work.add(threading.get_ident())
+        try:
+            for start, stop in pieces:
+                if array[start:stop].any():
+                    raise Refused
+        finally:
+            at_work.remove(threading.get_ident())
+        return pieces.done()
+
+    with pytest.raises(Refused):
+        run_in_pieces(refuse_ones, table_of(array))
+    assert not at_work
 
 
 @given(
-    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
-    slices=st.lists(st.integers(0, 5), min_size=1, max_size=4),  # of each tensor
-    more=st.integers(0, 10_000),
-    offset=st.integers(0, 100),
-    threads=st.sampled_from([1, 2, 3, 4, 7, 16]),
+    elements=st.integers(0, 500),
+    size=st.integers(0, 100),
+    turns=st.lists(st.integers(0, 3), max_size=60),
 )
-def test_slices_cover_every_element_once(dtype, slices, more, offset, threads):
-    sizes = [count * MIN_SLICE_BYTES // dtype.itemsize + more for count in slices]
-    params = [torch.empty(offset + size, dtype=dtype)[offset:] for size in sizes]
-    bounds = slice_bounds(table_of(*params), threads)
+def test_pieces_are_taken_once_and_cover_all(elements, size, turns):
+    pieces = Pieces(elements, size)
+    threads = [iter(pieces) for _ in range(4)]
+    taken: list[int] = []
+    for turn in [*turns, *range(4)]:  # each goes on where it was, in any order
+        for start, stop in itertools.islice(threads[turn], 1):
+            taken += range(start, stop)
+    for thread in threads:
+        for start, stop in thread:
+            taken += range(start, stop)
+    assert sorted(taken) == list(range(elements))
+    assert pieces.done()
 
-    starts, stops = zip(*bounds, strict=True)
-    assert (starts[0], *stops) == (*starts, sum(sizes))
-    assert 1 <= len(bounds) <= threads
 
-    lengths = [stop - start for start, stop in bounds]
-    assert max(lengths) - min(lengths) <= 2 * CACHE_LINE // dtype.itemsize
-    assert len(bounds) == 1 or min(lengths) * dtype.itemsize >= MIN_SLICE_BYTES - CACHE_LINE
+def test_pieces_are_not_done_while_one_is_worked_on():
+    pieces = Pieces(10, 5)
+    first, second = iter(pieces), iter(pieces)
+    next(first)
+    assert list(second) == [(5, 10)]
+    assert not pieces.done()
+    assert list(first) == []
+    assert pieces.done()
 
-    # A cut is between two tensors, or on a cache line of the one that it is in.
-    ends = list(accumulate(sizes))
-    for start in starts[1:]:
-        inside = next(i for i, end in enumerate(ends) if start < end)
-        position = start - (ends[inside] - sizes[inside])
-        assert position == 0 or params[inside][position:].data_ptr() % CACHE_LINE == 0
+
+@pytest.mark.parametrize(
+    ("bytes_", "threads"),
+    [
+        (2 * MIN_BYTES_PER_THREAD - 4, 1),
+        (2 * MIN_BYTES_PER_THREAD, 2),
+        (9 * MIN_BYTES_PER_THREAD, THREADS),
+    ],
+)
+def test_small_updates_run_on_one_thread(bytes_, threads):
+    everyone = threading.Barrier(threads)
+    seen = []
+
+    def meet(_: LaunchTable, pieces: Pieces) -> bool:
+        seen.append(threading.get_ident())
+        everyone.wait(timeout=60)
+        list(pieces)
+        return False  # so that all are waited for
+
+    run_in_pieces(meet, table_of(torch.empty(bytes_ // 4)))
+    assert len(set(seen)) == threads

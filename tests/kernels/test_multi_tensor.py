@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hogstream.kernels import multi_tensor_rmsprop_
-from hogstream.kernels.cpu_threads import MIN_SLICE_BYTES
+from hogstream.kernels.cpu_threads import MIN_BYTES_PER_THREAD, PIECE_ELEMENTS
 from update_testing import (
     BACKENDS,
     COMPUTE,
@@ -113,9 +113,9 @@ def test_dtypes_shapes_and_layouts_may_differ(backend):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_threads_share_a_list_by_bytes(backend):
-    """A cut falls inside a tensor, between tensors and beside empty ones: no bit differs."""
-    whole = MIN_SLICE_BYTES // 4
-    lengths = [10, 0, 2 * whole, 1001, 0, whole, 5]
+    """Pieces end inside a tensor, between tensors and beside empty ones: no bit differs."""
+    whole = MIN_BYTES_PER_THREAD // 4
+    lengths = [10, 0, 2 * whole, 1001, 0, whole, PIECE_ELEMENTS - 1016, 0, PIECE_ELEMENTS, 5]
     states = [fresh_state(normal(n, torch.float32, seed)) for seed, n in enumerate(lengths)]
     grads = [normal(n, torch.float32, 70 + seed) for seed, n in enumerate(lengths)]
     threads = torch.get_num_threads()
