@@ -20,7 +20,7 @@ from hogstream.profiling.environment import describe_environment, free_memory, i
 from hogstream.profiling.peers import (
     CEILING,
     HOGSTREAM,
-    MEMORY_CEILING,
+    MEMORY,
     PACKAGES,
     PEERS,
     Peer,
@@ -119,8 +119,9 @@ def check_memory(shape: Shape, peers: tuple[str, ...], device: torch.device) -> 
     Raises:
         ValueError: If they do not.
     """
-    # The gradients, the three arrays of the ceiling, and two temporaries of whoever makes some.
-    tensors = 1 + 3 + 2 + sum(1 + PEERS[name].state_tensors for name in peers)
+    # The gradients, the arrays of a copy and of the ceiling, and two temporaries of whoever makes
+    # some.
+    tensors = 1 + 2 + 3 + 2 + sum(1 + PEERS[name].state_tensors for name in peers)
     needed, free = 4 * tensors * shape.elements, free_memory(device)
     if needed > free:
         raise ValueError(
@@ -143,7 +144,7 @@ class _Contender:
 def _prepare_all(
     settings: CompareSettings, shape: Shape, skipped: list[Skipped]
 ) -> dict[str, _Contender]:
-    """The peers that run, by name, warmed up; the ceiling is the last. Others go to ``skipped``."""
+    """The peers that run, warmed up, then what memory can do; others go to ``skipped``."""
     try:
         check_memory(shape, settings.peers, settings.device)
     except ValueError as error:
@@ -154,7 +155,7 @@ def _prepare_all(
         torch.randn(size, generator=generator, device=settings.device) for size in shape.tensors
     ]
     contenders = {}
-    for peer in (*(PEERS[name] for name in settings.peers), MEMORY_CEILING):
+    for peer in (*(PEERS[name] for name in settings.peers), *MEMORY.values()):
         try:
             contenders[peer.name] = _prepare(peer, grads)
         except Exception as error:  # whatever it is, the others go on
@@ -260,7 +261,7 @@ def figures(peer: Peer, elements: int, medians: dict[str, float]) -> Measured:
         "bytes_per_element": peer.bytes_per_element,
         "gigabytes_per_second": gigabytes_per_second,
         "operations_per_element": peer.operations_per_element,
-        "share_of_ceiling": gigabytes_per_second / speed(MEMORY_CEILING.bytes_per_element, CEILING)
+        "share_of_ceiling": gigabytes_per_second / speed(MEMORY[CEILING].bytes_per_element, CEILING)
         if CEILING in medians
         else None,
         "time_against_hogstream": medians[peer.name] / medians[HOGSTREAM]

@@ -10,12 +10,13 @@ import torch
 
 from hogstream.kernels.reference import plain_expression_
 from hogstream.optim import RMSpropAsync
-from hogstream.profiling.ceilings import update_shaped_pass
+from hogstream.profiling.ceilings import copy_pass, update_shaped_pass
 
 Params = list[torch.Tensor]
 Step = Callable[[], object]
 
 HOGSTREAM = "hogstream"
+COPY = "memory-copy"
 CEILING = "memory-ceiling"
 LEARNING_RATE = 1e-3
 #: Modules of peers that hogstream does not require, and what to install for them.
@@ -162,10 +163,15 @@ PEERS = {
         Peer("pytorch-opt-laprop", 28, 13, _pytorch_optimizer_laprop),
     )
 }
-#: The traffic of an update without its arithmetic, in one tensor: it takes its turn as a peer does.
-MEMORY_CEILING = Peer(
-    CEILING,
-    20,
-    2,
-    lambda params: update_shaped_pass(params[0].device, sum(p.numel() for p in params)),
-)
+#: What memory can do, on tensors of as many elements in one: each takes its turn as a peer does.
+MEMORY = {
+    peer.name: peer
+    for peer in (
+        Peer(COPY, 8, 0, lambda params: copy_pass(*_device_and_elements(params))),
+        Peer(CEILING, 20, 2, lambda params: update_shaped_pass(*_device_and_elements(params))),
+    )
+}
+
+
+def _device_and_elements(params: Params) -> tuple[torch.device, int]:
+    return params[0].device, sum(param.numel() for param in params)

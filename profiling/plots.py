@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from hogstream.profiling.peers import CEILING, HOGSTREAM
+from hogstream.profiling.peers import CEILING, HOGSTREAM, MEMORY
 from hogstream.profiling.summary import results_by_shape, size_name
 
 Result = dict[str, Any]
@@ -141,7 +141,7 @@ def compare(result: dict[str, Any], path: Path) -> None:
     """
     shapes = results_by_shape(result)
     measured = dict.fromkeys(entry["peer"] for entry in result["results"])
-    peers = [peer for peer in measured if peer != CEILING]
+    peers = [peer for peer in measured if peer not in MEMORY]
     largest = sorted(shapes, key=lambda name: shapes[name][0]["elements"])[-_COLUMNS:]
     rows = math.ceil(len(shapes) / _COLUMNS)
     bars_height = 1.0 + 0.22 * len(peers)
@@ -189,6 +189,7 @@ def _draw_roofline(axes: Axes, shape: str, results: list[Result], peers: list[st
         if result["peer"] == CEILING:
             roof = [speed * intensity for intensity in intensities]
             axes.plot(intensities, roof, color="#D55E00", linestyle="--", label=CEILING)
+        if result["peer"] in MEMORY:
             continue
         index = peers.index(result["peer"])
         axes.plot(

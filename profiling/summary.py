@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from hogstream.profiling.console import counted, figure, new_table
-from hogstream.profiling.peers import CEILING, HOGSTREAM
+from hogstream.profiling.peers import HOGSTREAM, MEMORY
 
 Result = dict[str, Any]
 
@@ -167,9 +167,10 @@ def compare_sentences(compare: dict[str, Any]) -> list[str]:
         speeds = {
             result["peer"]: result["gigabytes_per_second"]
             for result in results
-            if result["peer"] != CEILING
+            if result["peer"] not in MEMORY
         }
-        ours = speeds.pop(HOGSTREAM, None)
+        ours = speeds.get(HOGSTREAM)
+        speeds = {name: speed for name, speed in speeds.items() if not name.startswith(HOGSTREAM)}
         if ours is None or not speeds:
             continue
         ranked = sorted(speeds, key=lambda peer: speeds[peer], reverse=True)

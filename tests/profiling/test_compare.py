@@ -18,13 +18,20 @@ import torch
 from hogstream.kernels.backends import select_backend
 from hogstream.profiling import options
 from hogstream.profiling.compare import CompareSettings, figures, run_compare
-from hogstream.profiling.peers import CEILING, PACKAGES, PEERS, Params, Peer, Step
+from hogstream.profiling.peers import CEILING, COPY, MEMORY, PACKAGES, PEERS, Params, Peer, Step
 from hogstream.profiling.readme import updated_readme
 from hogstream.profiling.summary import compare_sentences
 
 Command = Callable[..., tuple[int, str, str]]
 
-RMSPROPS = ["hogstream", "hogstream-numpy", "numpy-expression", "torch-loop", "torch-foreach"]
+RMSPROPS = [
+    "hogstream",
+    "hogstream-flat",
+    "hogstream-numpy",
+    "numpy-expression",
+    "torch-loop",
+    "torch-foreach",
+]
 FUSED = ["torch-adagrad-fused", "torch-adam-fused"]
 OTHER_PACKAGES = ["bitsandbytes-rmsprop", "optimi-adam", "pytorch-opt-laprop"]
 
@@ -77,8 +84,8 @@ def test_every_peer_is_measured_or_skipped_with_its_reason(
         measured = [entry for entry in result["results"] if entry["shape"] == shape]
         skipped = {s["peer"]: s["reason"] for s in result["skipped"] if s["shape"] == shape}
         names = [entry["peer"] for entry in measured]
-        assert sorted([*names, *skipped]) == sorted([*peers, CEILING])
-        assert {*RMSPROPS, *FUSED, CEILING} <= {*names}
+        assert sorted([*names, *skipped]) == sorted([*peers, *MEMORY])
+        assert {*RMSPROPS, *FUSED, *MEMORY} <= {*names}
         for name, reason in skipped.items():
             assert reason.count("is not installed; pip install") == 1
             assert name in out
@@ -100,7 +107,10 @@ def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> N
     assert entry["milliseconds_quartiles"] == pytest.approx(
         [sorted(samples)[1], sorted(samples)[5]]
     )
-    bytes_per_element = 28 if "adam" in entry["peer"] or "laprop" in entry["peer"] else 20
+    bytes_per_element = 8 if entry["peer"] == COPY else 20
+    bytes_per_element = (
+        28 if "adam" in entry["peer"] or "laprop" in entry["peer"] else bytes_per_element
+    )
     traffic = bytes_per_element * entry["elements"] / entry["milliseconds"] * 1e3 / 1e9
     assert entry["gigabytes_per_second"] == pytest.approx(traffic)
     share = traffic / others[CEILING]["gigabytes_per_second"]
@@ -180,7 +190,7 @@ def test_peer_that_fails_is_skipped_and_the_others_go_on(monkeypatch: pytest.Mon
         {"shape": "4", "peer": "fail_at_once", "reason": "RuntimeError: no such kernel"},
         {"shape": "4", "peer": "fail_later", "reason": "MemoryError: none left"},
     ]
-    assert [entry["peer"] for entry in result["results"]] == ["hogstream", CEILING]
+    assert [entry["peer"] for entry in result["results"]] == ["hogstream", *MEMORY]
 
 
 def test_what_cannot_run_says_why() -> None:
@@ -217,7 +227,7 @@ def test_no_peer_always_follows_the_same_other(monkeypatch: pytest.MonkeyPatch) 
 def test_compiled_step_is_measured() -> None:
     result = compare("2x4", "torch-compile")
     assert result["skipped"] == []
-    assert [entry["peer"] for entry in result["results"]] == ["torch-compile", CEILING]
+    assert [entry["peer"] for entry in result["results"]] == ["torch-compile", *MEMORY]
     assert result["results"][0]["time_against_hogstream"] is None
 
 
@@ -228,7 +238,7 @@ def test_sentences_say_what_beats_hogstream() -> None:
     results = [
         {"shape": shape, "peer": peer, "gigabytes_per_second": speed}
         for shape, of_peers in speeds.items()
-        for peer, speed in {**of_peers, CEILING: 50.0}.items()
+        for peer, speed in {**of_peers, "hogstream-flat": 45.0, COPY: 60.0, CEILING: 50.0}.items()
     ]
     said = compare_sentences({"results": results})
     assert len(said) == 3  # nothing to say of 2^20
@@ -245,7 +255,7 @@ def test_launches_and_host_time_are_measured_on_a_gpu(hogstream: Command, tmp_pa
     )
     result = json.loads((tmp_path / "x.json").read_text())
     measured = {entry["peer"]: entry for entry in result["results"]}
-    assert measured.keys() == {"hogstream", "torch-loop", CEILING}
+    assert measured.keys() == {"hogstream", "torch-loop", *MEMORY}
     assert [entry["peer"] for entry in result["skipped"]] == ["hogstream-numpy"]
     assert 1 <= measured["hogstream"]["launches"] <= 3
     assert measured["torch-loop"]["launches"] >= 3
