@@ -82,13 +82,15 @@ class Hyperparameters:
         )
 
     @cached_property
-    def rounded(self) -> dict[str, tuple[Any, ...]]:
-        """The factors in order, each rounded once: by compute type, ``float32`` or ``float64``.
-
-        One too large for float32 is infinite there.
-        """
+    def in_float32(self) -> tuple[np.float32, ...]:
+        """The factors in order, each rounded once; one too large is infinite."""
         with np.errstate(over="ignore"):
-            return {name: tuple(np.asarray(self.scalars, name)) for name in ("float32", "float64")}
+            return tuple(np.asarray(self.scalars, np.float32))
+
+    @cached_property
+    def in_float64(self) -> tuple[np.float64, ...]:
+        """The factors in order."""
+        return tuple(np.asarray(self.scalars, np.float64))
 
 
 #: The names of the hyperparameters, as in arguments and parameter groups.

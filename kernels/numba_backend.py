@@ -69,7 +69,8 @@ def update_(
     pieces = pieces or Pieces(table.elements, table.elements)
     dtype = _NAMES[table.dtype]
     kernel = _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
-    factors = hyperparameters.rounded["float64" if dtype == "float64" else "float32"]
+    wide = dtype == "float64"
+    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
     return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 

@@ -80,7 +80,9 @@ def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
 def _update_block(
     param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters, scratch: Array
 ) -> None:
-    lr, alpha, beta, eps, weight_decay, shrink, sign = hyperparameters.rounded[ms.dtype.name]
+    wide = ms.dtype == np.float64
+    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
+    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
     t, u = scratch[:2]
     p, g = param, grad
     if param.dtype != ms.dtype:
