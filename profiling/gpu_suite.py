@@ -8,6 +8,7 @@ no package but torch, Triton, pytest and what the ``bench`` extra names.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,12 @@ from xml.etree import ElementTree
 
 import torch
 
-from hogstream.profiling.environment import cuda_devices, describe_environment, device_name
+from hogstream.profiling.environment import (
+    best_device,
+    cuda_devices,
+    describe_environment,
+    device_name,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,18 +46,15 @@ class Job:
     suffix: str = ".json"
 
 
+_PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml={file}")
+_HOGSTREAM = ("-m", "hogstream.profiling.cli")
 JOBS = (
-    Job(
-        "tests",
-        ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml={file}"),
-        210,
-        ".xml",
-    ),
-    Job("compare", ("-m", "hogstream.profiling.cli", "compare", "--json", "{file}"), 150),
+    Job("tests", _PYTEST, 180, ".xml"),
+    Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", "--json", "{file}"), 210),
     Job(
         "bench",
-        ("-m", "hogstream.profiling.cli", "bench", "--workers", "1,4,16", "--json", "{file}"),
-        120,
+        (*_HOGSTREAM, "bench", "--workers", "1,4,16", "--seconds", "1.5", "--json", "{file}"),
+        90,
     ),
 )
 
@@ -64,7 +67,7 @@ def main() -> None:
         sys.exit("hogstream: make gpu needs a CUDA device, and torch finds none")
     device = torch.device("cuda", 0)
     prefix = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = [run(job, folder / f"{prefix}-{job.name}{job.suffix}") for job in JOBS]
     if not all(outcomes):
@@ -76,14 +79,17 @@ def run(job: Job, file: Path) -> bool:
     print(f"== {job.name}", flush=True)
     start = time.monotonic()
     command = [sys.executable, *(part.format(file=file) for part in job.arguments)]
+    # Else -m would put the root, and so our folders' bare names, where modules are looked for.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
-        status = str(subprocess.run(command, cwd=ROOT, timeout=job.seconds, check=False).returncode)
+        ended = subprocess.run(command, cwd=ROOT, env=environment, timeout=job.seconds, check=False)
+        status = f"exit {ended.returncode}"
     except subprocess.TimeoutExpired:
         status = f"stopped after {job.seconds} s"
     if job.suffix == ".xml" and file.exists():
         write_tests_json(file)
-    succeeded = status == "0" and file.exists()
-    print(f"== {job.name}: exit {status}, {time.monotonic() - start:.0f} s, {file}", flush=True)
+    succeeded = status == "exit 0" and file.exists()
+    print(f"== {job.name}: {status}, {time.monotonic() - start:.0f} s, {file}", flush=True)
     return succeeded
 
 
@@ -98,7 +104,7 @@ def write_tests_json(xml: Path) -> None:
     failed = outcomes["failure"] + outcomes["error"]
     result = {
         "schema": 1,
-        "environment": describe_environment(torch.device("cuda", 0), "triton"),
+        "environment": describe_environment(best_device(), "triton"),
         "passed": len(named) - len(failed) - len(outcomes["skipped"]),
         "failed": failed,
         "skipped": outcomes["skipped"],

@@ -34,21 +34,23 @@ def operands(request: pytest.FixtureRequest) -> tuple[torch.Tensor, ...]:
     return param, grad, values(COMPUTE[dtype], 2).abs_()
 
 
-@pytest.mark.parametrize("tensors", [1, 3], ids=["one", "list"])
 @pytest.mark.parametrize("options", VARIANTS)
-def test_a_hundred_million_elements_have_the_bits_of_numpy(operands, options, tensors):
-    param, grad, ms = (tensor.clone() for tensor in operands)
+def test_a_hundred_million_elements_have_the_bits_of_numpy(operands, options):
     expected = [tensor.cpu() for tensor in operands]
     rmsprop_(*expected, backend="numpy", **options)
-    if tensors == 1:
-        rmsprop_(param, grad, ms, **options)
-    else:  # of unequal lengths, the later ones not aligned
-        cuts = [ELEMENTS // 3 + 1, ELEMENTS // 7 + 2]
-        cuts.append(ELEMENTS - sum(cuts))
-        params, grads, mss = (tensor.split(cuts) for tensor in (param, grad, ms))
-        multi_tensor_rmsprop_(params, grads, mss, **options)
-    for got, wanted in ((param, expected[0]), (ms, expected[2])):
-        assert torch.equal(bits(got), bits(wanted.cuda()))
+    wanted = [bits(tensor.cuda()) for tensor in (expected[0], expected[2])]
+
+    param, grad, ms = (tensor.clone() for tensor in operands)
+    rmsprop_(param, grad, ms, **options)
+    assert all(map(torch.equal, map(bits, (param, ms)), wanted))
+
+    # As a list of unequal lengths, of which the later ones are not aligned.
+    param, grad, ms = (tensor.clone() for tensor in operands)
+    cuts = [ELEMENTS // 3 + 1, ELEMENTS // 7 + 2]
+    cuts.append(ELEMENTS - sum(cuts))
+    params, grads, mss = (tensor.split(cuts) for tensor in (param, grad, ms))
+    multi_tensor_rmsprop_(params, grads, mss, **options)
+    assert all(map(torch.equal, map(bits, (param, ms)), wanted))
 
 
 @pytest.mark.parametrize("tensors", [1, 2], ids=["one", "list"])
