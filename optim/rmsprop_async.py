@@ -51,7 +51,8 @@ class RMSpropAsync(Optimizer):
         capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
             CUDA graph. ``group["lr"]`` is then a float64 tensor of shape (), which torch's
             schedulers, or ``fill_``, change in place, replays included; the host can't check it.
-            What else a group holds is captured as it is. Needs Triton, and one device a group.
+            What else a group holds is captured as it is. Needs Triton, one device a group, and a
+            step before the first capture, which compiles.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
 
     Raises:

@@ -231,7 +231,7 @@ def compare(
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
-    """Measure hogstream's optimizer against those you would use instead.
+    """Measure hogstream against other optimizers.
 
     Each does steps of the same tensors, in turn, in a new random order each round. Whatever cannot
     run here is listed with the reason. Shapes that fit the caches are measured warm: a sample
@@ -355,7 +355,10 @@ def _show_loss(progress: Steps, policy: str, loss: float) -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Say what is installed, what works here, and why the rest does not."""
+    """Say what is installed and what works here.
+
+    What does not work is listed with the reason.
+    """
     for title, rows in (
         ("Installed", doctor_job.installed_packages()),
         ("Devices", doctor_job.check_devices()),
@@ -395,7 +398,9 @@ def doctor() -> None:
 )
 @_JSON
 def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path | None) -> None:
-    """Compile the kernels for a device that need not be here, and say what they do.
+    """Compile the kernels and say what they do.
+
+    The device that they are compiled for need not be here.
 
     Registers and accesses are one thread's. Loads and stores are those of full, aligned blocks:
     6x128 is six of 128 bits. Elsewhere accesses are masked, and as wide as said there. Spills are
