@@ -22,6 +22,7 @@ from hogstream.kernels.operands import (
 from hogstream.optim.flat_buffers import FlatBuffer
 
 _pointer = torch.Tensor.data_ptr
+_dtype = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -91,18 +92,21 @@ class _Premises(NamedTuple):
     """All that a plan depends on but for where gradients are.
 
     It is compared without a new object for each parameter, of which many would have the garbage
-    collector go over all that a program has. Sizes of parameters stand for those of gradients:
-    torch lets no gradient be set that differs.
+    collector go over all that a program has. Gradients have sizes and dtypes of their own: torch
+    lets none be set that differs, but ``grad.data`` and ``grad_dtype`` go around that.
     """
 
     group_sizes: list[int]
     all_states: list[dict[str, torch.Tensor]]
     states: list[dict[str, torch.Tensor]]
     steps: list[torch.Tensor]
+    squares: list[torch.Tensor]
     params: list[int]
     sizes: list[int]
     mss: list[int]
+    dtypes: list[torch.dtype]
     strides: list[tuple[int, ...]]
+    grad_strides: list[tuple[int, ...]]
 
     @classmethod
     def of(cls, groups: Groups, state: State, reached: Reached) -> _Premises:
@@ -112,10 +116,13 @@ class _Premises(NamedTuple):
             all_states=list(state.values()),
             states=states,
             steps=[each["step"] for each in states],
+            squares=[each["square_avg"] for each in states],
             params=[param.data_ptr() for param in reached.params],
             sizes=[param.numel() for param in reached.params],
             mss=[each["square_avg"].data_ptr() for each in states],
-            strides=[grad.stride() for grad in reached.grads],
+            dtypes=[param.dtype for param in reached.params],
+            strides=[param.stride() for param in reached.params],
+            grad_strides=[grad.stride() for grad in reached.grads],
         )
 
     def hold(self, groups: Groups, state: State, reached: Reached) -> bool:
@@ -123,11 +130,17 @@ class _Premises(NamedTuple):
         return (
             self.params == list(map(_pointer, params))
             and self.sizes == list(map(torch.Tensor.numel, params))
+            and self.sizes == list(map(torch.Tensor.numel, grads))
+            and all(map(is_, map(_dtype, params), self.dtypes))
+            and all(map(is_, map(_dtype, grads), self.dtypes))
+            and all(map(eq, map(torch.Tensor.stride, params), self.strides))
             and self.group_sizes == [len(group["params"]) for group in groups]
+            and len(state) == len(self.all_states)
             and all(map(is_, state.values(), self.all_states))
             and all(map(is_, map(itemgetter("step"), self.states), self.steps))
-            and self.mss == [each["square_avg"].data_ptr() for each in self.states]
-            and all(map(eq, map(torch.Tensor.stride, grads), self.strides))
+            and all(map(is_, map(itemgetter("square_avg"), self.states), self.squares))
+            and self.mss == list(map(_pointer, self.squares))
+            and all(map(eq, map(torch.Tensor.stride, grads), self.grad_strides))
             and not any(map(torch.Tensor.is_neg, grads))
         )
 

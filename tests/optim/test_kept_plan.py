@@ -218,3 +218,68 @@ def test_parameters_that_share_memory_are_refused():
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert torch.all(storage == 1)
+
+
+def shorten_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
+    assert param.grad is not None
+    param.grad.data = torch.ones(2, 4)
+
+
+def convert_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
+    assert param.grad is not None
+    param.grad.data = torch.ones(4, 4, dtype=torch.float16)
+
+
+def transpose_parameter(optimizer: RMSpropAsync, param: Parameter) -> None:
+    param.data = param.data.T  # the same address, and a gradient in the old order
+
+
+def transpose_state(optimizer: RMSpropAsync, param: Parameter) -> None:
+    state = optimizer.state[param]
+    state["square_avg"] = state["square_avg"].T
+
+
+REFUSED: list[tuple[Callable[[RMSpropAsync, Parameter], None], type[Exception], str]] = [
+    (shorten_data_of_gradient, ValueError, "grad of param 1 in group 0 must have the shape of"),
+    (convert_data_of_gradient, TypeError, "grad of param 1 in group 0 must be float32 as"),
+    (transpose_parameter, ValueError, "param 1 in group 0 must keep the strides"),
+    (transpose_state, ValueError, "param 1 in group 0 must keep the strides"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "error", "message"), REFUSED)
+def test_what_no_longer_fits_is_refused_as_at_the_first_step(tamper, error, message):
+    params = parameters((4, 4), (4, 4))
+    optimizer = RMSpropAsync(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    tamper(optimizer, params[1])
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+def test_a_state_that_was_cleared_is_not_updated_any_more():
+    params = parameters((3,), (5,))
+    optimizer = RMSpropAsync(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    optimizer.state.clear()
+    with pytest.raises(KeyError):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+def test_a_parameter_of_another_dtype_at_the_same_address_is_noticed():
+    param = Parameter(torch.ones(4, dtype=torch.float16))
+    optimizer = RMSpropAsync([param], lr=0.5, alpha=0.0, eps=0.0)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    param.data = param.data.view(torch.bfloat16).fill_(1)
+    param.grad.data = param.grad.data.view(torch.bfloat16).fill_(1)
+    optimizer.step()
+    assert param.tolist() == [0.5] * 4
