@@ -40,7 +40,7 @@ def check_param(param: torch.Tensor, name: str = "param") -> None:
 
     Raises:
         TypeError: If ``param`` is not of a dtype in ``COMPUTE_DTYPES``.
-        ValueError: If it is sparse, or its elements do not fill one block of memory.
+        ValueError: If it is sparse or has no memory, or its elements do not fill one block of it.
     """
     if param.dtype not in COMPUTE_DTYPES:
         raise TypeError(f"{name} must be {_ALLOWED}, got {_short(param.dtype)}")
@@ -177,6 +177,12 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(
             f"{name} must fill one block of memory (contiguous, or a permutation of that), "
             f"got shape {tuple(tensor.shape)} with strides {tensor.stride()}"
+        )
+    # Kernels are given addresses. Distributed tensors and other wrappers have none, nor have the
+    # zeros that autograd does not write out, or a tensor whose storage was freed.
+    if tensor.numel() and tensor.device.type != "meta" and not tensor.data_ptr():
+        raise ValueError(
+            f"{name} must have memory of its own, got a {type(tensor).__name__} that has none"
         )
 
 

@@ -173,6 +173,8 @@ class StepPlan:
             return None
         if pointers == self.grad_pointers:
             return self
+        if pointers.count(0) != self.grad_pointers.count(0):
+            return None  # one has no memory: to be refused
         if self.written.overlaps(np.array(pointers, np.int64)):
             return None  # to be refused
         launches = []

@@ -283,3 +283,42 @@ def test_a_parameter_of_another_dtype_at_the_same_address_is_noticed():
     param.grad.data = param.grad.data.view(torch.bfloat16).fill_(1)
     optimizer.step()
     assert param.tolist() == [0.5] * 4
+
+
+def free_storage(param: Parameter) -> None:
+    assert param.grad is not None
+    param.grad.untyped_storage().resize_(0)
+
+
+def leave_zeros_unwritten(param: Parameter) -> None:
+    param.grad = torch._efficientzerotensor(param.shape)
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["first", "kept"])
+@pytest.mark.parametrize("lose", [free_storage, leave_zeros_unwritten])
+def test_a_gradient_without_memory_is_refused(lose, steps):
+    params = parameters((3,), (5,))
+    optimizer = RMSpropAsync(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    for _ in range(steps):
+        optimizer.step()
+    lose(params[1])
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(ValueError, match="grad of param 1 in group 0 must have memory of its own"):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+class Wrapper(torch.Tensor):
+    """A tensor with no memory of its own, as DTensor is."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return Wrapper._make_wrapper_subclass(cls, (3,))  # type: ignore[attr-defined]
+
+
+def test_a_parameter_without_memory_is_refused():
+    wrapper = Wrapper._make_wrapper_subclass(Wrapper, (3,))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="param 0 must have memory of its own, got a Wrapper"):
+        RMSpropAsync([Parameter(wrapper)])
