@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -314,11 +315,13 @@ class Wrapper(torch.Tensor):
     """A tensor with no memory of its own, as DTensor is."""
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        return Wrapper._make_wrapper_subclass(cls, (3,))  # type: ignore[attr-defined]
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        return Wrapper._make_wrapper_subclass(cls, (3,))
 
 
 def test_a_parameter_without_memory_is_refused():
-    wrapper = Wrapper._make_wrapper_subclass(Wrapper, (3,))  # type: ignore[attr-defined]
+    wrapper = Wrapper._make_wrapper_subclass(Wrapper, (3,))
     with pytest.raises(ValueError, match="param 0 must have memory of its own, got a Wrapper"):
         RMSpropAsync([Parameter(wrapper)])
