@@ -34,11 +34,33 @@ class FlatBuffer:
     grads: list[torch.Tensor]
     mss: list[torch.Tensor]
 
-    def attach_grads(self) -> None:
-        """Sets all gradients to zero, and makes them the parameters' own."""
-        self.operands.grad.zero_()
-        for param, grad in zip(self.params, self.grads, strict=True):
-            param.grad = grad
+    def attach_grads(self) -> bool:
+        """Sets all gradients to zero, and makes them the parameters' own.
+
+        A parameter whose dtype, device or shape has changed keeps a gradient that is its own.
+
+        Returns:
+            Whether one was elsewhere before.
+        """
+        flat = self.operands.grad
+        flat.zero_()
+        came_back = False
+        for index, (param, start, ms) in enumerate(
+            zip(self.params, self.starts, self.mss, strict=True)
+        ):
+            kind = param.dtype, param.device, param.shape
+            if kind != (flat.dtype, flat.device, ms.shape):
+                param.grad = None
+                continue
+            grad = self.grads[index]
+            address = flat.data_ptr() + start * flat.element_size() if grad.numel() else 0
+            if (grad.data_ptr(), grad.dtype) != (address, flat.dtype):
+                # It was moved itself, as ``module.to()`` does it.
+                grad = self.grads[index] = flat.as_strided(ms.size(), ms.stride(), start)
+            if param.grad is not grad:
+                param.grad = grad
+                came_back = True
+        return came_back
 
     def holds(self, operands: Sequence[Operands | None]) -> bool:
         """Whether all parameters are updated, and none of their tensors has been replaced.

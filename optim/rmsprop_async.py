@@ -242,7 +242,8 @@ class RMSpropAsync(Optimizer):
         if set_to_none is None and self.flat and any(self._flat_buffers):
             for buffers in self._flat_buffers:
                 for buffer in buffers:
-                    buffer.attach_grads()
+                    if buffer.attach_grads():
+                        self._plan = None  # which reaches them one by one
             return
         super().zero_grad(set_to_none is not False)
 

@@ -143,6 +143,37 @@ def test_zero_grad_brings_gradients_back():
     assert all(not param.grad.any() for param in params if param.grad is not None)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.to(memory_format=torch.channels_last),
+        lambda module: module.half(),
+        lambda module: setattr(module.weight.grad, "data", torch.ones(4, 3, 2, 2)),
+    ],
+    ids=["layout", "dtype", "grad"],
+)
+def test_zero_grad_clears_gradients_that_were_moved_in_place(change):
+    module = torch.nn.Conv2d(3, 4, 2)
+    optimizer = RMSpropAsync(module.parameters(), flat=True)
+    optimizer.zero_grad()
+    module(torch.ones(1, 3, 2, 2)).sum().backward()
+    change(module)
+    optimizer.zero_grad()
+    assert not any(p.grad.any() for p in module.parameters() if p.grad is not None)
+
+
+def test_a_step_is_one_launch_again_when_gradients_are_back():
+    params = parameters(*SHAPES)
+    optimizer = RMSpropAsync(params, flat=True)
+    replace_gradients(params)
+    add_to_gradients(params, seed=0)
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer._plan is not None
+    assert [launch.table.updates for launch in optimizer._plan.launches] == [1]
+
+
 def test_a_parameter_without_a_gradient_is_left_alone():
     optimizers, both = pair(torch.float32)
     for optimizer, params in zip(optimizers, both, strict=True):
