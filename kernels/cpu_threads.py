@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -79,12 +79,20 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
         kernel(table, *args, Pieces(table.elements, table.elements))
         return
     pieces = Pieces(table.elements, PIECE_ELEMENTS)
-    helpers = [_pool.submit(kernel, table, *args, pieces) for _ in range(threads - 1)]
-    done = False
+    pool = _pool
+    helpers: list[Future[bool]] = []
+    done = refused = False
     try:
+        try:
+            helpers.extend(pool.submit(kernel, table, *args, pieces) for _ in range(threads - 1))
+        except RuntimeError:  # no thread can be started, or Python is ending: do with fewer
+            refused = True
         done = kernel(table, *args, pieces)
     finally:
         errors = [] if done else [helper.exception() for helper in helpers]
+        if refused and not done:
+            pool.shutdown()  # the helper that was refused is queued all the same
+            _make_pool()
     for error in errors:
         if error is not None:
             raise error

@@ -107,6 +107,26 @@ def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
     assert not at_work
 
 
+class Exhausted(ThreadPoolExecutor):
+    """Starts one thread; for another, there is no room."""
+
+    def _adjust_thread_count(self) -> None:
+        if self._threads:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_goes_on_with_the_threads_that_there_are(backend, monkeypatch):
+    with Exhausted(THREADS) as pool:
+        monkeypatch.setattr("hogstream.kernels.cpu_threads._pool", pool)
+        state, grad = splittable(torch.float32, seed=0)
+        split = backend.update(state, grad)
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    assert_same_bits(split, backend.update(state, grad))
+
+
 @given(
     elements=st.integers(0, 500),
     size=st.integers(0, 100),
