@@ -175,8 +175,9 @@ class RMSpropAsync(Optimizer):
         if len(known) == len(values) and all(map(is_, known, values)):
             return settings
         settings = self._check_settings(index)
-        if self.capturable or not any(isinstance(value, torch.Tensor) for value in values):
-            self._settings[index] = values, settings  # a tensor may change while it stays the same
+        on_host = values[HYPERPARAMETERS.index("lr") + 1 :] if self.capturable else values
+        if all(isinstance(value, (int, float)) for value in on_host):
+            self._settings[index] = values, settings  # others may change and stay the same object
         return settings
 
     def _check_settings(self, index: int) -> tuple[Any, ...]:
@@ -189,6 +190,9 @@ class RMSpropAsync(Optimizer):
                 f"lr of group {index} must stay the float64 tensor that capturable=True made it, "
                 f"to be changed in place by fill_, got {lr!r}"
             )
+        device = group["params"][0].device if group["params"] else lr.device
+        if lr.device != device:
+            raise ValueError(f"lr of group {index} must stay on {device}, got one on {lr.device}")
         return Hyperparameters.from_group({**group, "lr": 0.0}), lr
 
     @overload

@@ -108,6 +108,28 @@ def test_refuses_another_lr_than_its_own(lr):
     assert torch.all(param == 1)
 
 
+def test_refuses_an_lr_on_another_device():
+    param = Parameter(torch.ones(3, device=DEVICE))
+    optimizer = capturable([param])
+    optimizer.param_groups[0]["lr"] = torch.ones((), dtype=torch.float64, device="meta")
+    param.grad = torch.ones(3, device=DEVICE)
+    with pytest.raises(ValueError, match=r"lr of group 0 must stay on .*, got one on meta"):
+        optimizer.step()
+    assert torch.all(param == 1)
+
+
+def test_alpha_may_be_a_tensor_that_changes_in_place():
+    param = Parameter(torch.ones(3, device=DEVICE))
+    optimizer = capturable([param], eps=1.0)
+    alpha = optimizer.param_groups[0]["alpha"] = torch.tensor(0.0)
+    param.grad = torch.ones(3, device=DEVICE)
+    optimizer.step()
+    alpha.fill_(0.75)
+    param.grad.zero_()
+    optimizer.step()
+    assert optimizer.state[param]["square_avg"].tolist() == [0.75] * 3
+
+
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_refuses_backends_that_read_lr_on_the_host(backend):
     with pytest.raises(ValueError, match=f"needs the Triton backend, got {backend} for param 0"):
