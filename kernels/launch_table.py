@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +107,9 @@ class DeviceTable:
     blocks: torch.Tensor
 
 
+_captured: list[tuple[DeviceTable, list[torch.Tensor]]] = []
+
+
 class _DeviceCopy:
     """What a table and its successors have on the device.
 
@@ -120,16 +122,15 @@ class _DeviceCopy:
         self._stream: int | None = None
         self._sent: npt.NDArray[np.int64] | None = None
         self._table: DeviceTable | None = None
-        self._captured: list[Any] = []
 
     @contextmanager
     def of(self, table: LaunchTable, block: int) -> Iterator[DeviceTable]:
         with self._lock:
             if torch.cuda.is_current_stream_capturing():
                 # A replay copies again, from the same pinned memory to the same table: neither may
-                # change any more, or be freed.
+                # change any more, nor be freed as long as there may be a graph.
                 captured = _upload(table, block)
-                self._captured.append(captured)
+                _captured.append(captured)
                 yield captured[0]
             else:
                 yield self._refreshed(table, block)
@@ -141,7 +142,9 @@ class _DeviceCopy:
             self._table, _ = _upload(table, block)
             self._stream = stream
         else:
-            for row in np.flatnonzero((table.columns != self._sent).any(axis=1)):
+            changed = np.flatnonzero((table.columns != self._sent).any(axis=1))
+            self._sent = None  # until all of them are on their way
+            for row in changed:
                 staging = torch.from_numpy(table.columns[row]).pin_memory()
                 self._table.columns[row].copy_(staging, non_blocking=True)
         self._sent = table.columns

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 
-from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
+from hogstream.kernels.operands import COMPUTE_DTYPES, Operands, check_disjoint, lay_flat
 
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
 _ALIGNMENT_BYTES = 64
@@ -77,6 +78,20 @@ class FlatBuffer:
             )
             for each, start in zip(operands, self.starts, strict=True)
         )
+
+
+def check_params_disjoint(groups: list[dict[str, Any]]) -> None:
+    """Checks that no two parameters share memory: moved, they would do so no more.
+
+    Raises:
+        ValueError: If two do.
+    """
+    named = []
+    for group_index, group in enumerate(groups):
+        for index, param in enumerate(group["params"]):
+            flat, name = lay_flat(param), f"param {index} in group {group_index}"
+            named.append(((name, "", ""), Operands(flat, flat[:0], flat[:0])))
+    check_disjoint(named)
 
 
 def make_flat_buffers(params: list[torch.Tensor]) -> list[FlatBuffer]:

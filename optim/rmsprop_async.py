@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from hogstream.kernels.backends import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
-from hogstream.optim.flat_buffers import FlatBuffer, make_flat_buffers
+from hogstream.optim.flat_buffers import FlatBuffer, check_params_disjoint, make_flat_buffers
 from hogstream.optim.step_plan import Reached, StepPlan, make_plan
 
 
@@ -42,12 +42,13 @@ class RMSpropAsync(Optimizer):
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
-        flat: Move the parameters of a group, and gradients for all of them, into one piece of
-            memory each: a step is then one launch without a table, and ``zero_grad()`` one write.
-            Gradients stay where they are: ``zero_grad()`` sets them to zero and not to None, so a
-            parameter that a loss does not reach is updated with zero. Whatever leaves the flat
-            memory (``param.grad = ...``, ``model.zero_grad()``) is updated all the same, by the
-            table, until the next ``zero_grad()``. A copied or unpickled optimizer is not flat.
+        flat: Move the parameters of a group that require gradients, and gradients for all of them,
+            into one piece of memory each: a step is then one launch without a table. Gradients
+            stay where they are: ``zero_grad()`` sets them to zero and not to None, so a parameter
+            that a loss does not reach is updated with zero. A gradient that leaves the flat memory
+            (``param.grad = ...``, ``model.zero_grad()``) is read all the same, through the table,
+            until the next ``zero_grad()``; so is a parameter whose ``data`` is replaced, from then
+            on. A copied or unpickled optimizer is not flat.
         capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
             CUDA graph. ``group["lr"]`` is then a float64 tensor of shape (), which torch's
             schedulers, or ``fill_``, change in place, replays included; the host can't check it.
@@ -92,12 +93,17 @@ class RMSpropAsync(Optimizer):
             "maximize": maximize,
         }
         Hyperparameters.from_group(defaults)
-        self.backend, self.flat, self.capturable = backend, flat, capturable
+        self.backend, self.flat, self.capturable = backend, False, capturable
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         # By group: its hyperparameters, and what a launch takes for them.
         self._settings: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
         super().__init__(params, defaults)
+        self.flat = flat
+        if flat:  # only now, when no group can be refused any more
+            check_params_disjoint(self.param_groups)
+            for index in range(len(self.param_groups)):
+                self._make_flat(index)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
@@ -121,6 +127,9 @@ class RMSpropAsync(Optimizer):
         self._check_params([each for each in tensors if isinstance(each, torch.Tensor)])
         super().add_param_group({**param_group, "params": params})
         self._make_state(self.param_groups[-1])
+        if self.flat:
+            check_params_disjoint(self.param_groups)
+            self._make_flat(len(self.param_groups) - 1)
 
     def _check_params(self, params: list[torch.Tensor]) -> None:
         for index, param in enumerate(params):
@@ -144,15 +153,17 @@ class RMSpropAsync(Optimizer):
         if self.capturable:
             lr = float(group["lr"])
             group["lr"] = torch.full((), lr, dtype=torch.float64, device=device)
-        buffers = make_flat_buffers(params) if self.flat else []
-        flat_mss = {
-            id(p): ms for each in buffers for p, ms in zip(each.params, each.mss, strict=True)
-        }
         for param, step in zip(params, steps, strict=True):
-            ms = flat_mss.get(id(param))
-            self.state[param] = {"step": step, "square_avg": _new_ms(param) if ms is None else ms}
-        self._flat_buffers.append(buffers)
+            self.state[param] = {"step": step, "square_avg": _new_ms(param)}
+        self._flat_buffers.append([])
         self._plan = None
+
+    def _make_flat(self, index: int) -> None:
+        trained = [param for param in self.param_groups[index]["params"] if param.requires_grad]
+        self._flat_buffers[index] = make_flat_buffers(trained)
+        for buffer in self._flat_buffers[index]:
+            for param, ms in zip(buffer.params, buffer.mss, strict=True):
+                self.state[param]["square_avg"] = ms
 
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
@@ -243,11 +254,16 @@ class RMSpropAsync(Optimizer):
             set_to_none: To None instead of zero, which saves memory. By default True, and False if
                 ``flat``, where it also brings gradients back that had left the flat memory.
         """
-        if set_to_none is None and self.flat and any(self._flat_buffers):
-            for buffers in self._flat_buffers:
-                for buffer in buffers:
-                    if buffer.attach_grads():
-                        self._plan = None  # which reaches them one by one
+        if set_to_none is None and self.flat:
+            flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+            for buffer in flat:
+                if buffer.attach_grads():
+                    self._plan = None  # which reaches them one by one
+            inside = {id(param) for buffer in flat for param in buffer.params}
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if id(param) not in inside:
+                        param.grad = None
             return
         super().zero_grad(set_to_none is not False)
 

@@ -77,6 +77,8 @@ def main() -> None:
 def run(job: Job, file: Path) -> bool:
     """Runs one job, shows what it prints, and says whether it succeeded and wrote its result."""
     print(f"== {job.name}", flush=True)
+    for old in (file, file.with_suffix(".json")):
+        old.unlink(missing_ok=True)
     start = time.monotonic()
     command = [sys.executable, *(part.format(file=file) for part in job.arguments)]
     # Else -m would put the root, and so our folders' bare names, where modules are looked for.

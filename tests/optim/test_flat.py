@@ -229,3 +229,58 @@ def test_refuses_a_switch_that_is_no_bool():
     for name in ("flat", "capturable"):
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
             RMSpropAsync([Parameter(torch.ones(1))], **{name: 1})  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_are_left_alone():
+    frozen, trained = Parameter(torch.ones(3), requires_grad=False), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([frozen, trained], flat=True, lr=0.5, weight_decay=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        trained.sum().backward()
+        optimizer.step()
+    assert frozen.tolist() == [1.0] * 3
+    assert frozen.grad is None
+    assert torch.all(trained < 1)
+
+
+def test_zero_grad_clears_what_is_not_flat_too():
+    frozen, trained = Parameter(torch.ones(3), requires_grad=False), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([frozen, trained], flat=True)
+    frozen.requires_grad_(True)
+    (frozen + trained).sum().backward()
+    optimizer.zero_grad()
+    assert frozen.grad is None
+    assert trained.grad is not None
+    assert trained.grad.tolist() == [0.0] * 3
+
+
+def test_a_group_that_is_refused_leaves_all_parameters_where_they_were():
+    param = Parameter(torch.ones(3))
+    address = param.data_ptr()
+    groups = [{"params": [param]}, {"params": [Parameter(torch.ones(2))], "lr": -1.0}]
+    with pytest.raises(ValueError, match="lr must be"):
+        RMSpropAsync(groups, flat=True)
+    assert param.data_ptr() == address
+    assert param.grad is None
+
+
+def test_parameters_that_share_memory_are_refused_and_stay():
+    storage = torch.ones(10)
+    params = [Parameter(storage[:6]), Parameter(storage[4:])]
+    message = "param 0 in group 0 and param 1 in group 0 must not overlap in memory"
+    with pytest.raises(ValueError, match=message):
+        RMSpropAsync(params, flat=True)
+    assert params[0].data_ptr() == storage.data_ptr()
+
+
+def test_an_added_group_is_flat_too():
+    old, new = parameters((3,), (4, 2))
+    optimizer = RMSpropAsync([old], flat=True, lr=0.25, alpha=0.0, eps=0.0)
+    optimizer.add_param_group({"params": [new], "lr": 0.5})
+    before = new.detach().clone()
+    assert new.grad is not None
+    new.grad.fill_(1.0)
+    optimizer.step()
+    assert torch.equal(new, before - 0.5)
+    assert optimizer._plan is not None
+    assert [launch.positions for launch in optimizer._plan.launches] == [None, None]
