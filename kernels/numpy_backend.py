@@ -42,19 +42,25 @@ def update_(
         Whether all is done: if not, other threads are still at it.
     """
     pieces = pieces or Pieces(table.elements, table.elements)
+    stored = _STORED[table.dtype]
+    compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
+    block = min(BLOCK_BYTES // compute.itemsize, pieces.size)
+    scratch = np.empty((4 if stored != compute else 2, block), compute)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
-            _update_range(table, hyperparameters, start, stop)
+            _update_range(table, hyperparameters, start, stop, stored, scratch)
     return pieces.done()
 
 
 def _update_range(
-    table: LaunchTable, hyperparameters: Hyperparameters, start: int, stop: int
+    table: LaunchTable,
+    hyperparameters: Hyperparameters,
+    start: int,
+    stop: int,
+    stored: np.dtype[Any],
+    scratch: Array,
 ) -> None:
-    stored = _STORED[table.dtype]
-    compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
-    block = BLOCK_BYTES // compute.itemsize
-    scratch = np.empty((4 if stored != compute else 2, min(block, stop - start)), compute)
+    compute, block = scratch.dtype, scratch.shape[1]
     first = 0
     for param, grad, ms, elements in table.columns.T.tolist():
         begin, end = max(start - first, 0), min(stop - first, elements)
