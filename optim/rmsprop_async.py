@@ -124,11 +124,13 @@ class RMSpropAsync(Optimizer):
             params = list(params)  # an iterator may be read only once
         tensors = [param[1] if isinstance(param, tuple) else param for param in params]
         # torch refuses anything that is not a tensor, in its own words.
-        self._check_params([each for each in tensors if isinstance(each, torch.Tensor)])
+        tensors = [each for each in tensors if isinstance(each, torch.Tensor)]
+        self._check_params(tensors)
+        if self.flat:
+            check_params_disjoint([*self.param_groups, {"params": tensors}])
         super().add_param_group({**param_group, "params": params})
         self._make_state(self.param_groups[-1])
         if self.flat:
-            check_params_disjoint(self.param_groups)
             self._make_flat(len(self.param_groups) - 1)
 
     def _check_params(self, params: list[torch.Tensor]) -> None:

@@ -284,3 +284,13 @@ def test_an_added_group_is_flat_too():
     assert torch.equal(new, before - 0.5)
     assert optimizer._plan is not None
     assert [launch.positions for launch in optimizer._plan.launches] == [None, None]
+
+
+def test_a_group_that_shares_memory_is_not_added():
+    optimizer = RMSpropAsync([Parameter(torch.ones(3))], flat=True)
+    storage = torch.ones(10)
+    group = {"params": [Parameter(storage[:6]), Parameter(storage[4:])]}
+    with pytest.raises(ValueError, match="param 0 in group 1 and param 1 in group 1 must not"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.state) == 1
