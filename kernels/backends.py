@@ -27,11 +27,19 @@ class Backend:
             the current stream. Triton's takes ``lr_on_device`` besides; others may be given
             ``Pieces`` to share with other threads.
         threaded: Whether a large update is worth sharing among CPU threads.
+        race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype;
+            None if this backend has no atomic operations to count with.
     """
 
     name: str
     kernel: Callable[..., Any]
     threaded: bool
+    race_block: Callable[[torch.dtype], int] | None
+
+    @property
+    def counts_races(self) -> bool:
+        """Whether it can keep ``RaceCounters``."""
+        return self.race_block is not None
 
     def update_(self, table: LaunchTable, hyperparameters: Hyperparameters, *more: Any) -> None:
         """Applies a table's updates in place, with all the threads that they are worth."""
@@ -87,7 +95,8 @@ def _select(name: str | None, device_type: str) -> Backend:
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
     module = importlib.import_module(f"hogstream.kernels.{name}_backend")
-    return Backend(name, module.update_, threaded=name != "triton")
+    race_block = None if name == "numpy" else module.race_block
+    return Backend(name, module.update_, threaded=name != "triton", race_block=race_block)
 
 
 @cache

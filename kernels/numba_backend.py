@@ -19,17 +19,23 @@ import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 
 Int64s = npt.NDArray[np.int64]
 
 _CACHE_LINE = 64
 # How far ahead memory is asked for: 8 to 24 lines do as well, fewer or more do not.
 _LINES_AHEAD = 16
+# Cache lines of a gradient that are looked at together: 2 and 8 do nearly as well.
+_FINITE_LINES = 4
+# Elements that race counters count together: 2^10 to 2^15 cost as little.
+_RACE_BLOCK = 1 << 13
 # Of some 10 ns each.
 _SPINS = 20_000
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -40,15 +46,17 @@ class _Format(NamedTuple):
 
     stored: ir.Type
     stored_bytes: int
+    exponent: int  # its bits, which are all set if an element is infinite or NaN, and only then
     compute: ir.Type
     compute_bytes: int
 
 
 _FORMATS = {
-    "float16": _Format(ir.HalfType(), 2, ir.FloatType(), 4),
-    "bfloat16": _Format(ir.IntType(16), 2, ir.FloatType(), 4),  # LLVM's own rounds by a library
-    "float32": _Format(ir.FloatType(), 4, ir.FloatType(), 4),
-    "float64": _Format(ir.DoubleType(), 8, ir.DoubleType(), 8),
+    "float16": _Format(ir.HalfType(), 2, 0x7C00, ir.FloatType(), 4),
+    # LLVM's own bfloat16 rounds by a library.
+    "bfloat16": _Format(ir.IntType(16), 2, 0x7F80, ir.FloatType(), 4),
+    "float32": _Format(ir.FloatType(), 4, 0x7F80_0000, ir.FloatType(), 4),
+    "float64": _Format(ir.DoubleType(), 8, 0x7FF0_0000_0000_0000, ir.DoubleType(), 8),
 }
 _NAMES = {getattr(torch, name): name for name in _FORMATS}
 
@@ -74,10 +82,14 @@ def update_(
     return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 
+def race_block(dtype: torch.dtype) -> int:
+    """How many elements of a parameter ``RaceCounters`` should count together."""
+    return _RACE_BLOCK
+
+
 @cache
 def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., bool]:
     stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
-    line = _CACHE_LINE // compute_bytes
 
     @numba.njit(nogil=True, error_model="numpy", cache=True)
     def kernel(columns: Int64s, counters: Int64s, size: int, elements: int, factors: Any) -> bool:
@@ -94,21 +106,127 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., b
                 param = columns[0, update] + begin * stored_bytes
                 grad = columns[1, update] + begin * stored_bytes
                 ms = columns[2, update] + begin * compute_bytes
-                for _ in range((end - begin) // line):
-                    _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, line)
-                    param += line * stored_bytes
-                    grad += line * stored_bytes
-                    ms += line * compute_bytes
-                for _ in range((end - begin) % line):
-                    _update(param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, 1)
-                    param += stored_bytes
-                    grad += stored_bytes
-                    ms += compute_bytes
+                _update(param, grad, ms, end - begin, factors, dtype, eps_inside_sqrt, coupled)
             atomic_add(done, stop - start)
             start = atomic_add(taken, size)
         return await_done(done, elements)
 
     return kernel
+
+
+@cache
+def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
+    """One update as compiled code calls it, with race counters or without.
+
+    Args:
+        dtype: Of the parameter: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+        eps_inside_sqrt: As in ``Hyperparameters``.
+        coupled: As in ``Hyperparameters``.
+
+    Returns:
+        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements)``, which
+        releases the GIL when Python calls it. ``param``, ``grad`` and ``ms`` are addresses;
+        ``factors`` are ``in_float32`` or ``in_float64`` of the hyperparameters. ``counts`` is the
+        address of ``RaceCounters.counts``, for ``blocks`` blocks of ``block_elements`` elements, or
+        0 to count no races; the other two are of no account then.
+    """
+    stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def update(
+        param: int,
+        grad: int,
+        ms: int,
+        elements: int,
+        factors: Any,
+        counts: int,
+        blocks: int,
+        block_elements: int,
+    ) -> None:
+        if counts == 0:
+            blocks, block_elements = 1, elements
+        for block in range(blocks):
+            first = block * block_elements
+            version = witness = 0
+            if counts != 0:
+                version, witness = begin_block(counts, blocks, block)
+            _update(
+                param + first * stored_bytes,
+                grad + first * stored_bytes,
+                ms + first * compute_bytes,
+                min(block_elements, elements - first),
+                factors,
+                dtype,
+                eps_inside_sqrt,
+                coupled,
+            )
+            if counts != 0:
+                end_block(counts, blocks, block, version, witness)
+
+    return update
+
+
+@cache
+def all_finite(dtype: str) -> Callable[..., bool]:
+    """A look at a gradient as compiled code takes it.
+
+    Args:
+        dtype: Of the gradient: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+
+    Returns:
+        ``finite(grad, elements)``, which takes an address and says whether no element is infinite
+        or NaN. It stops soon after the first that is, and releases the GIL when Python calls it.
+    """
+    stored_bytes = _FORMATS[dtype].stored_bytes
+    block = _FINITE_LINES * _CACHE_LINE // stored_bytes
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def finite(grad: int, elements: int) -> bool:
+        for _ in range(elements // block):
+            if not _finite(grad, dtype, block):
+                return False
+            grad += block * stored_bytes
+        for _ in range(elements % block):
+            if not _finite(grad, dtype, 1):
+                return False
+            grad += stored_bytes
+        return True
+
+    return finite
+
+
+@numba.njit(nogil=True, cache=True)
+def begin_block(counts: int, blocks: int, block: int) -> tuple[int, int]:
+    """Notes how often a block has been updated; to be called before any of it is read.
+
+    Args:
+        counts: The address of ``RaceCounters.counts``.
+        blocks: How many blocks there are.
+        block: Which one.
+
+    Returns:
+        The block's version and its witness, for ``end_block``.
+    """
+    version = atomic_load(counts + 8 * (LANDED * blocks + block))
+    witness = atomic_load(counts + 8 * (SURVIVED * blocks + block))
+    return version, witness
+
+
+@numba.njit(nogil=True, cache=True)
+def end_block(counts: int, blocks: int, block: int, version: int, witness: int) -> None:
+    """Counts an update of a block; to be called after all of it has been written.
+
+    Args:
+        counts: The address of ``RaceCounters.counts``.
+        blocks: How many blocks there are.
+        block: Which one.
+        version: As ``begin_block`` gave it.
+        witness: The same.
+    """
+    atomic_store(counts + 8 * (SURVIVED * blocks + block), witness + 1)
+    overlapping = atomic_add(counts + 8 * (LANDED * blocks + block), 1) - version
+    if overlapping != 0:
+        atomic_add(counts + 8 * (OVERWRITTEN * blocks + block), overlapping)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -137,8 +255,30 @@ def _atomic_add_intrinsic(_context: Any, address: types.Type, value: types.Type)
     return types.int64(types.int64, types.int64), emit
 
 
+def _atomic_load_intrinsic(_context: Any, address: types.Type) -> Any:
+    """Reads an int64; what follows is read after it."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+def _atomic_store_intrinsic(_context: Any, address: types.Type, value: types.Type) -> Any:
+    """Writes an int64; what precedes is written before it."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        where = builder.inttoptr(args[0], _I64.as_pointer())
+        builder.store_atomic(args[1], where, "release", 8)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(types.int64, types.int64), emit
+
+
 # As seen by a type checker, an intrinsic still has its typing context as a parameter.
 atomic_add: Any = intrinsic(_atomic_add_intrinsic)
+atomic_load: Any = intrinsic(_atomic_load_intrinsic)
+atomic_store: Any = intrinsic(_atomic_store_intrinsic)
 
 
 def _update_intrinsic(
@@ -146,26 +286,53 @@ def _update_intrinsic(
     param: types.Type,
     grad: types.Type,
     ms: types.Type,
+    elements: types.Type,
     factors: types.Type,
     dtype: Any,
     eps_inside_sqrt: Any,
     coupled: Any,
-    width: Any,
 ) -> Any:
-    """Updates ``width`` elements at three addresses."""
+    """Updates so many elements at three addresses: a cache line of ``ms`` at a time, then the rest.
+
+    Not a compiled function in the closure of its callers: those would never be read back from
+    Numba's cache.
+    """
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        emitter = _Emitter(builder, _FORMATS[dtype.literal_value], width.literal_value)
-        param, grad, ms, factors = args[:4]
+        *addresses, elements, factors = args[:5]
         switches = eps_inside_sqrt.literal_value, coupled.literal_value
-        emitter.update(param, grad, ms, factors, *switches)
+        form = _FORMATS[dtype.literal_value]
+        sizes = form.stored_bytes, form.stored_bytes, form.compute_bytes
+        line = _CACHE_LINE // form.compute_bytes
+        whole = builder.and_(elements, _I64(-line))
+        for width, first, end in ((line, _I64(0), whole), (1, whole, elements)):
+            emitter = _Emitter(builder, form, width)
+            with cgutils.for_range_slice(builder, first, end, _I64(width)) as (index, _):
+                param, grad, ms = (
+                    builder.add(address, builder.mul(index, _I64(size)))
+                    for address, size in zip(addresses, sizes, strict=True)
+                )
+                emitter.update(param, grad, ms, factors, *switches)
         return ir.Constant(ir.IntType(8).as_pointer(), None)
 
-    arguments = (param, grad, ms, factors, dtype, eps_inside_sqrt, coupled, width)
+    arguments = (param, grad, ms, elements, factors, dtype, eps_inside_sqrt, coupled)
     return types.void(*arguments), emit
 
 
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)
+
+
+def _finite_intrinsic(_context: Any, grad: types.Type, dtype: Any, width: Any) -> Any:
+    """Whether ``width`` elements at an address are finite."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        emitter = _Emitter(builder, _FORMATS[dtype.literal_value], width.literal_value)
+        return emitter.finite(args[0])
+
+    return types.boolean(grad, dtype, width), emit
+
+
+_finite: Any = intrinsic(prefer_literal=True)(_finite_intrinsic)
 
 
 class _Emitter:
@@ -202,6 +369,16 @@ class _Emitter:
         p = p - (lr * g) / d
         self._builder.store(m.value, self._at(ms, self._form.compute), align=1)
         self._builder.store(self._narrowed(p), self._at(param, self._form.stored), align=1)
+
+    def finite(self, address: ir.Value) -> ir.Value:
+        """Whether no element at an address is infinite or NaN."""
+        b, width = self._builder, self._width
+        kind = ir.VectorType(ir.IntType(8 * self._form.stored_bytes), width)
+        exponent = ir.Constant(kind, [self._form.exponent] * width)
+        values = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+        beyond = b.icmp_unsigned("==", b.and_(values, exponent), exponent)
+        none = ir.IntType(width)(0)
+        return b.icmp_unsigned("==", b.bitcast(beyond, none.type), none)
 
     def _at(self, address: ir.Value, element: ir.Type) -> ir.Value:
         return self._builder.inttoptr(address, ir.VectorType(element, self._width).as_pointer())

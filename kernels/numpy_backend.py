@@ -1,4 +1,7 @@
-"""The update in NumPy: the backend that is always there, and that the others are held to."""
+"""The update in NumPy: the backend that is always there, and that the others are held to.
+
+It has no atomic operations, so it counts no races.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 
 from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +53,29 @@ def update_(
         for start, stop in pieces:
             _update_range(table, hyperparameters, start, stop, stored, scratch)
     return pieces.done()
+
+
+def all_finite(table: LaunchTable) -> bool:
+    """Whether no gradient of a table has an element that is infinite or NaN.
+
+    Args:
+        table: Of tensors on the CPU.
+    """
+    stored = _STORED[table.dtype]
+    block = BLOCK_BYTES // stored.itemsize
+    return all(
+        _finite(_array_at(grad, stored, low, min(low + block, elements))).all()
+        for grad, elements in table.columns[[GRAD, ELEMENTS]].T.tolist()
+        for low in range(0, elements, block)
+    )
+
+
+def _finite(values: Array) -> npt.NDArray[np.bool_]:
+    exponent = 0x7F80  # its bits in bfloat16
+    finite: npt.NDArray[np.bool_] = (
+        (values & exponent) != exponent if values.dtype == np.uint16 else np.isfinite(values)
+    )
+    return finite
 
 
 def _update_range(

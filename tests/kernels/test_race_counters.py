@@ -1,0 +1,167 @@
+"""Race counters: what they say of updates that overlap in a known way, and what they refuse."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
+from update_testing import COMPUTE, DTYPES, State, assert_same_bits, extreme, formula, normal
+
+
+def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
+    """Begins an update of a block at the first mention of a letter, and ends it at the second."""
+    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    where = counters.counts.data_ptr(), counters.blocks, block
+    under_way: dict[str, tuple[int, int]] = {}
+    for update in interleaving:
+        if update in under_way:
+            numba_backend.end_block(*where, *under_way.pop(update))
+        else:
+            under_way[update] = numba_backend.begin_block(*where)
+
+
+@pytest.mark.parametrize(
+    ("interleaving", "landed", "lost", "overwritten"),
+    [
+        pytest.param("", 0, 0, 0, id="none"),
+        pytest.param("aabbcc", 3, 0, 0, id="one after another"),
+        pytest.param("abab", 2, 1, 1, id="two that overlap"),
+        pytest.param("abba", 2, 1, 1, id="one inside another"),
+        pytest.param("abcabc", 3, 2, 3, id="three in lockstep"),
+        pytest.param("abccba", 3, 2, 3, id="three nested"),
+        pytest.param("sabbccddaees", 6, 5, 8, id="a straggler over five, of which one over three"),
+        pytest.param("saabbccddees", 6, 5, 5, id="a straggler over five"),
+        pytest.param("saattbbs", 4, 3, 3, id="a straggler over three"),
+        pytest.param("saatst", 3, 1, 2, id="a straggler, overwritten by one that had read before"),
+        pytest.param("abaccb", 3, 2, 2, id="a chain"),
+    ],
+)
+def test_each_lost_update_is_counted_once(interleaving, landed, lost, overwritten):
+    counters = RaceCounters.zeros(1, 1)
+    play(interleaving, counters)
+    assert (counters.landed, counters.lost, counters.overwritten) == (landed, lost, overwritten)
+    assert counters.lost_fraction == (lost / landed if landed else None)
+
+
+@given(st.permutations(list("aabbccddeeffgg")))
+def test_what_survives_is_what_a_shared_set_would_hold(interleaving):
+    counters = RaceCounters.zeros(1, 1)
+    play("".join(interleaving), counters)
+
+    # Each update reads the set of those before it, and writes it back with itself added.
+    shared: frozenset[str] = frozenset()
+    read: dict[str, frozenset[str]] = {}
+    overlapping = 0
+    for update in interleaving:
+        if update in read:
+            shared = read.pop(update) | {update}
+            overlapping += len(read)  # those that end later
+        else:
+            read[update] = shared
+    assert counters.landed - counters.lost == len(shared)
+    assert counters.overwritten == overlapping
+
+
+def test_blocks_are_counted_apart():
+    counters = RaceCounters.zeros(25, 10)
+    play("abab", counters, block=1)
+    play("aa", counters, block=2)
+    assert counters.counts[LANDED].tolist() == [0, 2, 1]
+    assert counters.counts[SURVIVED].tolist() == [0, 1, 1]
+    assert counters.counts[OVERWRITTEN].tolist() == [0, 1, 0]
+    assert (counters.landed, counters.lost, counters.overwritten) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("switches", [(True, False), (False, True)], ids=["inside", "coupled"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [None, 1, 48, 1 << 13], ids=str)
+def test_compiled_code_updates_and_counts(block, dtype, switches):
+    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    size = (1 << 14) + 37
+    inside, coupled = switches
+    hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
+    options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
+    wide = dtype == torch.float64
+    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
+    update = numba_backend.update_range(str(dtype).removeprefix("torch."), inside, coupled)
+
+    param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
+    expected = State(param.clone(), ms.clone())
+    counters = RaceCounters.zeros(size, block or size)
+    counts = counters.counts.data_ptr() if block else 0
+    for step in range(2):
+        grad = extreme(size, dtype, seed=1 + step)
+        addresses = (tensor.data_ptr() for tensor in (param, grad, ms))
+        update(*addresses, size, factors, counts, counters.blocks, counters.block)
+        expected = formula(expected, grad, **options)
+    assert_same_bits(State(param, ms), expected)
+    assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
+        [0] * counters.blocks
+    ]
+
+
+def test_threads_that_race_are_all_counted():
+    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    update = numba_backend.update_range("float64", True, False)
+    # Each update that survives in an element adds exactly 1 to it.
+    factors = Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).in_float64
+    param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
+    counters = RaceCounters.zeros(4000, 100)
+    where = counters.counts.data_ptr(), counters.blocks, counters.block
+
+    def race() -> None:
+        for _ in range(2000):
+            update(param.data_ptr(), grad.data_ptr(), ms.data_ptr(), 4000, factors, *where)
+
+    threads = [threading.Thread(target=race) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    landed, survived, overwritten = counters.counts
+    assert torch.all(landed == 8000)
+    assert torch.all((survived >= 1) & (survived <= landed))
+    assert torch.all(landed - survived <= overwritten)
+    untouched = (overwritten == 0).repeat_interleave(100)
+    assert torch.all(param[untouched] == 8000)
+
+
+def test_counts_may_be_shared_or_kept():
+    counters = RaceCounters.zeros(30, 10)
+    counters.counts.share_memory_()
+    play("abab", counters)
+    opened = RaceCounters(30, 10, counters.counts)
+    assert (opened.landed, opened.lost, opened.overwritten) == (2, 1, 1)
+    play("aa", opened)
+    assert counters.landed == 3
+
+
+COUNTS = torch.zeros(3, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("elements", "block", "counts", "error", "message"),
+    [
+        (-1, 10, COUNTS, ValueError, r"elements must be >= 0, got -1"),
+        (40, 0, COUNTS, ValueError, r"block must be >= 1, got 0"),
+        (40, 10, COUNTS.int(), TypeError, r"counts must be an int64 tensor, got torch.int32"),
+        (40, 10, [0] * 4, TypeError, r"counts must be an int64 tensor, got list"),
+        (41, 10, COUNTS, ValueError, r"counts must be .* shape \(3, 5\), got \(3, 4\)"),
+        (40, 10, COUNTS.T.contiguous().T, ValueError, r"must be contiguous .* strides \(1, 3\)"),
+    ],
+)
+def test_refusals(elements, block, counts, error, message):
+    with pytest.raises(error, match=message):
+        RaceCounters(elements, block, counts)
+
+
+@pytest.mark.parametrize(("elements", "block"), [(-1, 10), (40, 0)])
+def test_zeros_refuses_the_same(elements, block):
+    with pytest.raises(ValueError, match="must be >= "):
+        RaceCounters.zeros(elements, block)
