@@ -40,3 +40,25 @@ def check_number(name: str, value: Any, *, above: float | None = None) -> float:
     if not math.isfinite(number) or (number < 0 if above is None else number <= above):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """One of some words.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def check_switch(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value

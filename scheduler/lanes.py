@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
-from hogstream.scheduler.shared_parameters import SharedParameters
-from hogstream.scheduler.updates import Landings, Update
+import torch
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
+from hogstream.scheduler.updates import LaneSettings, Update
 
 
 class Lane(Protocol):
-    """An in-order queue of updates; a CPU thread or a CUDA stream."""
+    """An in-order queue of updates; a CPU thread or a CUDA stream.
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and returns at once; it is appended to the landings when it lands.
+    All methods are for the event loop's thread.
+    """
 
-        A failure is carried in the update too, and raised nowhere.
+    def put(self, update: Update) -> None:
+        """Queues an update, to be launched at the next ``flush`` of the lanes.
+
+        It is delivered when it has landed. A failure is carried in it too, and raised nowhere.
         """
 
     def computing(self) -> AbstractContextManager[object]:
@@ -25,37 +34,156 @@ class Lane(Protocol):
         the context on the thread that works.
         """
 
-    def close(self) -> None:
-        """Ends the lane; all its updates must have landed."""
+    def record_event(self) -> Any:
+        """An event that is done when all that was put on the lane until now has landed.
+
+        On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
+        """
+
+    async def done(self, event: Any) -> None:
+        """Waits for an event without blocking the event loop; may be cancelled.
+
+        Nothing calls back into Python from the device's driver, so it cannot deadlock: the thread
+        that watches the lanes looks at the event, and wakes the loop.
+
+        Args:
+            event: From ``record_event`` of any lane of the scheduler. On a GPU, any
+                ``torch.cuda.Event`` that was recorded.
+
+        Raises:
+            TypeError: If it is no such event.
+        """
 
 
 class Lanes(Protocol):
     """All lanes of a scheduler, opened and closed together."""
 
-    lanes: list[Lane]
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """In order."""
+
+    def flush(self, lanes: Sequence[int]) -> None:
+        """Launches what was put on some lanes, together where the device can do that.
+
+        Args:
+            lanes: Their indices.
+        """
 
     def close(self) -> None:
         """Ends every lane; all updates must have landed."""
 
 
-def open_lanes(shared: SharedParameters, count: int, landings: Landings) -> Lanes:
+def open_lanes(
+    settings: LaneSettings, count: int, depth: int, deliver: Callable[[Update], None]
+) -> Lanes:
     """Opens lanes on the device of the shared parameters: CUDA streams, or CPU threads.
 
     Args:
-        shared: The parameters that the lanes update.
+        settings: What is the same for all updates.
         count: How many lanes.
-        landings: Where updates go when they land.
+        depth: How many updates and snapshots may be in flight on each.
+        deliver: Called on the event loop with each update that has landed, in their order on the
+            lane.
 
     Raises:
         ValueError: If there are no lanes for the device.
         RuntimeError: If the device refuses; nothing is left open.
     """
-    if shared.flat.device.type == "cuda":
+    device = settings.shared.flat.device
+    if device.type == "cuda":
         from hogstream.scheduler.cuda_lanes import CudaLanes
 
-        return CudaLanes(shared.flat.device, count, landings)
-    if shared.flat.device.type == "cpu":
-        from hogstream.scheduler.thread_lanes import ThreadLanes
+        return CudaLanes(settings, count, deliver)
+    if device.type != "cpu":
+        raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
+    if settings.backend.name == "numba":
+        from hogstream.scheduler.native_lanes import NativeLanes
 
-        return ThreadLanes(count, landings)
-    raise ValueError(f"shared must be on a CUDA or CPU device, got {shared.flat.device}")
+        return NativeLanes(settings, count, depth, deliver)
+    from hogstream.scheduler.thread_lanes import ThreadLanes
+
+    return ThreadLanes(settings, count, deliver)
+
+
+def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
+    """Compiles whatever lanes need for updates of this form, before any worker can need it."""
+    if settings.backend.name == "numba":
+        from hogstream.scheduler import native_lanes
+
+        native_lanes.warm_up(settings, hyperparameters)
+        return
+    shared = settings.shared
+    spare = Operands(
+        *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
+    )
+    settings.backend.update_(LaunchTable([spare]), hyperparameters)
+
+
+class Wakeup:
+    """Calls a function on the event loop's thread, at the request of any thread.
+
+    Many requests cost one wake-up of the loop: a thread wakes it only if no wake-up is under way.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        """Remembers the function, and the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._function = function
+        self._requested = False
+
+    def request(self) -> None:
+        """Has the function called once more after this; from any thread, without a lock."""
+        if not self._requested:
+            self._requested = True
+            self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._requested = False  # first: what is requested from here on is seen below, or wakes
+        self._function()
+
+
+class Position:
+    """An event of a CPU lane: the place in its queue that was the last when it was recorded."""
+
+    def __init__(self, queue: Queue, position: int) -> None:
+        """Made by ``Queue.position``."""
+        self.queue = queue
+        self.position = position
+
+
+class Queue:
+    """How far a CPU lane has come, for those who wait for it.
+
+    Attributes:
+        put: How many updates were put on the lane.
+        delivered: How many of them have landed and were delivered.
+    """
+
+    def __init__(self) -> None:
+        """An empty one."""
+        self.put = self.delivered = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def position(self) -> Position:
+        """The present end of the queue."""
+        return Position(self, self.put)
+
+    def advance(self, delivered: int) -> None:
+        """Takes note that more were delivered, and wakes who waited for that."""
+        self.delivered += delivered
+        if not self._waiting:
+            return
+        for position, waiter in self._waiting:
+            if position <= self.delivered and not waiter.done():
+                waiter.set_result(None)
+        self._waiting = [each for each in self._waiting if not each[1].done()]
+
+    @staticmethod
+    async def done(event: Any) -> None:
+        """Waits until the lane has come to a position."""
+        if not isinstance(event, Position):
+            raise TypeError(f"event must be one that a lane recorded, got {type(event).__name__}")
+        if event.queue.delivered < event.position:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            event.queue._waiting.append((event.position, waiter))
+            await waiter

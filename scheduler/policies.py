@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -13,11 +14,13 @@ class Policy:
         name: As in ``policy=``.
         exclusive: An update waits for a lock that is held until the host has seen it land.
         ordered: An update waits, on the device, for the one submitted before it.
+        bound: An update waits while it could make its own staleness, or another's, exceed this.
     """
 
     name: str
     exclusive: bool = False
     ordered: bool = False
+    bound: int | None = None
 
 
 POLICIES = {
@@ -29,6 +32,9 @@ POLICIES = {
     )
 }
 
+#: What ``policy=`` may be, in words.
+ALLOWED = f"one of {', '.join(POLICIES)}, or bounded:K with an integer K >= 0"
+
 
 def select_policy(name: str) -> Policy:
     """The policy of that name.
@@ -36,6 +42,10 @@ def select_policy(name: str) -> Policy:
     Raises:
         ValueError: If there is none.
     """
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
-    return POLICIES[name]
+    if isinstance(name, str):
+        if name in POLICIES:
+            return POLICIES[name]
+        bounded = re.fullmatch(r"bounded:([0-9]{1,9})", name)
+        if bounded is not None:
+            return Policy(f"bounded:{int(bounded[1])}", bound=int(bounded[1]))
+    raise ValueError(f"policy must be {ALLOWED}, got {name!r}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.updates import Update
+
+_BUFFERED = 1024
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,21 @@ class RunReport:
         backend: Name of the backend.
         device: Such as ``"cpu"`` or ``"cuda:0"``.
         seconds: From the start of the workers until the last update had landed.
-        latencies_us: For each update, microseconds from submission to landing, all waits included.
+        latencies: From submission to landing of each update, all waits included.
         staleness: How many updates had each staleness: versions that went by between the read of
             the parameters, at the start of an iteration, and the landing of its update.
         updates_by_worker: How many updates of each worker landed.
+        dropped: How many updates of each worker were submitted and did not land, because their
+            lane failed.
+        nonfinite: How many updates of each worker were left out because of an infinity or NaN.
+        restarts: How often each worker was started again.
+        failures: What made workers fail, by their index: the first error of each.
+        dead: Process ids of workers that were killed.
+        partial: Whether the run ended before it had done what it was asked for.
+        block_updates: With telemetry, how many updates landed, counted for each block of the
+            parameters; else None.
+        lost_block_updates: How many of those were lost.
+        overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
     """
 
     policy: str
@@ -42,9 +54,18 @@ class RunReport:
     backend: str
     device: str
     seconds: float
-    latencies_us: Sequence[float] = field(repr=False)
+    latencies: Latencies = field(repr=False)
     staleness: Counter[int] = field(repr=False)
     updates_by_worker: list[int]
+    dropped: list[int]
+    nonfinite: list[int]
+    restarts: list[int]
+    failures: dict[int, BaseException]
+    dead: list[int] = field(default_factory=list)
+    partial: bool = False
+    block_updates: int | None = None
+    lost_block_updates: int | None = None
+    overwritten_block_updates: int | None = None
 
     @property
     def updates(self) -> int:
@@ -70,9 +91,15 @@ class RunReport:
         """The least memory traffic of all updates, in 1e9 bytes/s."""
         return self.updates_per_second * self.bytes_per_update / 1e9
 
+    @property
+    def lost_updates_fraction(self) -> float | None:
+        """The share of updates that were lost, block by block; None without telemetry."""
+        if not self.block_updates or self.lost_block_updates is None:
+            return None
+        return self.lost_block_updates / self.block_updates
+
     def to_dict(self) -> dict[str, Any]:
         """The report as one entry of ``results`` in the JSON; null where nothing was measured."""
-        ages = np.array(sorted(self.staleness.elements()))
         return {
             "policy": self.policy,
             "workers": self.workers,
@@ -84,13 +111,24 @@ class RunReport:
             "seconds": self.seconds,
             "updates_per_second": self.updates_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
-            "latency_us": _summary(self.latencies_us, p50=50, p90=90, p99=99),
-            "staleness": {
-                "mean": float(ages.mean()) if len(ages) else None,
-                **_summary(ages, p50=50, p99=99, max=100),
+            "latency_us": {
+                f"p{percent}": self.latencies.percentile_us(percent) for percent in (50, 90, 99)
             },
-            "lost_updates_fraction": None,  # not counted yet
+            "staleness": staleness_summary(self.staleness),
+            "lost_updates_fraction": self.lost_updates_fraction,
+            "overwrites_per_update": None
+            if not self.block_updates or self.overwritten_block_updates is None
+            else self.overwritten_block_updates / self.block_updates,
             "updates_by_worker": self.updates_by_worker,
+            "dropped_by_worker": self.dropped,
+            "nonfinite_by_worker": self.nonfinite,
+            "restarts_by_worker": self.restarts,
+            "failures": {
+                str(worker): f"{type(error).__name__}: {error}"
+                for worker, error in self.failures.items()
+            },
+            "dead": self.dead,
+            "partial": self.partial,
         }
 
     @classmethod
@@ -102,62 +140,146 @@ class RunReport:
         """
         if not reports:
             raise ValueError("reports must hold at least one, got none")
-        same = {name: getattr(reports[0], name) for name in (f.name for f in fields(cls)[:6])}
         for report in reports:
-            for name, value in same.items():
-                if getattr(report, name) != value:
-                    raise ValueError(
-                        f"{name} must be {value!r} in all reports, got {getattr(report, name)!r}"
-                    )
-        return cls(
-            **same,
+            for name in (each.name for each in fields(cls)[:6]):
+                mine, value = getattr(report, name), getattr(reports[0], name)
+                if mine != value:
+                    raise ValueError(f"{name} must be {value!r} in all reports, got {mine!r}")
+        return _merged(
+            reports,
+            workers=reports[0].workers,
             seconds=sum(report.seconds for report in reports),
-            latencies_us=array("d", chain.from_iterable(report.latencies_us for report in reports)),
-            staleness=sum((report.staleness for report in reports), Counter()),
-            updates_by_worker=np.sum(
-                [report.updates_by_worker for report in reports], axis=0
-            ).tolist(),
+            **{
+                name: np.sum([getattr(report, name) for report in reports], axis=0).tolist()
+                for name in _BY_WORKER
+            },
+            failures={
+                worker: error
+                for report in reversed(reports)
+                for worker, error in report.failures.items()
+            },
+        )
+
+    @classmethod
+    def beside(cls, reports: Sequence[RunReport], **ended: Any) -> RunReport:
+        """Runs of several processes at the same time as one; workers are numbered through.
+
+        Args:
+            reports: One of each process, at least one.
+            ended: Attributes that the processes cannot know, such as ``seconds`` or ``dead``.
+        """
+        firsts = np.cumsum([0, *(report.workers for report in reports)]).tolist()
+        return _merged(
+            reports,
+            **{
+                "workers": firsts[-1],
+                "seconds": max(report.seconds for report in reports),
+                **{
+                    name: [count for report in reports for count in getattr(report, name)]
+                    for name in _BY_WORKER
+                },
+                "failures": {
+                    first + worker: error
+                    for first, report in zip(firsts, reports, strict=False)
+                    for worker, error in report.failures.items()
+                },
+                **ended,
+            },
         )
 
 
+_BY_WORKER = ("updates_by_worker", "dropped", "nonfinite", "restarts")
+_RACES = ("block_updates", "lost_block_updates", "overwritten_block_updates")
+
+
+def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
+    first = reports[0]
+    races = {name: [getattr(report, name) for report in reports] for name in _RACES}
+    return RunReport(
+        **{
+            **{each.name: getattr(first, each.name) for each in fields(RunReport)[:6]},
+            "latencies": Latencies.merged([report.latencies for report in reports]),
+            "staleness": sum((report.staleness for report in reports), Counter()),
+            "dead": [pid for report in reports for pid in report.dead],
+            "partial": any(report.partial for report in reports),
+            **{name: None if None in each else sum(each) for name, each in races.items()},
+            **attributes,
+        }
+    )
+
+
+def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
+    """Mean, percentiles, the largest, and how many updates had each; null if there are none."""
+    if not staleness:
+        return dict.fromkeys(("mean", "p50", "p99", "max", "histogram"))
+    ages = np.array(sorted(staleness))
+    counts = np.array([staleness[int(age)] for age in ages])
+    reached = np.cumsum(counts) / counts.sum()
+    return {
+        "mean": float((ages * counts).sum() / counts.sum()),
+        "p50": float(ages[np.searchsorted(reached, 0.5)]),
+        "p99": float(ages[np.searchsorted(reached, 0.99)]),
+        "max": float(ages[-1]),
+        "histogram": {str(age): int(count) for age, count in zip(ages, counts, strict=True)},
+    }
+
+
 class RunRecord:
-    """Takes down a run while it goes on, for its report.
+    """Takes down a run while it goes on, in a fixed amount of memory, for its report.
 
     Attributes:
         failures: The first exception of each worker that failed, by its index.
+        restarts: How often each worker was started again.
     """
 
     def __init__(self, workers: int) -> None:
         """Starts the clock."""
         self.failures: dict[int, BaseException] = {}
+        self.restarts = [0] * workers
         self._start = time.perf_counter()
-        self._latencies_us = array("d")
+        self._latencies = Latencies()
         self._staleness: Counter[int] = Counter()
         self._updates_by_worker = [0] * workers
+        self._dropped = [0] * workers
+        self._nonfinite = [0] * workers
+        self._waits_ns: list[int] = []
+        self._ages: list[int] = []
 
-    def add(self, update: Update, staleness: int) -> None:
-        """Takes down an update that has landed."""
-        self._latencies_us.append((update.landed_ns - update.submitted_ns) / 1e3)
-        self._staleness[staleness] += 1
-        self._updates_by_worker[update.worker] += 1
+    def add(self, update: Update) -> None:
+        """Takes down an update that is through."""
+        if update.error is not None:
+            self._dropped[update.worker] += 1
+        elif update.nonfinite:
+            self._nonfinite[update.worker] += 1
+        else:
+            self._updates_by_worker[update.worker] += 1
+            self._waits_ns.append(update.landed_ns - update.submitted_ns)
+            self._ages.append(update.staleness)
+            if len(self._ages) == _BUFFERED:
+                self._count()
 
-    def report(self, **configuration: Any) -> RunReport:
+    def report(self, **attributes: Any) -> RunReport:
         """Stops the clock.
 
         Args:
-            configuration: The attributes of the report that say what ran.
+            attributes: Those of the report that say what ran, and how it ended.
         """
+        seconds = time.perf_counter() - self._start
+        self._count()
         return RunReport(
-            **configuration,
-            seconds=time.perf_counter() - self._start,
-            latencies_us=self._latencies_us,
+            **attributes,
+            seconds=seconds,
+            latencies=self._latencies,
             staleness=self._staleness,
             updates_by_worker=self._updates_by_worker,
+            dropped=self._dropped,
+            nonfinite=self._nonfinite,
+            restarts=self.restarts,
+            failures=self.failures,
         )
 
-
-def _summary(samples: Any, **percentiles: int) -> dict[str, float | None]:
-    if not len(samples):
-        return dict.fromkeys(percentiles)
-    values = np.percentile(samples, list(percentiles.values()))
-    return dict(zip(percentiles, values.tolist(), strict=True))
+    def _count(self) -> None:
+        self._latencies.add(self._waits_ns)
+        self._staleness.update(self._ages)
+        self._waits_ns.clear()
+        self._ages.clear()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.checks import check_integer
+from hogstream.scheduler.memory import allocate_zeros
 
 
 class SharedParameters:
@@ -18,8 +22,14 @@ class SharedParameters:
         flat: All parameters, shape (elements,), contiguous.
         ms: Running mean of squared gradients, shape (elements,), in the compute type: float64 for
             float64 parameters, else float32. Starts at zero.
-        version: How many updates the parameters have had.
+        worker_ms: With ``state="per-worker"`` of a scheduler, each worker's own ``ms``, shape
+            (workers, elements); before, None.
+        races: With ``telemetry=True`` of a scheduler, what races were counted; before, None.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
+        versions: How many updates the parameters have had from each process, int64, shape
+            (processes + 1,) on the CPU; the first is of the process that made them. Only its
+            process writes a slot.
+        slot: Which of them is of this process.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -33,6 +43,7 @@ class SharedParameters:
             TypeError: If there is something else than tensors in a mapping, a dtype cannot be
                 updated, or dtypes differ.
             ValueError: If there are no parameters, or devices differ.
+            MemoryError: If they do not fit the device.
         """
         if not isinstance(parameters, Mapping):
             raise TypeError(
@@ -53,11 +64,16 @@ class SharedParameters:
                 raise ValueError(
                     f"{name} must be on {first.device} as {first_name}, got {tensor.device}"
                 )
-        self.flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
-        self.ms = torch.zeros_like(self.flat, dtype=COMPUTE_DTYPES[first.dtype])
-        self.version = 0
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
+        elements = sum(tensor.numel() for tensor in tensors.values())
+        self.flat = allocate_zeros("parameters", (elements,), first.dtype, first.device)
+        torch.cat([tensor.reshape(-1) for tensor in tensors.values()], out=self.flat)
+        self.ms = allocate_zeros("ms", (elements,), COMPUTE_DTYPES[first.dtype], first.device)
+        self.worker_ms: torch.Tensor | None = None
+        self.races: RaceCounters | None = None
+        self.versions = torch.zeros(1, dtype=torch.int64)
+        self.slot = 0
+        self._look()
 
     @classmethod
     def from_module(cls, module: torch.nn.Module) -> SharedParameters:
@@ -75,10 +91,92 @@ class SharedParameters:
         shared.attach(module)
         return shared
 
+    def _look(self) -> None:
+        """Makes the views of what has been made, or has come from another process."""
+        self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
+        self._versions = self.versions.numpy().data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, or into a copy: all but the views."""
+        return {
+            name: value for name, value in vars(self).items() if name not in ("views", "_versions")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what has come from another process: the same memory, if it is shared."""
+        vars(self).update(state)
+        self._look()
+
     @property
     def elements(self) -> int:
         """How many parameters there are, counted one by one."""
         return self.flat.numel()
+
+    @property
+    def version(self) -> int:
+        """How many updates the parameters have had."""
+        return sum(self._versions)
+
+    def land(self) -> None:
+        """Counts an update of this process; from one thread at a time."""
+        self._versions[self.slot] += 1
+
+    def make_worker_ms(self, workers: int) -> torch.Tensor:
+        """Each worker's own ``ms``: made of zeros at the first call, the same later.
+
+        Args:
+            workers: How many.
+
+        Raises:
+            ValueError: If they were made for another number of workers.
+            MemoryError: If they do not fit the device.
+        """
+        workers = check_integer("workers", workers, at_least=1)
+        if self.worker_ms is None:
+            shape = workers, self.elements
+            self.worker_ms = allocate_zeros("worker_ms", shape, self.ms.dtype, self.ms.device)
+        if len(self.worker_ms) != workers:
+            raise ValueError(
+                f"workers must be {len(self.worker_ms)}, as many as have an ms, got {workers}"
+            )
+        return self.worker_ms
+
+    def count_races(self, block: int) -> RaceCounters:
+        """The counters of races: made at the first call, the same later.
+
+        Args:
+            block: How many elements are counted together, as the backend wants it.
+
+        Raises:
+            ValueError: If they were made for blocks of another size.
+        """
+        if self.races is None:
+            self.races = RaceCounters.zeros(self.elements, block, self.flat.device)
+        if self.races.block != block:
+            raise ValueError(
+                f"block must be {self.races.block}, for which races are counted, got {block}"
+            )
+        return self.races
+
+    def share_memory_(self, processes: int) -> None:
+        """Moves everything to where other processes can reach it; views and modules follow.
+
+        Pickled then, as for a process of ``torch.multiprocessing``, they are the same memory there
+        (over CUDA's inter-process handles, on a GPU). ``worker_ms`` and ``races`` that are made
+        later are not shared.
+
+        Args:
+            processes: How many others there may be; each writes a slot of ``versions``.
+        """
+        processes = check_integer("processes", processes, at_least=1)
+        versions = torch.zeros(processes + 1, dtype=torch.int64)
+        versions[0] = self.version
+        self.versions = versions
+        counts = None if self.races is None else self.races.counts
+        for tensor in (self.flat, self.ms, self.worker_ms, self.versions, counts):
+            if tensor is not None:
+                tensor.share_memory_()
+        self._look()
 
     def attach(self, module: torch.nn.Module) -> None:
         """Re-points a module's parameters into the shared storage; their old values are dropped.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,17 +13,24 @@ import torch
 
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import Operands, check_disjoint, check_grad
-from hogstream.scheduler.checks import check_integer, check_number
-from hogstream.scheduler.lanes import Lane, Lanes, open_lanes
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.checks import check_choice, check_integer, check_number, check_switch
+from hogstream.scheduler.gates import Gate, LockGate, Passage, make_gate
+from hogstream.scheduler.lanes import Lanes, open_lanes, warm_up
+from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.process_lock import ProcessLock
 from hogstream.scheduler.run_report import RunRecord, RunReport
 from hogstream.scheduler.shared_parameters import SharedParameters
-from hogstream.scheduler.updates import Landings, Update
+from hogstream.scheduler.timeline import Timeline
+from hogstream.scheduler.updates import LaneSettings, Update
 from hogstream.scheduler.worker_context import Worker, WorkerContext, WorkerError
+from hogstream.scheduler.worker_threads import WorkerThread
 
 T = TypeVar("T")
+
+#: A worker that fails so many times without an update in between is not started again.
+MAX_FAILURES_IN_A_ROW = 3
 
 
 class StreamScheduler:
@@ -43,6 +49,7 @@ class StreamScheduler:
         shared: What the workers update.
         hyperparameters: What updates are made with. Assign others, even while workers run, and
             updates submitted from then on use them: ``dataclasses.replace(..., lr=1e-4)``.
+        report: Of the run that ended last, also if it failed or was cancelled; None before.
     """
 
     def __init__(
@@ -52,6 +59,17 @@ class StreamScheduler:
         workers: int,
         policy: str = "lock-free",
         depth: int = 1,
+        batch: int = 1,
+        batch_of: str = "lane",
+        state: str = "shared",
+        read: str = "live",
+        staleness_aware: bool = False,
+        telemetry: bool = False,
+        on_error: str = "stop",
+        on_nonfinite: str = "apply",
+        deadline: float | None = None,
+        timeline: Timeline | None = None,
+        process_lock: ProcessLock | None = None,
         backend: str | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -60,55 +78,115 @@ class StreamScheduler:
         Args:
             shared: What the workers update.
             workers: How many, at least 1.
-            policy: ``"lock-free"``, ``"locked"`` or ``"ordered"``: what an update waits for.
+            policy: ``"lock-free"``, ``"locked"``, ``"ordered"`` or ``"bounded:K"``: what an update
+                waits for.
             depth: How many updates of one worker may be in flight, at least 1. A worker needs as
                 many gradient buffers.
+            batch: How many updates are handed over at once, at least 1: on a GPU they are one CUDA
+                graph, which pays where an update is not worth a launch of its own.
+            batch_of: ``"lane"``: a batch is of one worker's updates, at most ``depth``, one after
+                the other. ``"lanes"``: it is of all workers' updates, at most ``depth`` times
+                ``workers``, each down its lane, beside each other.
+            state: ``"shared"``: one ``ms`` for all, as RMSpropAsync. ``"per-worker"``: each its
+                own, as A3C's unshared RMSProp (Mnih et al. 2016, arXiv 1602.01783).
+            read: ``"live"``: workers read parameters that change under them (Hogwild).
+                ``"snapshot"``: they read a copy, made at the start of each iteration (A3C).
+            staleness_aware: Divide ``lr`` by an update's staleness (Zhang et al. 2016, arXiv
+                1511.05950) as it is known when its lane begins with it.
+            telemetry: Count lost updates in the kernel.
+            on_error: When a worker fails: ``"stop"`` all, let the others ``"continue"``, or
+                ``"restart"`` it too, unless it failed three times without an update in between.
+            on_nonfinite: When a gradient holds an infinity or NaN: ``"apply"`` it, ``"skip"`` it,
+                or skip it and ``"raise"`` an error in its worker. The kernel finds it.
+            deadline: How many seconds a worker may take between two waits for the scheduler, > 0:
+                then it has failed. None: any time.
+            timeline: Takes down each update and wait, for a trace.
+            process_lock: Held for each update too, against schedulers of other processes.
             backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
             hyperparameters: ``lr``, ``alpha``, ``eps``, ``weight_decay``, ``eps_inside_sqrt``,
                 ``decoupled_weight_decay`` and ``maximize``, as for ``rmsprop_``.
 
         Raises:
             TypeError: If an argument is unknown or of a wrong type.
-            ValueError: If a policy or backend is unknown, or a number is out of range.
-            RuntimeError: If the backend is not available here.
+            ValueError: If a name is unknown, a number is out of range, or ``batch`` does not go
+                with the policy or depth.
+            RuntimeError: If the backend is not available here, or cannot count races.
         """
         if not isinstance(shared, SharedParameters):
             raise TypeError(f"shared must be SharedParameters, got {type(shared).__name__}")
         self.shared = shared
         self.workers = check_integer("workers", workers, at_least=1)
-        self.depth = check_integer("depth", depth, at_least=1)
         self.policy = select_policy(policy)
+        self.depth = check_integer("depth", depth, at_least=1)
+        self.batch = check_integer("batch", batch, at_least=1)
+        self.batch_of = check_choice("batch_of", batch_of, ("lane", "lanes"))
+        self.state = check_choice("state", state, ("shared", "per-worker"))
+        self.read = check_choice("read", read, ("live", "snapshot"))
+        self.staleness_aware = check_switch("staleness_aware", staleness_aware)
+        self.telemetry = check_switch("telemetry", telemetry)
+        self.on_error = check_choice("on_error", on_error, ("stop", "continue", "restart"))
+        nonfinite = ("apply", "skip", "raise")
+        self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, nonfinite)
+        self.deadline = None if deadline is None else check_number("deadline", deadline, above=0)
+        self.timeline = timeline
+        self.process_lock = process_lock
         unknown = hyperparameters.keys() - set(HYPERPARAMETERS)
         if unknown:
             allowed = ", ".join(HYPERPARAMETERS)
             raise TypeError(f"hyperparameters must be among {allowed}, got {sorted(unknown)}")
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
+        self._check_together()
+        self.report: RunReport | None = None
         self._lanes: Lanes | None = None
         self._record: RunRecord | None = None
+
+    def _check_together(self) -> None:
+        most = self.depth * (self.workers if self.batch_of == "lanes" else 1)
+        if self.batch > most:
+            raise ValueError(
+                f"batch must be an integer <= {most}, as many updates as may be in flight, "
+                f"got {self.batch}"
+            )
+        if self.batch > 1 and (self.policy.exclusive or self.policy.bound is not None):
+            raise ValueError(
+                f"batch must be 1 with policy {self.policy.name!r}, which waits for each update, "
+                f"got {self.batch}"
+            )
+        if self.telemetry and not self.backend.counts_races:
+            raise RuntimeError(
+                f"telemetry needs a backend that counts races (triton or numba), "
+                f"got {self.backend.name!r}"
+            )
 
     async def __aenter__(self) -> StreamScheduler:
         """Opens the lanes, and compiles the kernel before any worker can need it."""
         if self._lanes is not None:
             raise RuntimeError("the scheduler is open already: enter it once")
-        self._loop = asyncio.get_running_loop()
-        self._landings = Landings(self._loop, self._on_landing)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._contexts: list[WorkerContext] = []
+        self._running = 0
         self._stopping = False
         self._under_way = 0  # updates in flight and blocking calls
         self._idle = asyncio.Event()
         self._idle.set()
-        self._lock = asyncio.Lock()
-        self._last: Update | None = None
-        # A thread for each worker, and not any thread of a pool: some state of CUDA libraries
-        # belongs to a thread and its stream.
-        self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"hogstream-worker-{index}")
-            for index in range(self.workers)
-        ]
+        self._put: list[int] = []  # the lane of each update that waits for its batch
+        self._blocking: dict[int, Callable[[], None]] = {}
+        self._gate: Gate | None = make_gate(self.policy, lambda: self.shared.version)
+        self._threads = [WorkerThread(f"hogstream-worker-{index}") for index in range(self.workers)]
         try:
-            self._lanes = open_lanes(self.shared, self.workers, self._landings)
-            await self._run_blocking(0, self._warm_up)
+            self._allocate()
+            settings = LaneSettings(
+                shared=self.shared,
+                backend=self.backend,
+                ordered=self.policy.ordered,
+                staleness_aware=self.staleness_aware,
+                check_finite=self.on_nonfinite != "apply",
+                races=self._count_races() if self.telemetry else None,
+                lock=self.process_lock,
+            )
+            await self._run_blocking(0, partial(warm_up, settings, self.hyperparameters))
+            self._lanes = open_lanes(settings, self.workers, self.depth + 1, self._on_landing)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -125,165 +203,301 @@ class StreamScheduler:
             await _uncancelled(self._drain)
         finally:
             for thread in self._threads:
-                thread.shutdown()
+                thread.close()
             if self._lanes is not None:
                 self._lanes.close()
                 self._lanes = None
-            self._last = None
 
     async def run(
-        self, worker: Worker, *, updates: int | None = None, seconds: float | None = None
+        self,
+        worker: Worker,
+        *,
+        updates: int | None = None,
+        seconds: float | None = None,
+        iterations: Sequence[int] | None = None,
     ) -> RunReport:
         """Runs the workers until enough updates have landed, or for a time.
 
         Each worker calls ``worker(context)`` again and again: one iteration, which reads the
-        parameters, makes a gradient and submits it once. If a worker fails, the others are
-        cancelled, and what was submitted still lands.
+        parameters, makes a gradient and submits it once. What was submitted lands, or is reported
+        as dropped, whatever happens.
 
         Args:
             worker: Called with a context that is the worker's own.
             updates: How many updates to make, over all workers; at least 1.
             seconds: How long to start iterations; > 0. With both, what ends first.
+            iterations: How many iterations each worker has finished before this run, as from a
+                checkpoint; None for zeros. Who has finished least starts first.
 
         Returns:
-            What was done and how fast.
+            What was done and how fast. After an error or a cancellation, it is in ``report``.
 
         Raises:
-            TypeError: If ``updates`` or ``seconds`` is no number.
-            ValueError: If neither is given, or one is out of range.
+            TypeError: If a number is of a wrong type.
+            ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
-            WorkerError: If a worker failed, or returned without submitting a gradient.
+            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed. A
+                worker also fails if it returns without submitting a gradient.
         """
         budget = _Budget(updates, seconds)
+        finished = self._check_iterations(iterations)
         if self._lanes is None:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
         if self._record is not None:
             raise RuntimeError("the scheduler runs already: await that run first")
+        self._contexts = self._make_contexts(self._lanes, finished)
         self._record = record = RunRecord(self.workers)
+        races = self._race_totals()
         self._stopping = False
         budget.start()
-        self._tasks = [
-            asyncio.create_task(self._work(worker, index, lane, budget))
-            for index, lane in enumerate(self._lanes.lanes)
-        ]
+        self._tasks = {
+            context.index: asyncio.create_task(self._work(worker, context, budget, record))
+            for context in sorted(self._contexts, key=lambda context: context.iteration)
+        }
+        self._running = self.workers
+        ended = closed = False
         try:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
-            closed = self._stopping
+            await self._watch(record)
+            closed, ended = self._stopping, True
         finally:
             try:
                 await _uncancelled(self._drain)
             finally:
                 self._record = None
-        self._raise_failures(record)
+                self._note_failures(record)
+                whole = ended and budget.is_spent()
+                self.report = self._make_report(record, races, partial=not whole)
+        if record.failures and (self.on_error == "stop" or not self.report.updates):
+            raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
-        return self._report(record)
+        return self.report
 
-    async def _work(self, worker: Worker, index: int, lane: Lane, budget: _Budget) -> None:
-        context = WorkerContext(self, index, lane)
-        while not self._stopping and budget.take():
-            # What has landed counts as read, whether the loop has heard of it or not.
-            context._begin(self.shared.version + self._landings.undelivered())
-            try:
-                iteration = worker(context)
-                if not hasattr(iteration, "__await__"):
-                    raise TypeError(f"worker must be an async callable, got {worker!r}")
-                await iteration
-            except asyncio.CancelledError:
-                if self._stopping:
-                    raise
-                raise RuntimeError("it was cancelled, but not by the scheduler") from None
+    async def _watch(self, record: RunRecord) -> None:
+        """Waits for the workers, and has those fail that take longer than they may."""
+        pending = set(self._tasks.values())
+        pause = None if self.deadline is None else self.deadline / 8
+        while pending and not (record.failures and self.on_error == "stop"):
+            _, pending = await asyncio.wait(
+                pending, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+            )
+            if self.deadline is None:
+                continue
+            late = time.perf_counter() - self.deadline
+            for context in self._contexts:
+                if context._busy_since is not None and context._busy_since < late:
+                    context._overdue = True
+                    self._tasks[context.index].cancel()
+
+    async def _work(
+        self, worker: Worker, context: WorkerContext, budget: _Budget, record: RunRecord
+    ) -> None:
+        """Runs a worker's iterations until the budget is spent or it has failed for good."""
+        failures = 0
+        try:
+            while not self._stopping and budget.take():
+                error = await self._try_iteration(worker, context)
+                if error is None:
+                    failures = 0
+                    continue
+                budget.give_back()
+                record.failures.setdefault(context.index, error)
+                failures += 1
+                if self.on_error != "restart" or failures == MAX_FAILURES_IN_A_ROW:
+                    return
+                record.restarts[context.index] += 1
+        finally:
+            self._running -= 1
+            self._flush()
+
+    async def _try_iteration(self, worker: Worker, context: WorkerContext) -> BaseException | None:
+        """One iteration of a worker; returns what it failed with, if it did."""
+        try:
+            await context._begin()
+            iteration = worker(context)
+            if not hasattr(iteration, "__await__"):
+                raise TypeError(f"worker must be an async callable, got {worker!r}")
+            await iteration
             context._end()
+        except asyncio.CancelledError:
+            context._abandon()
+            if self._stopping:
+                raise
+            return self._why_cancelled(context)
+        except Exception as error:
+            context._abandon()
+            return error
+        return None
 
-    async def _launch(
-        self, worker: int, lane: Lane, read_version: int, grad: torch.Tensor
-    ) -> asyncio.Future[None]:
-        """Launches an update as soon as the policy lets it, and returns its landing."""
-        if not isinstance(grad, torch.Tensor):
-            raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
-        check_grad(self.shared.flat, grad)
-        if not grad.is_contiguous():
-            raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
-        grad = grad.detach().resolve_neg()
-        operands = Operands(self.shared.flat, grad, self.shared.ms)
-        check_disjoint([(("param", "grad", "ms"), operands)])
-        update = Update(
-            worker=worker,
-            grad=grad,
-            apply=partial(self.backend.kernel, LaunchTable([operands]), self.hyperparameters),
-            read_version=read_version,
-            submitted_ns=time.perf_counter_ns(),
-            waiter=self._loop.create_future(),
-        )
-        if self.policy.exclusive:
-            await self._lock.acquire()  # released on landing, whatever becomes of this task
-        if self.policy.ordered:
-            update.after, self._last = self._last, update
+    def _why_cancelled(self, context: WorkerContext) -> Exception:
+        """What a worker failed with that was cancelled, and not because the run ends."""
+        task: Any = asyncio.current_task()
+        if hasattr(task, "uncancel"):  # from Python 3.11 on
+            task.uncancel()
+        if not context._overdue:
+            return RuntimeError("it was cancelled, but not by the scheduler")
+        context._overdue = False
+        late = f"iteration {context.iteration} took longer than deadline={self.deadline:g} s"
+        if context.index in self._blocking:
+            self._leave_thread(context.index)
+            late += "; its thread could not be ended, and was left behind"
+        return TimeoutError(late)
+
+    def _launch(self, update: Update) -> None:
+        """Puts an update on its lane, and flushes the lanes if a batch is complete."""
+        assert self._lanes is not None
+        worker = update.worker
+        self._lanes.lanes[worker].put(update)
         self._begin()
-        lane.launch(update)
-        return update.waiter
+        if self.batch == 1:
+            self._lanes.flush((worker,))
+            return
+        self._put.append(worker)
+        if self.batch_of == "lane":
+            complete = self._put.count(worker) == self.batch
+        else:
+            complete = len(self._put) >= min(self.batch, self._running * self.depth)
+        if complete or update.checked is None:
+            self._flush(worker if self.batch_of == "lane" else None)
+
+    def _flush(self, worker: int | None = None) -> None:
+        """Launches what waits for a batch: of one worker, or of all."""
+        if self._put:
+            assert self._lanes is not None
+            chosen = dict.fromkeys(self._put if worker is None else (worker,))
+            self._put = [each for each in self._put if each not in chosen]
+            self._lanes.flush(tuple(chosen))
 
     def _on_landing(self, update: Update) -> None:
-        if self.policy.exclusive:
-            self._lock.release()
+        """Takes note of an update that is through."""
         assert self._record is not None  # a run ends only when all its updates have landed
-        if update.error is None:
-            self._record.add(update, staleness=self.shared.version - update.read_version)
-            self.shared.version += 1
-        else:
-            self._record.failures.setdefault(update.worker, update.error)
+        error = update.error
+        if update.checked is not None:
+            self._record.add(update)
+            if update.nonfinite and self.on_nonfinite == "raise":
+                error = FloatingPointError("a gradient held an infinity or NaN: it was left out")
+            if self.timeline is not None:
+                _add_to_timeline(self.timeline, update)
+        if update.passage is not None:
+            assert self._gate is not None
+            self._gate.end(update.passage)
+        self._contexts[update.worker]._deliver(update, error)
         self._end()
-        if update.waiter.done():  # cancelled with the worker
-            return
-        if update.error is None:
-            update.waiter.set_result(None)
-        else:
-            update.waiter.set_exception(update.error)
-            update.waiter.exception()  # seen: it is among the failures, awaited or not
+
+    async def _snapshot_passage(self) -> Passage | None:
+        """Waits for the lock, under a policy that has one: a snapshot is whole then."""
+        if not isinstance(self._gate, LockGate):
+            return None
+        passage = await self._gate.begin()
+        await self._gate.launch(passage)
+        return passage
 
     async def _run_blocking(self, worker: int, call: Callable[[], T]) -> T:
+        """Calls a function on a worker's thread."""
+        if worker in self._blocking:
+            raise RuntimeError(f"worker {worker} has a blocking call under way: await it first")
         self._begin()
-        future = self._threads[worker].submit(call)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._end))
-        return await asyncio.wrap_future(future)
+
+        def end() -> None:
+            if self._blocking.get(worker) is end:  # and was not left behind
+                del self._blocking[worker]
+                self._end()
+
+        self._blocking[worker] = end
+        result: T = await self._threads[worker].call(call, end)
+        return result
+
+    def _leave_thread(self, worker: int) -> None:
+        """Stops waiting for a blocking call, and gives the worker another thread."""
+        self._threads[worker].close(hangs=True)
+        self._threads[worker] = WorkerThread(f"hogstream-worker-{worker}")
+        self._blocking[worker]()
 
     def _begin(self) -> None:
         self._under_way += 1
-        self._idle.clear()
+        if self._under_way == 1:
+            self._idle.clear()
 
     def _end(self) -> None:
         self._under_way -= 1
         if self._under_way == 0:
             self._idle.set()
 
-    def _warm_up(self) -> None:
-        # An update of a spare element: the first call compiles.
-        spare = Operands(
-            *(
-                torch.zeros_like(each[:1])
-                for each in (self.shared.flat, self.shared.flat, self.shared.ms)
-            )
-        )
-        self.backend.update_(LaunchTable([spare]), self.hyperparameters)
-
     async def _drain(self) -> None:
         """Ends all workers, and waits for all that is under way; may be begun again."""
         self._stopping = True
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._idle.wait()
+            await asyncio.wait(self._tasks.values())
+        try:
+            await asyncio.wait_for(self._idle.wait(), self.deadline)
+        except asyncio.TimeoutError:
+            for worker in list(self._blocking):
+                self._leave_thread(worker)
+                if self._record is not None:
+                    self._record.failures.setdefault(
+                        worker, TimeoutError("a blocking call did not end; it was left behind")
+                    )
+            await self._idle.wait()
 
-    def _raise_failures(self, record: RunRecord) -> None:
-        for index, task in enumerate(self._tasks):
+    def _check_iterations(self, iterations: Sequence[int] | None) -> list[int]:
+        if iterations is None:
+            return [0] * self.workers
+        if len(iterations) != self.workers:
+            raise ValueError(
+                f"iterations must be {self.workers}, one of each worker, got {len(iterations)}"
+            )
+        return [check_integer("iterations", each, at_least=0) for each in iterations]
+
+    def _allocate(self) -> None:
+        """Makes what the settings ask for and memory may not hold."""
+        flat = self.shared.flat
+        self._ms = [self.shared.ms] * self.workers
+        if self.state == "per-worker":
+            self._ms = list(self.shared.make_worker_ms(self.workers))
+        self._snapshots: Sequence[torch.Tensor | None] = [None] * self.workers
+        if self.read == "snapshot":
+            shape = self.workers, self.shared.elements
+            self._snapshots = list(allocate_zeros("snapshots", shape, flat.dtype, flat.device))
+
+    def _count_races(self) -> RaceCounters:
+        assert self.backend.race_block is not None  # checked before
+        return self.shared.count_races(self.backend.race_block(self.shared.flat.dtype))
+
+    def _race_totals(self) -> list[int]:
+        """How many updates of a block landed, survived and were overwritten until now."""
+        if not self.telemetry or self.shared.races is None:
+            return [0, 0, 0]
+        totals: list[int] = self.shared.races.counts.sum(dim=1).tolist()
+        return totals
+
+    def _make_contexts(self, lanes: Lanes, iterations: list[int]) -> list[WorkerContext]:
+        return [
+            WorkerContext(self, index, lane, ms, snapshot, iteration)
+            for index, (lane, ms, snapshot, iteration) in enumerate(
+                zip(lanes.lanes, self._ms, self._snapshots, iterations, strict=True)
+            )
+        ]
+
+    def _note_failures(self, record: RunRecord) -> None:
+        """Takes down what no worker has been told."""
+        for context in self._contexts:
+            if context._error is not None:
+                record.failures.setdefault(context.index, context._error)
+        for index, task in self._tasks.items():
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
-        if record.failures:
-            failures = dict(record.failures)
-            raise WorkerError(failures) from next(iter(failures.values()))
 
-    def _report(self, record: RunRecord) -> RunReport:
+    def _make_report(self, record: RunRecord, races: list[int], *, partial: bool) -> RunReport:
+        landed, survived, overwritten = (
+            now - before for now, before in zip(self._race_totals(), races, strict=True)
+        )
+        counted = {
+            "block_updates": landed,
+            "lost_block_updates": landed - survived,
+            "overwritten_block_updates": overwritten,
+        }
         return record.report(
             policy=self.policy.name,
             workers=self.workers,
@@ -291,6 +505,8 @@ class StreamScheduler:
             dtype=str(self.shared.flat.dtype).removeprefix("torch."),
             backend=self.backend.name,
             device=str(self.shared.flat.device),
+            partial=partial,
+            **(counted if self.telemetry else {}),
         )
 
 
@@ -309,11 +525,33 @@ class _Budget:
             self._deadline = time.perf_counter() + self._seconds
 
     def take(self) -> bool:
-        if time.perf_counter() >= self._deadline or self._left == 0:
+        if self.is_spent():
             return False
         if self._left is not None:
             self._left -= 1
         return True
+
+    def give_back(self) -> None:
+        if self._left is not None:
+            self._left += 1
+
+    def is_spent(self) -> bool:
+        return self._left == 0 or (
+            self._seconds is not None and time.perf_counter() >= self._deadline
+        )
+
+
+def _add_to_timeline(timeline: Timeline, update: Update) -> None:
+    outcome = "failed" if update.error else "left out" if update.nonfinite else "landed"
+    timeline.add_update(
+        update.worker,
+        update.worker,
+        update.submitted_ns,
+        update.started_ns,
+        update.landed_ns,
+        update.staleness,
+        outcome,
+    )
 
 
 async def _uncancelled(wait: Callable[[], Awaitable[Any]]) -> None:

@@ -1,69 +1,163 @@
-"""Lanes on a machine without a GPU: each a CPU thread of its own."""
+"""Lanes on a machine with neither GPU nor Numba: CPU threads that call the kernel from Python."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
 
-from hogstream.scheduler.lanes import Lane
-from hogstream.scheduler.updates import Landings, Update
+from hogstream.kernels.numpy_backend import all_finite
+from hogstream.scheduler.lanes import Position, Queue, Wakeup
+from hogstream.scheduler.updates import LaneSettings, Update
+
+_LOCK_SLICE_SECONDS = 1.0
 
 
 class ThreadLane:
     """A lane that is a thread: takes updates in order and applies each, free of the GIL."""
 
-    def __init__(self, index: int, landings: Landings) -> None:
-        self._landings = landings
-        self._queue: SimpleQueue[Update | None] = SimpleQueue()
+    def __init__(self, index: int, lanes: ThreadLanes) -> None:
+        self._lanes = lanes
+        self._queue = Queue()
+        self._put: list[Update] = []
+        self._launched: SimpleQueue[list[Update] | None] = SimpleQueue()
+        self._landed: deque[Update] = deque()
         self._thread = threading.Thread(
             target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
         )
         self._thread.start()
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and returns at once."""
-        update.on_device = threading.Event()
-        self._queue.put(update)
+    def put(self, update: Update) -> None:
+        """Queues an update, to be launched at the next ``flush``."""
+        self._queue.put += 1
+        self._put.append(update)
+
+    def flush(self) -> None:
+        """Hands over what was put."""
+        if self._put:
+            for update in self._put:
+                update.on_device = threading.Event()
+                update.after = self._lanes.take_turn(update)
+            self._launched.put(self._put)
+            self._put = []
+
+    def collect(self) -> None:
+        """Delivers what has landed."""
+        while self._landed:
+            update = self._landed.popleft()
+            self._lanes.deliver(update)
+            self._queue.advance(1)
 
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to set: a CPU thread computes at once."""
         return nullcontext()
 
+    def record_event(self) -> Position:
+        """The present end of the lane."""
+        return self._queue.position()
+
+    async def done(self, event: Any) -> None:
+        """Waits until a lane has come to an event."""
+        await Queue.done(event)
+
     def close(self) -> None:
         """Ends the thread, once it is through with its queue."""
-        self._queue.put(None)
+        self._launched.put(None)
         self._thread.join()
 
     def _carry_out(self) -> None:
-        while (update := self._queue.get()) is not None:
-            if update.after is not None:
-                update.after.on_device.wait()
-                update.after = None  # or each update would keep all before it alive
-            try:
-                update.apply()
-            except BaseException as error:
-                update.error = error
-            update.landed_ns = time.perf_counter_ns()
-            self._landings.append(update)
-            update.on_device.set()
-            del update  # and its gradient, while the lane waits for the next
+        while (updates := self._launched.get()) is not None:
+            for update in updates:
+                if update.after is not None:
+                    update.after.on_device.wait()
+                    update.after = None  # or each update would keep all before it alive
+                self._lanes.apply(update)
+                self._landed.append(update)
+                self._lanes.wakeup.request()
+                update.on_device.set()
+            del updates, update  # and gradients, while the lane waits for the next
 
 
 class ThreadLanes:
     """A thread for each lane."""
 
-    def __init__(self, count: int, landings: Landings) -> None:
-        self.lanes: list[Lane] = []
+    def __init__(
+        self, settings: LaneSettings, count: int, deliver: Callable[[Update], None]
+    ) -> None:
+        self.deliver = deliver
+        self.wakeup = Wakeup(self._collect)
+        self._settings = settings
+        self._landing = threading.Lock()
+        self._last: Update | None = None
+        self.lanes: list[ThreadLane] = []
         try:
             for index in range(count):
-                self.lanes.append(ThreadLane(index, landings))
+                self.lanes.append(ThreadLane(index, self))
         except BaseException:
             self.close()
             raise
+
+    def take_turn(self, update: Update) -> Update | None:
+        """The update that this one waits for, if updates are ordered."""
+        before = self._last
+        if self._settings.ordered:
+            self._last = update
+        return before
+
+    def flush(self, lanes: Sequence[int]) -> None:
+        """Hands over what was put on some lanes."""
+        for index in lanes:
+            self.lanes[index].flush()
+
+    def apply(self, update: Update) -> None:
+        """Carries out an update on the calling thread; whatever goes wrong is its error."""
+        lock = self._settings.lock
+        try:
+            while lock is not None and not lock.acquire(_LOCK_SLICE_SECONDS):
+                pass
+            try:
+                update.started_ns = time.perf_counter_ns()
+                if update.checked is None:
+                    self._copy(update)
+                else:
+                    self._update(update)
+            finally:
+                update.landed_ns = time.perf_counter_ns()
+                if lock is not None:
+                    lock.release()
+        except BaseException as error:
+            update.error = error
 
     def close(self) -> None:
         """Ends every thread."""
         for lane in self.lanes:
             lane.close()
+
+    def _copy(self, update: Update) -> None:
+        update.staleness = self._settings.shared.version
+        update.tensor.copy_(self._settings.shared.flat)
+
+    def _update(self, update: Update) -> None:
+        assert update.checked is not None
+        settings, shared = self._settings, self._settings.shared
+        backend, table = settings.backend, update.checked.table
+        if settings.check_finite and not all_finite(table):
+            update.nonfinite = True
+            return
+        hyperparameters = update.hyperparameters
+        staleness = shared.version - update.read_version
+        if settings.staleness_aware and staleness > 1:
+            hyperparameters = replace(hyperparameters, lr=hyperparameters.lr / staleness)
+        backend.kernel(table, hyperparameters)
+        with self._landing:
+            update.staleness = shared.version - update.read_version
+            shared.land()
+
+    def _collect(self) -> None:
+        for lane in self.lanes:
+            lane.collect()

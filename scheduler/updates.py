@@ -2,71 +2,91 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from hogstream.kernels.backends import Backend
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.gates import Passage
+from hogstream.scheduler.process_lock import ProcessLock
+from hogstream.scheduler.shared_parameters import SharedParameters
+
+
+class Checked(NamedTuple):
+    """A gradient that has been checked, and what it updates; holds no tensor.
+
+    Attributes:
+        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them.
+        address: Of the gradient.
+        ms_address: Of the ``ms``.
+    """
+
+    table: LaunchTable
+    address: int
+    ms_address: int
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """What is the same for all updates of a scheduler.
+
+    Attributes:
+        shared: What they update.
+        backend: With which kernels.
+        ordered: Each waits for the one submitted before it.
+        staleness_aware: ``lr`` is divided by the staleness of the update, if that is above 1
+            (Zhang et al. 2016, arXiv 1511.05950).
+        check_finite: An update whose gradient holds an infinity or NaN is left out.
+        races: Where races are counted, if they are.
+        lock: Held from before an update until it has landed, against other processes.
+    """
+
+    shared: SharedParameters
+    backend: Backend
+    ordered: bool = False
+    staleness_aware: bool = False
+    check_finite: bool = False
+    races: RaceCounters | None = None
+    lock: ProcessLock | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Update:
-    """An update: made by the scheduler, carried out by a lane, seen landing by the scheduler.
+    """Work for a lane: an update, or a snapshot of the parameters.
 
     Attributes:
         worker: Index of the worker that submitted it.
-        grad: The gradient; referenced until the update has landed.
-        apply: Updates the shared parameters: on the calling thread, or on the current stream.
+        tensor: The gradient, referenced until the update has landed; or where the snapshot goes.
+        checked: The gradient as lanes take it. None: this is a snapshot, and nothing changes.
+        hyperparameters: The numbers and switches of the update.
         read_version: Version of the parameters that the gradient was made from.
         submitted_ns: When the worker submitted it, by ``time.perf_counter_ns``.
-        waiter: Resolved when it has landed; cancelling it takes nothing back.
         after: The update that this one waits for on the device, if any.
-        on_device: The lane's own mark of its landing, for a later update to wait on: a
-            ``threading.Event`` or a ``torch.cuda.Event``.
+        on_device: The lane's own mark of its landing.
+        started_ns: When the lane began with it.
         landed_ns: When it landed, or failed; 0 before.
+        staleness: Versions that went by between the read and the landing. Of a snapshot, the
+            version that it holds at least.
+        nonfinite: It was left out, because the gradient holds an infinity or NaN.
         error: Why it failed, if it did.
+        passage: Its way through the policy's gate, if there is one.
     """
 
     worker: int
-    grad: torch.Tensor
-    apply: Callable[[], None]
+    tensor: torch.Tensor
+    checked: Checked | None
+    hyperparameters: Hyperparameters
     read_version: int
     submitted_ns: int
-    waiter: asyncio.Future[None]
     after: Update | None = None
     on_device: Any = None
+    started_ns: int = 0
     landed_ns: int = 0
+    staleness: int = 0
+    nonfinite: bool = False
     error: BaseException | None = None
-
-
-class Landings:
-    """Carries landed updates from any thread to the event loop, in landing order.
-
-    A whole batch costs one wake-up of the loop: threads wake it only if no wake-up is under way.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Update], None]) -> None:
-        """Delivers to ``deliver``, called on the loop's thread, once for each update."""
-        self._loop = loop
-        self._deliver = deliver
-        self._landed: deque[Update] = deque()
-        self._woken = False
-
-    def append(self, update: Update) -> None:
-        """Hands over an update that has landed; from any thread, without a lock."""
-        self._landed.append(update)
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon_threadsafe(self._drain)
-
-    def undelivered(self) -> int:
-        """How many updates have landed that were not delivered yet."""
-        return len(self._landed)
-
-    def _drain(self) -> None:
-        # The flag first: an update that lands from here on either is seen below or wakes again.
-        self._woken = False
-        while self._landed:
-            self._deliver(self._landed.popleft())
+    passage: Passage | None = None

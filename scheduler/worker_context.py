@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands, check_disjoint, check_grad
+from hogstream.scheduler.gates import Passage
 from hogstream.scheduler.lanes import Lane
+from hogstream.scheduler.updates import Checked, Update
 
 if TYPE_CHECKING:
     from hogstream.scheduler.stream_scheduler import StreamScheduler
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CHECKED_GRADIENTS = 64
 
 
 class WorkerError(Exception):
@@ -44,28 +51,49 @@ class WorkerContext:
     Attributes:
         index: The worker's number, from 0.
         lane: The lane that the worker's updates go down.
-        iteration: How many iterations this worker has finished in this run.
+        iteration: How many iterations this worker has finished.
         depth: How many of its updates may be in flight at once.
-        parameters: Each shared parameter by name: live views, which change as updates land.
+        flat: The parameters that this iteration reads, shape (elements,): the shared ones, which
+            change as updates land, or with ``read="snapshot"`` this worker's copy of them.
+        parameters: Views of ``flat`` by name.
     """
 
-    def __init__(self, scheduler: StreamScheduler, index: int, lane: Lane) -> None:
+    def __init__(
+        self,
+        scheduler: StreamScheduler,
+        index: int,
+        lane: Lane,
+        ms: torch.Tensor,
+        snapshot: torch.Tensor | None,
+        iteration: int,
+    ) -> None:
+        shared = scheduler.shared
         self.index = index
         self.lane = lane
-        self.iteration = 0
+        self.iteration = iteration
         self.depth = scheduler.depth
-        self.parameters = scheduler.shared.views
+        self.flat = shared.flat if snapshot is None else snapshot
+        self.parameters: Mapping[str, torch.Tensor] = (
+            shared.views if snapshot is None else shared.views_of(snapshot)
+        )
         self._scheduler = scheduler
+        self._gate = scheduler._gate
+        self._gradients = _CheckedGradients(shared.flat, ms)
+        self._passage: Passage | None = None
         self._read_version = 0
         self._submitted = False
-        self._in_flight: deque[asyncio.Future[None]] = deque()
+        self._in_flight = 0
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._busy_since: float | None = None
+        self._overdue = False
 
     async def submit(self, grad: torch.Tensor) -> None:
         """Sends this iteration's update down the worker's lane.
 
         Returns when fewer than ``depth`` of the worker's updates are in flight: with a depth of 1,
         when this one has landed. Until it has, the gradient must not change. Cancelling the wait
-        for a landing does not take the update back; cancelling that for the lock does.
+        for a landing does not take the update back; cancelling that for a lock or a bound does.
 
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
@@ -76,21 +104,37 @@ class WorkerContext:
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters.
             RuntimeError: If this iteration has submitted its update already.
+            FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
+                ``on_nonfinite="raise"``.
             Exception: Whatever an earlier update of this worker failed with on its lane.
         """
+        scheduler = self._scheduler
         if self._submitted:
             raise RuntimeError(
                 f"worker {self.index} must submit one gradient an iteration, got a second"
             )
+        grad, checked = self._gradients.check(grad)
+        update = Update(
+            self.index,
+            grad,
+            checked,
+            scheduler.hyperparameters,
+            self._read_version,
+            time.perf_counter_ns(),
+        )
         self._submitted = True
-        try:
-            landing = await self._scheduler._launch(self.index, self.lane, self._read_version, grad)
-        except BaseException:
-            self._submitted = False  # nothing was launched
-            raise
-        self._in_flight.append(landing)
-        if len(self._in_flight) == self.depth:
-            await self._in_flight.popleft()
+        if self._gate is not None and self._passage is not None:
+            try:
+                await self._wait(self._gate.launch(self._passage), self._gate.reason)
+            except BaseException:
+                self._submitted = False  # nothing was launched
+                raise
+            update.passage, self._passage = self._passage, None
+        self._in_flight += 1
+        scheduler._launch(update)
+        if self._in_flight >= self.depth:
+            await self._wait(self._landing(), "landing")
+        self._raise_error()
 
     async def run_blocking(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -111,14 +155,122 @@ class WorkerContext:
 
         return await self._scheduler._run_blocking(self.index, call)
 
-    def _begin(self, read_version: int) -> None:
-        self._read_version = read_version
+    async def _begin(self) -> None:
+        """Reads the parameters for an iteration, as soon as the policy lets it."""
+        scheduler = self._scheduler
+        self._submitted = False
+        if self._gate is None:
+            self._read_version = scheduler.shared.version
+        else:
+            self._passage = await self._wait(self._gate.begin(), self._gate.reason)
+            self._read_version = self._passage.read_version
+        if scheduler.read == "snapshot":
+            await self._wait(self._take_snapshot(), "snapshot")
+        self._busy_since = time.perf_counter()
 
     def _end(self) -> None:
         if not self._submitted:
             raise RuntimeError("it returned without submitting a gradient")
-        self._submitted = False
         self.iteration += 1
+
+    def _abandon(self) -> None:
+        """Gives up an iteration that failed."""
+        self._busy_since = None
+        self._error = None
+        if self._gate is not None and self._passage is not None:
+            self._gate.end(self._passage)
+            self._passage = None
+
+    def _deliver(self, update: Update, error: BaseException | None) -> None:
+        """Takes note of an update, or of a snapshot, that is through."""
+        if update.checked is None:
+            self._read_version = update.staleness
+        else:
+            self._in_flight -= 1
+        self._error = self._error or error
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _landing(self) -> None:
+        """Waits until fewer than ``depth`` updates are in flight, or one has failed."""
+        while self._in_flight >= self.depth and self._error is None:
+            await self._delivery()
+
+    async def _take_snapshot(self) -> None:
+        """Copies the parameters down the lane: under the policy, as an update would go."""
+        passage = await self._scheduler._snapshot_passage()
+        snapshot = Update(
+            self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
+        )
+        snapshot.passage = passage
+        self._scheduler._launch(snapshot)
+        while not snapshot.landed_ns:
+            await self._delivery()
+        if snapshot.error is not None:
+            raise snapshot.error
+
+    async def _delivery(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    async def _wait(self, wait: Awaitable[T], reason: str) -> T:
+        """Waits for the scheduler: such time is not the worker's own."""
+        self._busy_since = None
+        start = time.perf_counter_ns()
+        try:
+            return await wait
+        finally:
+            self._busy_since = time.perf_counter()
+            timeline = self._scheduler.timeline
+            if timeline is not None:
+                timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
+
+
+class _Kept(NamedTuple):
+    reference: weakref.ref[torch.Tensor]
+    layout: tuple[object, ...]
+    checked: Checked
+
+
+class _CheckedGradients:
+    """Checks a worker's gradients, each once as long as it stays where and what it is."""
+
+    def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
+        self._flat, self._ms = flat, ms
+        self._kept: dict[int, _Kept] = {}
+
+    def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
+        """The gradient to keep alive until its update has landed, and where it lies."""
+        kept = self._kept.get(id(grad))
+        if kept is not None and kept.reference() is grad and kept.layout == _layout(grad):
+            return grad, kept.checked
+        if not isinstance(grad, torch.Tensor):
+            raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
+        check_grad(self._flat, grad)
+        if not grad.is_contiguous():
+            raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
+        plain = grad.detach().resolve_neg()
+        operands = Operands(self._flat, plain, self._ms)
+        check_disjoint([(("param", "grad", "ms"), operands)])
+        checked = Checked(LaunchTable([operands]), plain.data_ptr(), self._ms.data_ptr())
+        if not grad.is_neg():
+            if len(self._kept) == _CHECKED_GRADIENTS:
+                self._kept.clear()
+            self._kept[id(grad)] = _Kept(weakref.ref(grad), _layout(grad), checked)
+        return plain, checked
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg()
 
 
 Worker = Callable[[WorkerContext], Awaitable[None]]

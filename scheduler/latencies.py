@@ -1,0 +1,53 @@
+"""Latencies in a fixed amount of memory, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+# A bin for each value of the exponent and of the first six bits after it of a float64: bins are 1
+# to 1.6 % wide. From 1 ns to 2^44 ns, five hours.
+_BITS = 6
+_BINS = 44 << _BITS
+_FIRST = 1023 << _BITS
+
+
+class Latencies:
+    """A histogram of times, from which percentiles can be read to within 1.6 %.
+
+    Attributes:
+        counts: How many fell into each bin, int64.
+    """
+
+    def __init__(self) -> None:
+        """An empty one."""
+        self.counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def add(self, nanoseconds: Sequence[int]) -> None:
+        """Adds some; below 1 ns counts as 1, and above five hours as that."""
+        bits = np.maximum(np.asarray(nanoseconds, np.float64), 1.0).view(np.int64)
+        bins = np.minimum((bits >> (52 - _BITS)) - _FIRST, _BINS - 1)
+        self.counts += np.bincount(bins, minlength=_BINS)
+
+    def percentile_us(self, percent: float) -> float | None:
+        """The time that so many percent do not exceed, in microseconds; None if there are none."""
+        total = len(self)
+        if not total:
+            return None
+        rank = max(int(np.ceil(percent / 100 * total)), 1)
+        index = int(np.searchsorted(np.cumsum(self.counts), rank))
+        edges = (np.array([index, index + 1]) + _FIRST) << (52 - _BITS)
+        return float(edges.view(np.float64).mean() / 1e3)
+
+    @classmethod
+    def merged(cls, each: Sequence[Latencies]) -> Latencies:
+        """All of some together."""
+        merged = cls()
+        for latencies in each:
+            merged.counts += latencies.counts
+        return merged

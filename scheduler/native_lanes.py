@@ -1,0 +1,210 @@
+"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.scheduler import native_loop as native
+from hogstream.scheduler.lanes import Position, Queue
+from hogstream.scheduler.updates import LaneSettings, Update
+
+
+class NativeLane:
+    """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
+
+    def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+        self._lanes = lanes
+        self._event = os.eventfd(0)
+        self._rows = rows
+        self._memory = np.zeros(native.ROWS + rows * native.ROW, np.int64)
+        self._words = self._memory.data
+        self._words[native.LANE_EVENT] = self._event
+        self._words[native.MASK] = rows - 1
+        self._words[native.ONE] = 1
+        self._address = self._memory.ctypes.data
+        self._launched: deque[Update] = deque()
+        self._queue = Queue()
+        self._flushed = 0
+        self._thread = threading.Thread(
+            target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
+        )
+        self._thread.start()
+
+    def put(self, update: Update) -> None:
+        """Queues an update, to be launched at the next ``flush``."""
+        row = native.ROWS + (self._queue.put & (self._rows - 1)) * native.ROW
+        words = self._words
+        checked = update.checked
+        if checked is None:
+            words[row + native.KIND] = native.SNAPSHOT
+            words[row + native.SOURCE] = update.tensor.data_ptr()
+        else:
+            words[row + native.KIND], factors = _as_words(update.hyperparameters)
+            words[row + native.SOURCE] = checked.address
+            words[row + native.MS] = checked.ms_address
+            words[row + native.FACTORS : row + native.FACTORS + len(factors)] = factors
+        words[row + native.READ_VERSION] = update.read_version
+        self._queue.put += 1
+        self._launched.append(update)
+
+    def flush(self) -> None:
+        """Hands over what was put: no system call, unless the lane sleeps."""
+        if self._lanes.ordered:
+            for index in range(self._flushed, self._queue.put):
+                row = native.ROWS + (index & (self._rows - 1)) * native.ROW
+                self._words[row + native.TICKET] = self._lanes.take_ticket()
+        self._flushed = self._queue.put
+        native.hand_over(self._address, self._queue.put)
+
+    def collect(self) -> None:
+        """Delivers what has landed."""
+        words, launched = self._words, self._launched
+        delivered, landed = self._queue.delivered, words[native.LANDED]
+        for index in range(delivered, landed):
+            row = native.ROWS + (index & (self._rows - 1)) * native.ROW
+            update = launched.popleft()
+            update.started_ns = words[row + native.STARTED]
+            update.landed_ns = words[row + native.LANDED_NS]
+            update.staleness = words[row + native.STALENESS]
+            update.nonfinite = words[row + native.OUTCOME] == native.NONFINITE
+            self._lanes.deliver(update)
+        self._queue.advance(landed - delivered)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Nothing to set: a CPU thread computes at once."""
+        return nullcontext()
+
+    def record_event(self) -> Position:
+        """The present end of the lane."""
+        return self._queue.position()
+
+    async def done(self, event: Any) -> None:
+        """Waits until a lane has come to an event."""
+        await Queue.done(event)
+
+    def close(self) -> None:
+        """Ends the thread, which has been told to stop."""
+        native.wake(self._address)
+        self._thread.join()
+        os.close(self._event)
+
+    def _carry_out(self) -> None:
+        # Compiled for one form of the update at a time; a snapshot goes with any.
+        settings = self._lanes.settings
+        form = 0
+        while not native.carry_out(settings.dtype, settings.item_bytes, form)(
+            self._address, settings.address
+        ):
+            row = native.ROWS + (self._words[native.LANDED] & (self._rows - 1)) * native.ROW
+            form = self._words[row + native.KIND]
+
+
+class NativeLanes:
+    """A thread for each lane, and the event by which they wake the loop."""
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        count: int,
+        depth: int,
+        deliver: Callable[[Update], None],
+    ) -> None:
+        self.deliver = deliver
+        self.ordered = settings.ordered
+        self._loop = asyncio.get_running_loop()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK)
+        self.settings = _Settings(settings, self._event)
+        self._tickets = 0
+        self.lanes: list[NativeLane] = []
+        self._loop.add_reader(self._event, self._collect)
+        try:
+            rows = 1 << (depth - 1).bit_length()
+            for index in range(count):
+                self.lanes.append(NativeLane(index, self, rows))
+        except BaseException:
+            self.close()
+            raise
+
+    def take_ticket(self) -> int:
+        """The place of the next update among those of all lanes."""
+        ticket = self._tickets
+        self._tickets += 1
+        return ticket
+
+    def flush(self, lanes: Sequence[int]) -> None:
+        """Hands over what was put on some lanes."""
+        for index in lanes:
+            self.lanes[index].flush()
+
+    def close(self) -> None:
+        """Ends every thread."""
+        self.settings.words[native.STOP] = 1
+        for lane in self.lanes:
+            lane.close()
+        self._loop.remove_reader(self._event)
+        os.close(self._event)
+
+    def _collect(self) -> None:
+        os.eventfd_read(self._event)
+        # Then the flag: what lands from here on is either seen below, or wakes again.
+        native.listen(self.settings.address)
+        for lane in self.lanes:
+            lane.collect()
+
+
+class _Settings:
+    """The settings of the lanes, as compiled code reads them."""
+
+    def __init__(self, settings: LaneSettings, loop_event: int) -> None:
+        self._settings = settings  # whose tensors must live as long
+        shared, races, lock = settings.shared, settings.races, settings.lock
+        self.dtype = str(shared.flat.dtype).removeprefix("torch.")
+        self.item_bytes = shared.flat.element_size()
+        self._memory = np.zeros(native.SETTINGS, np.int64)
+        self.address = self._memory.ctypes.data
+        self.words = self._memory.data
+        for word, value in (
+            (native.PARAM, shared.flat.data_ptr()),
+            (native.ELEMENTS, shared.elements),
+            (native.VERSIONS, shared.versions.data_ptr()),
+            (native.SLOTS, len(shared.versions)),
+            (native.SLOT, shared.slot),
+            (native.RACES, races.counts.data_ptr() if races else 0),
+            (native.BLOCKS, races.counts.shape[1] if races else 0),
+            (native.BLOCK, races.block if races else 0),
+            (native.CHECK_FINITE, settings.check_finite),
+            (native.STALENESS_AWARE, settings.staleness_aware),
+            (native.ORDERED, settings.ordered),
+            (native.LOCK, lock.address if lock else 0),
+            (native.LOOP_EVENT, loop_event),
+        ):
+            self.words[word] = value
+
+
+def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
+    """Compiles what lanes call, by way of a lane that is told to stop at once."""
+    lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
+    words[native.STOP] = 1
+    native.hand_over(lane.ctypes.data, 0)
+    native.listen(words.ctypes.data)
+    form, _ = _as_words(hyperparameters)
+    flat = settings.shared.flat
+    dtype = str(flat.dtype).removeprefix("torch.")
+    native.carry_out(dtype, flat.element_size(), form)(lane.ctypes.data, words.ctypes.data)
+
+
+@lru_cache(maxsize=64)
+def _as_words(hyperparameters: Hyperparameters) -> tuple[int, memoryview]:
+    """The form of an update, and its factors as the bits of float64."""
+    form = hyperparameters.eps_inside_sqrt + 2 * hyperparameters.coupled
+    return form, np.array(hyperparameters.scalars).view(np.int64).data

@@ -1,0 +1,291 @@
+"""What a CPU lane does, compiled: takes updates from a ring in memory, and applies them.
+
+It runs on the lane's thread and never holds the GIL. While it has work, handing it more is a write
+to memory; a system call is made only to wake a lane that sleeps, or a loop that does.
+
+This module needs Numba. Blocks of memory are int64 words, given by address; the constants below say
+what each word is. Words that several threads write have a cache line each.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+from numba import types
+
+from hogstream.kernels.atomics import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    atomic_store,
+    float_at,
+)
+from hogstream.kernels.numba_backend import all_finite, update_range
+from hogstream.scheduler.process_lock import LOCK_RECOVERIES
+
+WORD = 8
+
+#: A lane: how many rows were handed over, how many are through, whether it sleeps; the file
+#: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
+#: 1, space for a time; and then the rows.
+SUBMITTED, LANDED, ASLEEP, LANE_EVENT, MASK, ONE, TIME, ROWS = 0, 8, 16, 24, 25, 26, 27, 32
+
+#: A row: what is to be done, and what became of it.
+KIND, SOURCE, MS, READ_VERSION, TICKET, FACTORS = 0, 1, 2, 3, 4, 5
+STARTED, LANDED_NS, STALENESS, OUTCOME = 12, 13, 14, 15
+ROW = 16
+
+#: All lanes of a scheduler: what they update and how; then words that they write.
+PARAM, ELEMENTS, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)
+CHECK_FINITE, STALENESS_AWARE, ORDERED, LOCK, LOOP_EVENT = range(8, 13)
+NEXT, WOKEN, STOP = 16, 24, 32
+SETTINGS = 40
+
+#: Kinds of row: a snapshot, or an update with ``eps_inside_sqrt`` + 2 * ``coupled``.
+SNAPSHOT = -1
+#: Outcomes.
+DONE, NONFINITE = 0, 1
+
+_CLOCK_MONOTONIC, _CLOCK_REALTIME = 1, 0
+# An idle lane gives way to other threads this often, about 50 us, before it sleeps.
+_YIELDS = 50
+_NAP_US = 50
+
+_OWNER_DEAD, _TIMED_OUT = errno.EOWNERDEAD, errno.ETIMEDOUT
+
+_yield: Any = types.ExternalFunction("sched_yield", types.int32())
+_sleep_us: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
+_read: Any = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
+_write: Any = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
+_copy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+_clock: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+_timed_lock: Any = types.ExternalFunction(
+    "pthread_mutex_timedlock", types.int32(types.int64, types.int64)
+)
+_consistent: Any = types.ExternalFunction("pthread_mutex_consistent", types.int32(types.int64))
+_unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
+
+
+@numba.njit(nogil=True, cache=True)
+def hand_over(lane: int, submitted: int) -> None:
+    """Makes rows visible to a lane, and wakes it if it sleeps.
+
+    Args:
+        lane: Its address.
+        submitted: How many rows it has been handed since it was opened.
+    """
+    atomic_store(lane + WORD * SUBMITTED, submitted)
+    wake(lane)
+
+
+@numba.njit(nogil=True, cache=True)
+def wake(lane: int) -> None:
+    """Has a lane look at its words again, if it sleeps."""
+    if atomic_exchange(lane + WORD * ASLEEP, 0):
+        _write(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * ONE, WORD)
+
+
+@numba.njit(nogil=True, cache=True)
+def listen(settings: int) -> None:
+    """From here on, the next update to land wakes the event loop."""
+    atomic_exchange(settings + WORD * WOKEN, 0)
+
+
+@cache
+def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], bool]:
+    """The loop of a lane, for one form of the update.
+
+    Args:
+        dtype: Of the parameters, such as ``"float32"``.
+        item_bytes: Bytes of an element.
+        form: As the kind of a row.
+
+    Returns:
+        Called with the addresses of a lane and of the settings, it returns False when it comes to
+        an update of another form, and True when it is told to stop and has nothing left to do.
+    """
+    apply = _apply(dtype, eps_inside_sqrt=bool(form & 1), coupled=bool(form & 2))
+
+    @numba.njit(nogil=True, cache=True)
+    def loop(lane: int, settings: int) -> bool:
+        landed = atomic_load(lane + WORD * LANDED)
+        while await_row(lane, settings, landed):
+            row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
+            kind = atomic_load(row + WORD * KIND)
+            if kind != SNAPSHOT and kind != form:
+                return False
+            await_turn(row, settings)
+            locked = lock(lane, settings)
+            atomic_store(row + WORD * STARTED, now(lane))
+            before = version(settings)
+            outcome = DONE
+            if kind == SNAPSHOT:
+                _copy(
+                    atomic_load(row + WORD * SOURCE),
+                    atomic_load(settings + WORD * PARAM),
+                    atomic_load(settings + WORD * ELEMENTS) * item_bytes,
+                )
+                atomic_store(row + WORD * STALENESS, before)
+            else:
+                outcome = apply(row, settings)
+                land(row, settings, outcome)
+            if locked:
+                _unlock(atomic_load(settings + WORD * LOCK))
+            atomic_store(row + WORD * OUTCOME, outcome)
+            atomic_store(row + WORD * LANDED_NS, now(lane))
+            landed += 1
+            atomic_store(lane + WORD * LANDED, landed)
+            tell(lane, row, settings)
+        return True
+
+    return loop
+
+
+@cache
+def _apply(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[[int, int], int]:
+    """Applies the update of a row, and returns its outcome."""
+    update = update_range(dtype, eps_inside_sqrt, coupled)
+    finite = all_finite(dtype)
+    compute = numba.float64 if dtype == "float64" else numba.float32
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def apply(row: int, settings: int) -> int:
+        grad, elements = (
+            atomic_load(row + WORD * SOURCE),
+            atomic_load(settings + WORD * ELEMENTS),
+        )
+        if atomic_load(settings + WORD * CHECK_FINITE) and not finite(grad, elements):
+            return NONFINITE
+        lr, shrink = factor(row, 0), factor(row, 5)
+        if atomic_load(settings + WORD * STALENESS_AWARE):
+            lr /= max(version(settings) - atomic_load(row + WORD * READ_VERSION), 1)
+            if shrink != 1.0:
+                shrink = 1.0 - lr * factor(row, 4)
+        factors = (
+            compute(lr),
+            compute(factor(row, 1)),
+            compute(factor(row, 2)),
+            compute(factor(row, 3)),
+            compute(factor(row, 4)),
+            compute(shrink),
+            compute(factor(row, 6)),
+        )
+        update(
+            atomic_load(settings + WORD * PARAM),
+            grad,
+            atomic_load(row + WORD * MS),
+            elements,
+            factors,
+            atomic_load(settings + WORD * RACES),
+            atomic_load(settings + WORD * BLOCKS),
+            atomic_load(settings + WORD * BLOCK),
+        )
+        return DONE
+
+    return apply
+
+
+@numba.njit(nogil=True, cache=True)
+def factor(row: int, index: int) -> Any:
+    """A factor of a row's update, in the order of ``Scalars``."""
+    return float_at(row + WORD * (FACTORS + index))
+
+
+@numba.njit(nogil=True, cache=True)
+def await_row(lane: int, settings: int, landed: int) -> bool:
+    """Waits until there is another row; False if there is none and the lane is to stop."""
+    yields = _YIELDS
+    while atomic_load(lane + WORD * SUBMITTED) == landed:
+        if atomic_load(settings + WORD * STOP):
+            return False
+        if yields > 0:
+            yields -= 1
+            _yield()
+            continue
+        atomic_store(lane + WORD * ASLEEP, 1)
+        # Whoever hands over or stops from here on sees that it sleeps, and sends the event.
+        if (
+            atomic_load(lane + WORD * SUBMITTED) == landed
+            and not atomic_load(settings + WORD * STOP)
+        ) or not atomic_exchange(lane + WORD * ASLEEP, 0):
+            _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
+        yields = _YIELDS
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def await_turn(row: int, settings: int) -> None:
+    """Waits, under an order, until all rows with an earlier ticket are through."""
+    if not atomic_load(settings + WORD * ORDERED):
+        return
+    ticket = atomic_load(row + WORD * TICKET)
+    while True:
+        turn = atomic_load(settings + WORD * NEXT)
+        if turn == ticket:
+            return
+        if turn == ticket - 1:
+            _yield()
+        else:
+            _sleep_us(_NAP_US)
+
+
+@numba.njit(nogil=True, cache=True)
+def lock(lane: int, settings: int) -> bool:
+    """Takes the lock that is shared with other processes, if there is one."""
+    mutex = atomic_load(settings + WORD * LOCK)
+    if mutex == 0:
+        return False
+    until = lane + WORD * TIME
+    while True:
+        _clock(_CLOCK_REALTIME, until)
+        atomic_add(until, 1)
+        result = _timed_lock(mutex, until)
+        if result == _OWNER_DEAD:
+            _consistent(mutex)
+            atomic_add(mutex + LOCK_RECOVERIES, 1)
+            return True
+        if result != _TIMED_OUT:
+            return True
+
+
+@numba.njit(nogil=True, cache=True)
+def land(row: int, settings: int, outcome: int) -> None:
+    """Counts an update that is through, and how stale it was."""
+    slot = atomic_load(settings + WORD * SLOT)
+    mine = atomic_load(settings + WORD * VERSIONS) + WORD * slot
+    before = atomic_add(mine, 1 if outcome == DONE else 0)
+    for other in range(atomic_load(settings + WORD * SLOTS)):
+        if other != slot:
+            before += atomic_load(atomic_load(settings + WORD * VERSIONS) + WORD * other)
+    atomic_store(row + WORD * STALENESS, before - atomic_load(row + WORD * READ_VERSION))
+
+
+@numba.njit(nogil=True, cache=True)
+def version(settings: int) -> int:
+    """How many updates the parameters have had."""
+    versions = atomic_load(settings + WORD * VERSIONS)
+    total = 0
+    for slot in range(atomic_load(settings + WORD * SLOTS)):
+        total += atomic_load(versions + WORD * slot)
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def tell(lane: int, row: int, settings: int) -> None:
+    """Lets the next in order go on, and wakes the event loop, if nobody has yet."""
+    if atomic_load(settings + WORD * ORDERED):
+        atomic_store(settings + WORD * NEXT, atomic_load(row + WORD * TICKET) + 1)
+    if not atomic_exchange(settings + WORD * WOKEN, 1):
+        _write(atomic_load(settings + WORD * LOOP_EVENT), lane + WORD * ONE, WORD)
+
+
+@numba.njit(nogil=True, cache=True)
+def now(lane: int) -> Any:
+    """Nanoseconds, by the clock of ``time.perf_counter_ns``."""
+    time = lane + WORD * TIME
+    _clock(_CLOCK_MONOTONIC, time)
+    return atomic_load(time) * 1_000_000_000 + atomic_load(time + WORD)
