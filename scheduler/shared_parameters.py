@@ -178,12 +178,15 @@ class SharedParameters:
                 tensor.share_memory_()
         self._look()
 
-    def attach(self, module: torch.nn.Module) -> None:
+    def attach(
+        self, module: torch.nn.Module, views: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Re-points a module's parameters into the shared storage; their old values are dropped.
 
         Args:
             module: With the names, shapes, dtype and device of the shared parameters, such as a
                 deep copy of the module they were made from.
+            views: Where to point them instead: a worker's snapshot, say, by name.
 
         Raises:
             ValueError: If a name, shape, dtype or device differs; the module is left as it was.
@@ -197,7 +200,7 @@ class SharedParameters:
             if mine != theirs:
                 raise ValueError(f"{name} must be {mine} as the shared one, got {theirs}")
         for name, parameter in parameters.items():
-            parameter.data = self.views[name]
+            parameter.data = self.views[name] if views is None else views[name]
 
     def views_of(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of a flat tensor by parameter name: of a gradient, say, or a snapshot.

@@ -69,8 +69,13 @@ class _Replica:
     """
 
     module: torch.nn.Module
+    flat: torch.Tensor
     grads: list[torch.Tensor]
     views: list[dict[str, torch.Tensor]]
+
+    def fits(self, context: WorkerContext) -> bool:
+        """Whether it was made for a context like this one."""
+        return self.flat is context.flat and len(self.grads) == context.depth
 
     def next_grad(self, iteration: int) -> torch.Tensor:
         """Points the module's gradients into a flat one that no update reads, and clears it."""
@@ -83,9 +88,10 @@ class _Replica:
 class ModelWorker:
     """Trains a model: forward and backward on a batch, on a thread, then one update.
 
-    Every worker has a replica of the model. Its parameters are the shared ones, live (Hogwild: they
-    change while it reads them); its gradients and buffers are its own. The flat gradient is zero
-    where a batch does not reach a parameter, whose ``ms`` then decays.
+    Every worker has a replica of the model. Its parameters are those that its context has: the
+    shared ones, live (Hogwild: they change while it reads them), or its snapshot of them. Its
+    gradients and buffers are its own. The flat gradient is zero where a batch does not reach a
+    parameter, whose ``ms`` then decays.
     """
 
     def __init__(
@@ -121,18 +127,19 @@ class ModelWorker:
             RuntimeError: If the batches have run out.
         """
         replica = self._replicas.get(context.index)
-        if replica is None or len(replica.grads) != context.depth:
-            replica = self._replicas[context.index] = self._make_replica(context.depth)
+        if replica is None or not replica.fits(context):
+            replica = self._replicas[context.index] = self._make_replica(context)
         loss, grad = await context.run_blocking(self._forward_backward, replica, context.iteration)
         await context.submit(grad)
         if self._on_loss is not None:
             self._on_loss(context.index, loss)
 
-    def _make_replica(self, depth: int) -> _Replica:
+    def _make_replica(self, context: WorkerContext) -> _Replica:
         module = copy.deepcopy(self._model)
-        self._shared.attach(module)
-        grads = [torch.zeros_like(self._shared.flat) for _ in range(depth)]
-        return _Replica(module, grads, [self._shared.views_of(grad) for grad in grads])
+        self._shared.attach(module, context.parameters)
+        grads = [torch.zeros_like(self._shared.flat) for _ in range(context.depth)]
+        views = [self._shared.views_of(grad) for grad in grads]
+        return _Replica(module, context.flat, grads, views)
 
     def _forward_backward(self, replica: _Replica, iteration: int) -> tuple[float, torch.Tensor]:
         with self._reading:

@@ -21,6 +21,12 @@ def counting() -> dict[str, Any]:
     return dict(COUNTING)
 
 
+@pytest.fixture(params=["numba", "numpy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """One for each kind of CPU lane: compiled, and called from Python."""
+    return str(request.param)
+
+
 @pytest.fixture
 def counters() -> SharedParameters:
     """Large enough that updates which may overlap will."""

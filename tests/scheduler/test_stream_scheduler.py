@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hogstream.scheduler import (
     WorkerError,
 )
 
-POLICIES = ["lock-free", "locked", "ordered"]
+POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
 
 
 def small() -> SharedParameters:
@@ -38,16 +39,20 @@ def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_every_update_asked_for_lands_once(policy: str, workers: int, depth: int) -> None:
+async def test_every_update_asked_for_lands_once(
+    backend: str, policy: str, workers: int, depth: int
+) -> None:
     shared = small()
-    async with StreamScheduler(shared, workers=workers, policy=policy, depth=depth) as scheduler:
+    async with StreamScheduler(
+        shared, backend=backend, workers=workers, policy=policy, depth=depth
+    ) as scheduler:
         first = await scheduler.run(submit_ones(shared), updates=37)
         assert shared.version == 37
         second = await scheduler.run(submit_ones(shared), updates=5)
     assert (first.updates, second.updates) == (37, 5)
     assert shared.version == 42
     assert len(first.updates_by_worker) == workers
-    assert sum(first.staleness.values()) == len(first.latencies_us) == 37
+    assert sum(first.staleness.values()) == len(first.latencies) == 37
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
@@ -75,15 +80,25 @@ async def test_one_worker_makes_the_updates_of_a_plain_loop(policy: str, backend
     assert dict(report.staleness) == {0: 10}
 
 
-@pytest.mark.parametrize("policy", ["locked", "ordered"])
+@pytest.mark.parametrize("policy", ["locked", "ordered", "bounded:0"])
 async def test_without_races_no_update_is_lost(
-    policy: str, counters: SharedParameters, counting: dict[str, Any]
+    backend: str, policy: str, counters: SharedParameters, counting: dict[str, Any]
 ) -> None:
     async with StreamScheduler(
-        counters, workers=4, depth=2, policy=policy, **counting
+        counters, backend=backend, workers=4, depth=2, policy=policy, **counting
     ) as scheduler:
         await scheduler.run(submit_ones(counters), updates=200)
     assert counters.flat.eq(-200).all()
+
+
+def python_lanes(
+    shared: SharedParameters, kernel: Callable[..., Any], **settings: Any
+) -> StreamScheduler:
+    """A scheduler whose lanes call ``kernel(update, *operands)`` in place of NumPy's update."""
+    scheduler = StreamScheduler(shared, backend="numpy", **settings)
+    update = scheduler.backend.kernel
+    scheduler.backend = replace(scheduler.backend, kernel=partial(kernel, update))
+    return scheduler
 
 
 async def test_lock_free_updates_overlap(
@@ -91,19 +106,19 @@ async def test_lock_free_updates_overlap(
 ) -> None:
     """Two lanes are inside an update at once: each waits there for the other."""
     together = threading.Barrier(2, timeout=60)
-    async with StreamScheduler(counters, workers=2, **counting) as scheduler:
-        kernel = scheduler.backend.kernel
 
-        def meet(*operands: Any) -> None:
-            together.wait()
-            kernel(*operands)
+    def meet(update: Callable[..., Any], *operands: Any) -> None:
+        if together.broken or operands[0].elements == 1:  # the warm-up's
+            return
+        together.wait()
+        update(*operands)
 
-        scheduler.backend = replace(scheduler.backend, kernel=meet)
+    async with python_lanes(counters, meet, workers=2, **counting) as scheduler:
         report = await scheduler.run(submit_ones(counters), updates=2)
     assert report.updates == 2
 
 
-async def test_ordered_updates_land_in_the_order_of_submission() -> None:
+async def test_ordered_updates_land_in_the_order_of_submission(backend: str) -> None:
     """Updates do not commute, so the result tells the order; large and small ones alternate."""
     shared = small()
     submitted: list[float] = []
@@ -113,7 +128,7 @@ async def test_ordered_updates_land_in_the_order_of_submission() -> None:
         submitted.append(size)
         await context.submit(torch.full_like(shared.flat, size))
 
-    async with StreamScheduler(shared, workers=5, policy="ordered") as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=5, policy="ordered") as scheduler:
         await scheduler.run(worker, updates=60)
 
     param, ms = torch.zeros(64), torch.zeros(64)
@@ -123,7 +138,7 @@ async def test_ordered_updates_land_in_the_order_of_submission() -> None:
     assert torch.equal(shared.ms, ms)
 
 
-async def test_staleness_counts_landings_between_read_and_landing() -> None:
+async def test_staleness_counts_landings_between_read_and_landing(backend: str) -> None:
     """Worker 0 reads first and lands last: after all four updates of worker 1."""
     shared = small()
     others_landed = asyncio.Event()
@@ -135,13 +150,13 @@ async def test_staleness_counts_landings_between_read_and_landing() -> None:
         if context.iteration == 3:
             others_landed.set()
 
-    async with StreamScheduler(shared, workers=2) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=2) as scheduler:
         report = await scheduler.run(worker, updates=5)
     assert dict(report.staleness) == {0: 4, 4: 1}
     assert report.updates_by_worker == [1, 4]
 
 
-async def test_parameters_are_live_views() -> None:
+async def test_parameters_are_live_views(backend: str) -> None:
     shared = SharedParameters({"a": torch.zeros(2, 2), "b": torch.zeros(3)})
     seen: list[float] = []
 
@@ -149,20 +164,22 @@ async def test_parameters_are_live_views() -> None:
         seen.append(context.parameters["b"][0].item())
         await context.submit(torch.ones(7))
 
-    async with StreamScheduler(shared, workers=1, lr=1.0, alpha=0.0, eps=0.0) as scheduler:
+    async with StreamScheduler(
+        shared, backend=backend, workers=1, lr=1.0, alpha=0.0, eps=0.0
+    ) as scheduler:
         await scheduler.run(worker, updates=3)
     assert seen == [0, -1, -2]
 
 
-async def test_time_limit_ends_a_run() -> None:
+async def test_time_limit_ends_a_run(backend: str) -> None:
     shared = small()
-    async with StreamScheduler(shared, workers=2) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=2) as scheduler:
         report = await scheduler.run(submit_ones(shared), seconds=0.02)
     assert report.updates == shared.version > 0
     assert report.seconds >= 0.02
 
 
-async def test_blocking_work_leaves_the_event_loop_free() -> None:
+async def test_blocking_work_leaves_the_event_loop_free(backend: str) -> None:
     shared = small()
     release = threading.Event()
 
@@ -173,13 +190,15 @@ async def test_blocking_work_leaves_the_event_loop_free() -> None:
             await context.run_blocking(release.set)  # reached only if worker 0 blocks no one
         await context.submit(torch.ones(64))
 
-    async with StreamScheduler(shared, workers=2) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=2) as scheduler:
         await scheduler.run(worker, updates=2)
     assert shared.version == 2
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_failing_worker_is_named_and_what_was_submitted_lands(policy: str) -> None:
+async def test_failing_worker_is_named_and_what_was_submitted_lands(
+    backend: str, policy: str
+) -> None:
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
@@ -187,7 +206,7 @@ async def test_failing_worker_is_named_and_what_was_submitted_lands(policy: str)
             raise LookupError("no more episodes")
         await context.submit(torch.ones(64))
 
-    async with StreamScheduler(shared, workers=4, policy=policy) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=4, policy=policy) as scheduler:
         with pytest.raises(WorkerError, match="worker 2 failed: LookupError: no more ep") as caught:
             await scheduler.run(worker, updates=10_000)
         assert isinstance(caught.value.failures[2], LookupError)
@@ -204,17 +223,20 @@ async def test_update_that_fails_on_its_lane_is_an_error_of_its_worker(
     policy: str, depth: int
 ) -> None:
     shared = small()
-    async with StreamScheduler(shared, workers=2, policy=policy, depth=depth) as scheduler:
-        working = scheduler.backend
+    broken = True
 
-        def fail(*_operands: Any) -> None:
+    def fail(update: Callable[..., Any], *operands: Any) -> None:
+        if broken and operands[0].elements > 1:
             raise MemoryError("no scratch")
+        update(*operands)
 
-        scheduler.backend = replace(working, kernel=fail)
+    async with python_lanes(shared, fail, workers=2, policy=policy, depth=depth) as scheduler:
         with pytest.raises(WorkerError, match="MemoryError: no scratch"):
             await scheduler.run(submit_ones(shared), updates=10)
         assert shared.version == 0
-        scheduler.backend = working
+        assert scheduler.report is not None
+        assert sum(scheduler.report.dropped) >= 1
+        broken = False
         report = await scheduler.run(submit_ones(shared), updates=10)
     assert report.updates == 10
 
@@ -223,29 +245,27 @@ async def test_last_update_may_fail_unawaited_and_is_an_error_all_the_same() -> 
     """With depth 2, the worker ends before its last update has landed."""
     shared = small()
     calls = 0
-    async with StreamScheduler(shared, workers=1, depth=2) as scheduler:
-        kernel = scheduler.backend.kernel
 
-        def fail_third(*operands: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == 3:
-                raise MemoryError("no scratch")
-            kernel(*operands)
+    def fail_third(update: Callable[..., Any], *operands: Any) -> None:
+        nonlocal calls
+        calls += operands[0].elements > 1
+        if calls == 3:
+            raise MemoryError("no scratch")
+        update(*operands)
 
-        scheduler.backend = replace(scheduler.backend, kernel=fail_third)
+    async with python_lanes(shared, fail_third, workers=1, depth=2) as scheduler:
         with pytest.raises(WorkerError, match="worker 0 failed: MemoryError: no scratch"):
             await scheduler.run(submit_ones(shared), updates=3)
     assert shared.version == 2
 
 
-async def test_failing_worker_ends_those_that_wait() -> None:
+async def test_failing_worker_ends_those_that_wait(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         if context.index == 1:
             raise LookupError
         await asyncio.Event().wait()
 
-    async with StreamScheduler(small(), workers=2) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=2) as scheduler:
         run = scheduler.run(worker, updates=2)
         with pytest.raises(WorkerError, match="worker 1 failed"):
             await asyncio.wait_for(run, timeout=60)
@@ -253,7 +273,7 @@ async def test_failing_worker_ends_those_that_wait() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_cancelled_run_drains_and_leaves_whole_parameters(
-    policy: str, counters: SharedParameters, counting: dict[str, Any]
+    backend: str, policy: str, counters: SharedParameters, counting: dict[str, Any]
 ) -> None:
     under_way = asyncio.Event()
 
@@ -263,7 +283,7 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
             under_way.set()
 
     async with StreamScheduler(
-        counters, workers=4, depth=2, policy=policy, **counting
+        counters, backend=backend, workers=4, depth=2, policy=policy, **counting
     ) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=1_000_000))
         await under_way.wait()
@@ -277,7 +297,7 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
 
 
 @pytest.mark.parametrize("cancellations", [1, 3])
-async def test_cancelled_blocking_work_is_waited_for(cancellations: int) -> None:
+async def test_cancelled_blocking_work_is_waited_for(backend: str, cancellations: int) -> None:
     started, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -288,7 +308,7 @@ async def test_cancelled_blocking_work_is_waited_for(cancellations: int) -> None
     async def worker(context: WorkerContext) -> None:
         await context.run_blocking(block)
 
-    async with StreamScheduler(small(), workers=1) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=1))
         await started.wait()
         for _ in range(cancellations):
@@ -302,7 +322,7 @@ async def test_cancelled_blocking_work_is_waited_for(cancellations: int) -> None
         await scheduler.run(submit_ones(scheduler.shared), updates=1)  # still of use
 
 
-async def test_leaving_the_scope_ends_a_run_under_way() -> None:
+async def test_leaving_the_scope_ends_a_run_under_way(backend: str) -> None:
     shared = small()
     under_way = asyncio.Event()
 
@@ -310,7 +330,7 @@ async def test_leaving_the_scope_ends_a_run_under_way() -> None:
         await context.submit(torch.ones(64))
         under_way.set()
 
-    async with StreamScheduler(shared, workers=3, depth=2) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=3, depth=2) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=1_000_000))
         await under_way.wait()
     landed = shared.version
@@ -319,16 +339,16 @@ async def test_leaving_the_scope_ends_a_run_under_way() -> None:
     assert shared.version == landed
 
 
-async def test_worker_that_cancels_itself_is_an_error() -> None:
+async def test_worker_that_cancels_itself_is_an_error(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         raise asyncio.CancelledError
 
-    async with StreamScheduler(small(), workers=2) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=2) as scheduler:
         with pytest.raises(WorkerError, match="cancelled, but not by the scheduler"):
             await scheduler.run(worker, updates=10)
 
 
-async def test_gradient_refused_may_be_submitted_better() -> None:
+async def test_gradient_refused_may_be_submitted_better(backend: str) -> None:
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
@@ -336,7 +356,7 @@ async def test_gradient_refused_may_be_submitted_better() -> None:
             await context.submit(torch.ones(63))
         await context.submit(torch.ones(64))
 
-    async with StreamScheduler(shared, workers=1) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=1) as scheduler:
         report = await scheduler.run(worker, updates=3)
     assert report.updates == 3
 
@@ -362,14 +382,12 @@ async def test_update_given_up_before_its_launch_is_not_counted() -> None:
         await waiting.wait()
         release.set()
 
-    async with StreamScheduler(shared, workers=2, policy="locked") as scheduler:
-        kernel = scheduler.backend.kernel
-
-        def hold(*operands: Any) -> None:
+    def hold(update: Callable[..., Any], *operands: Any) -> None:
+        if operands[0].elements > 1:
             release.wait(timeout=60)
-            kernel(*operands)
+        update(*operands)
 
-        scheduler.backend = replace(scheduler.backend, kernel=hold)
+    async with python_lanes(shared, hold, workers=2, policy="locked") as scheduler:
         unblocking = asyncio.create_task(unblock())
         with pytest.raises(WorkerError, match=r"worker 1 .*without submitting a gradient"):
             await scheduler.run(worker, updates=2)
@@ -377,39 +395,41 @@ async def test_update_given_up_before_its_launch_is_not_counted() -> None:
     assert shared.version == 1
 
 
-async def test_stop_iteration_in_blocking_work_is_an_error() -> None:
+async def test_stop_iteration_in_blocking_work_is_an_error(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         await context.run_blocking(next, iter(()))
 
-    async with StreamScheduler(small(), workers=1) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match="raised StopIteration"):
             await scheduler.run(worker, updates=1)
 
 
-async def test_lazily_negated_gradient_is_taken_by_its_value() -> None:
+async def test_lazily_negated_gradient_is_taken_by_its_value(backend: str) -> None:
     negated = torch._neg_view(torch.ones(64))  # as autograd makes of complex numbers
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
         await context.submit(negated)
 
-    async with StreamScheduler(shared, workers=1, lr=1.0, alpha=0.0, eps=0.0) as scheduler:
+    async with StreamScheduler(
+        shared, backend=backend, workers=1, lr=1.0, alpha=0.0, eps=0.0
+    ) as scheduler:
         await scheduler.run(worker, updates=1)
     assert shared.flat.eq(1).all()
 
 
-async def test_error_in_the_scope_closes_the_lanes() -> None:
+async def test_error_in_the_scope_closes_the_lanes(backend: str) -> None:
     """That no thread is left is checked after each test here."""
     with pytest.raises(LookupError):
-        async with StreamScheduler(small(), workers=3):
+        async with StreamScheduler(small(), backend=backend, workers=3):
             raise LookupError
 
 
-async def test_gradient_is_kept_until_it_has_landed() -> None:
+async def test_gradient_is_kept_until_it_has_landed(backend: str) -> None:
     """Each gradient is dropped by its worker at once; a reused buffer would change the sum."""
     shared = SharedParameters({"p": torch.zeros(1 << 14, dtype=torch.float64)})
     async with StreamScheduler(
-        shared, workers=4, depth=4, policy="ordered", lr=1.0, alpha=0.0, eps=0.0
+        shared, backend=backend, workers=4, depth=4, policy="ordered", lr=1.0, alpha=0.0, eps=0.0
     ) as scheduler:
 
         async def worker(context: WorkerContext) -> None:
@@ -429,7 +449,7 @@ async def test_gradient_is_kept_until_it_has_landed() -> None:
         (
             {"policy": "free"},
             ValueError,
-            "policy must be one of lock-free, locked, ordered, got 'free'",
+            "policy must be one of lock-free, locked, ordered, or bounded:K .* >= 0, got 'free'",
         ),
         ({"backend": "fortran"}, ValueError, "backend must be one of .*numpy.*, got 'fortran'"),
         ({"lr": -1}, ValueError, "lr must be a finite number >= 0, got -1"),
@@ -464,14 +484,14 @@ def test_bad_settings_are_refused(
     ],
 )
 async def test_bad_gradient_is_refused_and_changes_nothing(
-    grad: Any, error: type[Exception], message: str
+    backend: str, grad: Any, error: type[Exception], message: str
 ) -> None:
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
         await context.submit(grad)
 
-    async with StreamScheduler(shared, workers=1) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match=message) as caught:
             await scheduler.run(worker, updates=1)
     assert isinstance(caught.value.failures[0], error)
@@ -491,48 +511,48 @@ async def test_bad_gradient_is_refused_and_changes_nothing(
     ],
 )
 async def test_bad_budget_is_refused(
-    budget: dict[str, Any], error: type[Exception], message: str
+    backend: str, budget: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     shared = small()
-    async with StreamScheduler(shared, workers=1) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=1) as scheduler:
         with pytest.raises(error, match=message):
             await scheduler.run(submit_ones(shared), **budget)
 
 
-async def test_gradient_that_is_the_parameters_is_refused() -> None:
+async def test_gradient_that_is_the_parameters_is_refused(backend: str) -> None:
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
         await context.submit(shared.flat)
 
-    async with StreamScheduler(shared, workers=1) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match="must not overlap"):
             await scheduler.run(worker, updates=1)
 
 
-async def test_worker_that_is_not_async_is_an_error() -> None:
-    async with StreamScheduler(small(), workers=1) as scheduler:
+async def test_worker_that_is_not_async_is_an_error(backend: str) -> None:
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match=r"worker must be an async callable, got .*lambda"):
             await scheduler.run(lambda context: None, updates=1)  # type: ignore[arg-type,return-value]
 
 
-async def test_new_learning_rate_holds_for_later_updates() -> None:
+async def test_new_learning_rate_holds_for_later_updates(backend: str) -> None:
     shared = small()
 
     async def worker(context: WorkerContext) -> None:
         scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=10.0**-context.iteration)
         await context.submit(torch.ones(64))
 
-    async with StreamScheduler(shared, workers=1, alpha=0.0, eps=0.0) as scheduler:
+    async with StreamScheduler(shared, backend=backend, workers=1, alpha=0.0, eps=0.0) as scheduler:
         await scheduler.run(worker, updates=3)
     assert shared.flat.tolist() == pytest.approx([-1.11] * 64)
 
 
-async def test_workers_that_fail_alike_are_named_together() -> None:
+async def test_workers_that_fail_alike_are_named_together(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         raise LookupError("no data" if context.index < 2 else "no disk")
 
-    async with StreamScheduler(small(), workers=3) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=3) as scheduler:
         with pytest.raises(WorkerError) as caught:
             await scheduler.run(worker, updates=3)
     assert str(caught.value) == (
@@ -540,28 +560,28 @@ async def test_workers_that_fail_alike_are_named_together() -> None:
     )
 
 
-async def test_worker_that_submits_nothing_is_an_error() -> None:
+async def test_worker_that_submits_nothing_is_an_error(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         pass
 
-    async with StreamScheduler(small(), workers=1) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match="without submitting a gradient"):
             await scheduler.run(worker, updates=1)
 
 
-async def test_worker_that_submits_twice_is_an_error() -> None:
+async def test_worker_that_submits_twice_is_an_error(backend: str) -> None:
     async def worker(context: WorkerContext) -> None:
         await context.submit(torch.ones(64))
         await context.submit(torch.ones(64))
 
-    async with StreamScheduler(small(), workers=1) as scheduler:
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match="one gradient an iteration, got a second"):
             await scheduler.run(worker, updates=2)
 
 
-async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
+async def test_scheduler_used_out_of_its_scope_is_an_error(backend: str) -> None:
     shared = small()
-    scheduler = StreamScheduler(shared, workers=1)
+    scheduler = StreamScheduler(shared, backend=backend, workers=1)
     with pytest.raises(RuntimeError, match="not open"):
         await scheduler.run(submit_ones(shared), updates=1)
     async with scheduler:
