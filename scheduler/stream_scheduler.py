@@ -295,9 +295,10 @@ class StreamScheduler:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
         failures = 0
         try:
-            while not self._stopping and budget.take():
+            while not self._stopping and (budget.take() or await budget.take_back()):
                 error = await self._try_iteration(worker, context)
                 if error is None:
+                    budget.finish()
                     failures = 0
                     continue
                 budget.give_back()
@@ -519,6 +520,8 @@ class _Budget:
         self._left = None if updates is None else check_integer("updates", updates, at_least=1)
         self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
         self._deadline = float("inf")
+        self._under_way = 0
+        self._waiting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
         if self._seconds is not None:
@@ -529,11 +532,37 @@ class _Budget:
             return False
         if self._left is not None:
             self._left -= 1
+        self._under_way += 1
         return True
 
+    async def take_back(self) -> bool:
+        """Waits for what others may give back; False if nobody can any more."""
+        while self._under_way:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+            if self.take():
+                return True
+        return False
+
+    def finish(self) -> None:
+        """An iteration that was taken has submitted its update."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._wake()
+
     def give_back(self) -> None:
+        """An iteration that was taken has failed: another may be started."""
+        self._under_way -= 1
         if self._left is not None:
             self._left += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
 
     def is_spent(self) -> bool:
         return self._left == 0 or (

@@ -171,6 +171,7 @@ class WorkerContext:
     def _end(self) -> None:
         if not self._submitted:
             raise RuntimeError("it returned without submitting a gradient")
+        self._busy_since = None
         self.iteration += 1
 
     def _abandon(self) -> None:
