@@ -8,15 +8,31 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.lanes import Position, Queue
+from hogstream.scheduler.native_loop import (
+    FACTORS,
+    KIND,
+    LANDED,
+    LANDED_NS,
+    MS,
+    NONFINITE,
+    OUTCOME,
+    READ_VERSION,
+    ROW,
+    ROWS,
+    SOURCE,
+    STALENESS,
+    STARTED,
+)
 from hogstream.scheduler.updates import LaneSettings, Update
+
+_FORM_END = FACTORS + len(Scalars._fields)
 
 
 class NativeLane:
@@ -25,14 +41,16 @@ class NativeLane:
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
         self._lanes = lanes
         self._event = os.eventfd(0)
-        self._rows = rows
-        self._memory = np.zeros(native.ROWS + rows * native.ROW, np.int64)
+        self._mask = rows - 1
+        self._memory = np.zeros(ROWS + rows * ROW, np.int64)
         self._words = self._memory.data
         self._words[native.LANE_EVENT] = self._event
-        self._words[native.MASK] = rows - 1
+        self._words[native.MASK] = self._mask
         self._words[native.ONE] = 1
         self._address = self._memory.ctypes.data
         self._launched: deque[Update] = deque()
+        self._hyperparameters: Hyperparameters | None = None
+        self._form: memoryview = self._words[:0]
         self._queue = Queue()
         self._flushed = 0
         self._thread = threading.Thread(
@@ -42,18 +60,19 @@ class NativeLane:
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""
-        row = native.ROWS + (self._queue.put & (self._rows - 1)) * native.ROW
-        words = self._words
-        checked = update.checked
+        row = ROWS + (self._queue.put & self._mask) * ROW
+        words, checked = self._words, update.checked
         if checked is None:
-            words[row + native.KIND] = native.SNAPSHOT
-            words[row + native.SOURCE] = update.tensor.data_ptr()
+            words[row + KIND] = native.SNAPSHOT
+            words[row + SOURCE] = update.tensor.data_ptr()
         else:
-            words[row + native.KIND], factors = _as_words(update.hyperparameters)
-            words[row + native.SOURCE] = checked.address
-            words[row + native.MS] = checked.ms_address
-            words[row + native.FACTORS : row + native.FACTORS + len(factors)] = factors
-        words[row + native.READ_VERSION] = update.read_version
+            if update.hyperparameters is not self._hyperparameters:
+                self._hyperparameters = update.hyperparameters
+                self._form = _as_words(update.hyperparameters)
+            words[row + KIND : row + _FORM_END] = self._form
+            words[row + SOURCE] = checked.address
+            words[row + MS] = checked.ms_address
+        words[row + READ_VERSION] = update.read_version
         self._queue.put += 1
         self._launched.append(update)
 
@@ -61,23 +80,23 @@ class NativeLane:
         """Hands over what was put: no system call, unless the lane sleeps."""
         if self._lanes.ordered:
             for index in range(self._flushed, self._queue.put):
-                row = native.ROWS + (index & (self._rows - 1)) * native.ROW
+                row = ROWS + (index & self._mask) * ROW
                 self._words[row + native.TICKET] = self._lanes.take_ticket()
         self._flushed = self._queue.put
         native.hand_over(self._address, self._queue.put)
 
     def collect(self) -> None:
         """Delivers what has landed."""
-        words, launched = self._words, self._launched
-        delivered, landed = self._queue.delivered, words[native.LANDED]
+        words, launched, deliver = self._words, self._launched, self._lanes.deliver
+        delivered, landed = self._queue.delivered, words[LANDED]
         for index in range(delivered, landed):
-            row = native.ROWS + (index & (self._rows - 1)) * native.ROW
+            row = ROWS + (index & self._mask) * ROW
             update = launched.popleft()
-            update.started_ns = words[row + native.STARTED]
-            update.landed_ns = words[row + native.LANDED_NS]
-            update.staleness = words[row + native.STALENESS]
-            update.nonfinite = words[row + native.OUTCOME] == native.NONFINITE
-            self._lanes.deliver(update)
+            update.started_ns = words[row + STARTED]
+            update.landed_ns = words[row + LANDED_NS]
+            update.staleness = words[row + STALENESS]
+            update.nonfinite = words[row + OUTCOME] == NONFINITE
+            deliver(update)
         self._queue.advance(landed - delivered)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -105,8 +124,8 @@ class NativeLane:
         while not native.carry_out(settings.dtype, settings.item_bytes, form)(
             self._address, settings.address
         ):
-            row = native.ROWS + (self._words[native.LANDED] & (self._rows - 1)) * native.ROW
-            form = self._words[row + native.KIND]
+            row = ROWS + (self._words[LANDED] & self._mask) * ROW
+            form = self._words[row + KIND]
 
 
 class NativeLanes:
@@ -193,18 +212,18 @@ class _Settings:
 
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a lane that is told to stop at once."""
-    lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
+    lane, words = np.zeros(ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
     words[native.STOP] = 1
     native.hand_over(lane.ctypes.data, 0)
     native.listen(words.ctypes.data)
-    form, _ = _as_words(hyperparameters)
+    form = _as_words(hyperparameters)[0]
     flat = settings.shared.flat
     dtype = str(flat.dtype).removeprefix("torch.")
     native.carry_out(dtype, flat.element_size(), form)(lane.ctypes.data, words.ctypes.data)
 
 
-@lru_cache(maxsize=64)
-def _as_words(hyperparameters: Hyperparameters) -> tuple[int, memoryview]:
-    """The form of an update, and its factors as the bits of float64."""
+def _as_words(hyperparameters: Hyperparameters) -> memoryview:
+    """The words of a row from its kind on: the form of the update, and the bits of its factors."""
     form = hyperparameters.eps_inside_sqrt + 2 * hyperparameters.coupled
-    return form, np.array(hyperparameters.scalars).view(np.int64).data
+    factors = np.array(hyperparameters.scalars).view(np.int64)
+    return np.concatenate([np.array([form]), factors]).data

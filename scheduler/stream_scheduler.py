@@ -295,14 +295,23 @@ class StreamScheduler:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
         failures = 0
         try:
-            while not self._stopping and (budget.take() or await budget.take_back()):
-                error = await self._try_iteration(worker, context)
-                if error is None:
+            while not self._stopping and (budget.take() or await self._take_back(budget)):
+                try:
+                    if not context._begin():
+                        await context._read()
+                    iteration = worker(context)
+                    if not hasattr(iteration, "__await__"):
+                        raise TypeError(f"worker must be an async callable, got {worker!r}")
+                    await iteration
+                    context._end()
+                except (Exception, asyncio.CancelledError) as error:
+                    failure = self._why_failed(context, error)
+                else:
                     budget.finish()
                     failures = 0
                     continue
                 budget.give_back()
-                record.failures.setdefault(context.index, error)
+                record.failures.setdefault(context.index, failure)
                 failures += 1
                 if self.on_error != "restart" or failures == MAX_FAILURES_IN_A_ROW:
                     return
@@ -311,27 +320,24 @@ class StreamScheduler:
             self._running -= 1
             self._flush()
 
-    async def _try_iteration(self, worker: Worker, context: WorkerContext) -> BaseException | None:
-        """One iteration of a worker; returns what it failed with, if it did."""
+    async def _take_back(self, budget: _Budget) -> bool:
+        """Takes what another worker gives back because it fails; False if nobody will."""
+        if self.on_error == "stop":
+            return False
+        self._running -= 1  # meanwhile, so that no batch waits for this worker
+        self._flush()
         try:
-            await context._begin()
-            iteration = worker(context)
-            if not hasattr(iteration, "__await__"):
-                raise TypeError(f"worker must be an async callable, got {worker!r}")
-            await iteration
-            context._end()
-        except asyncio.CancelledError:
-            context._abandon()
-            if self._stopping:
-                raise
-            return self._why_cancelled(context)
-        except Exception as error:
-            context._abandon()
-            return error
-        return None
+            return await budget.take_back()
+        finally:
+            self._running += 1
 
-    def _why_cancelled(self, context: WorkerContext) -> Exception:
-        """What a worker failed with that was cancelled, and not because the run ends."""
+    def _why_failed(self, context: WorkerContext, error: BaseException) -> BaseException:
+        """What a worker failed with; raises the cancellation by which a run ends."""
+        context._abandon()
+        if not isinstance(error, asyncio.CancelledError):
+            return error
+        if self._stopping:
+            raise error
         task: Any = asyncio.current_task()
         if hasattr(task, "uncancel"):  # from Python 3.11 on
             task.uncancel()

@@ -6,7 +6,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
@@ -78,6 +78,7 @@ class WorkerContext:
         )
         self._scheduler = scheduler
         self._gate = scheduler._gate
+        self._reads_at_once = scheduler._gate is None and snapshot is None
         self._gradients = _CheckedGradients(shared.flat, ms)
         self._passage: Passage | None = None
         self._read_version = 0
@@ -134,7 +135,9 @@ class WorkerContext:
         scheduler._launch(update)
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
-        self._raise_error()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     async def run_blocking(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -155,18 +158,25 @@ class WorkerContext:
 
         return await self._scheduler._run_blocking(self.index, call)
 
-    async def _begin(self) -> None:
-        """Reads the parameters for an iteration, as soon as the policy lets it."""
-        scheduler = self._scheduler
+    def _begin(self) -> bool:
+        """Begins an iteration; whether it may read at once, without ``_read``."""
         self._submitted = False
-        if self._gate is None:
-            self._read_version = scheduler.shared.version
-        else:
+        if self._reads_at_once:
+            self._read_version = self._scheduler.shared.version
+            self._set_busy()
+        return self._reads_at_once
+
+    async def _read(self) -> None:
+        """Reads the parameters as soon as the policy lets it."""
+        if self._gate is not None:
             self._passage = await self._wait(self._gate.begin(), self._gate.reason)
             self._read_version = self._passage.read_version
-        if scheduler.read == "snapshot":
+        if self._scheduler.read == "snapshot":
             await self._wait(self._take_snapshot(), "snapshot")
-        self._busy_since = time.perf_counter()
+
+    def _set_busy(self) -> None:
+        if self._scheduler.deadline is not None:
+            self._busy_since = time.perf_counter()
 
     def _end(self) -> None:
         if not self._submitted:
@@ -188,7 +198,8 @@ class WorkerContext:
             self._read_version = update.staleness
         else:
             self._in_flight -= 1
-        self._error = self._error or error
+        if error is not None and self._error is None:
+            self._error = error
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -218,11 +229,6 @@ class WorkerContext:
         finally:
             self._waiter = None
 
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         """Waits for the scheduler: such time is not the worker's own."""
         self._busy_since = None
@@ -230,16 +236,10 @@ class WorkerContext:
         try:
             return await wait
         finally:
-            self._busy_since = time.perf_counter()
+            self._set_busy()
             timeline = self._scheduler.timeline
             if timeline is not None:
                 timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
-
-
-class _Kept(NamedTuple):
-    reference: weakref.ref[torch.Tensor]
-    layout: tuple[object, ...]
-    checked: Checked
 
 
 class _CheckedGradients:
@@ -247,13 +247,21 @@ class _CheckedGradients:
 
     def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
         self._flat, self._ms = flat, ms
-        self._kept: dict[int, _Kept] = {}
+        self._elements, self._dtype = flat.numel(), flat.dtype
+        self._kept: dict[int, tuple[weakref.ref[torch.Tensor], Checked]] = {}
 
     def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
         """The gradient to keep alive until its update has landed, and where it lies."""
         kept = self._kept.get(id(grad))
-        if kept is not None and kept.reference() is grad and kept.layout == _layout(grad):
-            return grad, kept.checked
+        if (
+            kept is not None
+            and kept[0]() is grad
+            and grad.data_ptr() == kept[1].address
+            and grad.numel() == self._elements
+            and grad.dtype is self._dtype
+            and grad.is_contiguous()
+        ):
+            return grad, kept[1]
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
@@ -266,12 +274,8 @@ class _CheckedGradients:
         if not grad.is_neg():
             if len(self._kept) == _CHECKED_GRADIENTS:
                 self._kept.clear()
-            self._kept[id(grad)] = _Kept(weakref.ref(grad), _layout(grad), checked)
+            self._kept[id(grad)] = weakref.ref(grad), checked
         return plain, checked
-
-
-def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg()
 
 
 Worker = Callable[[WorkerContext], Awaitable[None]]
