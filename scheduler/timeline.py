@@ -32,9 +32,11 @@ class Timeline:
     """
 
     def __init__(self) -> None:
-        self._updates = array("q")  # rows of worker, lane, submitted, started, landed, ...
-        self._waits = array("q")  # rows of worker, reason, start, end
-        self._texts: dict[str, int] = {}  # names of slices, to the numbers that rows hold
+        self._updates = array("q")  # worker, lane, submitted, started, landed, staleness, name
+        self._waits = array("q")  # worker, name, start, end
+        self._texts: dict[
+            str, int
+        ] = {}  # names of slices, to the numbers that stand for them above
 
     def add_update(
         self,
@@ -59,6 +61,7 @@ class Timeline:
             outcome: What became of it; a slice is named by it unless it landed.
 
         Raises:
+            TypeError: If something is no integer, or ``outcome`` no string.
             ValueError: If the times are not in this order.
         """
         if not submitted_ns <= started_ns <= landed_ns:
@@ -80,6 +83,7 @@ class Timeline:
             end_ns: When it went on.
 
         Raises:
+            TypeError: If something is no integer, or ``reason`` no string.
             ValueError: If it ended before it began.
         """
         if end_ns < start_ns:
@@ -125,9 +129,9 @@ class Timeline:
             title = f"{kind} {index}" + (f" ({place + 1})" if place else "")
             yield _metadata("thread_name", track, {"name": title})
             yield _metadata("thread_sort_index", track, {"sort_index": track})
-        for place, (worker, reason, start, end) in zip(places, _lists(waits), strict=True):
+        for place, (worker, name, start, end) in zip(places, _lists(waits), strict=True):
             track = tracks["worker", worker, place]
-            yield _slice(names[reason], "wait", track, start, end, "{}")
+            yield _slice(names[name], "wait", track, start, end, "{}")
         for number, row in enumerate(_lists(updates)):
             worker, lane, submitted, started, landed, staleness, name = row
             if submitted < started:

@@ -155,10 +155,13 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_a_timeline_can_go_on_after_it_was_written(tmp_path: Path) -> None:
     timeline = Timeline()
-    for landed in (1, 2):
-        timeline.add_update(0, 0, START, START, START + landed, staleness=0)
-        timeline.add_wait(0, "landing", START, START + landed)
-        assert len(of_phase(written(timeline, tmp_path), "X")) == 2 * landed
+    for n in range(3):
+        timeline.add_update(0, 0, START + n, START + n, START + n + 1, staleness=0)
+        timeline.add_wait(0, "landing", START + n, START + n + 1)
+        assert slices(written(timeline, tmp_path)) == {
+            "lane 0": [(at / 1000, 0.001, "update") for at in range(n + 1)],
+            "worker 0": [(at / 1000, 0.001, "landing") for at in range(n + 1)],
+        }
 
 
 @pytest.mark.parametrize("times", [(2, 1, 3), (1, 3, 2), (3, 2, 1)])
