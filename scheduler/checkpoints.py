@@ -77,9 +77,11 @@ def save_checkpoint(
             ``worker_ms``.
         OSError: If the file cannot be written; an old one stays as it was.
     """
-    states = {name: _state(name, generator) for name, generator in (generators or {}).items()}
+    states = _states_of({} if generators is None else generators)
     tensors = _tensors_of(shared)
-    checkpoint = _checked(tensors, shared.version, iterations, seeds or {}, states)
+    checkpoint = _checked(
+        tensors, shared.version, iterations, {} if seeds is None else seeds, states
+    )
     tensors |= {_GENERATOR + name: state for name, state in states.items()}
     copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
     content = {
@@ -153,12 +155,13 @@ def _tensors_of(shared: SharedParameters) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _state(name: str, generator: torch.Generator) -> torch.Tensor:
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator {name} must be a torch.Generator, got {type(generator).__name__}"
-        )
-    return generator.get_state()
+def _states_of(generators: Mapping[str, torch.Generator]) -> dict[str, torch.Tensor]:
+    if not isinstance(generators, Mapping):
+        raise TypeError(f"generators must map names to generators, got {generators!r}")
+    for name, generator in generators.items():
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator {name} must be a torch.Generator, got {generator!r}")
+    return {name: generator.get_state() for name, generator in generators.items()}
 
 
 def _checked(

@@ -407,7 +407,9 @@ def test_content_that_is_missing_is_refused(tmp_path: Path) -> None:
         ({"seeds": {"data": 1 << 64}}, ValueError, "seed data must be an integer"),
         ({"seeds": {3: 3}}, TypeError, "names of seeds and generators must be strings, got 3"),
         ({"seeds": 3}, TypeError, "seeds must map names to integers, got 3"),
-        ({"generators": {"g": 3}}, TypeError, "generator g must be a torch.Generator, got int"),
+        ({"generators": {"g": 3}}, TypeError, "generator g must be a torch.Generator, got 3"),
+        ({"generators": [3]}, TypeError, "generators must map names to generators, got [3]"),
+        ({"seeds": 0}, TypeError, "seeds must map names to integers, got 0"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
