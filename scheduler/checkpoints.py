@@ -1,0 +1,266 @@
+"""Checkpoints: all that workers share, saved to one file and loaded from it.
+
+A checkpoint is a safetensors file, so that loading one runs no code. Its tensors are
+``param/<name>``, ``ms``, ``generator/<name>`` and, where there are any, ``worker_ms`` and
+``races``. Its metadata, all strings, are ``hogstream_checkpoint`` (the version of this format),
+``hogstream`` (the version that wrote it), ``content`` (JSON: version, iterations, seeds) and
+``crc32`` (a checksum of all the rest).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata as packages
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.checks import check_integer
+from hogstream.scheduler.files import replace_file
+from hogstream.scheduler.shared_parameters import SharedParameters
+
+#: Version of the format; other versions are refused.
+FORMAT = 1
+
+_GENERATOR = "generator/"
+_SEEDS = -(1 << 63), (1 << 64) - 1  # what torch.manual_seed takes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds beside the shared parameters.
+
+    Attributes:
+        version: How many updates the parameters have had.
+        iterations: How many iterations each worker has finished; empty if that was not saved.
+        seeds: Seeds by name.
+        generators: The state of each generator by name, for ``torch.Generator.set_state``: uint8,
+            shape (bytes,), on the CPU.
+    """
+
+    version: int
+    iterations: tuple[int, ...]
+    seeds: dict[str, int]
+    generators: dict[str, torch.Tensor]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    shared: SharedParameters,
+    *,
+    iterations: Iterable[int] = (),
+    seeds: Mapping[str, int] | None = None,
+    generators: Mapping[str, torch.Generator] | None = None,
+) -> None:
+    """Saves shared parameters and what else a run goes on from.
+
+    No update may be in flight: one that lands meanwhile is saved in part. Needs memory on the host
+    for two copies of what is saved. A crash leaves the old file or the new one, never a part.
+
+    Args:
+        path: The file to write, or to write anew.
+        shared: Saved with ``ms``, ``worker_ms``, ``races`` and ``version``.
+        iterations: How many iterations each worker has finished.
+        seeds: Seeds by name.
+        generators: Generators by name, whose states are saved.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If an iteration is negative, or they are not as many as there are
+            ``worker_ms``.
+        OSError: If the file cannot be written; an old one stays as it was.
+    """
+    states = _states_of({} if generators is None else generators)
+    tensors = _tensors_of(shared)
+    checkpoint = _checked(
+        tensors, shared.version, iterations, {} if seeds is None else seeds, states
+    )
+    tensors |= {_GENERATOR + name: state for name, state in states.items()}
+    copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    content = {
+        "version": checkpoint.version,
+        "iterations": checkpoint.iterations,
+        "seeds": checkpoint.seeds,
+    }
+    metadata = {
+        "hogstream_checkpoint": str(FORMAT),
+        "hogstream": packages.version("hogstream"),
+        "content": json.dumps(content),
+    }
+    metadata["crc32"] = _checksum(copies, metadata)
+    data = save(copies, metadata)
+    with replace_file(path) as file:
+        file.write(data)
+
+
+def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> Checkpoint:
+    """Loads a checkpoint into shared parameters, in place: modules that are attached stay so.
+
+    No update may be in flight. ``worker_ms`` and ``races`` are made in ``shared`` if the checkpoint
+    has them. Races that ``shared`` counts and the checkpoint does not are counted from zero.
+
+    Args:
+        path: A file that ``save_checkpoint`` wrote.
+        shared: With the names, shapes and dtype of the parameters saved; on any device.
+
+    Returns:
+        What else the checkpoint holds.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged, no checkpoint, of another format or of other parameters;
+            nothing has changed then.
+        MemoryError: If ``worker_ms`` does not fit the device; nothing has changed then.
+    """
+    tensors, content = _read(path)
+    states = {
+        name.removeprefix(_GENERATOR): tensors.pop(name).clone()
+        for name in list(tensors)
+        if name.startswith(_GENERATOR)
+    }
+    try:
+        _check_fits(tensors, shared)
+        checkpoint = _checked(tensors, generators=states, **json.loads(content))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    if "worker_ms" in tensors:
+        shared.make_worker_ms(len(tensors["worker_ms"]))
+    if "races" in tensors:
+        shared.count_races()
+    elif shared.races is not None:
+        shared.races.counts.zero_()
+    mine = _tensors_of(shared)
+    for name, tensor in tensors.items():
+        mine[name].copy_(tensor)
+    shared.versions.zero_()
+    shared.versions[shared.slot] = checkpoint.version
+    return checkpoint
+
+
+def _tensors_of(shared: SharedParameters) -> dict[str, torch.Tensor]:
+    """What is saved and loaded of shared parameters, by its name in the file."""
+    tensors = {f"param/{name}": view for name, view in shared.views.items()}
+    tensors["ms"] = shared.ms
+    if shared.worker_ms is not None:
+        tensors["worker_ms"] = shared.worker_ms
+    if shared.races is not None:
+        tensors["races"] = shared.races.counts
+    return tensors
+
+
+def _states_of(generators: Mapping[str, torch.Generator]) -> dict[str, torch.Tensor]:
+    if not isinstance(generators, Mapping):
+        raise TypeError(f"generators must map names to generators, got {generators!r}")
+    for name, generator in generators.items():
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator {name} must be a torch.Generator, got {generator!r}")
+    return {name: generator.get_state() for name, generator in generators.items()}
+
+
+def _checked(
+    tensors: Mapping[str, torch.Tensor],
+    version: Any,
+    iterations: Any,
+    seeds: Any,
+    generators: Mapping[str, torch.Tensor],
+) -> Checkpoint:
+    """A checkpoint of what a user gave, or a file holds, beside the parameters' tensors."""
+    if not isinstance(iterations, Iterable):
+        raise TypeError(f"iterations must be integers, one for each worker, got {iterations!r}")
+    if not isinstance(seeds, Mapping):
+        raise TypeError(f"seeds must map names to integers, got {seeds!r}")
+    for name in (*seeds, *generators):
+        if not isinstance(name, str):
+            raise TypeError(f"names of seeds and generators must be strings, got {name!r}")
+    for name, state in generators.items():
+        if state.dtype != torch.uint8 or state.dim() != 1:
+            raise ValueError(f"generator {name} must be uint8 of shape (n,), got {_kind(state)}")
+    counts = tuple(check_integer("each of iterations", count, 0) for count in iterations)
+    workers = len(tensors.get("worker_ms", counts))
+    if counts and len(counts) != workers:
+        raise ValueError(f"iterations must be of {workers} workers as worker_ms, got {len(counts)}")
+    return Checkpoint(
+        version=check_integer("version", version, 0, torch.iinfo(torch.int64).max),
+        iterations=counts,
+        seeds={name: check_integer(f"seed {name}", seed, *_SEEDS) for name, seed in seeds.items()},
+        generators=dict(generators),
+    )
+
+
+def _check_fits(tensors: Mapping[str, torch.Tensor], shared: SharedParameters) -> None:
+    """Checks that tensors read from a file are those of the shared parameters.
+
+    Raises:
+        ValueError: If a name, shape or dtype differs.
+    """
+    expected = _tensors_of(shared)
+    if "worker_ms" in tensors:  # of any number of workers, if none were made yet
+        workers = max((1, *tensors["worker_ms"].shape[:1]))
+        expected.setdefault("worker_ms", shared.ms.expand(workers, -1))
+    if "races" in tensors:
+        expected.setdefault("races", RaceCounters.of(shared.flat).counts)
+    else:
+        expected.pop("races", None)
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"it must hold the shared parameters' tensors; "
+            f"missing: {sorted(missing)}, unknown: {sorted(unknown)}"
+        )
+    for name, tensor in tensors.items():
+        if _kind(tensor) != _kind(expected[name]):
+            raise ValueError(
+                f"{name} must be {_kind(expected[name])} as the shared one, got {_kind(tensor)}"
+            )
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors and the content of a file, whose format and checksum are right."""
+    try:
+        # Opened by Python as well, whose errors name the file and what is wrong with it.
+        with open(path, "rb"), safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint: {error}") from error
+    saved = metadata.pop("crc32", None)
+    actual = _checksum(tensors, metadata)
+    if saved != actual:
+        raise ValueError(f"{path} is damaged: its checksum must be {saved}, got {actual}")
+    return tensors, metadata.get("content", "")
+
+
+def _check_format(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    found = metadata.get("hogstream_checkpoint")
+    if found is None:
+        raise ValueError(f"{path} must be a checkpoint of hogstream, got other safetensors")
+    if found != str(FORMAT):
+        raise ValueError(
+            f"{path} must be of checkpoint format {FORMAT}, got {found}, "
+            f"written by hogstream {metadata.get('hogstream')}"
+        )
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32, in 8 hexadecimal digits, of the JSON of the metadata and then of each tensor.
+
+    Keys are sorted; a tensor is the JSON of its name, dtype and shape, and then its bytes.
+    """
+    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        description = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        crc = zlib.crc32(json.dumps(description).encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

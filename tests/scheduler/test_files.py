@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from hogstream.scheduler.files import replace_file
+
+
+def test_the_old_file_stays_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with replace_file(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail_halfway() -> None:
+        with replace_file(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail_halfway()
+    assert raised.value is error
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_new_file_has_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with replace_file(tmp_path / "file"):
+        pass
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere" / "file")
+    for text in (b"first", b"second"):
+        with replace_file(link) as file:
+            file.write(text)
+        assert link.is_symlink()
+        assert (tmp_path / "elsewhere" / "file").read_bytes() == text
+    assert os.listdir(tmp_path / "elsewhere") == ["file"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with (
+            pytest.raises(OSError, match="must be a regular file, or none yet"),
+            replace_file(path),
+        ):
+            pytest.fail("the block must not run")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "file"
+    with pytest.raises(FileNotFoundError) as raised, replace_file(path):
+        pytest.fail("the block must not run")
+    assert raised.value.filename == str(path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "file"
+    with pytest.raises(NotADirectoryError) as raised, replace_file(path):
+        pytest.fail("the block must not run")
+    assert raised.value.filename == str(path)
