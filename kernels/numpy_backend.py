@@ -48,7 +48,7 @@ def update_(
     stored = _STORED[table.dtype]
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
     block = min(BLOCK_BYTES // compute.itemsize, pieces.size)
-    scratch = np.empty((4 if stored != compute else 2, block), compute)
+    scratch = np.empty((5 if stored != compute else 3, block), compute)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
             _update_range(table, hyperparameters, start, stop, stored, scratch)
@@ -115,33 +115,36 @@ def _update_block(
     wide = ms.dtype == np.float64
     factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
     lr, alpha, beta, eps, weight_decay, shrink, sign = factors
-    t, u = scratch[:2]
+    # Param and ms are written once, whole: who updates them at the same time finds no product yet
+    # to be added to.
+    t, u, v = scratch[:3]
     p, g = param, grad
     if param.dtype != ms.dtype:
-        p, g = scratch[2:]
+        p, g = scratch[3:]
         _widen(param, out=p)
         _widen(grad, out=g)
     if hyperparameters.maximize or hyperparameters.coupled:
         g = np.multiply(g, sign, out=u)
     if hyperparameters.coupled:
         np.add(g, np.multiply(p, weight_decay, out=t), out=u)
-    if hyperparameters.decoupled_weight_decay:
-        np.multiply(p, shrink, out=p)
     np.multiply(g, beta, out=t)
     np.multiply(t, g, out=t)
-    np.multiply(ms, alpha, out=ms)
-    np.add(ms, t, out=ms)
+    np.multiply(ms, alpha, out=v)
+    np.add(v, t, out=v)
+    ms[...] = v
     if hyperparameters.eps_inside_sqrt:
-        np.add(ms, eps, out=t)
-        np.sqrt(t, out=t)
+        np.add(v, eps, out=v)
+        np.sqrt(v, out=v)
     else:
-        np.sqrt(ms, out=t)
-        np.add(t, eps, out=t)
+        np.sqrt(v, out=v)
+        np.add(v, eps, out=v)
     np.multiply(g, lr, out=u)
-    np.divide(u, t, out=u)
-    np.subtract(p, u, out=p)
-    if p is not param:
-        _narrow(p, out=param, scratch=t)
+    np.divide(u, v, out=u)
+    if hyperparameters.decoupled_weight_decay:
+        p = np.multiply(p, shrink, out=t)
+    np.subtract(p, u, out=param if param.dtype == ms.dtype else p)
+    if param.dtype != ms.dtype:
+        _narrow(p, out=param, scratch=v)
 
 
 def _widen(narrow: Array, out: Array) -> None:
