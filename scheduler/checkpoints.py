@@ -3,8 +3,8 @@
 A checkpoint is a safetensors file, so that loading one runs no code. Its tensors are
 ``param/<name>``, ``ms``, ``generator/<name>`` and, where there are any, ``worker_ms`` and
 ``races``. Its metadata, all strings, are ``hogstream_checkpoint`` (the version of this format),
-``hogstream`` (the version that wrote it), ``content`` (JSON: version, iterations, seeds) and
-``crc32`` (a checksum of all the rest).
+``hogstream`` (the version that wrote it), ``content`` (JSON: version, iterations, seeds, and how
+many elements ``races`` count together) and ``crc32`` (a checksum of all the rest).
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def save_checkpoint(
         "version": checkpoint.version,
         "iterations": checkpoint.iterations,
         "seeds": checkpoint.seeds,
+        "race_block": None if shared.races is None else shared.races.block,
     }
     metadata = {
         "hogstream_checkpoint": str(FORMAT),
@@ -126,14 +127,16 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
         if name.startswith(_GENERATOR)
     }
     try:
-        _check_fits(tensors, shared)
-        checkpoint = _checked(tensors, generators=states, **json.loads(content))
+        described = json.loads(content)
+        block = described.pop("race_block", None)
+        _check_fits(tensors, shared, block)
+        checkpoint = _checked(tensors, generators=states, **described)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     if "worker_ms" in tensors:
         shared.make_worker_ms(len(tensors["worker_ms"]))
     if "races" in tensors:
-        shared.count_races()
+        shared.count_races(block)
     elif shared.races is not None:
         shared.races.counts.zero_()
     mine = _tensors_of(shared)
@@ -194,7 +197,9 @@ def _checked(
     )
 
 
-def _check_fits(tensors: Mapping[str, torch.Tensor], shared: SharedParameters) -> None:
+def _check_fits(
+    tensors: Mapping[str, torch.Tensor], shared: SharedParameters, race_block: Any
+) -> None:
     """Checks that tensors read from a file are those of the shared parameters.
 
     Raises:
@@ -205,7 +210,11 @@ def _check_fits(tensors: Mapping[str, torch.Tensor], shared: SharedParameters) -
         workers = max((1, *tensors["worker_ms"].shape[:1]))
         expected.setdefault("worker_ms", shared.ms.expand(workers, -1))
     if "races" in tensors:
-        expected.setdefault("races", RaceCounters.of(shared.flat).counts)
+        block = check_integer("race_block", race_block, 1)
+        if shared.races is not None and shared.races.block != block:
+            raise ValueError(f"race_block must be {shared.races.block} as here, got {block}")
+        counters = RaceCounters.zeros(shared.elements, block, torch.device("meta"))
+        expected["races"] = counters.counts
     else:
         expected.pop("races", None)
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()

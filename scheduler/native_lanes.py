@@ -226,4 +226,5 @@ def _as_words(hyperparameters: Hyperparameters) -> memoryview:
     """The words of a row from its kind on: the form of the update, and the bits of its factors."""
     form = hyperparameters.eps_inside_sqrt + 2 * hyperparameters.coupled
     factors = np.array(hyperparameters.scalars).view(np.int64)
-    return np.concatenate([np.array([form]), factors]).data
+    words: memoryview = np.concatenate([np.array([form]), factors]).data
+    return words

@@ -50,7 +50,7 @@ def with_all(seed: int, workers: int = 2) -> SharedParameters:
     shared = make_shared(seed)
     worker_ms = shared.make_worker_ms(workers)
     worker_ms.copy_(normal(worker_ms.numel(), worker_ms.dtype, seed + 20).view_as(worker_ms))
-    counts = shared.count_races().counts
+    counts = shared.count_races(2).counts
     counts.copy_(torch.arange(counts.numel()).view_as(counts) + seed)
     return shared
 
@@ -104,7 +104,7 @@ def test_state_of_each_worker_and_races_come_back(tmp_path: Path) -> None:
 def test_races_that_were_not_saved_are_counted_from_zero(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "file", make_shared(0))
     loaded = make_shared(50)
-    counts = loaded.count_races().counts
+    counts = loaded.count_races(2).counts
     counts.fill_(9)
     load_checkpoint(tmp_path / "file", loaded)
     assert loaded.races is not None
