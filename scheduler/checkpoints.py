@@ -18,8 +18,6 @@ from importlib import metadata as packages
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
@@ -77,6 +75,8 @@ def save_checkpoint(
             ``worker_ms``.
         OSError: If the file cannot be written; an old one stays as it was.
     """
+    from safetensors.torch import save  # here: training without checkpoints needs none of it
+
     states = _states_of({} if generators is None else generators)
     tensors = _tensors_of(shared)
     checkpoint = _checked(
@@ -232,6 +232,8 @@ def _check_fits(
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors and the content of a file, whose format and checksum are right."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         # Opened by Python as well, whose errors name the file and what is wrong with it.
         with open(path, "rb"), safe_open(path, framework="pt") as file:

@@ -14,12 +14,18 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler.updates import LaneSettings, Update
 
+#: Called on the event loop with the index of a lane, and what is through on it, in its order.
+Deliver = Callable[[int, Sequence[Update]], None]
+
 
 class Lane(Protocol):
     """An in-order queue of updates; a CPU thread or a CUDA stream.
 
     All methods are for the event loop's thread.
     """
+
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it: ``put``, and ``flush`` of this lane."""
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush`` of the lanes.
@@ -73,17 +79,14 @@ class Lanes(Protocol):
         """Ends every lane; all updates must have landed."""
 
 
-def open_lanes(
-    settings: LaneSettings, count: int, depth: int, deliver: Callable[[Update], None]
-) -> Lanes:
+def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
     """Opens lanes on the device of the shared parameters: CUDA streams, or CPU threads.
 
     Args:
         settings: What is the same for all updates.
         count: How many lanes.
         depth: How many updates and snapshots may be in flight on each.
-        deliver: Called on the event loop with each update that has landed, in their order on the
-            lane.
+        deliver: Takes what is through.
 
     Raises:
         ValueError: If there are no lanes for the device.

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.scheduler import native_loop as native
-from hogstream.scheduler.lanes import Position, Queue
+from hogstream.scheduler.lanes import Deliver, Position, Queue
 from hogstream.scheduler.native_loop import (
     FACTORS,
     KIND,
@@ -32,6 +32,7 @@ from hogstream.scheduler.native_loop import (
 )
 from hogstream.scheduler.updates import LaneSettings, Update
 
+_USUAL_FORM = 1  # eps_inside_sqrt
 _FORM_END = FACTORS + len(Scalars._fields)
 
 
@@ -39,6 +40,7 @@ class NativeLane:
     """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
 
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+        self._index = index
         self._lanes = lanes
         self._event = os.eventfd(0)
         self._mask = rows - 1
@@ -57,6 +59,11 @@ class NativeLane:
             target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
         )
         self._thread.start()
+
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it."""
+        self.put(update)
+        self.flush()
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""
@@ -87,17 +94,22 @@ class NativeLane:
 
     def collect(self) -> None:
         """Delivers what has landed."""
-        words, launched, deliver = self._words, self._launched, self._lanes.deliver
-        delivered, landed = self._queue.delivered, words[LANDED]
-        for index in range(delivered, landed):
+        words, launched = self._words, self._launched
+        delivered = self._queue.delivered
+        through = words[LANDED] - delivered
+        if not through:
+            return
+        landed = []
+        for index in range(delivered, delivered + through):
             row = ROWS + (index & self._mask) * ROW
             update = launched.popleft()
             update.started_ns = words[row + STARTED]
             update.landed_ns = words[row + LANDED_NS]
             update.staleness = words[row + STALENESS]
             update.nonfinite = words[row + OUTCOME] == NONFINITE
-            deliver(update)
-        self._queue.advance(landed - delivered)
+            landed.append(update)
+        self._lanes.deliver(self._index, landed)
+        self._queue.advance(through)
 
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to set: a CPU thread computes at once."""
@@ -118,14 +130,14 @@ class NativeLane:
         os.close(self._event)
 
     def _carry_out(self) -> None:
-        # Compiled for one form of the update at a time; a snapshot goes with any.
-        settings = self._lanes.settings
-        form = 0
-        while not native.carry_out(settings.dtype, settings.item_bytes, form)(
-            self._address, settings.address
-        ):
-            row = ROWS + (self._words[LANDED] & self._mask) * ROW
-            form = self._words[row + KIND]
+        settings, form = self._lanes.settings, _USUAL_FORM
+        while native.await_row(self._address, settings.address, self._words[LANDED]):
+            kind = self._words[ROWS + (self._words[LANDED] & self._mask) * ROW + KIND]
+            if kind != native.SNAPSHOT:  # which goes with any form
+                form = kind
+            native.carry_out(settings.dtype, settings.item_bytes, form)(
+                self._address, settings.address
+            )
 
 
 class NativeLanes:
@@ -136,7 +148,7 @@ class NativeLanes:
         settings: LaneSettings,
         count: int,
         depth: int,
-        deliver: Callable[[Update], None],
+        deliver: Deliver,
     ) -> None:
         self.deliver = deliver
         self.ordered = settings.ordered

@@ -96,7 +96,7 @@ def listen(settings: int) -> None:
 
 
 @cache
-def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], bool]:
+def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], None]:
     """The loop of a lane, for one form of the update.
 
     Args:
@@ -105,19 +105,19 @@ def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], bo
         form: As the kind of a row.
 
     Returns:
-        Called with the addresses of a lane and of the settings, it returns False when it comes to
-        an update of another form, and True when it is told to stop and has nothing left to do.
+        Called with the addresses of a lane and of the settings, it returns when it comes to an
+        update of another form, or is told to stop and has nothing left to do.
     """
     apply = _apply(dtype, eps_inside_sqrt=bool(form & 1), coupled=bool(form & 2))
 
     @numba.njit(nogil=True, cache=True)
-    def loop(lane: int, settings: int) -> bool:
+    def loop(lane: int, settings: int) -> None:
         landed = atomic_load(lane + WORD * LANDED)
         while await_row(lane, settings, landed):
             row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
             kind = atomic_load(row + WORD * KIND)
             if kind != SNAPSHOT and kind != form:
-                return False
+                return
             await_turn(row, settings)
             locked = lock(lane, settings)
             atomic_store(row + WORD * STARTED, now(lane))
@@ -140,7 +140,6 @@ def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], bo
             landed += 1
             atomic_store(lane + WORD * LANDED, landed)
             tell(lane, row, settings)
-        return True
 
     return loop
 

@@ -245,18 +245,20 @@ class RunRecord:
         self._waits_ns: list[int] = []
         self._ages: list[int] = []
 
-    def add(self, update: Update) -> None:
-        """Takes down an update that is through."""
-        if update.error is not None:
-            self._dropped[update.worker] += 1
-        elif update.nonfinite:
-            self._nonfinite[update.worker] += 1
-        else:
-            self._updates_by_worker[update.worker] += 1
-            self._waits_ns.append(update.landed_ns - update.submitted_ns)
-            self._ages.append(update.staleness)
-            if len(self._ages) == _BUFFERED:
-                self._count()
+    def add(self, worker: int, updates: Sequence[Update]) -> None:
+        """Takes down updates of a worker that are through."""
+        before = len(self._ages)
+        for update in updates:
+            if update.error is not None:
+                self._dropped[worker] += 1
+            elif update.nonfinite:
+                self._nonfinite[worker] += 1
+            else:
+                self._waits_ns.append(update.landed_ns - update.submitted_ns)
+                self._ages.append(update.staleness)
+        self._updates_by_worker[worker] += len(self._ages) - before
+        if len(self._ages) >= _BUFFERED:
+            self._count()
 
     def report(self, **attributes: Any) -> RunReport:
         """Stops the clock.

@@ -115,7 +115,8 @@ class SharedParameters:
     @property
     def version(self) -> int:
         """How many updates the parameters have had."""
-        return sum(self._versions)
+        versions = self._versions
+        return versions[0] if len(versions) == 1 else sum(versions)
 
     def land(self) -> None:
         """Counts an update of this process; from one thread at a time."""

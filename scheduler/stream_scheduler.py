@@ -353,12 +353,12 @@ class StreamScheduler:
     def _launch(self, update: Update) -> None:
         """Puts an update on its lane, and flushes the lanes if a batch is complete."""
         assert self._lanes is not None
-        worker = update.worker
-        self._lanes.lanes[worker].put(update)
         self._begin()
+        worker = update.worker
         if self.batch == 1:
-            self._lanes.flush((worker,))
+            self._lanes.lanes[worker].launch(update)
             return
+        self._lanes.lanes[worker].put(update)
         self._put.append(worker)
         if self.batch_of == "lane":
             complete = self._put.count(worker) == self.batch
@@ -375,21 +375,25 @@ class StreamScheduler:
             self._put = [each for each in self._put if each not in chosen]
             self._lanes.flush(tuple(chosen))
 
-    def _on_landing(self, update: Update) -> None:
-        """Takes note of an update that is through."""
+    def _on_landing(self, lane: int, landed: Sequence[Update]) -> None:
+        """Takes note of what is through on a lane."""
         assert self._record is not None  # a run ends only when all its updates have landed
-        error = update.error
-        if update.checked is not None:
-            self._record.add(update)
-            if update.nonfinite and self.on_nonfinite == "raise":
-                error = FloatingPointError("a gradient held an infinity or NaN: it was left out")
-            if self.timeline is not None:
+        context = self._contexts[lane]
+        updates = [update for update in landed if update.checked is not None]
+        self._record.add(lane, updates)
+        if self._gate is not None:
+            for update in landed:
+                if update.passage is not None:
+                    self._gate.end(update.passage)
+        if self.on_nonfinite == "raise" and any(update.nonfinite for update in updates):
+            context._error = FloatingPointError(
+                "a gradient held an infinity or NaN: it was left out"
+            )
+        if self.timeline is not None:
+            for update in updates:
                 _add_to_timeline(self.timeline, update)
-        if update.passage is not None:
-            assert self._gate is not None
-            self._gate.end(update.passage)
-        self._contexts[update.worker]._deliver(update, error)
-        self._end()
+        context._deliver(landed, len(updates))
+        self._end(len(landed))
 
     async def _snapshot_passage(self) -> Passage | None:
         """Waits for the lock, under a policy that has one: a snapshot is whole then."""
@@ -425,8 +429,8 @@ class StreamScheduler:
         if self._under_way == 1:
             self._idle.clear()
 
-    def _end(self) -> None:
-        self._under_way -= 1
+    def _end(self, count: int = 1) -> None:
+        self._under_way -= count
         if self._under_way == 0:
             self._idle.set()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 from hogstream.kernels.numpy_backend import all_finite
-from hogstream.scheduler.lanes import Position, Queue, Wakeup
+from hogstream.scheduler.lanes import Deliver, Position, Queue, Wakeup
 from hogstream.scheduler.updates import LaneSettings, Update
 
 _LOCK_SLICE_SECONDS = 1.0
@@ -22,6 +22,7 @@ class ThreadLane:
     """A lane that is a thread: takes updates in order and applies each, free of the GIL."""
 
     def __init__(self, index: int, lanes: ThreadLanes) -> None:
+        self._index = index
         self._lanes = lanes
         self._queue = Queue()
         self._put: list[Update] = []
@@ -31,6 +32,11 @@ class ThreadLane:
             target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
         )
         self._thread.start()
+
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it."""
+        self.put(update)
+        self.flush()
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""
@@ -48,10 +54,10 @@ class ThreadLane:
 
     def collect(self) -> None:
         """Delivers what has landed."""
-        while self._landed:
-            update = self._landed.popleft()
-            self._lanes.deliver(update)
-            self._queue.advance(1)
+        landed = [self._landed.popleft() for _ in range(len(self._landed))]
+        if landed:
+            self._lanes.deliver(self._index, landed)
+            self._queue.advance(len(landed))
 
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to set: a CPU thread computes at once."""
@@ -86,9 +92,7 @@ class ThreadLane:
 class ThreadLanes:
     """A thread for each lane."""
 
-    def __init__(
-        self, settings: LaneSettings, count: int, deliver: Callable[[Update], None]
-    ) -> None:
+    def __init__(self, settings: LaneSettings, count: int, deliver: Deliver) -> None:
         self.deliver = deliver
         self.wakeup = Wakeup(self._collect)
         self._settings = settings

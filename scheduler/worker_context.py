@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
@@ -136,8 +136,7 @@ class WorkerContext:
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            self._raise_error()
 
     async def run_blocking(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -192,14 +191,14 @@ class WorkerContext:
             self._gate.end(self._passage)
             self._passage = None
 
-    def _deliver(self, update: Update, error: BaseException | None) -> None:
-        """Takes note of an update, or of a snapshot, that is through."""
-        if update.checked is None:
-            self._read_version = update.staleness
-        else:
-            self._in_flight -= 1
-        if error is not None and self._error is None:
-            self._error = error
+    def _deliver(self, landed: Sequence[Update], updates: int) -> None:
+        """Takes note of what is through on the lane: so many updates, and maybe a snapshot."""
+        self._in_flight -= updates
+        for update in landed:
+            if update.error is not None:
+                self._error = self._error or update.error
+            elif update.checked is None:
+                self._read_version = update.staleness
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -219,8 +218,7 @@ class WorkerContext:
         self._scheduler._launch(snapshot)
         while not snapshot.landed_ns:
             await self._delivery()
-        if snapshot.error is not None:
-            raise snapshot.error
+        self._raise_error()
 
     async def _delivery(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -228,6 +226,11 @@ class WorkerContext:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         """Waits for the scheduler: such time is not the worker's own."""
