@@ -37,7 +37,7 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
 
 
 def check_bench(bench: dict[str, Any]) -> None:
-    assert bench["schema"] == 1
+    assert (bench["schema"], bench["partial"]) == (1, False)
     assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
     assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
     assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
@@ -83,7 +83,7 @@ def check_bench(bench: dict[str, Any]) -> None:
 
 def check_report(html: str, bench: dict[str, Any]) -> None:
     images = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]+)"', html)
-    assert len(images) == 4
+    assert len(images) == 5
     for data, alt in images:
         assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
         assert alt
