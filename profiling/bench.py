@@ -37,6 +37,7 @@ class BenchSettings:
         think_time: Median seconds that a worker thinks.
         think_spread: Sigma of the think times' log-normal distribution.
         seed: Of gradients and think times.
+        sweep: Whether it is a sweep over many sizes, to be told as such.
     """
 
     device: torch.device
@@ -50,6 +51,7 @@ class BenchSettings:
     think_time: float
     think_spread: float
     seed: int
+    sweep: bool = False
 
     def steps(self) -> int:
         """How many times ``run_bench`` reports progress."""
@@ -87,6 +89,7 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
             "think_time": settings.think_time,
             "think_spread": settings.think_spread,
             "seed": settings.seed,
+            "sweep": settings.sweep,
         },
         "partial": partial,
         "ceilings": ceilings,

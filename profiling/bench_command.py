@@ -11,6 +11,8 @@ import torch
 from hogstream.profiling import bench as job
 from hogstream.profiling import options, summary
 from hogstream.profiling.console import print_table, print_text, steps
+from hogstream.profiling.gains import BASELINES, CONTENDER
+from hogstream.profiling.heat_map import plot_gains
 from hogstream.profiling.outputs import (
     check_distinct,
     command_line,
@@ -21,8 +23,29 @@ from hogstream.profiling.outputs import (
 from hogstream.profiling.report import write_report
 from hogstream.scheduler.policies import POLICIES
 
+_SWEEP_DEFAULTS = {
+    "elements": "2^10,2^12,2^14,2^16,2^18,2^20,2^22,2^24",
+    "workers": "1,2,4,8,16",
+    "seconds": "1",
+}
+
+
+def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool) -> bool:
+    """Other defaults for what is not given; eager, so that it comes before they are used."""
+    if sweep:
+        context.default_map = _SWEEP_DEFAULTS
+    return sweep
+
 
 @click.command()
+@click.option(
+    "--sweep",
+    is_flag=True,
+    is_eager=True,
+    callback=_set_sweep_defaults,
+    help="Show where lock-free pays and where not: sizes from 2^10 to 2^24, up to 16 workers, and "
+    "1 second each, unless you say otherwise.",
+)
 @options.DEVICE
 @options.BACKEND
 @click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True)
@@ -86,7 +109,14 @@ from hogstream.scheduler.policies import POLICIES
 @click.option(
     "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
 )
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save a heat map of the gain: .png, .svg or .pdf.",
+)
 def bench(
+    sweep: bool,
     device: torch.device,
     backend: str | None,
     dtype: str,
@@ -100,6 +130,7 @@ def bench(
     seed: int,
     json_file: Path | None,
     report: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure lock-free updates against locked and ordered ones.
 
@@ -118,8 +149,11 @@ def bench(
         think_time=think_time,
         think_spread=think_spread,
         seed=seed,
+        sweep=sweep,
     )
-    check_distinct({"--json": json_file, "--report": report})
+    check_distinct({"--json": json_file, "--report": report, "--plot": plot})
+    if sweep or plot is not None:
+        _check_compares(policies)
     try:
         job.check_memory(settings)
     except ValueError as error:
@@ -130,9 +164,20 @@ def bench(
     written = write_files(
         (json_file, partial(write_json, result)),
         (report, partial(write_report, result)),
+        (plot, partial(plot_gains, result)),
     )
     print_table(summary.kernels_table(result))
-    print_table(summary.results_table(result))
+    for table in summary.gains_tables(result) if sweep else [summary.results_table(result)]:
+        print_table(table)
     for sentence in summary.sentences(result):
         print_text(sentence)
     finish(result, written)
+
+
+def _check_compares(policies: tuple[str, ...]) -> None:
+    if CONTENDER not in policies or not set(BASELINES) & set(policies):
+        raise click.BadParameter(
+            f"--sweep and --plot need {CONTENDER} and {' or '.join(BASELINES)}, "
+            f"got '{','.join(policies)}'",
+            param_hint="'--policies'",
+        )

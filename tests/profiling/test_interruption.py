@@ -31,13 +31,14 @@ def check_interrupted(outcome: tuple[int, str, str], *written: Path) -> dict[str
 
 def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
     json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
+    plot = tmp_path / "gain.svg"
     outcome = interrupt_hogstream(
         "2 workers, round 2",
         *("bench", "--device", "cpu", "--elements", "1000,2000,3000", "--workers", "1,2,3,4"),
         *("--policies", "lock-free,locked", "--seconds", "0.5"),
-        *("--json", json_file, "--report", report),
+        *("--json", json_file, "--report", report, "--plot", plot),
     )
-    bench = check_interrupted(outcome, json_file, report)
+    bench = check_interrupted(outcome, json_file, report, plot)
     measured = [(result["workers"], result["policy"]) for result in bench["results"]]
     assert measured[:2] == [(1, "lock-free"), (1, "locked")]
     assert len(measured) % 2 == 0
@@ -45,6 +46,7 @@ def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
     for result in bench["results"]:
         assert len(result["updates_per_second_of_rounds"]) == 5
     assert INTERRUPTED in report.read_text("utf-8")
+    assert "<svg" in plot.read_text("utf-8")
 
 
 def test_compare_leaves_out_the_shape_under_way(tmp_path: Path) -> None:
