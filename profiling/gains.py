@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,8 @@ def gain_sentences(bench: dict[str, Any]) -> list[str]:
 def _where_it_gains(
     baseline: str, gains: dict[tuple[int, int], Gain], alone: dict[int, float]
 ) -> str:
-    sizes = sorted({elements for elements, _ in gains})
+    counts = Counter(elements for elements, _ in gains)
+    sizes = sorted(size for size in counts if counts[size] == max(counts.values()))  # not in part
     gaining = [elements for elements in sizes if _gains_at(elements, gains)]
     if not gaining:
         return f"Lock-free clearly gains over {baseline}, with most worker counts, at no size."

@@ -40,7 +40,7 @@ def gain_heat_map(bench: dict[str, Any]) -> Figure:
     largest = max(abs(math.log2(gain.ratio)) for gains in grids.values() for gain in gains.values())
     limit = 2 ** max(1.0, largest)  # at least 2x, or small gains would look large
     norm = LogNorm(1 / limit, limit)
-    size = (2.6 + len(grids) * (0.6 + 0.75 * len(counts)), 1.7 + 0.42 * len(sizes))
+    size = (2.6 + len(grids) * (0.6 + 0.75 * len(counts)), max(3.6, 1.7 + 0.42 * len(sizes)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
     for axes, (baseline, gains) in zip(panels, grids.items(), strict=True):

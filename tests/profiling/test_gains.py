@@ -78,8 +78,14 @@ def test_table_marks_what_may_be_noise() -> None:
             [[NOISE, NOISE], [LOSS, LOSS]],
             "Lock-free clearly gains over locked, with most worker counts, at no size.",
         ),
+        (
+            [[CLEAR, CLEAR, NOISE], [NOISE]],
+            "Lock-free clearly gains over locked, with most worker counts, up to 2^10 elements; "
+            "the most, 3.00x, with 1 worker at 2^10. That is the largest size: at 2^10 one update "
+            "alone moves 25 % of the update-shaped ceiling.",
+        ),
     ],
-    ids=["ends", "does_not_end", "never"],
+    ids=["ends", "does_not_end", "never", "interrupted"],
 )
 def test_sentence_says_where_the_gain_ends(rows: list[list[list[float]]], said: str) -> None:
     assert gain_sentences(bench_of(*rows)) == [said]
