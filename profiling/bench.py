@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hogstream.profiling.ceilings import measure_ceilings
-from hogstream.profiling.console import counted
-from hogstream.profiling.environment import cache_bytes, describe_environment, free_memory
+from hogstream.profiling.console import counted, size_name
+from hogstream.profiling.environment import SCHEMA, cache_bytes, describe_environment, free_memory
+from hogstream.profiling.gains import BASELINES
+from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.kernel_bench import measure_kernels
-from hogstream.profiling.summary import size_name
 from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
 
-SCHEMA = 1
 ROUNDS = 5
-BASELINES = ("locked", "ordered")
 _WARM_UP_UPDATES = 20
 
 
@@ -39,6 +37,7 @@ class BenchSettings:
         think_time: Median seconds that a worker thinks.
         think_spread: Sigma of the think times' log-normal distribution.
         seed: Of gradients and think times.
+        sweep: Whether it is a sweep over many sizes, to be told as such.
     """
 
     device: torch.device
@@ -52,6 +51,7 @@ class BenchSettings:
     think_time: float
     think_spread: float
     seed: int
+    sweep: bool = False
 
     def steps(self) -> int:
         """How many times ``run_bench`` reports progress."""
@@ -68,31 +68,17 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
         on_step: Called before each of ``settings.steps()`` steps with what is to be measured.
 
     Returns:
-        The JSON output, but for the command line.
+        The JSON output, but for the command line. Interrupted, it is partial: sizes and worker
+        counts whose rounds were not all made are left out.
+
+    Raises:
+        KeyboardInterrupt: If interrupted before there was any result.
     """
     on_step("memory ceilings")
     ceilings = measure_ceilings(settings.device)
     on_step("kernels alone")
     kernels = measure_kernels(settings.device, settings.seed)
-    results = []
-    for elements in settings.elements:
-        shared = SharedParameters(
-            {"flat": torch.zeros(elements, dtype=settings.dtype, device=settings.device)}
-        )
-        gradients = make_gradients(settings, elements)
-        for workers in settings.workers:
-            rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
-            for index in range(ROUNDS):
-                on_step(
-                    f"{size_name(elements)} elements, {counted(workers, 'worker')}, "
-                    f"round {index + 1}"
-                )
-                first = index % len(settings.policies)  # each goes first in its turn
-                for policy in settings.policies[first:] + settings.policies[:first]:
-                    rounds[policy].append(
-                        asyncio.run(_measure(settings, shared, gradients, workers, policy))
-                    )
-            results += _results_of(rounds)
+    parts, partial = gather_until_interrupted(_measure_all(settings, on_step))
     return {
         "schema": SCHEMA,
         "environment": describe_environment(settings.device, settings.backend),
@@ -103,15 +89,17 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
             "think_time": settings.think_time,
             "think_spread": settings.think_spread,
             "seed": settings.seed,
+            "sweep": settings.sweep,
         },
+        "partial": partial,
         "ceilings": ceilings,
         "kernels": kernels,
-        "results": results,
+        "results": [result for part in parts for result in part],
     }
 
 
 def make_gradients(settings: BenchSettings, elements: int) -> list[torch.Tensor]:
-    """Normal gradients for simulated workers to rotate, at least two for each.
+    """Normal gradients for simulated workers to rotate: two for each, or one if it is large.
 
     If parameters and ``ms`` do not fit the cache of a core, a worker's next gradient must not sit
     in cache either, whatever the worker count: all together fill the last level twice.
@@ -143,10 +131,33 @@ def check_memory(settings: BenchSettings) -> None:
 def _gradient_count(settings: BenchSettings, elements: int) -> int:
     own_cache, last_level = cache_bytes(settings.device)
     grad_bytes = elements * settings.dtype.itemsize
-    count = 2 * max(settings.workers)
-    if 2 * grad_bytes > own_cache:
-        count = max(count, -(-2 * last_level // grad_bytes))
-    return count
+    if 2 * grad_bytes <= own_cache:
+        return 2 * max(settings.workers)
+    return max(max(settings.workers), -(-2 * last_level // grad_bytes))
+
+
+async def _measure_all(
+    settings: BenchSettings, on_step: Callable[[str], None]
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yields the results of all policies at each size and worker count."""
+    for elements in settings.elements:
+        shared = SharedParameters(
+            {"flat": torch.zeros(elements, dtype=settings.dtype, device=settings.device)}
+        )
+        gradients = make_gradients(settings, elements)
+        for workers in settings.workers:
+            rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
+            for index in range(ROUNDS):
+                on_step(
+                    f"{size_name(elements)} elements, {counted(workers, 'worker')}, "
+                    f"round {index + 1}"
+                )
+                first = index % len(settings.policies)  # each goes first in its turn
+                for policy in settings.policies[first:] + settings.policies[:first]:
+                    rounds[policy].append(
+                        await _measure(settings, shared, gradients, workers, policy)
+                    )
+            yield _results_of(rounds)
 
 
 async def _measure(

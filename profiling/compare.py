@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 
-from hogstream.profiling.environment import describe_environment, free_memory, installed_version
+from hogstream.profiling.environment import (
+    SCHEMA,
+    describe_environment,
+    free_memory,
+    installed_version,
+)
 from hogstream.profiling.peers import (
     CEILING,
     HOGSTREAM,
@@ -29,7 +34,6 @@ from hogstream.profiling.peers import (
 )
 from hogstream.profiling.shapes import Shape
 
-SCHEMA = 1
 DEFAULT_SHAPES = "2^16,2^20,2^24,resnet50,gpt2,1000x1000"
 #: Rounds are made until a shape's time is used up, but no fewer and no more than this.
 ROUNDS = (7, 99)
@@ -79,18 +83,28 @@ def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> di
         on_step: Called before each of ``settings.steps()`` steps with what is to be done.
 
     Returns:
-        The JSON output, but for the command line.
+        The JSON output, but for the command line. Interrupted, it is partial: the shape under way
+        and those after it are left out.
+
+    Raises:
+        KeyboardInterrupt: If interrupted before there was any result.
     """
     results: list[Measured] = []
     skipped: list[Skipped] = []
-    for shape in settings.shapes:
-        on_step(f"{shape.name}: making parameters, compiling")
-        contenders = _prepare_all(settings, shape, skipped)
-        on_step(f"{shape.name}: measuring")
-        samples = _measure_in_turn(settings, shape, contenders, skipped)
-        results += _results_of(shape, contenders, samples)
-        del contenders
-        _free_memory(settings.device)
+    partial = False
+    try:
+        for shape in settings.shapes:
+            on_step(f"{shape.name}: making parameters, compiling")
+            contenders = _prepare_all(settings, shape, skipped)
+            on_step(f"{shape.name}: measuring")
+            samples = _measure_in_turn(settings, shape, contenders, skipped)
+            results += _results_of(shape, contenders, samples)
+            del contenders
+            _free_memory(settings.device)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        partial = True
     return {
         "schema": SCHEMA,
         "environment": describe_environment(settings.device, settings.backend),
@@ -102,6 +116,7 @@ def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> di
             "seconds": settings.seconds,
             "seed": settings.seed,
         },
+        "partial": partial,
         "peer_versions": {name: installed_version(name) for name in PACKAGES.values()},
         "results": results,
         "skipped": skipped,

@@ -39,6 +39,12 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
 
 
+def size_name(elements: int) -> str:
+    """A number of elements as one says it: 2^20 rather than 1048576."""
+    power = elements.bit_length() - 1
+    return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
+
+
 def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
     """An empty table: the first columns hold text, the others numbers, set to the right.
 

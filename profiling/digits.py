@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from hogstream.profiling.environment import SCHEMA, describe_environment
+from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.scheduler import ModelWorker, RunReport, SharedParameters, StreamScheduler
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -61,58 +65,141 @@ def load_digits(settings: TrainSettings) -> Digits:
     return Digits((x.float(), y.long()), (x_test.float(), y_test.long()))
 
 
-def updates_of(settings: TrainSettings, digits: Digits) -> int:
-    """How many updates the epochs make."""
-    return settings.epochs * -(-len(digits.train[0]) // BATCH_SIZE)
-
-
-def train(
+def run_training(
     settings: TrainSettings,
-    policy: str,
+    policies: Sequence[str],
     digits: Digits,
-    on_update: Callable[[float], None],
+    on_step: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Trains the model with one policy.
+    """Trains a new model with each policy in turn.
 
     Args:
         settings: How.
-        policy: Name of the policy.
+        policies: Names of policies.
         digits: The data.
-        on_update: Called after each update with its batch's loss.
+        on_step: Called before each epoch of each policy with what is to be done.
 
     Returns:
-        One entry of ``results`` in the JSON output.
+        The JSON output, but for the command line. Interrupted, it is partial: the training under
+        way is given as far as it went, its latencies and staleness as null.
+
+    Raises:
+        KeyboardInterrupt: If interrupted before the first update.
     """
-    torch.manual_seed(settings.seed)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
-    ).to(settings.device)
-    shared = SharedParameters.from_module(model)
-    losses: list[tuple[float, float]] = []
-
-    def on_loss(_worker: int, loss: float) -> None:
-        losses.append((time.perf_counter(), loss))
-        on_update(loss)
-
-    worker = ModelWorker(shared, model, batch_loss, shuffled(digits.train, settings.seed), on_loss)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
-        start, report = asyncio.run(
-            _run(settings, policy, shared, worker, updates_of(settings, digits))
-        )
+        results, partial = gather_until_interrupted(_train_all(settings, policies, digits, on_step))
     finally:
         torch.set_num_threads(threads)
-    images, labels = digits.test
-    with torch.no_grad():
-        correct = (model(images).argmax(dim=1) == labels).float().mean().item()
     return {
-        **report.to_dict(),
-        "epochs": settings.epochs,
-        "test_accuracy": correct,
-        "final_loss": sum(loss for _, loss in losses[-50:]) / len(losses[-50:]),
-        "losses": [(round(landed - start, 4), round(loss, 5)) for landed, loss in losses],
+        "schema": SCHEMA,
+        "environment": describe_environment(settings.device, settings.backend),
+        "settings": {"seed": settings.seed, "epochs": settings.epochs},
+        "partial": partial,
+        "results": results,
     }
+
+
+async def _train_all(
+    settings: TrainSettings,
+    policies: Sequence[str],
+    digits: Digits,
+    on_step: Callable[[str], None],
+) -> AsyncIterator[dict[str, Any]]:
+    """Yields the result of each policy, and of one that is cancelled what there is of it."""
+    for policy in policies:
+        training = _Training(settings, policy, digits, on_step)
+        try:
+            report = await training.run()
+        except asyncio.CancelledError:
+            if training.losses:
+                yield training.result(training.report_so_far())
+            raise
+        yield training.result(report)
+
+
+class _Training:
+    """One training of a new model, whose course can be told at any time.
+
+    Attributes:
+        losses: Of each update that has landed: when, in seconds of ``time.perf_counter``, and the
+            loss of its batch.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        policy: str,
+        digits: Digits,
+        on_step: Callable[[str], None],
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.losses: list[tuple[float, float]] = []
+        self._settings = settings
+        self._policy = policy
+        self._digits = digits
+        self._on_step = on_step
+        self._model = torch.nn.Sequential(
+            torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
+        ).to(settings.device)
+        self._shared = SharedParameters.from_module(self._model)
+        self._updates_by_worker = [0] * settings.workers
+        self._updates_per_epoch = -(-len(digits.train[0]) // BATCH_SIZE)
+        self._start = time.perf_counter()
+
+    async def run(self) -> RunReport:
+        """Trains for all epochs."""
+        self._on_step(f"{self._policy}, epoch 1")
+        batches = shuffled(self._digits.train, self._settings.seed)
+        worker = ModelWorker(self._shared, self._model, batch_loss, batches, self._on_loss)
+        async with StreamScheduler(
+            self._shared,
+            workers=self._settings.workers,
+            policy=self._policy,
+            backend=self._settings.backend,
+            lr=LEARNING_RATE,
+        ) as scheduler:
+            self._start = time.perf_counter()
+            updates = self._settings.epochs * self._updates_per_epoch
+            return await scheduler.run(worker, updates=updates)
+
+    def result(self, report: RunReport) -> dict[str, Any]:
+        """One entry of ``results`` in the JSON output."""
+        images, labels = self._digits.test
+        with torch.no_grad():
+            correct = (self._model(images).argmax(dim=1) == labels).float().mean().item()
+        return {
+            **report.to_dict(),
+            "epochs": len(self.losses) / self._updates_per_epoch,
+            "test_accuracy": correct,
+            "final_loss": statistics.fmean(loss for _, loss in self.losses[-50:]),
+            "losses": [
+                (round(landed - self._start, 4), round(loss, 5)) for landed, loss in self.losses
+            ],
+        }
+
+    def report_so_far(self) -> RunReport:
+        """What is known of a run that the scheduler did not report: how many updates, how fast."""
+        return RunReport(
+            policy=self._policy,
+            workers=self._settings.workers,
+            elements=self._shared.elements,
+            dtype="float32",
+            backend=self._settings.backend,
+            device=str(self._settings.device),
+            seconds=self.losses[-1][0] - self._start,
+            latencies_us=[],
+            staleness=Counter(),
+            updates_by_worker=self._updates_by_worker,
+        )
+
+    def _on_loss(self, worker: int, loss: float) -> None:
+        self.losses.append((time.perf_counter(), loss))
+        self._updates_by_worker[worker] += 1
+        done, rest = divmod(len(self.losses), self._updates_per_epoch)
+        if rest == 0 and done < self._settings.epochs:
+            self._on_step(f"{self._policy}, epoch {done + 1}, loss {loss:.4f}")
 
 
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -129,21 +216,3 @@ def shuffled(data: Batch, seed: int) -> Iterator[Batch]:
         order = torch.randperm(len(images), generator=generator).to(images.device)
         for part in order.split(BATCH_SIZE):
             yield images[part], labels[part]
-
-
-async def _run(
-    settings: TrainSettings,
-    policy: str,
-    shared: SharedParameters,
-    worker: ModelWorker,
-    updates: int,
-) -> tuple[float, RunReport]:
-    """The report, and when the workers started."""
-    async with StreamScheduler(
-        shared,
-        workers=settings.workers,
-        policy=policy,
-        backend=settings.backend,
-        lr=LEARNING_RATE,
-    ) as scheduler:
-        return time.perf_counter(), await scheduler.run(worker, updates=updates)

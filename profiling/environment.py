@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+SCHEMA = 1  # of the JSON output of every command
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
 

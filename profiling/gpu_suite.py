@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import torch
 
 from hogstream.profiling.environment import (
+    SCHEMA,
     best_device,
     cuda_devices,
     describe_environment,
@@ -105,7 +106,7 @@ def write_tests_json(xml: Path) -> None:
     }
     failed = outcomes["failure"] + outcomes["error"]
     result = {
-        "schema": 1,
+        "schema": SCHEMA,
         "environment": describe_environment(best_device(), "triton"),
         "passed": len(named) - len(failed) - len(outcomes["skipped"]),
         "failed": failed,

@@ -1,7 +1,7 @@
 """Command-line values: functions that parse and check one before anything runs.
 
-Each takes the text of an option and raises ``click.BadParameter`` if it cannot be honoured; click
-adds the option's name.
+Each function takes the text of an option and raises ``click.BadParameter`` if it cannot be
+honoured; click adds the option's name. Options that several commands share are at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeVar
 import click
 import torch
 
+from hogstream.kernels import available_backends
 from hogstream.kernels.backends import select_backend
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.peers import PEERS
@@ -165,3 +166,33 @@ def _number(text: str, holds: Callable[[float], bool], allowed: str) -> float:
     if not (math.isfinite(value) and holds(value)):
         raise click.BadParameter(f"must be a finite number {allowed}, got {text!r}")
     return value
+
+
+# Options that several commands share.
+DEVICE = click.option(
+    "--device",
+    type=device,
+    metavar="DEVICE",
+    default="best",
+    show_default=True,
+    help="best, cpu, cuda or cuda:N. best is CUDA if there is one.",
+)
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(list(available_backends())),
+    help="Which kernels.  [default: the best for the device]",
+)
+SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of all random input.",
+)
+JSON = click.option(
+    "--json",
+    "json_file",
+    type=output_file,
+    metavar="FILE",
+    help="Write results to this file.",
+)

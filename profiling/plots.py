@@ -13,8 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from hogstream.profiling.console import size_name
 from hogstream.profiling.peers import CEILING, HOGSTREAM, MEMORY
-from hogstream.profiling.summary import results_by_shape, size_name
+from hogstream.profiling.summary import results_by_shape
 
 Result = dict[str, Any]
 
@@ -102,7 +103,7 @@ def kernel_bandwidth(kernels: list[dict[str, Any]], ceiling: float) -> str:
     axes.invert_yaxis()
     axes.set_xlabel(f"GB/s at {size_name(kernels[0]['elements'])} elements, 20 bytes each")
     axes.legend()
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def loss_against_time(results: list[Result], path: Path) -> None:
@@ -236,11 +237,13 @@ def _by_policy(results: list[Result], elements: int) -> Iterable[tuple[str, list
 
 
 def _panels(results: list[Result], draw: Callable[[Axes, int], None]) -> str:
-    """A panel for each size, beside each other, under one legend."""
+    """A panel for each size, in rows, under one legend."""
     sizes = list(dict.fromkeys(result["elements"] for result in results))
-    figure = Figure(figsize=(4.2 * len(sizes), _HEIGHT), layout="constrained")
-    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
-    for axes, elements in zip(panels, sizes, strict=True):
+    columns = min(len(sizes), _COLUMNS)
+    rows = math.ceil(len(sizes) / columns)
+    figure = Figure(figsize=(4.2 * columns, _HEIGHT * rows), layout="constrained")
+    for index, elements in enumerate(sizes):
+        axes = figure.add_subplot(rows, columns, index + 1)
         draw(axes, elements)
         axes.set(xlabel="workers", xscale="log")
         axes.set_xticks(sorted({result["workers"] for result in results}))
@@ -248,12 +251,13 @@ def _panels(results: list[Result], draw: Callable[[Axes, int], None]) -> str:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{size_name(elements)} elements")
         axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """A figure as the text of an SVG image."""
     FigureCanvasSVG(figure)
     text = io.StringIO()
     figure.savefig(text, format="svg")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hogstream.profiling import summary
+from hogstream.profiling.gains import gain_columns, gain_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "profiling" / "results"
@@ -19,7 +20,8 @@ def updated_readme(readme: str, results: Path) -> str:
 
     Args:
         readme: Its text, with the two marks.
-        results: Folder of ``*-bench.json``, ``*-compare.json`` and ``*-train-digits.json`` files.
+        results: Folder of ``*-bench.json``, ``*-sweep.json``, ``*-compare.json`` and
+            ``*-train-digits.json`` files.
 
     Raises:
         ValueError: If a mark is missing.
@@ -46,6 +48,12 @@ def _measured(results: Path) -> str:
         parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
         parts += ["The kernels alone, all cores:"]
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
+    for path in sorted(results.glob("*-sweep.json")):
+        sweep = json.loads(path.read_text("utf-8"))
+        parts += [f"`{sweep['command']}` ([JSON](profiling/results/{path.name})):"]
+        parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(sweep))]
+        for title, gains in gain_tables(sweep).items():
+            parts += [f"{title}:", _table(gain_columns(sweep), gains, 1)]
     for path in sorted(results.glob("*-compare.json")):
         compare = json.loads(path.read_text("utf-8"))
         name = compare["environment"]["device_name"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from rich.table import Table
 
-from hogstream.profiling.console import counted, figure, new_table
+from hogstream.profiling.console import counted, figure, new_table, size_name
+from hogstream.profiling.gains import (
+    BASELINES,
+    gain_columns,
+    gain_sentences,
+    gain_tables,
+    gains_over,
+    share_text,
+)
 from hogstream.profiling.peers import HOGSTREAM, MEMORY
 
 Result = dict[str, Any]
@@ -93,6 +100,17 @@ def results_table(bench: dict[str, Any]) -> Table:
     return table
 
 
+def gains_tables(bench: dict[str, Any]) -> list[Table]:
+    """Lock-free's gain over each baseline, sizes against worker counts."""
+    tables = []
+    for title, rows in gain_tables(bench).items():
+        table = new_table(title, *gain_columns(bench))
+        for row in rows:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
 def kernels_table(bench: dict[str, Any]) -> Table:
     """The kernels alone."""
     table = new_table("Kernels alone", *KERNEL_COLUMNS)
@@ -130,7 +148,7 @@ def compare_row(result: Result) -> tuple[str, ...]:
         _milliseconds(result["milliseconds"]),
         f"{_milliseconds(low)} to {_milliseconds(high)}",
         figure(result["gigabytes_per_second"], 1),
-        _share(result["share_of_ceiling"]),
+        share_text(result["share_of_ceiling"]),
         figure(result["launches"]),
         figure(result["host_us"]),
         figure(result["time_against_hogstream"], 2, "x"),
@@ -215,18 +233,34 @@ def _skipped(compare: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def interruption(result: dict[str, Any]) -> list[str]:
+    """That a result is not whole, if it is not."""
+    if not result.get("partial"):  # older files do not say
+        return []
+    return ["Interrupted: these are only the results that there were by then."]
+
+
 def sentences(bench: dict[str, Any]) -> list[str]:
     """What the measurement says, in words."""
-    said = []
     environment, ceilings = bench["environment"], bench["ceilings"]
-    said.append(
+    said = [
         f"Measured on {environment['device_name']} ({environment['device']}, "
         f"{environment['cores']} cores) with the {environment['backend']} backend. Beyond the "
         f"caches a copy moves {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and the traffic of "
         f"an update {ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
-    )
+    ]
+    return said + (_sweep_sentences(bench) if is_sweep(bench) else _bench_sentences(bench))
+
+
+def is_sweep(bench: dict[str, Any]) -> bool:
+    """Whether ``--sweep`` made it: with so many sizes, gains are told as tables."""
+    return bool(bench["settings"].get("sweep"))  # older files do not say
+
+
+def _bench_sentences(bench: dict[str, Any]) -> list[str]:
+    said = []
     for elements in dict.fromkeys(result["elements"] for result in bench["results"]):
-        for baseline in ("locked", "ordered"):
+        for baseline in BASELINES:
             gains = _gains(bench, elements, baseline)
             if gains:
                 said.append(
@@ -240,38 +274,29 @@ def sentences(bench: dict[str, Any]) -> list[str]:
     return said
 
 
+def _sweep_sentences(bench: dict[str, Any]) -> list[str]:
+    return [
+        *gain_sentences(bench),
+        "In parentheses: the rounds, in which policies took turns, do not agree on which is "
+        "faster. One alone: what the updates of a single worker move, of the update-shaped "
+        f"ceiling. Each worker had up to {counted(bench['settings']['depth'], 'update')} in "
+        "flight.",
+    ]
+
+
 def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
     """Lock-free's gain over a baseline at each worker count, with its range over the rounds."""
-    speeds = {
-        (result["policy"], result["workers"]): result["updates_per_second_of_rounds"]
-        for result in bench["results"]
-        if result["elements"] == elements
-    }
-    said = []
-    for (policy, workers), rounds in speeds.items():
-        others = speeds.get((baseline, workers))
-        if policy != "lock-free" or not others or min(others) == 0:
-            continue
-        gain = statistics.median(rounds) / statistics.median(others)
-        ratios = [mine / theirs for mine, theirs in zip(rounds, others, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        said.append(f"{gain:.2f}x with {counted(workers, 'worker')} ({spread})")
-    return said
-
-
-def size_name(elements: int) -> str:
-    """A number of elements as one says it: 2^20 rather than 1048576."""
-    power = elements.bit_length() - 1
-    return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
+    return [
+        f"{gain.ratio:.2f}x with {counted(workers, 'worker')} "
+        f"({gain.lowest:.2f} to {gain.highest:.2f})"
+        for (size, workers), gain in gains_over(baseline, bench["results"]).items()
+        if size == elements
+    ]
 
 
 def _milliseconds(value: float) -> str:
     """Milliseconds in three digits or more."""
     return figure(value, 3 if value < 10 else 1 if value < 100 else 0)
-
-
-def _share(value: float | None) -> str:
-    return figure(None if value is None else 100 * value, 0, " %")
 
 
 def _staleness(result: Result) -> str:

@@ -37,7 +37,7 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
 
 
 def check_bench(bench: dict[str, Any]) -> None:
-    assert bench["schema"] == 1
+    assert (bench["schema"], bench["partial"]) == (1, False)
     assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
     assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
     assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
@@ -83,13 +83,42 @@ def check_bench(bench: dict[str, Any]) -> None:
 
 def check_report(html: str, bench: dict[str, Any]) -> None:
     images = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]+)"', html)
-    assert len(images) == 4
+    assert len(images) == 5
     for data, alt in images:
         assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
         assert alt
     without_images = re.sub(r"base64,[^\"]+", "", html)
     assert not re.search(r"https?://|<script|<link", without_images)  # self-contained
     assert escape(bench["command"]) in html.replace("&#39;", "&#x27;")
+
+
+def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: Path) -> None:
+    json_file, plot = tmp_path / "sweep.json", tmp_path / "gain.svg"
+    status, out, _ = hogstream(
+        *("bench", "--device", "cpu", "--elements", "64,2^10", "--seconds", "0.02", "--sweep"),
+        *("--json", json_file, "--plot", plot),
+    )
+    assert status == 0
+    sweep = json.loads(json_file.read_text())
+    assert sweep["settings"]["seconds"] == 0.02  # given, so no default
+    assert [(r["elements"], r["workers"], r["policy"]) for r in sweep["results"]] == [
+        (elements, workers, policy)
+        for elements in (64, 1024)
+        for workers in (1, 2, 4, 8, 16)
+        for policy in ("lock-free", "locked", "ordered")
+    ]
+    picture = plot.read_text("utf-8")
+    for baseline in ("locked", "ordered"):
+        assert f"Lock-free over {baseline}" in out
+        assert f"Lock-free clearly gains over {baseline}" in out
+        assert f"over {baseline}" in picture
+    for result in sweep["results"]:
+        if result["policy"] == "lock-free":
+            gain = f"{result['gain_over_locked']:.2f}x"
+            assert gain in out
+            assert gain in picture
+    for label in ("elements of the shared parameters", "workers", "gain in updates/s"):
+        assert label in picture
 
 
 def test_report_escapes_what_comes_from_outside() -> None:
@@ -211,6 +240,16 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         (["bench", "--depth", "0"], "'--depth': 0 is not in the range"),
         (["bench", "--elements", "2^39"], "'--elements': must fit the memory of cpu, of which"),
         (["bench", "--json", "x", "--report", "./x"], "--json and --report must be different"),
+        (
+            ["bench", "--plot", "x.svg", "--report", "x.svg"],
+            "--report and --plot must be different",
+        ),
+        (["bench", "--plot", "x.txt"], "'--plot': must end in .png, .svg or .pdf"),
+        (
+            ["bench", "--sweep", "--policies", "lock-free"],
+            "'--policies': --sweep and --plot need lock-free and locked or ordered, got",
+        ),
+        (["bench", "--plot", "x.svg", "--policies", "locked,ordered"], "need lock-free and locked"),
         (["bench", "--seconds", "nan"], "'--seconds': must be a finite number > 0, got 'nan'"),
         (["bench", "--think-time", "-1"], "'--think-time': must be a finite number >= 0"),
         (["bench", "--seed", "-1"], "'--seed': -1 is not in the range"),

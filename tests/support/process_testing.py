@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from multiprocessing.process import BaseProcess
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -42,3 +45,44 @@ def run_to_end(process: BaseProcess) -> None:
         process.join()
     assert not hangs, f"still running after {LIMIT_SECONDS} s"
     assert process.exitcode == 0
+
+
+def interrupt_hogstream(line: str, *arguments: object) -> tuple[int, str, str]:
+    """Runs the ``hogstream`` command and sends it one SIGINT when its progress shows a line.
+
+    Args:
+        line: What the line must hold.
+        arguments: Of the command.
+
+    Returns:
+        Exit status, standard output and standard error.
+    """
+    # Whoever runs the tests in the background may have them, and so the command, ignore SIGINT.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from hogstream.profiling.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    shown = []
+    with (
+        TemporaryFile("w+") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        limit = threading.Timer(LIMIT_SECONDS, process.kill)
+        limit.start()
+        try:
+            assert process.stderr is not None
+            for each in process.stderr:
+                shown.append(each)
+                if line in each:
+                    process.send_signal(signal.SIGINT)
+                    break
+            else:
+                raise AssertionError(f"no line with {line!r} in {''.join(shown)}")
+            shown += process.stderr
+            status = process.wait()
+        finally:
+            limit.cancel()
+            process.kill()
+        out.seek(0)
+        return status, out.read(), "".join(shown)

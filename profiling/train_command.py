@@ -1,0 +1,93 @@
+"""``hogstream train``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+
+from hogstream.profiling import digits as job
+from hogstream.profiling import options, plots, summary
+from hogstream.profiling.console import print_table, steps
+from hogstream.profiling.outputs import (
+    check_distinct,
+    command_line,
+    finish,
+    write_files,
+    write_json,
+)
+from hogstream.scheduler.policies import POLICIES
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def train(context: click.Context) -> None:
+    """Train a model with asynchronous workers."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@train.command("digits")
+@options.DEVICE
+@options.BACKEND
+@click.option(
+    "--workers",
+    type=click.IntRange(1, options.MAX_WORKERS),
+    default=4,
+    show_default=True,
+    help="How many workers.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice([*POLICIES, "all"]),
+    default="lock-free",
+    show_default=True,
+    help="What an update waits for; all runs each in turn.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="How often each image is seen, over all workers.",
+)
+@options.SEED
+@options.JSON
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save loss against time: .png, .svg or .pdf.",
+)
+def train_digits(
+    device: torch.device,
+    backend: str | None,
+    workers: int,
+    policy: str,
+    epochs: int,
+    seed: int,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
+    check_distinct({"--json": json_file, "--plot": plot})
+    settings = job.TrainSettings(
+        device=device,
+        backend=options.resolve_backend(backend, device),
+        workers=workers,
+        epochs=epochs,
+        seed=seed,
+    )
+    digits = job.load_digits(settings)
+    policies = list(POLICIES) if policy == "all" else [policy]
+    with steps(len(policies) * epochs) as progress:
+        result = job.run_training(settings, policies, digits, progress.begin)
+    result["command"] = command_line()
+    written = write_files(
+        (json_file, partial(write_json, result)),
+        (plot, partial(plots.loss_against_time, result["results"])),
+    )
+    print_table(summary.training_table(result["results"]))
+    finish(result, written)
