@@ -82,8 +82,8 @@ def update_(
     return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 
-def race_block(dtype: torch.dtype) -> int:
-    """How many elements of a parameter ``RaceCounters`` should count together."""
+def race_block(dtype: torch.dtype, device: torch.device) -> int:
+    """How many elements race counters count together: as many for all dtypes."""
     return _RACE_BLOCK
 
 
