@@ -128,7 +128,8 @@ def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[.
         releases the GIL when Python calls it. ``param``, ``grad`` and ``ms`` are addresses;
         ``factors`` are ``in_float32`` or ``in_float64`` of the hyperparameters. ``counts`` is the
         address of ``RaceCounters.counts``, for ``blocks`` blocks of ``block_elements`` elements, or
-        0 to count no races; the other two are of no account then.
+        0 to count no races; the other two are of no account then. Numba keeps this function in its
+        cache, but none that has it in its closure: such a caller is compiled in each process.
     """
     stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
 

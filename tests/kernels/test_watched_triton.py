@@ -14,10 +14,13 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import check_operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
 from update_testing import (
+    ADDS_2_TO_A_COUNT,
+    ALIASED,
     COMPUTE,
     DTYPES,
     INTERPRETER_WARNS,
     State,
+    aliased,
     assert_same_bits,
     extreme,
     formula,
@@ -81,6 +84,17 @@ def test_goes_on_from_what_earlier_updates_left():
     blocks = launch.counters.blocks
     assert launch.counters.counts.tolist() == [[10] * blocks, [6] * blocks, [4] * blocks]
     assert launch.counters.lost == 4 * blocks
+
+
+@pytest.mark.parametrize(("row", "counts"), ALIASED)
+def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
+    backend = select_backend("triton", DEVICE.type)
+    assert backend.race_block is not None
+    counters = RaceCounters.zeros(1, backend.race_block(torch.float64, DEVICE), DEVICE)
+    param, grad, ms = aliased(counters, row)
+    table = LaunchTable([check_operands(param, grad, ms)])
+    backend.update_(table, ADDS_2_TO_A_COUNT, None, counters)
+    assert counters.counts.flatten().tolist() == counts
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "uncounted"])
