@@ -82,8 +82,8 @@ def update_(
     return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 
-def race_block(dtype: torch.dtype) -> int:
-    """How many elements of a parameter ``RaceCounters`` should count together."""
+def race_block(dtype: torch.dtype, device: torch.device) -> int:
+    """How many elements race counters count together: as many for all dtypes."""
     return _RACE_BLOCK
 
 
@@ -128,7 +128,8 @@ def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[.
         releases the GIL when Python calls it. ``param``, ``grad`` and ``ms`` are addresses;
         ``factors`` are ``in_float32`` or ``in_float64`` of the hyperparameters. ``counts`` is the
         address of ``RaceCounters.counts``, for ``blocks`` blocks of ``block_elements`` elements, or
-        0 to count no races; the other two are of no account then.
+        0 to count no races; the other two are of no account then. Numba keeps this function in its
+        cache, but none that has it in its closure: such a caller is compiled in each process.
     """
     stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
 

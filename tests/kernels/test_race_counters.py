@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
-from update_testing import COMPUTE, DTYPES, State, assert_same_bits, extreme, formula, normal
+from update_testing import (
+    ADDS_2_TO_A_COUNT,
+    ALIASED,
+    COMPUTE,
+    DTYPES,
+    State,
+    aliased,
+    assert_same_bits,
+    extreme,
+    formula,
+    normal,
+)
 
 
 def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
@@ -104,6 +115,17 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
         [0] * counters.blocks
     ]
+
+
+@pytest.mark.parametrize(("row", "counts"), ALIASED)
+def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
+    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    counters = RaceCounters.zeros(1, 1)
+    operands = aliased(counters, row)
+    addresses = [tensor.data_ptr() for tensor in operands]
+    update = numba_backend.update_range("float64", True, False)
+    update(*addresses, 1, ADDS_2_TO_A_COUNT.in_float64, counters.counts.data_ptr(), 1, 1)
+    assert counters.counts.flatten().tolist() == counts
 
 
 def test_threads_that_race_are_all_counted():
