@@ -15,8 +15,8 @@ def all_finite(backend: Backend, *grads: torch.Tensor) -> bool:
     if backend.name == "numba":
         from hogstream.kernels import numba_backend
 
-        finite = numba_backend.all_finite(str(grads[0].dtype).removeprefix("torch."))
-        return all(finite(grad.data_ptr(), grad.numel()) for grad in grads)
+        finite = numba_backend.finite_function(str(grads[0].dtype).removeprefix("torch."))
+        return all(finite.ctypes(grad.data_ptr(), grad.numel()) for grad in grads)
     moved = [grad.to(backend.device) for grad in grads]
     others = [(torch.empty_like(g), torch.empty_like(g, dtype=COMPUTE[g.dtype])) for g in moved]
     table = LaunchTable(
