@@ -14,6 +14,7 @@ import torch
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import check_choice, check_integer, check_number, check_switch
 from hogstream.scheduler.gates import Gate, LockGate, Passage, make_gate
 from hogstream.scheduler.lanes import Lanes, open_lanes, warm_up
@@ -239,7 +240,7 @@ class StreamScheduler:
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed. A
                 worker also fails if it returns without submitting a gradient.
         """
-        budget = _Budget(updates, seconds)
+        budget = Budget(updates, seconds)
         finished = self._check_iterations(iterations)
         if self._lanes is None:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
@@ -290,7 +291,7 @@ class StreamScheduler:
                     self._tasks[context.index].cancel()
 
     async def _work(
-        self, worker: Worker, context: WorkerContext, budget: _Budget, record: RunRecord
+        self, worker: Worker, context: WorkerContext, budget: Budget, record: RunRecord
     ) -> None:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
         failures = 0
@@ -507,37 +508,6 @@ class StreamScheduler:
             device=str(self.shared.flat.device),
             partial=partial,
             **(counted if self.telemetry else {}),
-        )
-
-
-class _Budget:
-    """How many iterations workers may still start."""
-
-    def __init__(self, updates: int | None, seconds: float | None) -> None:
-        if updates is None and seconds is None:
-            raise ValueError("updates or seconds must be given, got neither")
-        self._left = None if updates is None else check_integer("updates", updates, at_least=1)
-        self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
-        self._deadline = float("inf")
-
-    def start(self) -> None:
-        if self._seconds is not None:
-            self._deadline = time.perf_counter() + self._seconds
-
-    def take(self) -> bool:
-        if self.is_spent():
-            return False
-        if self._left is not None:
-            self._left -= 1
-        return True
-
-    def give_back(self) -> None:
-        if self._left is not None:
-            self._left += 1
-
-    def is_spent(self) -> bool:
-        return self._left == 0 or (
-            self._seconds is not None and time.perf_counter() >= self._deadline
         )
 
 
