@@ -247,8 +247,9 @@ class StreamScheduler:
         if self._record is not None:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._contexts = self._make_contexts(self._lanes, finished)
-        self._record = record = RunRecord(self.workers)
-        races = self._race_totals()
+        self._record = record = RunRecord(
+            self.workers, self.shared.races if self.telemetry else None
+        )
         self._stopping = False
         budget.start()
         self._tasks = {
@@ -267,7 +268,7 @@ class StreamScheduler:
                 self._record = None
                 self._note_failures(record)
                 whole = ended and budget.is_spent()
-                self.report = self._make_report(record, races, partial=not whole)
+                self.report = record.report(**self._described(), partial=not whole)
         if record.failures and (self.on_error == "stop" or not self.report.updates):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
@@ -466,13 +467,6 @@ class StreamScheduler:
         assert self.backend.race_block is not None  # checked before
         return self.shared.count_races(self.backend.race_block(self.shared.flat.dtype))
 
-    def _race_totals(self) -> list[int]:
-        """How many updates of a block landed, survived and were overwritten until now."""
-        if not self.telemetry or self.shared.races is None:
-            return [0, 0, 0]
-        totals: list[int] = self.shared.races.counts.sum(dim=1).tolist()
-        return totals
-
     def _make_contexts(self, lanes: Lanes, iterations: list[int]) -> list[WorkerContext]:
         return [
             WorkerContext(self, index, lane, ms, snapshot, iteration)
@@ -490,25 +484,16 @@ class StreamScheduler:
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
 
-    def _make_report(self, record: RunRecord, races: list[int], *, partial: bool) -> RunReport:
-        landed, survived, overwritten = (
-            now - before for now, before in zip(self._race_totals(), races, strict=True)
-        )
-        counted = {
-            "block_updates": landed,
-            "lost_block_updates": landed - survived,
-            "overwritten_block_updates": overwritten,
+    def _described(self) -> dict[str, Any]:
+        """What runs here, as attributes of a report."""
+        return {
+            "policy": self.policy.name,
+            "workers": self.workers,
+            "elements": self.shared.elements,
+            "dtype": str(self.shared.flat.dtype).removeprefix("torch."),
+            "backend": self.backend.name,
+            "device": str(self.shared.flat.device),
         }
-        return record.report(
-            policy=self.policy.name,
-            workers=self.workers,
-            elements=self.shared.elements,
-            dtype=str(self.shared.flat.dtype).removeprefix("torch."),
-            backend=self.backend.name,
-            device=str(self.shared.flat.device),
-            partial=partial,
-            **(counted if self.telemetry else {}),
-        )
 
 
 def _add_to_timeline(timeline: Timeline, update: Update) -> None:
