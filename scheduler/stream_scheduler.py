@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import check_choice, check_integer, check_number, check_switch
 from hogstream.scheduler.gates import Gate, LockGate, Passage, make_gate
 from hogstream.scheduler.lanes import Lanes, open_lanes, warm_up
@@ -201,7 +202,7 @@ class StreamScheduler:
     ) -> None:
         """Ends a run under way, waits for everything in flight, and closes the lanes."""
         try:
-            await _uncancelled(self._drain)
+            await uncancelled(self._drain)
         finally:
             for thread in self._threads:
                 thread.close()
@@ -263,7 +264,7 @@ class StreamScheduler:
             closed, ended = self._stopping, True
         finally:
             try:
-                await _uncancelled(self._drain)
+                await uncancelled(self._drain)
             finally:
                 self._record = None
                 self._note_failures(record)
@@ -507,16 +508,3 @@ def _add_to_timeline(timeline: Timeline, update: Update) -> None:
         update.staleness,
         outcome,
     )
-
-
-async def _uncancelled(wait: Callable[[], Awaitable[Any]]) -> None:
-    """Waits to the end, begun again after each cancellation, and raises the cancellation then."""
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            await wait()
-            break
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
