@@ -137,8 +137,9 @@ class ProcessScheduler:
         """Ends a run under way, and every process."""
         self._open = False
         self._stop()
-        if self._tasks:
-            await uncancelled(lambda: asyncio.wait(self._tasks), self._kill)
+        tasks = self._tasks
+        if tasks:
+            await uncancelled(lambda: asyncio.wait(tasks), self._kill)
         started = self._started.values()
         await uncancelled(lambda: asyncio.gather(*(process.end() for process in started)))
         self._started.clear()
@@ -187,9 +188,9 @@ class ProcessScheduler:
         run = _Run(
             pickled, self._divide(budget), self.shared.races if self._like.telemetry else None
         )
-        self._tasks = [asyncio.create_task(self._work(share, run)) for share in run.shares]
+        tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
         try:
-            await uncancelled(lambda: asyncio.wait(self._tasks), self._stop, self._kill)
+            await uncancelled(lambda: asyncio.wait(tasks), self._stop, self._kill)
         finally:
             self._tasks = []
             self.report = run.report()
