@@ -106,7 +106,11 @@ class NativeLane:
             update.started_ns = words[row + STARTED]
             update.landed_ns = words[row + LANDED_NS]
             update.staleness = words[row + STALENESS]
-            update.nonfinite = words[row + OUTCOME] == NONFINITE
+            outcome = words[row + OUTCOME]
+            if outcome:
+                update.nonfinite = outcome == NONFINITE
+                if outcome < 0:
+                    update.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
             landed.append(update)
         self._lanes.deliver(self._index, landed)
         self._queue.advance(through)

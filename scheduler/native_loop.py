@@ -45,7 +45,7 @@ FINITE, STALENESS_AWARE, ORDERED, LOCK, LOOP_EVENT = range(9, 14)
 NEXT, WOKEN, STOP = 16, 24, 32
 SETTINGS = 40
 
-#: Outcomes.
+#: Outcomes; below 0, minus the number of an error of the lock.
 DONE, NONFINITE = 0, 1
 
 _CLOCK_MONOTONIC, _CLOCK_REALTIME = 1, 0
@@ -105,14 +105,16 @@ def carry_out(lane: int, settings: int) -> None:
     while await_row(lane, settings, landed):
         row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
         await_turn(row, settings)
-        locked = lock(lane, settings)
+        error = lock(lane, settings)
         atomic_store(row + WORD * STARTED, now(lane))
-        if atomic_load(row + WORD * UPDATE) == 0:
+        if error != 0:
+            atomic_store(row + WORD * OUTCOME, -error)
+        elif atomic_load(row + WORD * UPDATE) == 0:
             take_snapshot(row, settings)
         else:
             land(row, settings, apply(row, settings))
-        if locked:
-            _unlock(atomic_load(settings + WORD * LOCK))
+        if error == 0:
+            unlock(settings)
         atomic_store(row + WORD * LANDED_NS, now(lane))
         landed += 1
         atomic_store(lane + WORD * LANDED, landed)
@@ -204,11 +206,11 @@ def await_turn(row: int, settings: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def lock(lane: int, settings: int) -> bool:
-    """Takes the lock that is shared with other processes, if there is one."""
+def lock(lane: int, settings: int) -> int:
+    """Takes the lock that is shared with other processes, if there is one; 0 or an error."""
     mutex = atomic_load(settings + WORD * LOCK)
     if mutex == 0:
-        return False
+        return 0
     until = lane + WORD * TIME
     while True:
         _clock(_CLOCK_REALTIME, until)
@@ -217,9 +219,17 @@ def lock(lane: int, settings: int) -> bool:
         if result == _OWNER_DEAD:
             _consistent(mutex)
             atomic_add(mutex + LOCK_RECOVERIES, 1)
-            return True
+            return 0
         if result != _TIMED_OUT:
-            return True
+            return result
+
+
+@numba.njit(nogil=True, cache=True)
+def unlock(settings: int) -> None:
+    """Releases that lock, if there is one."""
+    mutex = atomic_load(settings + WORD * LOCK)
+    if mutex != 0:
+        _unlock(mutex)
 
 
 @numba.njit(nogil=True, cache=True)
