@@ -124,6 +124,7 @@ def carry_out(lane: int, settings: int) -> None:
 @numba.njit(nogil=True, cache=True)
 def take_snapshot(row: int, settings: int) -> None:
     """Copies the parameters; the version that the copy holds at least is its staleness."""
+    atomic_store(row + WORD * OUTCOME, DONE)
     atomic_store(row + WORD * STALENESS, version(settings))
     _copy(
         atomic_load(row + WORD * SOURCE),
@@ -206,7 +207,7 @@ def await_turn(row: int, settings: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def lock(lane: int, settings: int) -> int:
+def lock(lane: int, settings: int) -> Any:
     """Takes the lock that is shared with other processes, if there is one; 0 or an error."""
     mutex = atomic_load(settings + WORD * LOCK)
     if mutex == 0:
