@@ -12,6 +12,7 @@ import torch
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
+from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.updates import LaneSettings, Update
 
 #: Called on the event loop with the index of a lane, and what is through on it, in its order.
@@ -58,6 +59,8 @@ class Lane(Protocol):
 
         Raises:
             TypeError: If it is no such event.
+            ValueError: If it was not recorded.
+            RuntimeError: If the lanes are closed before it is done.
         """
 
 
@@ -119,7 +122,17 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     spare = Operands(
         *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
     )
-    settings.backend.update_(LaunchTable([spare]), hyperparameters)
+    table, device = LaunchTable([spare]), shared.flat.device
+    if device.type != "cuda":
+        settings.backend.update_(table, hyperparameters)
+        return
+    races = settings.races
+    settings.backend.kernel(
+        table,
+        hyperparameters,
+        counters=None if races is None else RaceCounters.zeros(1, races.block, device),
+        verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
+    )
 
 
 class Wakeup:

@@ -84,8 +84,9 @@ class StreamScheduler:
                 waits for.
             depth: How many updates of one worker may be in flight, at least 1. A worker needs as
                 many gradient buffers.
-            batch: How many updates are handed over at once, at least 1: on a GPU they are one CUDA
-                graph, which pays where an update is not worth a launch of its own.
+            batch: How many updates are handed over at once, at least 1. On a GPU, those of the same
+                lanes and gradients as some before are one CUDA graph, which pays where an update is
+                not worth a launch of its own; not with ``staleness_aware``.
             batch_of: ``"lane"``: a batch is of one worker's updates, at most ``depth``, one after
                 the other. ``"lanes"``: it is of all workers' updates, at most ``depth`` times
                 ``workers``, each down its lane, beside each other.
@@ -186,6 +187,7 @@ class StreamScheduler:
                 check_finite=self.on_nonfinite != "apply",
                 races=self._count_races() if self.telemetry else None,
                 lock=self.process_lock,
+                timed=self.timeline is not None,
             )
             await self._run_blocking(0, partial(warm_up, settings, self.hyperparameters))
             self._lanes = open_lanes(settings, self.workers, self.depth + 1, self._on_landing)

@@ -43,6 +43,7 @@ class LaneSettings:
         check_finite: An update whose gradient holds an infinity or NaN is left out.
         races: Where races are counted, if they are.
         lock: Held from before an update until it has landed, against other processes.
+        timed: A GPU takes the times of updates, which costs it something; for a timeline.
     """
 
     shared: SharedParameters
@@ -52,6 +53,7 @@ class LaneSettings:
     check_finite: bool = False
     races: RaceCounters | None = None
     lock: ProcessLock | None = None
+    timed: bool = False
 
 
 @dataclass(slots=True, eq=False)
