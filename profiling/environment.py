@@ -35,6 +35,7 @@ def describe_environment(device: torch.device, backend: str) -> dict[str, Any]:
             **{package: installed_version(package) for package in _PACKAGES},
             "cuda": torch.version.cuda,
         },
+        "cuda_device_max_connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
         "commit": source_commit(),
     }
 
