@@ -68,7 +68,7 @@ class CudaLane:
         """Makes the lane's stream the current one, after the caller's current one."""
         self._check_open()
         self.computes = True
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        _follow_current(self.stream)
         _wait_for(self.last, self.stream)
         return torch.cuda.stream(self.stream)
 
@@ -265,11 +265,12 @@ class CudaLanes:
         self.lanes: list[CudaLane] = []
         self.watcher = EventWatcher()
         try:
-            for index in range(count):
-                self.lanes.append(CudaLane(index, create_stream(device), self))
             if settings.check_finite:
-                streams = [lane.stream for lane in self.lanes]
-                self._verdicts = self._allocate_verdicts(count, streams).split(1)
+                self._verdicts = torch.empty(count, dtype=torch.int32, device=device).split(1)
+            for index in range(count):
+                lane = CudaLane(index, create_stream(device), self)
+                self.lanes.append(lane)
+                _follow_current(lane.stream)  # which may still be making what lanes use
             if settings.timed:
                 self.clock = DeviceClock(
                     self.lanes[0].stream.record_event(torch.cuda.Event(enable_timing=True))
@@ -405,7 +406,8 @@ class CudaLanes:
         verdicts: Sequence[torch.Tensor | None] = [None] * len(group)
         found = None
         if self.settings.check_finite:
-            found = self._allocate_verdicts(len(group), [group[0].lane.stream])
+            found = torch.empty(len(group), dtype=torch.int32, device=self._device)
+            _follow_current(group[0].lane.stream)  # where others may still use that memory
             verdicts = found.split(1)
         branches: dict[Hashable, list[Callable[[], None]]] = {}
         for put, verdict in zip(group, verdicts, strict=True):
@@ -438,15 +440,6 @@ class CudaLanes:
         settings.backend.kernel(
             update.checked.table, numbers, counters=settings.races, verdict=verdict
         )
-
-    def _allocate_verdicts(
-        self, updates: int, streams: Sequence[torch.cuda.Stream]
-    ) -> torch.Tensor:
-        """Where to find out on some streams which updates to leave out."""
-        found = torch.empty(updates, dtype=torch.int32, device=self._device)
-        for stream in streams:  # the current one may not be through with whose memory it was
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-        return found
 
     def _pool_of_marks(self, updates: int) -> Pool[Mark]:
         verdicts = updates if self.settings.check_finite else 0
@@ -495,6 +488,11 @@ class _LockingLauncher:
         for launch in self._lanes.launch(puts, ready):
             launch.landed.wait()
         self._lock.release()
+
+
+def _follow_current(stream: torch.cuda.Stream) -> None:
+    """Has a stream wait for what the current one has been given."""
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
 
 
 def _wait_for(launch: Launch | None, stream: torch.cuda.Stream) -> None:

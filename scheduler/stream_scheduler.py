@@ -43,9 +43,11 @@ class StreamScheduler:
         async with StreamScheduler(shared, workers=16, policy="lock-free") as scheduler:
             report = await scheduler.run(worker, updates=10_000)
 
-    Lanes are CUDA streams for parameters on a GPU, and CPU threads otherwise. Leaving the scope
-    ends a run under way, waits for all updates in flight, and leaves no task, thread, stream or
-    event behind: on success, error and cancellation alike.
+    Lanes are CUDA streams for parameters on a GPU, and CPU threads otherwise. A GPU runs 8 streams
+    beside each other, or as many as ``CUDA_DEVICE_MAX_CONNECTIONS`` says when CUDA starts, at most
+    32: set it before, as the command line does; here it is too late. Leaving the scope ends a run
+    under way, waits for all updates in flight, and leaves no task, thread, stream or event behind:
+    on success, error and cancellation alike.
 
     Attributes:
         shared: What the workers update.
