@@ -28,7 +28,7 @@ from hogstream.scheduler.cuda_streams import (
     make_current,
 )
 from hogstream.scheduler.event_watcher import EventWatcher
-from hogstream.scheduler.lanes import Position, Queue
+from hogstream.scheduler.lanes import Deliver, Position, Queue
 from hogstream.scheduler.process_lock import ProcessLock
 from hogstream.scheduler.updates import LaneSettings, Update
 
@@ -54,15 +54,20 @@ class CudaLane:
         self._lanes = lanes
         self._queue = Queue()
 
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it."""
+        self.put(update)
+        self._lanes.flush((self.index,))
+
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""
         self._queue.put += 1
         self._lanes.put(_Put(self, update, torch.cuda.current_stream(self.stream.device)))
 
-    def deliver(self, update: Update) -> None:
-        """Hands on an update that has landed."""
-        self._lanes.deliver(update)
-        self._queue.advance(1)
+    def deliver(self, landed: Sequence[Update]) -> None:
+        """Hands on what has landed."""
+        self._lanes.deliver(self.index, landed)
+        self._queue.advance(len(landed))
 
     def computing(self) -> AbstractContextManager[object]:
         """Makes the lane's stream the current one, after the caller's current one."""
@@ -190,14 +195,17 @@ class Launch:
         self.landed.set()
 
     def deliver(self) -> None:
-        """Delivers each, and lets go of all that the launch needed."""
+        """Delivers them by lane, and lets go of all that the launch needed."""
         puts, self._puts = self._puts, ()
         mark, self.mark = self.mark, None
         work, self._work = self._work, None
         if mark is not None and work is not None:
             work.marks.give_back(mark)
+        landed: dict[CudaLane, list[Update]] = {}
         for lane, update, _ in puts:
-            lane.deliver(update)
+            landed.setdefault(lane, []).append(update)
+        for lane, updates in landed.items():
+            lane.deliver(updates)
 
     def _read_times(self, mark: Mark) -> None:
         """Has the device say when it began with them and when they landed, if it took the time."""
@@ -236,7 +244,7 @@ class CudaLanes:
     Attributes:
         settings: What is the same for all updates.
         lanes: In order.
-        deliver: Called with each update that has landed.
+        deliver: Takes what is through.
         watcher: Sees them land.
         clock: Tells when they did, if times are taken.
         last: The latest launch on any lane.
@@ -244,9 +252,7 @@ class CudaLanes:
         closed: Whether there are no streams any more.
     """
 
-    def __init__(
-        self, settings: LaneSettings, count: int, deliver: Callable[[Update], None]
-    ) -> None:
+    def __init__(self, settings: LaneSettings, count: int, deliver: Deliver) -> None:
         device = settings.shared.flat.device
         if torch.version.hip is not None:
             raise ValueError(f"shared must be on a CUDA or CPU device, got ROCm's {device}")
