@@ -86,6 +86,7 @@ class WorkerContext:
         self._in_flight = 0
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._snapshot: Update | None = None
         self._busy_since: float | None = None
         self._overdue = False
 
@@ -199,6 +200,8 @@ class WorkerContext:
                 self._error = self._error or update.error
             elif update.checked is None:
                 self._read_version = update.staleness
+            if update is self._snapshot:
+                self._snapshot = None
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -215,8 +218,9 @@ class WorkerContext:
             self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
         )
         snapshot.passage = passage
+        self._snapshot = snapshot
         self._scheduler._launch(snapshot)
-        while not snapshot.landed_ns:
+        while self._snapshot is not None:
             await self._delivery()
         self._raise_error()
 
