@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hogstream.profiling.readme import updated_readme
+from hogstream.profiling.readme import DOCUMENTS, RESULTS, updated
 from hogstream.scheduler import Checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -46,11 +46,23 @@ def test_example_of_a_checkpoint_loads_what_it_saved(
     assert checkpoint.iterations == (120, 118)
 
 
-def test_figures_are_those_of_the_committed_results() -> None:
-    assert updated_readme(README, ROOT / "profiling" / "results") == README
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_figures_are_those_of_the_committed_results(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert updated(name, text, RESULTS) == text
 
 
-def test_links_lead_to_files() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_to_files(name: str) -> None:
+    path = ROOT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text("utf-8"))
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_files_that_the_page_on_races_names_are_there() -> None:
+    page = (ROOT / "docs" / "lock-free.md").read_text("utf-8")
+    tests = (ROOT / "tests").rglob("test_*.py")
+    named = set(re.findall(r"`(?:[a-z/]*/)?(test_\w+)\.py`", page))
+    assert named
+    assert named <= {path.stem for path in tests}

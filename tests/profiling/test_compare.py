@@ -19,7 +19,7 @@ from hogstream.kernels.backends import select_backend
 from hogstream.profiling import options
 from hogstream.profiling.compare import CompareSettings, figures, run_compare
 from hogstream.profiling.peers import CEILING, COPY, MEMORY, PACKAGES, PEERS, Params, Peer, Step
-from hogstream.profiling.readme import updated_readme
+from hogstream.profiling.readme import updated
 from hogstream.profiling.summary import compare_sentences
 
 Command = Callable[..., tuple[int, str, str]]
@@ -123,7 +123,7 @@ def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> N
 
 def check_readme(result: dict[str, Any], json_file: Path) -> None:
     begin = "<!-- results: made by `make readme` from profiling/results/, not by hand -->\n"
-    readme = updated_readme(f"{begin}old\n<!-- end of results -->\n", json_file.parent)
+    readme = updated("README.md", f"{begin}old\n<!-- end of results -->\n", json_file.parent)
     assert f"`{result['command']}` on " in readme
     assert f"(profiling/results/{json_file.name})" in readme
     for entry in result["results"]:
@@ -132,7 +132,7 @@ def check_readme(result: dict[str, Any], json_file: Path) -> None:
         assert f"Skipped {entry['peer']} at every shape: {entry['reason']}." in readme
     assert "Nothing was measured on a GPU yet." in readme
     json_file.rename(json_file.with_name("nvidia-h100-compare.json"))
-    readme = updated_readme(readme, json_file.parent)
+    readme = updated("README.md", readme, json_file.parent)
     assert "The policies were not compared on a GPU yet." in readme
 
 

@@ -12,7 +12,7 @@ import pytest
 from hogstream.profiling import summary
 from hogstream.profiling.gains import gain_columns, gain_sentences, gain_tables, gains_over
 from hogstream.profiling.heat_map import gain_heat_map
-from hogstream.profiling.readme import updated_readme
+from hogstream.profiling.readme import updated
 
 # Updates/s of the rounds of locked are 100; those of lock-free, for each size and worker count:
 CLEAR = [290.0, 300.0, 310.0]
@@ -132,7 +132,7 @@ def test_readme_tells_of_a_sweep(tmp_path: Path) -> None:
     sweep["ceilings"]["copy_gigabytes_per_second"] = 30.0
     (tmp_path / "some-sweep.json").write_text(json.dumps(sweep))
     begin = "<!-- results: made by `make readme` from profiling/results/, not by hand -->\n"
-    readme = updated_readme(f"{begin}<!-- end of results -->\n", tmp_path)
+    readme = updated("README.md", f"{begin}<!-- end of results -->\n", tmp_path)
     assert "`hogstream bench --sweep` ([JSON](profiling/results/some-sweep.json)):" in readme
     assert f"- {gain_sentences(sweep)[0]}\n" in readme
     assert "Lock-free over locked:\n\n| elements | 1 worker | 2 workers |" in readme
