@@ -190,8 +190,7 @@ class Launch:
                 continue
             update.nonfinite = verdict != 0
             if not update.nonfinite:
-                update.staleness = shared.version - update.read_version
-                shared.land()
+                update.staleness = shared.land(update.read_version)
         self.landed.set()
 
     def deliver(self) -> None:

@@ -16,10 +16,12 @@ class Passage:
 
     Attributes:
         read_version: Version of the parameters that it read.
+        ended_before: How many others were through this gate by then.
         launched: Whether its update is on a lane.
     """
 
     read_version: int
+    ended_before: int = 0
     launched: bool = False
 
 
@@ -73,6 +75,8 @@ class BoundGate:
     An update is launched only if all that have read before and not landed yet can still land, one
     after the other in the order of their reads, with a staleness of at most K each. So whoever read
     first can always go on, and nobody waits for ever but for a worker that never submits.
+
+    What counts are the updates that pass here: those of other schedulers make nobody wait.
     """
 
     reason = "bound"
@@ -80,13 +84,14 @@ class BoundGate:
     def __init__(self, bound: int, version: Callable[[], int]) -> None:
         self._bound = bound
         self._version = version
+        self._ended = 0
         self._under_way: list[Passage] = []  # in the order of their reads
         self._waiting: list[asyncio.Future[None]] = []
 
     async def begin(self) -> Passage:
         """Waits until no more than K others are under way, all of which may land first."""
         await self._until(lambda: len(self._under_way) <= self._bound)
-        passage = Passage(self._version())
+        passage = Passage(self._version(), self._ended)
         self._under_way.append(passage)
         return passage
 
@@ -99,13 +104,13 @@ class BoundGate:
         """Forgets a passage, and has all who wait look again."""
         if passage in self._under_way:
             self._under_way.remove(passage)
+            self._ended += passage.launched
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _may_launch(self, passage: Passage) -> bool:
-        version = self._version()
         in_flight = 1 + sum(other.launched for other in self._under_way)
         elders = 0  # read before, and not launched
         for other in self._under_way:
@@ -113,10 +118,10 @@ class BoundGate:
                 continue
             # What may land before it: all in flight but itself, and its elders.
             first = in_flight - 1 if other.launched else in_flight + elders
-            if version + first - other.read_version > self._bound:
+            if self._ended + first - other.ended_before > self._bound:
                 return False
             elders += not other.launched
-        return version + in_flight - 1 - passage.read_version <= self._bound
+        return self._ended + in_flight - 1 - passage.ended_before <= self._bound
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():

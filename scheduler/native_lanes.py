@@ -18,7 +18,6 @@ from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.lanes import Deliver, Position, Queue
 from hogstream.scheduler.native_loop import (
     FACTORS,
-    LANDED,
     LANDED_NS,
     MS,
     NONFINITE,
@@ -67,6 +66,8 @@ class NativeLane:
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""
+        if self._queue.put - self._queue.delivered > self._mask:
+            raise RuntimeError(f"the lane has room for {self._mask + 1} updates, got one more")
         row = ROWS + (self._queue.put & self._mask) * ROW
         words, checked = self._words, update.checked
         if checked is None:
@@ -96,7 +97,7 @@ class NativeLane:
         """Delivers what has landed."""
         words, launched = self._words, self._launched
         delivered = self._queue.delivered
-        through = words[LANDED] - delivered
+        through = native.landed(self._address) - delivered
         if not through:
             return
         landed = []
@@ -112,8 +113,8 @@ class NativeLane:
                 if outcome < 0:
                     update.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
             landed.append(update)
-        self._lanes.deliver(self._index, landed)
         self._queue.advance(through)
+        self._lanes.deliver(self._index, landed)
 
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to set: a CPU thread computes at once."""
@@ -121,6 +122,7 @@ class NativeLane:
 
     def record_event(self) -> Position:
         """The present end of the lane."""
+        self.flush()
         return self._queue.position()
 
     async def done(self, event: Any) -> None:
@@ -224,6 +226,7 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
     words[native.STOP] = 1
     native.hand_over(lane.ctypes.data, 0)
+    native.landed(lane.ctypes.data)
     native.listen(words.ctypes.data)
     native.carry_out(lane.ctypes.data, words.ctypes.data)
     _as_words(_dtype(settings), hyperparameters)

@@ -88,6 +88,12 @@ def wake(lane: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
+def landed(lane: int) -> Any:
+    """How many rows of a lane are through; what was done for them can be seen then."""
+    return atomic_load(lane + WORD * LANDED)
+
+
+@numba.njit(nogil=True, cache=True)
 def listen(settings: int) -> None:
     """From here on, the next update to land wakes the event loop."""
     atomic_exchange(settings + WORD * WOKEN, 0)
@@ -101,9 +107,9 @@ def carry_out(lane: int, settings: int) -> None:
         lane: Its address.
         settings: Their address.
     """
-    landed = atomic_load(lane + WORD * LANDED)
-    while await_row(lane, settings, landed):
-        row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
+    done = atomic_load(lane + WORD * LANDED)
+    while await_row(lane, settings, done):
+        row = lane + WORD * (ROWS + ROW * (done & atomic_load(lane + WORD * MASK)))
         await_turn(row, settings)
         error = lock(lane, settings)
         atomic_store(row + WORD * STARTED, now(lane))
@@ -116,8 +122,8 @@ def carry_out(lane: int, settings: int) -> None:
         if error == 0:
             unlock(settings)
         atomic_store(row + WORD * LANDED_NS, now(lane))
-        landed += 1
-        atomic_store(lane + WORD * LANDED, landed)
+        done += 1
+        atomic_store(lane + WORD * LANDED, done)
         tell(lane, row, settings)
 
 
@@ -169,10 +175,10 @@ def divide_lr(factors: int, divisor: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def await_row(lane: int, settings: int, landed: int) -> bool:
+def await_row(lane: int, settings: int, done: int) -> bool:
     """Waits until there is another row; False if there is none and the lane is to stop."""
     yields = _YIELDS
-    while atomic_load(lane + WORD * SUBMITTED) == landed:
+    while atomic_load(lane + WORD * SUBMITTED) == done:
         if atomic_load(settings + WORD * STOP):
             return False
         if yields > 0:
@@ -182,8 +188,7 @@ def await_row(lane: int, settings: int, landed: int) -> bool:
         atomic_store(lane + WORD * ASLEEP, 1)
         # Whoever hands over or stops from here on sees that it sleeps, and sends the event.
         if (
-            atomic_load(lane + WORD * SUBMITTED) == landed
-            and not atomic_load(settings + WORD * STOP)
+            atomic_load(lane + WORD * SUBMITTED) == done and not atomic_load(settings + WORD * STOP)
         ) or not atomic_exchange(lane + WORD * ASLEEP, 0):
             _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
         yields = _YIELDS
@@ -198,7 +203,7 @@ def await_turn(row: int, settings: int) -> None:
     ticket = atomic_load(row + WORD * TICKET)
     while True:
         turn = atomic_load(settings + WORD * NEXT)
-        if turn == ticket:
+        if turn == ticket or atomic_load(settings + WORD * STOP):
             return
         if turn == ticket - 1:
             _yield()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,7 @@ class SharedParameters:
             (processes + 1,) on the CPU; the first is of the process that made them. Only its
             process writes a slot.
         slot: Which of them is of this process.
+        users: How many schedulers of this process are open, whose lanes write here.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -73,6 +75,7 @@ class SharedParameters:
         self.races: RaceCounters | None = None
         self.versions = torch.zeros(1, dtype=torch.int64)
         self.slot = 0
+        self.users = 0
         self._look()
 
     @classmethod
@@ -95,16 +98,20 @@ class SharedParameters:
         """Makes the views of what has been made, or has come from another process."""
         self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
         self._versions = self.versions.numpy().data
+        self._landing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, or into a copy: all but the views."""
         return {
-            name: value for name, value in vars(self).items() if name not in ("views", "_versions")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("views", "users", "_versions", "_landing")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what has come from another process: the same memory, if it is shared."""
         vars(self).update(state)
+        self.users = 0
         self._look()
 
     @property
@@ -118,9 +125,19 @@ class SharedParameters:
         versions = self._versions
         return versions[0] if len(versions) == 1 else sum(versions)
 
-    def land(self) -> None:
-        """Counts an update of this process; from one thread at a time."""
-        self._versions[self.slot] += 1
+    def land(self, read_version: int) -> int:
+        """Counts an update of this process; from any thread.
+
+        Args:
+            read_version: Version of the parameters that it was made from.
+
+        Returns:
+            Its staleness.
+        """
+        with self._landing:
+            staleness = self.version - read_version
+            self._versions[self.slot] += 1
+        return staleness
 
     def make_worker_ms(self, workers: int) -> torch.Tensor:
         """Each worker's own ``ms``: made of zeros at the first call, the same later.
@@ -168,7 +185,12 @@ class SharedParameters:
 
         Args:
             processes: How many others there may be; each writes a slot of ``versions``.
+
+        Raises:
+            RuntimeError: If a scheduler is open: its lanes write to where the memory is now.
         """
+        if self.users:
+            raise RuntimeError("shared must not move while a scheduler is open")
         processes = check_integer("processes", processes, at_least=1)
         versions = torch.zeros(processes + 1, dtype=torch.int64)
         versions[0] = self.version

@@ -83,7 +83,7 @@ class StreamScheduler:
             shared: What the workers update.
             workers: How many, at least 1.
             policy: ``"lock-free"``, ``"locked"``, ``"ordered"`` or ``"bounded:K"``: what an update
-                waits for.
+                waits for. A bound is on updates of this scheduler.
             depth: How many updates of one worker may be in flight, at least 1. A worker needs as
                 many gradient buffers.
             batch: How many updates are handed over at once, at least 1. On a GPU, those of the same
@@ -103,8 +103,10 @@ class StreamScheduler:
                 ``"restart"`` it too, unless it failed three times without an update in between.
             on_nonfinite: When a gradient holds an infinity or NaN: ``"apply"`` it, ``"skip"`` it,
                 or skip it and ``"raise"`` an error in its worker. The kernel finds it.
-            deadline: How many seconds a worker may take between two waits for the scheduler, > 0:
-                then it has failed. None: any time.
+            deadline: How many seconds a worker may take between two waits for the scheduler or
+                landings, > 0: then it is cancelled, and has failed. None: any time. A worker that
+                blocks the event loop cannot be cancelled: let it block in ``run_blocking``, or in
+                a process of ``ProcessScheduler``.
             timeline: Takes down each update and wait, for a trace.
             process_lock: Held for each update too, against schedulers of other processes.
             backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
@@ -133,6 +135,12 @@ class StreamScheduler:
         nonfinite = ("apply", "skip", "raise")
         self.on_nonfinite = check_choice("on_nonfinite", on_nonfinite, nonfinite)
         self.deadline = None if deadline is None else check_number("deadline", deadline, above=0)
+        for name, value, kind in (
+            ("timeline", timeline, Timeline),
+            ("process_lock", process_lock, ProcessLock),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}")
         self.timeline = timeline
         self.process_lock = process_lock
         unknown = hyperparameters.keys() - set(HYPERPARAMETERS)
@@ -143,8 +151,22 @@ class StreamScheduler:
         self.backend = select_backend(backend, shared.flat.device.type)
         self._check_together()
         self.report: RunReport | None = None
+        self._opened = False
         self._lanes: Lanes | None = None
         self._record: RunRecord | None = None
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """What updates are made with."""
+        return self._hyperparameters
+
+    @hyperparameters.setter
+    def hyperparameters(self, hyperparameters: Hyperparameters) -> None:
+        if not isinstance(hyperparameters, Hyperparameters):
+            raise TypeError(
+                f"hyperparameters must be Hyperparameters, got {type(hyperparameters).__name__}"
+            )
+        self._hyperparameters = hyperparameters
 
     def _check_together(self) -> None:
         most = self.depth * (self.workers if self.batch_of == "lanes" else 1)
@@ -166,8 +188,9 @@ class StreamScheduler:
 
     async def __aenter__(self) -> StreamScheduler:
         """Opens the lanes, and compiles the kernel before any worker can need it."""
-        if self._lanes is not None:
+        if self._opened:
             raise RuntimeError("the scheduler is open already: enter it once")
+        self._opened = True
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._contexts: list[WorkerContext] = []
         self._running = 0
@@ -176,7 +199,7 @@ class StreamScheduler:
         self._idle = asyncio.Event()
         self._idle.set()
         self._put: list[int] = []  # the lane of each update that waits for its batch
-        self._blocking: dict[int, Callable[[], None]] = {}
+        self._blocking: dict[int, list[Callable[[], None]]] = {}
         self._gate: Gate | None = make_gate(self.policy, lambda: self.shared.version)
         self._threads = [WorkerThread(f"hogstream-worker-{index}") for index in range(self.workers)]
         try:
@@ -193,6 +216,7 @@ class StreamScheduler:
             )
             await self._run_blocking(0, partial(warm_up, settings, self.hyperparameters))
             self._lanes = open_lanes(settings, self.workers, self.depth + 1, self._on_landing)
+            self.shared.users += 1
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -213,6 +237,8 @@ class StreamScheduler:
             if self._lanes is not None:
                 self._lanes.close()
                 self._lanes = None
+                self.shared.users -= 1
+            self._opened = False
 
     async def run(
         self,
@@ -230,7 +256,7 @@ class StreamScheduler:
 
         Args:
             worker: Called with a context that is the worker's own.
-            updates: How many updates to make, over all workers; at least 1.
+            updates: How many updates to submit, over all workers; at least 1.
             seconds: How long to start iterations; > 0. With both, what ends first.
             iterations: How many iterations each worker has finished before this run, as from a
                 checkpoint; None for zeros. Who has finished least starts first.
@@ -242,8 +268,9 @@ class StreamScheduler:
             TypeError: If a number is of a wrong type.
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
-            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed. A
-                worker also fails if it returns without submitting a gradient.
+            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed
+                before the updates were made. A worker also fails if it returns without submitting
+                a gradient.
         """
         budget = Budget(updates, seconds)
         finished = self._check_iterations(iterations)
@@ -274,7 +301,8 @@ class StreamScheduler:
                 self._note_failures(record)
                 whole = ended and budget.is_spent()
                 self.report = record.report(**self._described(), partial=not whole)
-        if record.failures and (self.on_error == "stop" or not self.report.updates):
+        all_failed = len(record.failures) == self.workers and self.report.partial
+        if record.failures and (self.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
@@ -285,14 +313,19 @@ class StreamScheduler:
         pending = set(self._tasks.values())
         pause = None if self.deadline is None else self.deadline / 8
         while pending and not (record.failures and self.on_error == "stop"):
+            start = time.perf_counter()
             _, pending = await asyncio.wait(
                 pending, timeout=pause, return_when=asyncio.FIRST_COMPLETED
             )
-            if self.deadline is None:
+            if self.deadline is None or pause is None:
                 continue
-            late = time.perf_counter() - self.deadline
+            now = time.perf_counter()
+            blocked = max(now - start - pause, 0.0)  # the event loop was: no worker's own fault
             for context in self._contexts:
-                if context._busy_since is not None and context._busy_since < late:
+                if context._busy_since is None or context._overdue or context._in_flight:
+                    continue  # with an update in flight, it may wait for an event of its lane
+                context._busy_since += blocked
+                if context._busy_since < now - self.deadline:
                     context._overdue = True
                     self._tasks[context.index].cancel()
 
@@ -311,14 +344,19 @@ class StreamScheduler:
                         raise TypeError(f"worker must be an async callable, got {worker!r}")
                     await iteration
                     context._end()
-                except (Exception, asyncio.CancelledError) as error:
+                except BaseException as error:
+                    launched = context._abandon()
                     failure = self._why_failed(context, error)
                 else:
                     budget.finish()
                     failures = 0
                     continue
-                budget.give_back()
                 record.failures.setdefault(context.index, failure)
+                if launched:
+                    budget.finish()
+                    failures = 0
+                else:
+                    budget.give_back()
                 failures += 1
                 if self.on_error != "restart" or failures == MAX_FAILURES_IN_A_ROW:
                     return
@@ -339,8 +377,9 @@ class StreamScheduler:
             self._running += 1
 
     def _why_failed(self, context: WorkerContext, error: BaseException) -> BaseException:
-        """What a worker failed with; raises the cancellation by which a run ends."""
-        context._abandon()
+        """What a worker failed with; raises what ends the run, or Python."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
         if not isinstance(error, asyncio.CancelledError):
             return error
         if self._stopping:
@@ -352,7 +391,7 @@ class StreamScheduler:
             return RuntimeError("it was cancelled, but not by the scheduler")
         context._overdue = False
         late = f"iteration {context.iteration} took longer than deadline={self.deadline:g} s"
-        if context.index in self._blocking:
+        if self._blocking.get(context.index):
             self._leave_thread(context.index)
             late += "; its thread could not be ended, and was left behind"
         return TimeoutError(late)
@@ -360,12 +399,14 @@ class StreamScheduler:
     def _launch(self, update: Update) -> None:
         """Puts an update on its lane, and flushes the lanes if a batch is complete."""
         assert self._lanes is not None
-        self._begin()
         worker = update.worker
+        lane = self._lanes.lanes[worker]
         if self.batch == 1:
-            self._lanes.lanes[worker].launch(update)
+            lane.launch(update)
+            self._begin()
             return
-        self._lanes.lanes[worker].put(update)
+        lane.put(update)
+        self._begin()
         self._put.append(worker)
         if self.batch_of == "lane":
             complete = self._put.count(worker) == self.batch
@@ -384,23 +425,28 @@ class StreamScheduler:
 
     def _on_landing(self, lane: int, landed: Sequence[Update]) -> None:
         """Takes note of what is through on a lane."""
-        assert self._record is not None  # a run ends only when all its updates have landed
-        context = self._contexts[lane]
+        context, record = self._contexts[lane], self._record
+        assert record is not None  # a run ends only when all its updates have landed
         updates = [update for update in landed if update.checked is not None]
-        self._record.add(lane, updates)
-        if self._gate is not None:
+        try:
+            record.add(lane, updates)
+            if self.on_nonfinite == "raise":
+                for update in updates:
+                    if update.nonfinite:
+                        update.error = FloatingPointError(
+                            "a gradient held an infinity or NaN: it was left out"
+                        )
             for update in landed:
-                if update.passage is not None:
+                if update.error is not None:
+                    record.failures.setdefault(lane, update.error)
+                if update.passage is not None and self._gate is not None:
                     self._gate.end(update.passage)
-        if self.on_nonfinite == "raise" and any(update.nonfinite for update in updates):
-            context._error = FloatingPointError(
-                "a gradient held an infinity or NaN: it was left out"
-            )
-        if self.timeline is not None:
-            for update in updates:
-                _add_to_timeline(self.timeline, update)
-        context._deliver(landed, len(updates))
-        self._end(len(landed))
+            if self.timeline is not None:
+                for update in updates:
+                    _add_to_timeline(self.timeline, update)
+        finally:
+            context._deliver(landed, len(updates))
+            self._end(len(landed))
 
     async def _snapshot_passage(self) -> Passage | None:
         """Waits for the lock, under a policy that has one: a snapshot is whole then."""
@@ -412,16 +458,15 @@ class StreamScheduler:
 
     async def _run_blocking(self, worker: int, call: Callable[[], T]) -> T:
         """Calls a function on a worker's thread."""
-        if worker in self._blocking:
-            raise RuntimeError(f"worker {worker} has a blocking call under way: await it first")
         self._begin()
+        calls = self._blocking.setdefault(worker, [])
 
         def end() -> None:
-            if self._blocking.get(worker) is end:  # and was not left behind
-                del self._blocking[worker]
+            if end in calls:  # and was not left behind
+                calls.remove(end)
                 self._end()
 
-        self._blocking[worker] = end
+        calls.append(end)
         result: T = await self._threads[worker].call(call, end)
         return result
 
@@ -429,7 +474,8 @@ class StreamScheduler:
         """Stops waiting for a blocking call, and gives the worker another thread."""
         self._threads[worker].close(hangs=True)
         self._threads[worker] = WorkerThread(f"hogstream-worker-{worker}")
-        self._blocking[worker]()
+        for end in list(self._blocking[worker]):
+            end()
 
     def _begin(self) -> None:
         self._under_way += 1
@@ -451,7 +497,7 @@ class StreamScheduler:
         try:
             await asyncio.wait_for(self._idle.wait(), self.deadline)
         except asyncio.TimeoutError:
-            for worker in list(self._blocking):
+            for worker in [worker for worker, calls in self._blocking.items() if calls]:
                 self._leave_thread(worker)
                 if self._record is not None:
                     self._record.failures.setdefault(
@@ -462,6 +508,8 @@ class StreamScheduler:
     def _check_iterations(self, iterations: Sequence[int] | None) -> list[int]:
         if iterations is None:
             return [0] * self.workers
+        if not isinstance(iterations, Sequence):
+            raise TypeError(f"iterations must be a sequence of integers, got {iterations!r}")
         if len(iterations) != self.workers:
             raise ValueError(
                 f"iterations must be {self.workers}, one of each worker, got {len(iterations)}"
@@ -493,10 +541,7 @@ class StreamScheduler:
         ]
 
     def _note_failures(self, record: RunRecord) -> None:
-        """Takes down what no worker has been told."""
-        for context in self._contexts:
-            if context._error is not None:
-                record.failures.setdefault(context.index, context._error)
+        """Takes down what ended a worker's task."""
         for index, task in self._tasks.items():
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)

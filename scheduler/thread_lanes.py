@@ -65,6 +65,7 @@ class ThreadLane:
 
     def record_event(self) -> Position:
         """The present end of the lane."""
+        self.flush()
         return self._queue.position()
 
     async def done(self, event: Any) -> None:
@@ -96,7 +97,6 @@ class ThreadLanes:
         self.deliver = deliver
         self.wakeup = Wakeup(self._collect)
         self._settings = settings
-        self._landing = threading.Lock()
         self._last: Update | None = None
         self.lanes: list[ThreadLane] = []
         try:
@@ -108,9 +108,9 @@ class ThreadLanes:
 
     def take_turn(self, update: Update) -> Update | None:
         """The update that this one waits for, if updates are ordered."""
-        before = self._last
-        if self._settings.ordered:
-            self._last = update
+        if not self._settings.ordered:
+            return None
+        before, self._last = self._last, update
         return before
 
     def flush(self, lanes: Sequence[int]) -> None:
@@ -158,9 +158,7 @@ class ThreadLanes:
         if settings.staleness_aware and staleness > 1:
             hyperparameters = replace(hyperparameters, lr=hyperparameters.lr / staleness)
         backend.kernel(table, hyperparameters)
-        with self._landing:
-            update.staleness = shared.version - update.read_version
-            shared.land()
+        update.staleness = shared.land(update.read_version)
 
     def _collect(self) -> None:
         for lane in self.lanes:

@@ -6,7 +6,8 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -33,7 +34,7 @@ class WorkerError(Exception):
     """
 
     def __init__(self, failures: dict[int, BaseException]) -> None:
-        self.failures = failures
+        self.failures = dict(failures)
         workers: dict[str, list[str]] = {}  # who failed alike is named together
         for index, error in sorted(failures.items()):
             workers.setdefault(f"{type(error).__name__}: {error}", []).append(str(index))
@@ -43,6 +44,27 @@ class WorkerError(Exception):
                 for text, each in workers.items()
             )
         )
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[dict[int, BaseException]]]:
+        """Pickles what it was made of, and not the text."""
+        return WorkerError, (self.failures,)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One iteration, as the scheduler sees it.
+
+    Attributes:
+        read_version: Version of the parameters that it read.
+        passage: Its way through the policy's gate, if there is one.
+        submitted: Whether ``submit`` was called for it.
+        launched: Whether its update is on the lane.
+    """
+
+    read_version: int = 0
+    passage: Passage | None = None
+    submitted: bool = False
+    launched: bool = False
 
 
 class WorkerContext:
@@ -78,24 +100,28 @@ class WorkerContext:
         )
         self._scheduler = scheduler
         self._gate = scheduler._gate
-        self._reads_at_once = scheduler._gate is None and snapshot is None
         self._gradients = _CheckedGradients(shared.flat, ms)
-        self._passage: Passage | None = None
-        self._read_version = 0
-        self._submitted = False
+        self._reads_at_once = scheduler._gate is None and snapshot is None
+        self._turn: _Turn | None = None
+        self._snapshot: Update | None = None
         self._in_flight = 0
         self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._snapshot: Update | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._busy_since: float | None = None
         self._overdue = False
+
+    @property
+    def read_version(self) -> int:
+        """Version of the parameters that this iteration reads; of a snapshot, at least."""
+        return 0 if self._turn is None else self._turn.read_version
 
     async def submit(self, grad: torch.Tensor) -> None:
         """Sends this iteration's update down the worker's lane.
 
         Returns when fewer than ``depth`` of the worker's updates are in flight: with a depth of 1,
-        when this one has landed. Until it has, the gradient must not change. Cancelling the wait
-        for a landing does not take the update back; cancelling that for a lock or a bound does.
+        when this one has landed. Until it has, the gradient must neither change nor be resized.
+        Cancelling the wait for a landing does not take the update back; cancelling that for a lock
+        or a bound does.
 
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
@@ -105,35 +131,29 @@ class WorkerContext:
             TypeError: If ``grad`` is of another type or dtype.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters.
-            RuntimeError: If this iteration has submitted its update already.
+            RuntimeError: If this iteration has submitted its update already, or has ended.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
                 ``on_nonfinite="raise"``.
             Exception: Whatever an earlier update of this worker failed with on its lane.
         """
-        scheduler = self._scheduler
-        if self._submitted:
+        turn = self._turn
+        if turn is None or turn.submitted:
             raise RuntimeError(
                 f"worker {self.index} must submit one gradient an iteration, got a second"
             )
         grad, checked = self._gradients.check(grad)
+        submitted_ns = time.perf_counter_ns()
+        turn.submitted = True
+        if self._gate is not None or self._in_flight >= self.depth:
+            await self._wait_to_launch(turn)
+        scheduler = self._scheduler
         update = Update(
-            self.index,
-            grad,
-            checked,
-            scheduler.hyperparameters,
-            self._read_version,
-            time.perf_counter_ns(),
+            self.index, grad, checked, scheduler.hyperparameters, turn.read_version, submitted_ns
         )
-        self._submitted = True
-        if self._gate is not None and self._passage is not None:
-            try:
-                await self._wait(self._gate.launch(self._passage), self._gate.reason)
-            except BaseException:
-                self._submitted = False  # nothing was launched
-                raise
-            update.passage, self._passage = self._passage, None
-        self._in_flight += 1
+        update.passage = turn.passage
         scheduler._launch(update)
+        turn.launched = True
+        self._in_flight += 1
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
         if self._error is not None:
@@ -160,76 +180,116 @@ class WorkerContext:
 
     def _begin(self) -> bool:
         """Begins an iteration; whether it may read at once, without ``_read``."""
-        self._submitted = False
+        self._overdue = False
+        self._turn = turn = _Turn()
         if self._reads_at_once:
-            self._read_version = self._scheduler.shared.version
+            turn.read_version = self._scheduler.shared.version
             self._set_busy()
         return self._reads_at_once
 
     async def _read(self) -> None:
         """Reads the parameters as soon as the policy lets it."""
+        turn = self._turn
+        assert turn is not None
         if self._gate is not None:
-            self._passage = await self._wait(self._gate.begin(), self._gate.reason)
-            self._read_version = self._passage.read_version
+            turn.passage = await self._wait(self._gate.begin(), self._gate.reason)
+            turn.read_version = turn.passage.read_version
         if self._scheduler.read == "snapshot":
-            await self._wait(self._take_snapshot(), "snapshot")
+            turn.read_version = await self._wait(self._take_snapshot(), "snapshot")
+
+    async def _wait_to_launch(self, turn: _Turn) -> None:
+        """Waits until the lane has room for an update, and the policy lets it go there."""
+        passage = turn.passage
+        try:
+            while self._in_flight >= self.depth:  # a wait for a landing was cancelled before
+                await self._wait(self._landing(), "landing")
+                self._raise_error()
+            if self._gate is not None and passage is not None:
+                await self._wait(self._gate.launch(passage), self._gate.reason)
+        except BaseException:
+            turn.submitted = False  # nothing was launched
+            raise
+        if self._turn is not turn:
+            if self._gate is not None and passage is not None:
+                self._gate.end(passage)
+            raise RuntimeError(f"worker {self.index} must await submit within its iteration")
 
     def _set_busy(self) -> None:
         if self._scheduler.deadline is not None:
             self._busy_since = time.perf_counter()
 
     def _end(self) -> None:
-        if not self._submitted:
-            raise RuntimeError("it returned without submitting a gradient")
+        """Ends an iteration that has returned."""
+        turn = self._turn
+        if turn is None or not turn.launched:
+            submits = turn is not None and turn.submitted
+            raise RuntimeError(
+                "it returned before submit did: await that"
+                if submits
+                else "it returned without submitting a gradient"
+            )
+        self._turn = None
         self._busy_since = None
         self.iteration += 1
 
-    def _abandon(self) -> None:
-        """Gives up an iteration that failed."""
+    def _abandon(self) -> bool:
+        """Gives up an iteration that failed; whether its update was launched all the same."""
+        turn, self._turn = self._turn, None
         self._busy_since = None
         self._error = None
-        if self._gate is not None and self._passage is not None:
-            self._gate.end(self._passage)
-            self._passage = None
+        if turn is None:
+            return False
+        if turn.launched:
+            self.iteration += 1
+        elif self._gate is not None and turn.passage is not None:
+            self._gate.end(turn.passage)
+        return turn.launched
 
     def _deliver(self, landed: Sequence[Update], updates: int) -> None:
         """Takes note of what is through on the lane: so many updates, and maybe a snapshot."""
         self._in_flight -= updates
         for update in landed:
-            if update.error is not None:
-                self._error = self._error or update.error
-            elif update.checked is None:
-                self._read_version = update.staleness
+            if update.error is not None and self._error is None:
+                self._error = update.error
             if update is self._snapshot:
                 self._snapshot = None
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._busy_since is not None:
+            self._set_busy()  # it may be for this that it has waited
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _landing(self) -> None:
         """Waits until fewer than ``depth`` updates are in flight, or one has failed."""
         while self._in_flight >= self.depth and self._error is None:
             await self._delivery()
 
-    async def _take_snapshot(self) -> None:
-        """Copies the parameters down the lane: under the policy, as an update would go."""
+    async def _take_snapshot(self) -> int:
+        """Copies the parameters down the lane: under the policy, as an update would go.
+
+        Returns:
+            The version that the copy holds at least.
+        """
+        while self._snapshot is not None:  # one that was given up
+            await self._delivery()
         passage = await self._scheduler._snapshot_passage()
         snapshot = Update(
             self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
         )
         snapshot.passage = passage
-        self._snapshot = snapshot
         self._scheduler._launch(snapshot)
+        self._snapshot = snapshot
         while self._snapshot is not None:
             await self._delivery()
         self._raise_error()
+        return snapshot.staleness
 
     async def _delivery(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        """Waits for anything to be through on the lane."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -249,26 +309,34 @@ class WorkerContext:
                 timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
 
 
+class _Kept(NamedTuple):
+    """A gradient that was checked: itself, its memory, and what came of the check."""
+
+    reference: weakref.ref[torch.Tensor]
+    plain: torch.Tensor
+    checked: Checked
+
+
 class _CheckedGradients:
     """Checks a worker's gradients, each once as long as it stays where and what it is."""
 
     def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
         self._flat, self._ms = flat, ms
         self._elements, self._dtype = flat.numel(), flat.dtype
-        self._kept: dict[int, tuple[weakref.ref[torch.Tensor], Checked]] = {}
+        self._kept: dict[int, _Kept] = {}
 
     def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
         """The gradient to keep alive until its update has landed, and where it lies."""
         kept = self._kept.get(id(grad))
         if (
             kept is not None
-            and kept[0]() is grad
-            and grad.data_ptr() == kept[1].address
+            and kept.reference() is grad
+            and grad.data_ptr() == kept.checked.address
             and grad.numel() == self._elements
             and grad.dtype is self._dtype
             and grad.is_contiguous()
         ):
-            return grad, kept[1]
+            return kept.plain, kept.checked
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
@@ -281,7 +349,9 @@ class _CheckedGradients:
         if not grad.is_neg():
             if len(self._kept) == _CHECKED_GRADIENTS:
                 self._kept.clear()
-            self._kept[id(grad)] = weakref.ref(grad), checked
+            key = id(grad)
+            reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
+            self._kept[key] = _Kept(reference, plain, checked)
         return plain, checked
 
 

@@ -180,7 +180,7 @@ def test_a_run_that_resumes_makes_the_same_bits(tmp_path: Path, stop: int) -> No
         for _ in range(updates):
             noise = torch.randn(shared.elements, generator=generator)
             rmsprop_(shared.flat, shared.flat + noise, shared.ms, **options)
-            shared.land()
+            shared.land(shared.version)
 
     whole = make_shared(0)
     train(whole, torch.Generator().manual_seed(3), 20)

@@ -467,7 +467,7 @@ async def test_snapshot_is_of_the_version_that_it_says() -> None:
     seen: list[tuple[int, float]] = []
 
     async def worker(context: WorkerContext) -> None:
-        seen.append((context._read_version, context.flat.max().item()))
+        seen.append((context.read_version, context.flat.max().item()))
         await context.submit(torch.ones_like(shared.flat))
 
     async with StreamScheduler(

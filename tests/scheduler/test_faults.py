@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import pickle
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
+from hogstream.scheduler import (
+    ModelWorker,
+    SharedParameters,
+    SimulatedWorker,
+    StreamScheduler,
+    WorkerContext,
+    WorkerError,
+)
+from scheduler_testing import python_lanes
 
 POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
 COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
@@ -120,16 +132,11 @@ async def test_waiting_for_others_is_not_hanging() -> None:
         await asyncio.sleep(0.3)  # ten deadlines
         release.set()
 
-    scheduler = StreamScheduler(shared, workers=2, policy="locked", deadline=0.03, backend="numpy")
-    update = scheduler.backend.kernel
-
-    def hold(*operands: Any) -> None:
-        if operands[0].elements > 1:
-            release.wait(timeout=60)
+    def hold(update: Callable[..., Any], *operands: Any) -> None:
+        release.wait(timeout=60)
         update(*operands)
 
-    object.__setattr__(scheduler.backend, "kernel", hold)
-    async with scheduler:
+    async with python_lanes(shared, hold, workers=2, policy="locked", deadline=0.03) as scheduler:
         letting_go = asyncio.create_task(let_go())
         report = await scheduler.run(worker, updates=2)
         await letting_go
@@ -255,7 +262,7 @@ async def test_gradient_that_is_not_finite_may_be_an_error(backend: str) -> None
         report = await scheduler.run(worker, updates=9)
     assert isinstance(report.failures[1], FloatingPointError)
     assert report.nonfinite == [0, 1]
-    assert report.updates == 9
+    assert report.updates == 8  # of 9 that were submitted
     assert shared.flat.isfinite().all()
 
 
@@ -285,3 +292,266 @@ async def test_run_goes_on_from_the_iterations_of_another() -> None:
         with pytest.raises(ValueError, match=r"iterations must be an integer >= 0, got -1"):
             await scheduler.run(worker, updates=4, iterations=[3, -1])
     assert seen == [(1, 2), (0, 3), (1, 3), (0, 4)]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_cancelled_waits_do_not_put_more_in_flight_than_the_depth(
+    backend: str, depth: int
+) -> None:
+    """Each update has a weight of its own, so that one applied twice or never changes the sum."""
+    shared = SharedParameters({"p": torch.zeros(1 << 15)})
+    expected = 0.0
+
+    async def worker(context: WorkerContext) -> None:
+        nonlocal expected
+        # With alpha=0 and eps=0 an update subtracts exactly lr.
+        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=2.0**context.iteration)
+        expected -= 2.0**context.iteration
+        submission = asyncio.ensure_future(context.submit(torch.ones(1 << 15)))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        submission.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await submission
+
+    async with StreamScheduler(
+        shared, workers=1, depth=depth, on_error="continue", backend=backend, **COUNTING
+    ) as scheduler:
+        run = scheduler.run(worker, updates=12)
+        with contextlib.suppress(WorkerError):  # if even the wait for room was cancelled
+            await asyncio.wait_for(run, timeout=60)
+        assert scheduler.report is not None
+        landed = scheduler.report.updates
+    assert landed == shared.version
+    assert shared.flat.eq(1 - 2.0**landed).all()
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue", "restart"])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_submission_left_behind_by_a_failing_iteration_locks_nobody_out(
+    policy: str, on_error: str
+) -> None:
+    """``gather`` does not cancel the submission when what runs beside it fails."""
+    shared = small()
+
+    async def step(context: WorkerContext) -> None:
+        if context.index == 1 and context.iteration == 2:
+            raise LookupError("the environment has gone")
+
+    async def worker(context: WorkerContext) -> None:
+        await asyncio.gather(context.submit(ONES), step(context))
+
+    async with StreamScheduler(
+        shared, workers=3, policy=policy, on_error=on_error, **COUNTING
+    ) as scheduler:
+        with contextlib.suppress(WorkerError):
+            await asyncio.wait_for(scheduler.run(worker, updates=30), timeout=60)
+        with contextlib.suppress(WorkerError):
+            await asyncio.wait_for(scheduler.run(worker, updates=30), timeout=60)
+        assert scheduler.report is not None
+        landed = scheduler.report.updates
+        assert landed <= 30
+    assert policy not in ("locked", "ordered") or shared.flat.eq(-shared.version).all()
+
+
+async def test_submission_may_be_awaited_in_the_next_iteration(backend: str) -> None:
+    """Gradients are made while the one before is on its way."""
+    shared = small()
+    before: dict[int, asyncio.Future[None]] = {}
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index in before:
+            await before[context.index]
+        before[context.index] = asyncio.ensure_future(context.submit(ONES))
+        await asyncio.sleep(0)
+
+    async with StreamScheduler(
+        shared, workers=2, policy="ordered", backend=backend, **COUNTING
+    ) as scheduler:
+        report = await asyncio.wait_for(scheduler.run(worker, updates=20), timeout=60)
+    await asyncio.gather(*before.values())
+    assert report.updates == 20
+    assert shared.flat.eq(-20).all()
+
+
+class Outcome(BaseException):
+    """As test frameworks have to skip a test."""
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_any_exception_is_a_failure(policy: str, on_error: str) -> None:
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 1:
+            raise Outcome("skipped")
+        await context.submit(ONES)
+
+    async with StreamScheduler(small(), workers=2, policy=policy, on_error=on_error) as scheduler:
+        run = asyncio.wait_for(scheduler.run(worker, updates=10), timeout=60)
+        if on_error == "stop":
+            with pytest.raises(WorkerError, match="worker 1 failed: Outcome: skipped"):
+                await run
+        else:
+            report = await run
+            assert report.updates_by_worker == [10, 0]
+            assert isinstance(report.failures[1], Outcome)
+
+
+async def test_failure_after_the_update_does_not_take_it_back() -> None:
+    """Nor does it count as a failure without an update."""
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(ONES)
+        raise LookupError("the log is full")
+
+    async with StreamScheduler(shared, workers=1, on_error="restart", **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=10)
+    assert report.updates == shared.version == 10
+    assert shared.flat.eq(-10).all()
+    assert not report.partial
+
+
+async def test_model_whose_callback_fails_keeps_its_gradients_apart() -> None:
+    """The next iteration must not clear the gradient of an update in flight."""
+    model = torch.nn.Linear(200, 200, bias=False)
+    shared = SharedParameters.from_module(model)
+    shared.flat.zero_()
+
+    def loss(module: torch.nn.Module, _: None) -> torch.Tensor:
+        return sum((parameter.sum() for parameter in module.parameters()), torch.zeros(()))
+
+    def on_loss(worker: int, value: float) -> None:
+        raise LookupError("the log is full")
+
+    def batches() -> Any:
+        while True:
+            yield None
+
+    worker = ModelWorker(shared, model, loss, batches(), on_loss)
+    async with StreamScheduler(
+        shared, workers=1, depth=2, on_error="restart", **COUNTING
+    ) as scheduler:
+        report = await scheduler.run(worker, updates=20)
+    assert report.updates == 20
+    assert shared.flat.eq(-20).all()
+
+
+async def test_run_that_all_workers_left_early_is_an_error() -> None:
+    async def worker(context: WorkerContext) -> None:
+        if context.iteration == 3:
+            raise LookupError("no more data")
+        await context.submit(ONES)
+
+    async with StreamScheduler(small(), workers=2, on_error="continue") as scheduler:
+        with pytest.raises(WorkerError, match="workers 0, 1 failed: LookupError") as caught:
+            await scheduler.run(worker, updates=1000)
+        assert scheduler.report is not None
+        assert scheduler.report.updates == 6
+        assert scheduler.report.partial
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert str(copied) == str(caught.value)
+    assert list(copied.failures) == [0, 1]
+
+
+async def test_two_schedulers_with_a_bound_do_not_wait_for_each_other() -> None:
+    shared = small()
+
+    async def run() -> int:
+        async with StreamScheduler(shared, workers=2, policy="bounded:1") as scheduler:
+            return (await scheduler.run(SimulatedWorker([ONES] * 2, workers=2), updates=50)).updates
+
+    assert list(await asyncio.wait_for(asyncio.gather(run(), run()), timeout=60)) == [50, 50]
+    assert shared.version == 100
+
+
+async def test_worker_may_clean_up_after_its_deadline() -> None:
+    cleaned = False
+
+    async def worker(context: WorkerContext) -> None:
+        nonlocal cleaned
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.2)  # some deadlines
+            cleaned = True
+
+    async with StreamScheduler(small(), workers=1, deadline=0.05) as scheduler:
+        with pytest.raises(WorkerError, match="TimeoutError: iteration 0 took longer"):
+            await scheduler.run(worker, updates=1)
+    assert cleaned
+
+
+async def test_blocked_event_loop_is_not_the_fault_of_who_waits() -> None:
+    blocked = False
+
+    async def worker(context: WorkerContext) -> None:
+        nonlocal blocked
+        if context.index == 0 and not blocked:
+            blocked = True
+            threading.Event().wait(timeout=0.5)  # ten deadlines, of the event loop
+        await asyncio.sleep(0.001)
+        await context.submit(ONES)
+
+    async with StreamScheduler(small(), workers=2, deadline=0.05) as scheduler:
+        report = await scheduler.run(worker, updates=20)
+    assert report.updates == 20
+
+
+async def test_waiting_for_an_event_of_the_lane_is_not_hanging() -> None:
+    release = threading.Event()
+
+    def hold(update: Callable[..., Any], *operands: Any) -> None:
+        release.wait(timeout=0.3)  # six deadlines
+        update(*operands)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(ONES)
+        await context.lane.done(context.lane.record_event())
+
+    async with python_lanes(small(), hold, workers=1, depth=2, deadline=0.25) as scheduler:
+        report = await scheduler.run(worker, updates=2)
+    assert report.updates == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("timeline", "trace.json", "timeline must be a Timeline or None, got 'trace.json'"),
+        ("process_lock", threading.Lock(), "process_lock must be a ProcessLock or None, got"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(name: str, value: Any, message: str) -> None:
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=message):
+        StreamScheduler(small(), workers=1, **settings)
+
+
+async def test_other_things_cannot_be_changed_while_it_runs() -> None:
+    shared = small()
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(TypeError, match="hyperparameters must be Hyperparameters, got dict"):
+            scheduler.hyperparameters = {"lr": 1e-4}  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match="shared must not move while a scheduler is open"):
+            shared.share_memory_(1)
+        with pytest.raises(TypeError, match="iterations must be a sequence of integers, got 3"):
+            await scheduler.run(SimulatedWorker([ONES], workers=1), updates=1, iterations=3)  # type: ignore[arg-type]
+    shared.share_memory_(1)
+
+
+async def test_gradient_may_be_pointed_elsewhere_while_its_update_is_in_flight(
+    backend: str,
+) -> None:
+    """What is updated with is the memory that was submitted."""
+    shared = small()
+    grad = torch.ones(64)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+        grad.data = torch.ones(64)
+
+    async with StreamScheduler(
+        shared, workers=1, depth=3, backend=backend, **COUNTING
+    ) as scheduler:
+        await scheduler.run(worker, updates=50)
+    assert shared.flat.eq(-50).all()

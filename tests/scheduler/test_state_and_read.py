@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from hogstream.scheduler import (
     StreamScheduler,
     WorkerContext,
 )
+from scheduler_testing import python_lanes
 
 POLICIES = ["lock-free", "locked", "ordered", "bounded:8"]
 N = 1001
@@ -197,17 +200,28 @@ async def test_batch_is_handed_over_when_it_is_full(backend: str) -> None:
 
     async def worker(context: WorkerContext) -> None:
         await context.submit(torch.ones(N))
-        event = context.lane.record_event()
         if context.iteration < 2:
             for _ in range(20):
                 await asyncio.sleep(0)
         else:
-            await context.lane.done(event)
+            await context.lane.done(context.lane.record_event())
         versions.append(shared.version)
 
     async with StreamScheduler(shared, workers=1, depth=4, batch=3, backend=backend) as scheduler:
         await scheduler.run(worker, updates=3)
     assert versions == [0, 0, 3]
+
+
+async def test_event_does_not_wait_for_a_batch_to_fill(backend: str) -> None:
+    shared = SharedParameters({"p": torch.zeros(N)})
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(torch.ones(N))
+        await asyncio.wait_for(context.lane.done(context.lane.record_event()), timeout=60)
+        assert shared.version == context.iteration + 1
+
+    async with StreamScheduler(shared, workers=1, depth=4, batch=3, backend=backend) as scheduler:
+        await scheduler.run(worker, updates=7)
 
 
 @pytest.mark.parametrize(
@@ -260,16 +274,24 @@ async def test_event_of_a_lane_is_done_when_what_was_put_before_has_landed(backe
         await scheduler.run(worker, updates=5)
 
 
-async def test_wait_for_an_event_may_be_cancelled(backend: str) -> None:
+async def test_wait_for_an_event_may_be_cancelled() -> None:
     shared = SharedParameters({"p": torch.zeros(N)})
+    release = threading.Event()
+
+    def hold(update: Callable[..., Any], *operands: Any) -> None:
+        release.wait(timeout=60)
+        update(*operands)
 
     async def worker(context: WorkerContext) -> None:
         await context.submit(torch.ones(N))
-        event = context.lane.record_event()  # its batch is not full: it cannot land yet
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(context.lane.done(event), timeout=0.001)
+        waiting = asyncio.ensure_future(context.lane.done(context.lane.record_event()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        release.set()
 
-    async with StreamScheduler(shared, workers=1, depth=2, batch=2, backend=backend) as scheduler:
+    async with python_lanes(shared, hold, workers=1, depth=2) as scheduler:
         report = await scheduler.run(worker, updates=1)
     assert report.updates == 1
 
