@@ -34,6 +34,7 @@ def resident_bytes() -> int:
 
 def what_is_open() -> tuple[set[str], int, int]:
     """Threads by name, and how many files and shared-memory segments there are."""
+    gc.collect()  # which closes what other tests have left open
     threads = {thread.name for thread in threading.enumerate()}
     ours = {name for name in threads if not name.startswith("hogstream-kernel")}
     return ours, len(os.listdir("/proc/self/fd")), len(list(Path("/dev/shm").iterdir()))
