@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import torch
 
+from hogstream.profiling.event_loop import EVENT_LOOP
+
 SCHEMA = 1  # of the JSON output of every command
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
@@ -28,7 +30,11 @@ def describe_environment(device: torch.device, backend: str) -> dict[str, Any]:
         "device_name": device_name(device),
         "backend": backend,
         "cores": usable_cores(),
+        "event_loop": EVENT_LOOP,
         "threads": torch.get_num_threads(),
+        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
+        if device.type == "cuda"
+        else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
