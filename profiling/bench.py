@@ -183,7 +183,7 @@ async def _measure_all(
 
 
 class _Size:
-    """What is measured on shared parameters of one size."""
+    """What is measured at one size of the shared parameters."""
 
     def __init__(
         self, settings: BenchSettings, elements: int, on_step: Callable[[str], None]
@@ -191,24 +191,27 @@ class _Size:
         self._settings = settings
         self._elements = elements
         self._on_step = on_step
-        flat = torch.zeros(elements, dtype=settings.dtype, device=settings.device)
-        self._shared = SharedParameters({"flat": flat})
         self._gradients = make_gradients(settings, elements)
 
     async def take_turns(
         self, title: str, workers: int, variants: dict[str, dict[str, Any]]
     ) -> dict[str, list[RunReport]]:
         """Measures variants of the scheduler's arguments in turn, for all rounds."""
+        settings = self._settings
+        flat = torch.zeros(self._elements, dtype=settings.dtype, device=settings.device)
+        shared = SharedParameters({"flat": flat})
         rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
         names = list(variants)
         for index in range(ROUNDS):
             self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
             first = index % len(names)  # each goes first in its turn
             for name in names[first:] + names[:first]:
-                rounds[name].append(await self._measure(workers, variants[name]))
+                rounds[name].append(await self._measure(shared, workers, variants[name]))
         return rounds
 
-    async def _measure(self, workers: int, arguments: dict[str, Any]) -> RunReport:
+    async def _measure(
+        self, shared: SharedParameters, workers: int, arguments: dict[str, Any]
+    ) -> RunReport:
         settings = self._settings
         seconds = settings.seconds / ROUNDS
         worker = SimulatedWorker(
@@ -219,7 +222,7 @@ class _Size:
             seed=settings.seed,
         )
         async with StreamScheduler(
-            self._shared, workers=workers, backend=settings.backend, **arguments
+            shared, workers=workers, backend=settings.backend, **arguments
         ) as scheduler:
             await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=seconds)
             return await scheduler.run(worker, seconds=seconds)

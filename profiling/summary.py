@@ -119,10 +119,10 @@ def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
 
 def results_tables(bench: dict[str, Any]) -> list[Table]:
     """All results, and what races there were if they were counted."""
-    rows = {"Updates": (COLUMNS, [result_row(result) for result in bench["results"]])}
-    if races := race_rows(bench):
-        rows["Races"] = (RACE_COLUMNS, races)
-    return [_by_configuration(title, *table) for title, table in rows.items()]
+    results = [result_row(result) for result in bench["results"]]
+    tables = [_by_configuration("Updates", COLUMNS, results)]
+    races = race_rows(bench)
+    return [*tables, _by_configuration("Races", RACE_COLUMNS, races)] if races else tables
 
 
 def _by_configuration(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
