@@ -1,6 +1,6 @@
-"""Access to memory by address, for functions that Numba compiles.
+"""Access to memory, and calls, by address: for functions that Numba compiles.
 
-Atomic ones take int64 and are sequentially consistent: whatever was written before a store,
+Atomic access is to int64, and sequentially consistent: whatever was written before a store,
 exchange or addition is seen by whoever reads its value.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
@@ -52,13 +53,34 @@ def _exchange(_context: Any, address: types.Type, value: types.Type) -> Any:
     return types.int64(types.int64, types.int64), emit
 
 
-def _float_at(_context: Any, address: types.Type) -> Any:
+def _float_load(_context: Any, address: types.Type) -> Any:
     """Reads a float64; not atomic."""
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return builder.load(builder.inttoptr(args[0], ir.DoubleType().as_pointer()), align=8)
+        return builder.bitcast(builder.load(_at(builder, args[0]), align=8), ir.DoubleType())
 
     return types.float64(types.int64), emit
+
+
+def _float_store(_context: Any, address: types.Type, value: types.Type) -> Any:
+    """Writes a float64; not atomic."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        builder.store(builder.bitcast(args[1], _I64), _at(builder, args[0]), align=8)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(types.int64, types.float64), emit
+
+
+def _call(_context: Any, function: types.Type, arguments: types.BaseTuple) -> Any:
+    """Calls a function in C, by its address, that takes int64 and returns one."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        kind = ir.FunctionType(_I64, [_I64] * len(arguments))
+        where = builder.inttoptr(args[0], kind.as_pointer())
+        return builder.call(where, cgutils.unpack_tuple(builder, args[1]))
+
+    return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), emit
 
 
 def _at(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -70,4 +92,6 @@ atomic_load: Any = intrinsic(_load)
 atomic_store: Any = intrinsic(_store)
 atomic_add: Any = intrinsic(_add)
 atomic_exchange: Any = intrinsic(_exchange)
-float_at: Any = intrinsic(_float_at)
+float_load: Any = intrinsic(_float_load)
+float_store: Any = intrinsic(_float_store)
+call: Any = intrinsic(_call)

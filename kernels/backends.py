@@ -24,17 +24,17 @@ class Backend:
     Attributes:
         name: As in ``backend=``.
         kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
-            the current stream. Triton's takes ``lr_on_device`` besides; others may be given
-            ``Pieces`` to share with other threads.
+            the current stream. Triton's takes ``lr_on_device``, ``counters`` and ``verdict``
+            besides; others may be given ``Pieces`` to share with other threads.
         threaded: Whether a large update is worth sharing among CPU threads.
-        race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype;
-            None if this backend has no atomic operations to count with.
+        race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype
+            and device; None if this backend has no atomic operations to count with.
     """
 
     name: str
     kernel: Callable[..., Any]
     threaded: bool
-    race_block: Callable[[torch.dtype], int] | None
+    race_block: Callable[[torch.dtype, torch.device], int] | None
 
     @property
     def counts_races(self) -> bool:

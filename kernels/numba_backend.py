@@ -22,8 +22,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hogstream.kernels.atomics import atomic_add, atomic_load, atomic_store
 from hogstream.kernels.cpu_threads import Pieces
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 
@@ -82,8 +83,8 @@ def update_(
     return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
 
 
-def race_block(dtype: torch.dtype) -> int:
-    """How many elements of a parameter ``RaceCounters`` should count together."""
+def race_block(dtype: torch.dtype, device: torch.device) -> int:
+    """How many elements race counters count together: as many for all dtypes."""
     return _RACE_BLOCK
 
 
@@ -115,8 +116,11 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., b
 
 
 @cache
-def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., None]:
-    """One update as compiled code calls it, with race counters or without.
+def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
+    """One update as other compiled code calls it, with race counters or without.
+
+    A function in C, called by its address: one that Numba compiles into its callers would not be
+    kept in its cache together with them.
 
     Args:
         dtype: Of the parameter: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
@@ -124,25 +128,26 @@ def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[.
         coupled: As in ``Hyperparameters``.
 
     Returns:
-        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements)``, which
-        releases the GIL when Python calls it. ``param``, ``grad`` and ``ms`` are addresses;
-        ``factors`` are ``in_float32`` or ``in_float64`` of the hyperparameters. ``counts`` is the
-        address of ``RaceCounters.counts``, for ``blocks`` blocks of ``block_elements`` elements, or
-        0 to count no races; the other two are of no account then.
+        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements)``, a
+        ``CFunc`` of Numba. All arguments are int64, and it returns 0. The first three are
+        addresses, ``factors`` that of ``Hyperparameters.scalars`` as seven float64, each rounded
+        here. ``counts`` is the address of ``RaceCounters.counts``, for ``blocks`` blocks of
+        ``block_elements`` elements, or 0 to count no races; the other two are of no account then.
     """
     stored_bytes, compute_bytes = _FORMATS[dtype].stored_bytes, _FORMATS[dtype].compute_bytes
 
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    @numba.cfunc(types.int64(*[types.int64] * 8), cache=True)
     def update(
         param: int,
         grad: int,
         ms: int,
         elements: int,
-        factors: Any,
+        factors: int,
         counts: int,
         blocks: int,
         block_elements: int,
-    ) -> None:
+    ) -> int:
+        rounded = _factors_at(factors, dtype)
         if counts == 0:
             blocks, block_elements = 1, elements
         for block in range(blocks):
@@ -155,42 +160,43 @@ def update_range(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[.
                 grad + first * stored_bytes,
                 ms + first * compute_bytes,
                 min(block_elements, elements - first),
-                factors,
+                rounded,
                 dtype,
                 eps_inside_sqrt,
                 coupled,
             )
             if counts != 0:
                 end_block(counts, blocks, block, version, witness)
+        return 0
 
     return update
 
 
 @cache
-def all_finite(dtype: str) -> Callable[..., bool]:
-    """A look at a gradient as compiled code takes it.
+def finite_function(dtype: str) -> Any:
+    """A look at a gradient as other compiled code takes it.
 
     Args:
         dtype: Of the gradient: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
 
     Returns:
-        ``finite(grad, elements)``, which takes an address and says whether no element is infinite
-        or NaN. It stops soon after the first that is, and releases the GIL when Python calls it.
+        ``finite(grad, elements)``, a ``CFunc`` of Numba. It takes an address and a number, both
+        int64, and returns 1 if no element is infinite or NaN, else 0, soon after the first that is.
     """
     stored_bytes = _FORMATS[dtype].stored_bytes
     block = _FINITE_LINES * _CACHE_LINE // stored_bytes
 
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def finite(grad: int, elements: int) -> bool:
+    @numba.cfunc(types.int64(types.int64, types.int64), cache=True)
+    def finite(grad: int, elements: int) -> int:
         for _ in range(elements // block):
             if not _finite(grad, dtype, block):
-                return False
+                return 0
             grad += block * stored_bytes
         for _ in range(elements % block):
             if not _finite(grad, dtype, 1):
-                return False
+                return 0
             grad += stored_bytes
-        return True
+        return 1
 
     return finite
 
@@ -245,42 +251,6 @@ def await_done(done: int, elements: int) -> bool:
     return spins > 0
 
 
-def _atomic_add_intrinsic(_context: Any, address: types.Type, value: types.Type) -> Any:
-    """Adds to an int64 in memory, atomically, and returns what it was before."""
-
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        where = builder.inttoptr(args[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", where, args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), emit
-
-
-def _atomic_load_intrinsic(_context: Any, address: types.Type) -> Any:
-    """Reads an int64; what follows is read after it."""
-
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), emit
-
-
-def _atomic_store_intrinsic(_context: Any, address: types.Type, value: types.Type) -> Any:
-    """Writes an int64; what precedes is written before it."""
-
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        where = builder.inttoptr(args[0], _I64.as_pointer())
-        builder.store_atomic(args[1], where, "release", 8)
-        return ir.Constant(ir.IntType(8).as_pointer(), None)
-
-    return types.void(types.int64, types.int64), emit
-
-
-# As seen by a type checker, an intrinsic still has its typing context as a parameter.
-atomic_add: Any = intrinsic(_atomic_add_intrinsic)
-atomic_load: Any = intrinsic(_atomic_load_intrinsic)
-atomic_store: Any = intrinsic(_atomic_store_intrinsic)
-
-
 def _update_intrinsic(
     _context: Any,
     param: types.Type,
@@ -320,6 +290,27 @@ def _update_intrinsic(
 
 
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)
+
+
+def _factors_at_intrinsic(_context: Any, address: types.Type, dtype: Any) -> Any:
+    """The factors of an update, from seven float64 in memory, each rounded to the compute type."""
+    wide = dtype.literal_value == "float64"
+    compute = types.float64 if wide else types.float32
+    result = types.UniTuple(compute, len(Scalars._fields))
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        first = builder.inttoptr(args[0], ir.DoubleType().as_pointer())
+        values = [
+            builder.load(builder.gep(first, [_I64(index)]), align=8) for index in range(len(result))
+        ]
+        if not wide:
+            values = [builder.fptrunc(value, ir.FloatType()) for value in values]
+        return context.make_tuple(builder, result, values)
+
+    return result(address, dtype), emit
+
+
+_factors_at: Any = intrinsic(prefer_literal=True)(_factors_at_intrinsic)
 
 
 def _finite_intrinsic(_context: Any, grad: types.Type, dtype: Any, width: Any) -> Any:

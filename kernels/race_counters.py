@@ -65,7 +65,7 @@ class RaceCounters:
 
         Args:
             elements: How many the parameter has.
-            block: How many are counted together: ``Backend.race_block`` of the parameter's dtype.
+            block: How many are counted together: as its ``Backend.race_block`` has it.
             device: Where the parameter is.
 
         Raises:

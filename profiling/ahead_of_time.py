@@ -22,14 +22,25 @@ from triton.compiler import ASTSource
 from hogstream.kernels.triton_backend import (
     BLOCK,
     COMPILE_OPTIONS,
+    EXPONENTS,
     STORAGE,
+    finite_kernel,
+    multi_tensor_finite_kernel,
     multi_tensor_rmsprop_kernel,
     rmsprop_kernel,
 )
 from hogstream.profiling.environment import usable_cores
 from hogstream.profiling.kernel_inspection import Variant, variants_named
 
-_KERNELS = {"rmsprop": rmsprop_kernel, "multi_tensor": multi_tensor_rmsprop_kernel}
+# Each kernel, and whether it counts races and heeds a verdict.
+_KERNELS = {
+    "rmsprop": (rmsprop_kernel, False),
+    "multi_tensor": (multi_tensor_rmsprop_kernel, False),
+    "watched_rmsprop": (rmsprop_kernel, True),
+    "watched_multi_tensor": (multi_tensor_rmsprop_kernel, True),
+    "finite": (finite_kernel, False),
+    "multi_tensor_finite": (multi_tensor_finite_kernel, False),
+}
 _CUOBJDUMP_OPTIONS = {"sass": "-sass", "resources": "-res-usage"}
 _MAX_PROCESSES = 8
 
@@ -44,14 +55,20 @@ def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[st
         variant: Which kernel.
     """
     dtype = getattr(torch, variant.dtype)
-    kernel = _KERNELS[variant.kernel]
-    constants = {
+    kernel, watched = _KERNELS[variant.kernel]
+    bits, exponent = EXPONENTS[dtype]
+    values = {
         "STORAGE": STORAGE[dtype],
         "EPS_INSIDE_SQRT": variant.eps_inside_sqrt,
         "COUPLED": variant.coupled,
         "LR_ON_DEVICE": variant.lr_on_device,
+        "CHECKED": watched,
+        "COUNTED": watched,
+        "BITS": bits,
+        "EXPONENT": exponent,
         "BLOCK": BLOCK[dtype],
     }
+    constants = {name: values[name] for name in kernel.arg_names if name in values}
     signature = {name: "constexpr" if name in constants else "i64" for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
     code = triton.compile(source, _gpu_target(target), COMPILE_OPTIONS).asm

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby, product
+from itertools import groupby, product, starmap, zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -51,39 +51,47 @@ class Variant:
     """What a kernel is compiled for.
 
     Attributes:
-        kernel: ``rmsprop`` (one tensor) or ``multi_tensor``.
+        kernel: ``rmsprop`` (one tensor) or ``multi_tensor``; these ``watched``, with race counters
+            (one tensor only) and a verdict; ``finite`` or ``multi_tensor_finite``, which find it.
         dtype: Of parameters and gradients.
-        eps_inside_sqrt: As in ``rmsprop_``.
+        eps_inside_sqrt: As in ``rmsprop_``; None, as what follows, if the kernel updates nothing.
         coupled: Whether weight decay goes through the gradient.
         lr_on_device: Whether the kernel reads lr from the device's memory.
     """
 
     kernel: str
     dtype: str
-    eps_inside_sqrt: bool
-    coupled: bool
-    lr_on_device: bool
+    eps_inside_sqrt: bool | None = None
+    coupled: bool | None = None
+    lr_on_device: bool | None = None
+
+    @property
+    def updates(self) -> bool:
+        """Whether it is a kernel of the update."""
+        return self.eps_inside_sqrt is not None
 
     @property
     def name(self) -> str:
-        """Five words, such as ``rmsprop float32 inside coupled host-lr``."""
-        return " ".join(
-            (
-                self.kernel,
-                self.dtype,
-                "inside" if self.eps_inside_sqrt else "outside",
-                "coupled" if self.coupled else "uncoupled",
-                "device-lr" if self.lr_on_device else "host-lr",
-            )
-        )
+        """Words, such as ``rmsprop float32 inside coupled host-lr`` or ``finite float32``."""
+        words = [self.kernel, self.dtype]
+        if self.updates:
+            words.append("inside" if self.eps_inside_sqrt else "outside")
+            words.append("coupled" if self.coupled else "uncoupled")
+            words.append("device-lr" if self.lr_on_device else "host-lr")
+        return " ".join(words)
 
 
-#: All there are.
-VARIANTS = tuple(
-    Variant(*values)
-    for values in product(
-        ("rmsprop", "multi_tensor"), DTYPES, (True, False), (True, False), (False, True)
-    )
+#: All that an update may take, and of what watches it those that take the most registers.
+VARIANTS = (
+    *starmap(
+        Variant,
+        product(("rmsprop", "multi_tensor"), DTYPES, (True, False), (True, False), (False, True)),
+    ),
+    *starmap(
+        Variant,
+        product(("watched_rmsprop", "watched_multi_tensor"), DTYPES, (True,), (True,), (True,)),
+    ),
+    *starmap(Variant, product(("finite", "multi_tensor_finite"), DTYPES)),
 )
 
 
@@ -96,8 +104,8 @@ def variants_named(words: str) -> list[Variant]:
     wanted = set(words.split())
     found = [variant for variant in VARIANTS if wanted <= set(variant.name.split())]
     if not found:
-        columns = zip(*(variant.name.split() for variant in VARIANTS), strict=True)
-        known = dict.fromkeys(word for column in columns for word in column)
+        columns = zip_longest(*(variant.name.split() for variant in VARIANTS))
+        known = dict.fromkeys(word for column in columns for word in column if word is not None)
         raise ValueError(f"must be words of one kernel's name ({', '.join(known)}), got {words!r}")
     return found
 

@@ -11,9 +11,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hogstream.kernels.atomics import atomic_add
 from hogstream.kernels.cpu_threads import Pieces
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.numba_backend import atomic_add, await_done
+from hogstream.kernels.numba_backend import await_done
 
 Int64s = npt.NDArray[np.int64]
 

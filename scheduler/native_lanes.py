@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
+from hogstream.kernels.numba_backend import finite_function, update_function
 from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.lanes import Deliver, Position, Queue
 from hogstream.scheduler.native_loop import (
     FACTORS,
-    KIND,
     LANDED,
     LANDED_NS,
     MS,
@@ -29,10 +29,10 @@ from hogstream.scheduler.native_loop import (
     SOURCE,
     STALENESS,
     STARTED,
+    UPDATE,
 )
 from hogstream.scheduler.updates import LaneSettings, Update
 
-_USUAL_FORM = 1  # eps_inside_sqrt
 _FORM_END = FACTORS + len(Scalars._fields)
 
 
@@ -70,13 +70,13 @@ class NativeLane:
         row = ROWS + (self._queue.put & self._mask) * ROW
         words, checked = self._words, update.checked
         if checked is None:
-            words[row + KIND] = native.SNAPSHOT
+            words[row + UPDATE] = 0
             words[row + SOURCE] = update.tensor.data_ptr()
         else:
             if update.hyperparameters is not self._hyperparameters:
                 self._hyperparameters = update.hyperparameters
-                self._form = _as_words(update.hyperparameters)
-            words[row + KIND : row + _FORM_END] = self._form
+                self._form = _as_words(self._lanes.dtype, update.hyperparameters)
+            words[row + UPDATE : row + _FORM_END] = self._form
             words[row + SOURCE] = checked.address
             words[row + MS] = checked.ms_address
         words[row + READ_VERSION] = update.read_version
@@ -130,14 +130,7 @@ class NativeLane:
         os.close(self._event)
 
     def _carry_out(self) -> None:
-        settings, form = self._lanes.settings, _USUAL_FORM
-        while native.await_row(self._address, settings.address, self._words[LANDED]):
-            kind = self._words[ROWS + (self._words[LANDED] & self._mask) * ROW + KIND]
-            if kind != native.SNAPSHOT:  # which goes with any form
-                form = kind
-            native.carry_out(settings.dtype, settings.item_bytes, form)(
-                self._address, settings.address
-            )
+        native.carry_out(self._address, self._lanes.settings.address)
 
 
 class NativeLanes:
@@ -152,6 +145,7 @@ class NativeLanes:
     ) -> None:
         self.deliver = deliver
         self.ordered = settings.ordered
+        self.dtype = _dtype(settings)
         self._loop = asyncio.get_running_loop()
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
         self.settings = _Settings(settings, self._event)
@@ -199,21 +193,20 @@ class _Settings:
     def __init__(self, settings: LaneSettings, loop_event: int) -> None:
         self._settings = settings  # whose tensors must live as long
         shared, races, lock = settings.shared, settings.races, settings.lock
-        self.dtype = str(shared.flat.dtype).removeprefix("torch.")
-        self.item_bytes = shared.flat.element_size()
         self._memory = np.zeros(native.SETTINGS, np.int64)
         self.address = self._memory.ctypes.data
         self.words = self._memory.data
         for word, value in (
             (native.PARAM, shared.flat.data_ptr()),
             (native.ELEMENTS, shared.elements),
+            (native.BYTES, shared.flat.nbytes),
             (native.VERSIONS, shared.versions.data_ptr()),
             (native.SLOTS, len(shared.versions)),
             (native.SLOT, shared.slot),
             (native.RACES, races.counts.data_ptr() if races else 0),
             (native.BLOCKS, races.counts.shape[1] if races else 0),
             (native.BLOCK, races.block if races else 0),
-            (native.CHECK_FINITE, settings.check_finite),
+            (native.FINITE, _finite(settings)),
             (native.STALENESS_AWARE, settings.staleness_aware),
             (native.ORDERED, settings.ordered),
             (native.LOCK, lock.address if lock else 0),
@@ -224,19 +217,28 @@ class _Settings:
 
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a lane that is told to stop at once."""
-    lane, words = np.zeros(ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
+    lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
     words[native.STOP] = 1
     native.hand_over(lane.ctypes.data, 0)
     native.listen(words.ctypes.data)
-    form = _as_words(hyperparameters)[0]
-    flat = settings.shared.flat
-    dtype = str(flat.dtype).removeprefix("torch.")
-    native.carry_out(dtype, flat.element_size(), form)(lane.ctypes.data, words.ctypes.data)
+    native.carry_out(lane.ctypes.data, words.ctypes.data)
+    _as_words(_dtype(settings), hyperparameters)
+    _finite(settings)
 
 
-def _as_words(hyperparameters: Hyperparameters) -> memoryview:
-    """The words of a row from its kind on: the form of the update, and the bits of its factors."""
-    form = hyperparameters.eps_inside_sqrt + 2 * hyperparameters.coupled
-    factors = np.array(hyperparameters.scalars).view(np.int64)
-    words: memoryview = np.concatenate([np.array([form]), factors]).data
-    return words
+def _as_words(dtype: str, hyperparameters: Hyperparameters) -> memoryview:
+    """The words of a row that depend on these: which function updates, and its factors' bits."""
+    h = hyperparameters
+    function = update_function(dtype, h.eps_inside_sqrt, h.coupled).address
+    words = np.empty(_FORM_END - UPDATE, np.int64)
+    words[0], words[1:] = function, np.array(h.scalars).view(np.int64)
+    return words.data
+
+
+def _finite(settings: LaneSettings) -> int:
+    """The address of the function that looks at gradients, or 0 if none has to."""
+    return finite_function(_dtype(settings)).address if settings.check_finite else 0
+
+
+def _dtype(settings: LaneSettings) -> str:
+    return str(settings.shared.flat.dtype).removeprefix("torch.")

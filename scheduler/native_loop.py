@@ -10,8 +10,6 @@ what each word is. Words that several threads write have a cache line each.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numba
@@ -22,9 +20,10 @@ from hogstream.kernels.atomics import (
     atomic_exchange,
     atomic_load,
     atomic_store,
-    float_at,
+    call,
+    float_load,
+    float_store,
 )
-from hogstream.kernels.numba_backend import all_finite, update_range
 from hogstream.scheduler.process_lock import LOCK_RECOVERIES
 
 WORD = 8
@@ -34,19 +33,18 @@ WORD = 8
 #: 1, space for a time; and then the rows.
 SUBMITTED, LANDED, ASLEEP, LANE_EVENT, MASK, ONE, TIME, ROWS = 0, 8, 16, 24, 25, 26, 27, 32
 
-#: A row: what is to be done, and what became of it.
-SOURCE, MS, READ_VERSION, TICKET, KIND, FACTORS = 0, 1, 2, 3, 4, 5
+#: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
+#: the function that updates, 0 for a snapshot, and its factors; and what became of it.
+SOURCE, MS, READ_VERSION, TICKET, UPDATE, FACTORS = 0, 1, 2, 3, 4, 5
 STARTED, LANDED_NS, STALENESS, OUTCOME = 12, 13, 14, 15
 ROW = 16
 
 #: All lanes of a scheduler: what they update and how; then words that they write.
-PARAM, ELEMENTS, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)
-CHECK_FINITE, STALENESS_AWARE, ORDERED, LOCK, LOOP_EVENT = range(8, 13)
+PARAM, ELEMENTS, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(9)
+FINITE, STALENESS_AWARE, ORDERED, LOCK, LOOP_EVENT = range(9, 14)
 NEXT, WOKEN, STOP = 16, 24, 32
 SETTINGS = 40
 
-#: Kinds of row: a snapshot, or an update with ``eps_inside_sqrt`` + 2 * ``coupled``.
-SNAPSHOT = -1
 #: Outcomes.
 DONE, NONFINITE = 0, 1
 
@@ -95,103 +93,76 @@ def listen(settings: int) -> None:
     atomic_exchange(settings + WORD * WOKEN, 0)
 
 
-@cache
-def carry_out(dtype: str, item_bytes: int, form: int) -> Callable[[int, int], None]:
-    """The loop of a lane, for one form of the update.
+@numba.njit(nogil=True, cache=True)
+def carry_out(lane: int, settings: int) -> None:
+    """The loop of a lane: returns when it is told to stop and has nothing left to do.
 
     Args:
-        dtype: Of the parameters, such as ``"float32"``.
-        item_bytes: Bytes of an element.
-        form: As the kind of a row.
-
-    Returns:
-        Called with the addresses of a lane and of the settings, it returns when it comes to an
-        update of another form, or is told to stop and has nothing left to do.
+        lane: Its address.
+        settings: Their address.
     """
-    apply = _apply(dtype, eps_inside_sqrt=bool(form & 1), coupled=bool(form & 2))
-
-    @numba.njit(nogil=True, cache=True)
-    def loop(lane: int, settings: int) -> None:
-        landed = atomic_load(lane + WORD * LANDED)
-        while await_row(lane, settings, landed):
-            row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
-            kind = atomic_load(row + WORD * KIND)
-            if kind != SNAPSHOT and kind != form:
-                return
-            await_turn(row, settings)
-            locked = lock(lane, settings)
-            atomic_store(row + WORD * STARTED, now(lane))
-            before = version(settings)
-            outcome = DONE
-            if kind == SNAPSHOT:
-                _copy(
-                    atomic_load(row + WORD * SOURCE),
-                    atomic_load(settings + WORD * PARAM),
-                    atomic_load(settings + WORD * ELEMENTS) * item_bytes,
-                )
-                atomic_store(row + WORD * STALENESS, before)
-            else:
-                outcome = apply(row, settings)
-                land(row, settings, outcome)
-            if locked:
-                _unlock(atomic_load(settings + WORD * LOCK))
-            atomic_store(row + WORD * OUTCOME, outcome)
-            atomic_store(row + WORD * LANDED_NS, now(lane))
-            landed += 1
-            atomic_store(lane + WORD * LANDED, landed)
-            tell(lane, row, settings)
-
-    return loop
+    landed = atomic_load(lane + WORD * LANDED)
+    while await_row(lane, settings, landed):
+        row = lane + WORD * (ROWS + ROW * (landed & atomic_load(lane + WORD * MASK)))
+        await_turn(row, settings)
+        locked = lock(lane, settings)
+        atomic_store(row + WORD * STARTED, now(lane))
+        if atomic_load(row + WORD * UPDATE) == 0:
+            take_snapshot(row, settings)
+        else:
+            land(row, settings, apply(row, settings))
+        if locked:
+            _unlock(atomic_load(settings + WORD * LOCK))
+        atomic_store(row + WORD * LANDED_NS, now(lane))
+        landed += 1
+        atomic_store(lane + WORD * LANDED, landed)
+        tell(lane, row, settings)
 
 
-@cache
-def _apply(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[[int, int], int]:
+@numba.njit(nogil=True, cache=True)
+def take_snapshot(row: int, settings: int) -> None:
+    """Copies the parameters; the version that the copy holds at least is its staleness."""
+    atomic_store(row + WORD * STALENESS, version(settings))
+    _copy(
+        atomic_load(row + WORD * SOURCE),
+        atomic_load(settings + WORD * PARAM),
+        atomic_load(settings + WORD * BYTES),
+    )
+
+
+@numba.njit(nogil=True, cache=True)
+def apply(row: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
-    update = update_range(dtype, eps_inside_sqrt, coupled)
-    finite = all_finite(dtype)
-    compute = numba.float64 if dtype == "float64" else numba.float32
-
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def apply(row: int, settings: int) -> int:
-        grad, elements = (
-            atomic_load(row + WORD * SOURCE),
-            atomic_load(settings + WORD * ELEMENTS),
-        )
-        if atomic_load(settings + WORD * CHECK_FINITE) and not finite(grad, elements):
-            return NONFINITE
-        lr, shrink = factor(row, 0), factor(row, 5)
-        if atomic_load(settings + WORD * STALENESS_AWARE):
-            lr /= max(version(settings) - atomic_load(row + WORD * READ_VERSION), 1)
-            if shrink != 1.0:
-                shrink = 1.0 - lr * factor(row, 4)
-        factors = (
-            compute(lr),
-            compute(factor(row, 1)),
-            compute(factor(row, 2)),
-            compute(factor(row, 3)),
-            compute(factor(row, 4)),
-            compute(shrink),
-            compute(factor(row, 6)),
-        )
-        update(
+    grad, elements = atomic_load(row + WORD * SOURCE), atomic_load(settings + WORD * ELEMENTS)
+    finite = atomic_load(settings + WORD * FINITE)
+    if finite != 0 and call(finite, (grad, elements)) == 0:
+        return NONFINITE
+    if atomic_load(settings + WORD * STALENESS_AWARE):
+        stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
+        divide_lr(row + WORD * FACTORS, max(stale, 1))
+    call(
+        atomic_load(row + WORD * UPDATE),
+        (
             atomic_load(settings + WORD * PARAM),
             grad,
             atomic_load(row + WORD * MS),
             elements,
-            factors,
+            row + WORD * FACTORS,
             atomic_load(settings + WORD * RACES),
             atomic_load(settings + WORD * BLOCKS),
             atomic_load(settings + WORD * BLOCK),
-        )
-        return DONE
-
-    return apply
+        ),
+    )
+    return DONE
 
 
 @numba.njit(nogil=True, cache=True)
-def factor(row: int, index: int) -> Any:
-    """A factor of a row's update, in the order of ``Scalars``."""
-    return float_at(row + WORD * (FACTORS + index))
+def divide_lr(factors: int, divisor: int) -> None:
+    """Divides ``lr`` among the factors, in the order of ``Scalars``, and what depends on it."""
+    lr, weight_decay, shrink = factors, factors + 4 * WORD, factors + 5 * WORD
+    float_store(lr, float_load(lr) / divisor)
+    if float_load(shrink) != 1.0:
+        float_store(shrink, 1.0 - float_load(lr) * float_load(weight_decay))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -254,6 +225,7 @@ def lock(lane: int, settings: int) -> bool:
 @numba.njit(nogil=True, cache=True)
 def land(row: int, settings: int, outcome: int) -> None:
     """Counts an update that is through, and how stale it was."""
+    atomic_store(row + WORD * OUTCOME, outcome)
     slot = atomic_load(settings + WORD * SLOT)
     mine = atomic_load(settings + WORD * VERSIONS) + WORD * slot
     before = atomic_add(mine, 1 if outcome == DONE else 0)

@@ -474,7 +474,8 @@ class StreamScheduler:
 
     def _count_races(self) -> RaceCounters:
         assert self.backend.race_block is not None  # checked before
-        return self.shared.count_races(self.backend.race_block(self.shared.flat.dtype))
+        flat = self.shared.flat
+        return self.shared.count_races(self.backend.race_block(flat.dtype, flat.device))
 
     def _race_totals(self) -> list[int]:
         """How many updates of a block landed, survived and were overwritten until now."""

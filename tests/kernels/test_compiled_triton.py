@@ -26,6 +26,11 @@ CodeOf = Callable[[str, Variant], Code]
 NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 
 for_each_kernel = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+for_each_update = pytest.mark.parametrize(
+    "variant",
+    [variant for variant in VARIANTS if variant.updates],
+    ids=lambda variant: variant.name,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def code_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeOf]:
         yield lambda target, variant: compile_for(target)[variant]
 
 
-@for_each_kernel
+@for_each_update
 @pytest.mark.parametrize("target", NVIDIA)
 def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
     code = code_of(target, variant)
@@ -63,10 +68,28 @@ def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, va
     param = grad = BLOCK[dtype] // threads * dtype.itemsize  # bytes of each that a thread takes
     ms = BLOCK[dtype] // threads * max(dtype.itemsize, 4)
     findings = inspect_kernel(target, code_of(target, variant))
-    assert findings.loads == {128: (param + grad + ms) // 16}
-    assert findings.stores == {128: (param + ms) // 16}
+    assert findings.loads == {128: (param + grad + ms if variant.updates else grad) // 16}
+    assert findings.stores == ({128: (param + ms) // 16} if variant.updates else {})
     assert findings.masked_loads
     assert findings.masked_stores
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", NVIDIA)
+def test_a_block_is_read_and_written_between_reading_and_writing_its_witness(
+    code_of, target, dtype
+):
+    name = str(dtype).removeprefix("torch.")
+    ptx = code_of(target, Variant("watched_rmsprop", name, True, True, True))["ptx"]
+    accesses = re.findall(r"\b(?:ld|st|atom|red)\.global\S*|\bbar\.sync\b", ptx)
+    of_block = [at for at, access in enumerate(accesses) if ".v" in access]
+    read = max(at for at, access in enumerate(accesses) if ".gpu.acquire." in access)
+    write = next(at for at, access in enumerate(accesses) if ".release.exch." in access)
+    landed = next(at for at, access in enumerate(accesses) if ".acq_rel.add." in access)
+    assert read < of_block[0] < of_block[-1] < write < landed
+    # The one thread that holds the witness waits for all others, and they for it.
+    assert "bar.sync" in accesses[read : of_block[0]]
+    assert "bar.sync" in accesses[of_block[-1] : write]
 
 
 @for_each_kernel
@@ -77,7 +100,7 @@ def test_kernels_fit_the_registers(code_of, target, variant):
     assert findings.registers <= 64  # eight blocks of 128 threads at once on a multiprocessor
 
 
-@for_each_kernel
+@for_each_update
 def test_hip_rounds_every_operation_by_itself(code_of, variant):
     # The instructions of a correctly rounded root and division are fused ones, so LLVM's language
     # is read: no operation may be relaxed, and these two are not the device's approximations.

@@ -8,6 +8,11 @@ import pytest
 import torch
 
 from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
+from hogstream.kernels.backends import select_backend
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import check_operands
+from hogstream.kernels.race_counters import RaceCounters
 from hogstream.optim import RMSpropAsync
 from update_testing import COMPUTE, DTYPES, VARIANTS, bits
 
@@ -86,3 +91,33 @@ def test_each_stream_waits_for_the_table_that_it_reads():
             optimizer.step()
         torch.cuda.current_stream().wait_stream(stream)
     assert all(torch.all(param == 0) for param in params)
+
+
+@pytest.mark.parametrize("streams", [1, 16])
+def test_updates_that_race_are_all_counted(streams):
+    """Each update that survives in an element adds exactly 1 to it, and one stream loses none."""
+    elements, updates = (1 << 18) + 77, 320
+    param, grad, ms = (
+        torch.full((elements,), value, dtype=torch.float64, device="cuda") for value in (0, -1, 0)
+    )
+    backend = select_backend("triton", "cuda")
+    assert backend.race_block is not None
+    counters = RaceCounters.zeros(elements, backend.race_block(param.dtype, param.device), "cuda")
+    table = LaunchTable([check_operands(param, grad, ms)])
+    numbers = Hyperparameters(lr=1.0, alpha=0.0, eps=0.0)
+    side_by_side = [torch.cuda.Stream() for _ in range(streams)]
+    verdicts = torch.zeros(streams, 1, dtype=torch.int32, device="cuda")
+    torch.cuda.synchronize()
+    for update in range(updates):
+        with torch.cuda.stream(side_by_side[update % streams]):
+            backend.update_(table, numbers, None, counters, verdicts[update % streams])
+    torch.cuda.synchronize()
+
+    landed, survived, overwritten = counters.counts
+    assert torch.all(landed == updates)
+    assert torch.all((survived >= 1) & (survived <= landed))
+    assert torch.all(landed - survived <= overwritten)
+    if streams == 1:
+        assert counters.overwritten == 0
+    alone = (overwritten == 0).repeat_interleave(counters.block)[:elements]
+    assert torch.all(param[alone] == updates)

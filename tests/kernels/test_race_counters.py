@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
-from update_testing import COMPUTE, DTYPES, State, assert_same_bits, extreme, formula, normal
+from update_testing import (
+    ADDS_2_TO_A_COUNT,
+    ALIASED,
+    COMPUTE,
+    DTYPES,
+    State,
+    aliased,
+    assert_same_bits,
+    extreme,
+    formula,
+    normal,
+)
 
 
 def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
@@ -87,9 +99,8 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     inside, coupled = switches
     hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
     options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
-    wide = dtype == torch.float64
-    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
-    update = numba_backend.update_range(str(dtype).removeprefix("torch."), inside, coupled)
+    factors = np.array(hyperparameters.scalars)
+    update = numba_backend.update_function(str(dtype).removeprefix("torch."), inside, coupled)
 
     param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
     expected = State(param.clone(), ms.clone())
@@ -98,7 +109,9 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     for step in range(2):
         grad = extreme(size, dtype, seed=1 + step)
         addresses = (tensor.data_ptr() for tensor in (param, grad, ms))
-        update(*addresses, size, factors, counts, counters.blocks, counters.block)
+        update.ctypes(
+            *addresses, size, factors.ctypes.data, counts, counters.blocks, counters.block
+        )
         expected = formula(expected, grad, **options)
     assert_same_bits(State(param, ms), expected)
     assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
@@ -106,18 +119,31 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     ]
 
 
+@pytest.mark.parametrize(("row", "counts"), ALIASED)
+def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
+    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    counters = RaceCounters.zeros(1, 1)
+    operands = aliased(counters, row)
+    addresses = [tensor.data_ptr() for tensor in operands]
+    update = numba_backend.update_function("float64", True, False)
+    factors = np.array(ADDS_2_TO_A_COUNT.scalars)
+    update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
+    assert counters.counts.flatten().tolist() == counts
+
+
 def test_threads_that_race_are_all_counted():
     numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
-    update = numba_backend.update_range("float64", True, False)
+    update = numba_backend.update_function("float64", True, False)
     # Each update that survives in an element adds exactly 1 to it.
-    factors = Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).in_float64
+    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).scalars)
     param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
     counters = RaceCounters.zeros(4000, 100)
     where = counters.counts.data_ptr(), counters.blocks, counters.block
 
     def race() -> None:
         for _ in range(2000):
-            update(param.data_ptr(), grad.data_ptr(), ms.data_ptr(), 4000, factors, *where)
+            addresses = param.data_ptr(), grad.data_ptr(), ms.data_ptr()
+            update.ctypes(*addresses, 4000, factors.ctypes.data, *where)
 
     threads = [threading.Thread(target=race) for _ in range(4)]
     for thread in threads:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.race_counters import LANDED, SURVIVED, RaceCounters
 
 
 class State(NamedTuple):
@@ -156,3 +158,25 @@ def assert_same_bits(actual: State, expected: State) -> None:
             f"{len(differ)} elements of {name} differ, first at {differ[0].tolist()}: "
             f"{got[tuple(differ[0])]!r} instead of {want[tuple(differ[0])]!r}"
         )
+
+
+#: An update of a float64 parameter whose bits are a small count, by a gradient of -1: the count
+#: becomes greater by 2, which are two of the least numbers that there are.
+ADDS_2_TO_A_COUNT = Hyperparameters(lr=1e-323, alpha=0.0, eps=0.0)
+
+#: The row of its counters that a parameter lies in, and all their counts after that update.
+ALIASED = [
+    pytest.param(LANDED, [10, 5, 3], id="two others landed meanwhile"),
+    pytest.param(SURVIVED, [8, 5, 1], id="two others survived until now"),
+]
+
+
+def aliased(counters: RaceCounters, row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A parameter of one element that lies among its own counters, its gradient and ``ms``.
+
+    So an update that writes it does to its counts what others would do that end meanwhile.
+    """
+    device = counters.counts.device
+    counters.counts.copy_(torch.tensor([[7], [4], [1]]))
+    grad, ms = (torch.full((1,), value, device=device).double() for value in (-1.0, 0.0))
+    return counters.counts[row].view(torch.float64), grad, ms
