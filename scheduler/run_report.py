@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.updates import Update
 
@@ -232,11 +233,18 @@ class RunRecord:
         restarts: How often each worker was started again.
     """
 
-    def __init__(self, workers: int) -> None:
-        """Starts the clock."""
+    def __init__(self, workers: int, races: RaceCounters | None = None) -> None:
+        """Starts the clock.
+
+        Args:
+            workers: How many there are.
+            races: Where races are counted, if they are.
+        """
         self.failures: dict[int, BaseException] = {}
         self.restarts = [0] * workers
         self._start = time.perf_counter()
+        self._races = races
+        self._races_before = _totals(races)
         self._latencies = Latencies()
         self._staleness: Counter[int] = Counter()
         self._updates_by_worker = [0] * workers
@@ -270,6 +278,7 @@ class RunRecord:
         self._count()
         return RunReport(
             **attributes,
+            **self.races(),
             seconds=seconds,
             latencies=self._latencies,
             staleness=self._staleness,
@@ -280,8 +289,23 @@ class RunRecord:
             failures=self.failures,
         )
 
+    def races(self) -> dict[str, Any]:
+        """What races were counted since the start, as attributes of a report."""
+        if self._races is None:
+            return dict.fromkeys(_RACES)
+        landed, survived, overwritten = (
+            now - before
+            for now, before in zip(_totals(self._races), self._races_before, strict=True)
+        )
+        return dict(zip(_RACES, (landed, landed - survived, overwritten), strict=True))
+
     def _count(self) -> None:
         self._latencies.add(self._waits_ns)
         self._staleness.update(self._ages)
         self._waits_ns.clear()
         self._ages.clear()
+
+
+def _totals(races: RaceCounters | None) -> list[int]:
+    """How many updates of a block landed, survived and were overwritten until now."""
+    return [] if races is None else races.counts.sum(dim=1).tolist()

@@ -164,7 +164,7 @@ class SharedParameters:
 
         Pickled then, as for a process of ``torch.multiprocessing``, they are the same memory there
         (over CUDA's inter-process handles, on a GPU). ``worker_ms`` and ``races`` that are made
-        later are not shared.
+        later are not shared. No scheduler may be open: its lanes would go on in the old place.
 
         Args:
             processes: How many others there may be; each writes a slot of ``versions``.
@@ -178,6 +178,23 @@ class SharedParameters:
             if tensor is not None:
                 tensor.share_memory_()
         self._look()
+
+    def enter_process(self, process: int) -> None:
+        """Says which of the others this process is: what it works on then is its own part.
+
+        That is a slot of ``versions``, and its workers' rows of ``worker_ms``.
+
+        Args:
+            process: Its number among those of ``share_memory_``, from 0.
+
+        Raises:
+            ValueError: If there is none of that number.
+        """
+        processes = len(self.versions) - 1
+        process = check_integer("process", process, at_least=0, at_most=processes - 1)
+        self.slot = process + 1
+        if self.worker_ms is not None:
+            self.worker_ms = self.worker_ms.tensor_split(processes)[process]
 
     def attach(
         self, module: torch.nn.Module, views: Mapping[str, torch.Tensor] | None = None

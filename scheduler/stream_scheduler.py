@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ import torch
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import check_choice, check_integer, check_number, check_switch
 from hogstream.scheduler.gates import Gate, LockGate, Passage, make_gate
 from hogstream.scheduler.lanes import Lanes, open_lanes, warm_up
@@ -200,7 +202,7 @@ class StreamScheduler:
     ) -> None:
         """Ends a run under way, waits for everything in flight, and closes the lanes."""
         try:
-            await _uncancelled(self._drain)
+            await uncancelled(self._drain)
         finally:
             for thread in self._threads:
                 thread.close()
@@ -239,15 +241,16 @@ class StreamScheduler:
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed. A
                 worker also fails if it returns without submitting a gradient.
         """
-        budget = _Budget(updates, seconds)
+        budget = Budget(updates, seconds)
         finished = self._check_iterations(iterations)
         if self._lanes is None:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
         if self._record is not None:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._contexts = self._make_contexts(self._lanes, finished)
-        self._record = record = RunRecord(self.workers)
-        races = self._race_totals()
+        self._record = record = RunRecord(
+            self.workers, self.shared.races if self.telemetry else None
+        )
         self._stopping = False
         budget.start()
         self._tasks = {
@@ -261,12 +264,12 @@ class StreamScheduler:
             closed, ended = self._stopping, True
         finally:
             try:
-                await _uncancelled(self._drain)
+                await uncancelled(self._drain)
             finally:
                 self._record = None
                 self._note_failures(record)
                 whole = ended and budget.is_spent()
-                self.report = self._make_report(record, races, partial=not whole)
+                self.report = record.report(**self._described(), partial=not whole)
         if record.failures and (self.on_error == "stop" or not self.report.updates):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
@@ -290,7 +293,7 @@ class StreamScheduler:
                     self._tasks[context.index].cancel()
 
     async def _work(
-        self, worker: Worker, context: WorkerContext, budget: _Budget, record: RunRecord
+        self, worker: Worker, context: WorkerContext, budget: Budget, record: RunRecord
     ) -> None:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
         failures = 0
@@ -320,7 +323,7 @@ class StreamScheduler:
             self._running -= 1
             self._flush()
 
-    async def _take_back(self, budget: _Budget) -> bool:
+    async def _take_back(self, budget: Budget) -> bool:
         """Takes what another worker gives back because it fails; False if nobody will."""
         if self.on_error == "stop":
             return False
@@ -477,13 +480,6 @@ class StreamScheduler:
         flat = self.shared.flat
         return self.shared.count_races(self.backend.race_block(flat.dtype, flat.device))
 
-    def _race_totals(self) -> list[int]:
-        """How many updates of a block landed, survived and were overwritten until now."""
-        if not self.telemetry or self.shared.races is None:
-            return [0, 0, 0]
-        totals: list[int] = self.shared.races.counts.sum(dim=1).tolist()
-        return totals
-
     def _make_contexts(self, lanes: Lanes, iterations: list[int]) -> list[WorkerContext]:
         return [
             WorkerContext(self, index, lane, ms, snapshot, iteration)
@@ -501,84 +497,16 @@ class StreamScheduler:
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
 
-    def _make_report(self, record: RunRecord, races: list[int], *, partial: bool) -> RunReport:
-        landed, survived, overwritten = (
-            now - before for now, before in zip(self._race_totals(), races, strict=True)
-        )
-        counted = {
-            "block_updates": landed,
-            "lost_block_updates": landed - survived,
-            "overwritten_block_updates": overwritten,
+    def _described(self) -> dict[str, Any]:
+        """What runs here, as attributes of a report."""
+        return {
+            "policy": self.policy.name,
+            "workers": self.workers,
+            "elements": self.shared.elements,
+            "dtype": str(self.shared.flat.dtype).removeprefix("torch."),
+            "backend": self.backend.name,
+            "device": str(self.shared.flat.device),
         }
-        return record.report(
-            policy=self.policy.name,
-            workers=self.workers,
-            elements=self.shared.elements,
-            dtype=str(self.shared.flat.dtype).removeprefix("torch."),
-            backend=self.backend.name,
-            device=str(self.shared.flat.device),
-            partial=partial,
-            **(counted if self.telemetry else {}),
-        )
-
-
-class _Budget:
-    """How many iterations workers may still start."""
-
-    def __init__(self, updates: int | None, seconds: float | None) -> None:
-        if updates is None and seconds is None:
-            raise ValueError("updates or seconds must be given, got neither")
-        self._left = None if updates is None else check_integer("updates", updates, at_least=1)
-        self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
-        self._deadline = float("inf")
-        self._under_way = 0
-        self._waiting: list[asyncio.Future[None]] = []
-
-    def start(self) -> None:
-        if self._seconds is not None:
-            self._deadline = time.perf_counter() + self._seconds
-
-    def take(self) -> bool:
-        if self.is_spent():
-            return False
-        if self._left is not None:
-            self._left -= 1
-        self._under_way += 1
-        return True
-
-    async def take_back(self) -> bool:
-        """Waits for what others may give back; False if nobody can any more."""
-        while self._under_way:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
-            if self.take():
-                return True
-        return False
-
-    def finish(self) -> None:
-        """An iteration that was taken has submitted its update."""
-        self._under_way -= 1
-        if not self._under_way:
-            self._wake()
-
-    def give_back(self) -> None:
-        """An iteration that was taken has failed: another may be started."""
-        self._under_way -= 1
-        if self._left is not None:
-            self._left += 1
-        self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiting.clear()
-
-    def is_spent(self) -> bool:
-        return self._left == 0 or (
-            self._seconds is not None and time.perf_counter() >= self._deadline
-        )
 
 
 def _add_to_timeline(timeline: Timeline, update: Update) -> None:
@@ -592,16 +520,3 @@ def _add_to_timeline(timeline: Timeline, update: Update) -> None:
         update.staleness,
         outcome,
     )
-
-
-async def _uncancelled(wait: Callable[[], Awaitable[Any]]) -> None:
-    """Waits to the end, begun again after each cancellation, and raises the cancellation then."""
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            await wait()
-            break
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

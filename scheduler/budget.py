@@ -1,0 +1,99 @@
+"""How much a run is to do: so many updates, or as many as it can in a time."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+
+from hogstream.scheduler.checks import check_integer, check_number
+
+
+class Budget:
+    """How many iterations workers may still start.
+
+    Attributes:
+        updates: How many are left; None if there is no limit.
+    """
+
+    def __init__(self, updates: int | None, seconds: float | None) -> None:
+        """Checks the limits.
+
+        Raises:
+            TypeError: If one is of a wrong type.
+            ValueError: If both are None, or one is out of range.
+        """
+        if updates is None and seconds is None:
+            raise ValueError("updates or seconds must be given, got neither")
+        self.updates = None if updates is None else check_integer("updates", updates, at_least=1)
+        self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
+        self._deadline = float("inf")
+        self._under_way = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def start(self) -> None:
+        """Starts the clock."""
+        if self._seconds is not None:
+            self._deadline = time.perf_counter() + self._seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """How long they may still be started; None if there is no limit."""
+        if self._seconds is None:
+            return None
+        return min(self._deadline - time.perf_counter(), self._seconds)
+
+    def take(self) -> bool:
+        """Takes an iteration, if there is one left."""
+        if self.is_spent():
+            return False
+        if self.updates is not None:
+            self.updates -= 1
+        self._under_way += 1
+        return True
+
+    async def take_back(self) -> bool:
+        """Waits for what others may give back; False if nobody can any more."""
+        while self._under_way:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+            if self.take():
+                return True
+        return False
+
+    def finish(self) -> None:
+        """An iteration that was taken has submitted its update."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._wake()
+
+    def give_back(self) -> None:
+        """An iteration that was taken has failed: another may be started."""
+        self._under_way -= 1
+        if self.updates is not None:
+            self.updates += 1
+        self._wake()
+
+    def spend(self, updates: int) -> None:
+        """Takes so many, or as many as are left."""
+        if self.updates is not None:
+            self.updates = max(self.updates - updates, 0)
+
+    def divided(self, parts: int) -> list[Budget]:
+        """Budgets for so many to work beside each other; their updates differ by one at most."""
+        each = [copy.copy(self) for _ in range(parts)]
+        if self.updates is not None:
+            for index, part in enumerate(each):
+                part.updates = (self.updates + index) // parts
+        return each
+
+    def is_spent(self) -> bool:
+        """Whether no iteration may be started any more."""
+        return self.updates == 0 or time.perf_counter() >= self._deadline
+
+    def _wake(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()

@@ -1,0 +1,36 @@
+"""Runs a process until it is interrupted: python process_script.py [FATE]."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sys
+from functools import partial
+
+import torch
+
+from hogstream.scheduler import ProcessScheduler, SharedParameters
+from process_workers import misbehave, until_landed
+
+
+async def main(fates: dict[int, str]) -> None:
+    shared = SharedParameters({"counters": torch.zeros(1 << 12)})
+    scheduler = ProcessScheduler(
+        shared, processes=1, policy="locked", backend="numpy", lr=1.0, alpha=0.0, eps=0.0
+    )
+    try:
+        async with scheduler:
+            run = asyncio.create_task(scheduler.run(partial(misbehave, fates), updates=10**9))
+            await until_landed(shared, 3)
+            print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+            await run
+    finally:
+        report = scheduler.report
+        assert report is not None
+        print("partial" if report.partial else "")
+        print("whole" if shared.flat.eq(-report.updates).all() else shared.flat)
+        print(f"dead={report.dead}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main({0: sys.argv[1]} if len(sys.argv) > 1 else {}))

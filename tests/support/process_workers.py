@@ -1,0 +1,115 @@
+"""Workers for processes: functions of a module, which a spawned process can import."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from hogstream.scheduler import SharedParameters, WorkerContext
+from hogstream.scheduler.worker_context import Worker
+
+
+class OfTwoParts(Exception):
+    """Cannot be unpickled: it is made from two arguments, and remembers one."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def submit_ones(shared: SharedParameters, process: int) -> Worker:
+    """Makes a worker whose gradients are 1."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+
+    return worker
+
+
+def fail_in_making(shared: SharedParameters, process: int) -> Worker:
+    """Makes none in process 1."""
+    if process == 1:
+        raise LookupError("no data")
+    return submit_ones(shared, process)
+
+
+def fail_in_working(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that fails in process 1, as its second, after an update."""
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if (process, context.index, context.iteration) == (1, 1, 1):
+            raise OfTwoParts("no data", "no disk")
+        await submit(context)
+
+    return worker
+
+
+def misbehave(fates: Mapping[int, str], shared: SharedParameters, process: int) -> Worker:
+    """Makes one that meets a fate in some processes, after three updates."""
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if process in fates and context.iteration == 3:
+            await meet(fates[process], context)
+        await submit(context)
+
+    return worker
+
+
+def die_once(marker: Path, shared: SharedParameters, process: int) -> Worker:
+    """Makes one whose process 1 dies in its fourth update, unless the marker is there already."""
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if process == 1 and context.iteration == 3 and is_first(marker):
+            await meet("killed in an update", context)
+        await submit(context)
+
+    return worker
+
+
+async def meet(fate: str, context: WorkerContext) -> None:
+    """What may befall a process."""
+    if fate == "killed with the lock":
+        lock = context._scheduler.process_lock
+        assert lock is not None
+        assert lock.acquire(60)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fate == "killed in an update":
+        update = asyncio.ensure_future(context.submit(torch.ones_like(context.flat)))
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+        await update
+    elif fate == "blocked":
+        block()
+    elif fate == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        raise ValueError(fate)
+
+
+def block() -> None:
+    """Does not return."""
+    time.sleep(3600)
+
+
+def is_first(marker: Path) -> bool:
+    """Whether the marker was not there; it is now."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+async def until_landed(shared: SharedParameters, updates: int) -> None:
+    """Waits until other processes have made so many updates."""
+    while shared.version < updates:  # noqa: ASYNC110 (no event of this loop tells it)
+        await asyncio.sleep(0.01)
