@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.kernel_bench import measure_kernels
 from hogstream.profiling.scheduling import Scheduling
 from hogstream.scheduler import (
+    ProcessScheduler,
     RunReport,
     SharedParameters,
     SimulatedWorker,
@@ -26,6 +29,8 @@ from hogstream.scheduler import (
 
 ROUNDS = 5
 _WARM_UP_UPDATES = 20
+
+Measure = Callable[[], Awaitable[RunReport]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class BenchSettings:
         workers: Worker counts.
         elements: Sizes of the shared parameters.
         policies: Policies, measured in turn.
+        processes: How many the workers are spread over; the counts are of each.
         scheduling: How the scheduler runs. With telemetry, what that costs is measured too.
         seconds: Measured for each configuration, over all rounds.
         think_time: Median seconds that a worker thinks.
@@ -53,6 +59,7 @@ class BenchSettings:
     workers: tuple[int, ...]
     elements: tuple[int, ...]
     policies: tuple[str, ...]
+    processes: int
     scheduling: Scheduling
     seconds: float
     think_time: float
@@ -97,8 +104,9 @@ def run_bench(
     )
     return {
         "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend),
+        "environment": describe_environment(settings.device, settings.backend, settings.processes),
         "settings": {
+            "processes": settings.processes,
             **asdict(settings.scheduling),
             "rounds": ROUNDS,
             "seconds": settings.seconds,
@@ -135,11 +143,13 @@ def check_memory(settings: BenchSettings) -> None:
         ValueError: If it does not.
     """
     elements = max(settings.elements)
-    workers, scheduling = max(settings.workers), settings.scheduling
-    arrays = 1 + _gradient_count(settings, elements)  # the parameters and the gradients
-    arrays += workers if scheduling.read == "snapshot" else 0
+    workers, scheduling = settings.processes * max(settings.workers), settings.scheduling
+    snapshots = workers if scheduling.read == "snapshot" else 0
     mss = 1 + (workers if scheduling.state == "per-worker" else 0)
-    bytes_each = arrays * settings.dtype.itemsize + 8 * mss  # ms is of float64 at most
+    # Each policy has parameters and ms of its own; the latter are of float64 at most.
+    policies = max(len(settings.policies), 2 if scheduling.telemetry else 1)
+    bytes_each = policies * ((1 + snapshots) * settings.dtype.itemsize + 8 * mss)
+    bytes_each += settings.processes * _gradient_count(settings, elements) * settings.dtype.itemsize
     needed, free = elements * bytes_each, free_memory(settings.device)
     if needed > free:
         raise ValueError(
@@ -164,14 +174,14 @@ async def _measure_all(
         size = _Size(settings, elements, on_step)
         for workers in settings.workers:
             rounds = await size.take_turns(
-                counted(workers, "worker"),
+                counted(settings.processes * workers, "worker"),
                 workers,
                 {
                     policy: {**settings.scheduling.arguments(policy), "timeline": timeline}
                     for policy in settings.policies
                 },
             )
-            yield {"results": _results_of(settings.scheduling, rounds)}
+            yield {"results": _results_of(settings, rounds)}
         if settings.scheduling.telemetry:
             workers, counting = max(settings.workers), settings.scheduling.arguments(CONTENDER)
             rounds = await size.take_turns(
@@ -179,7 +189,7 @@ async def _measure_all(
                 workers,
                 {"with": counting, "without": {**counting, "telemetry": False}},
             )
-            yield {"telemetry_cost": [_telemetry_cost(elements, workers, rounds)]}
+            yield {"telemetry_cost": [_telemetry_cost(rounds)]}
 
 
 class _Size:
@@ -191,52 +201,98 @@ class _Size:
         self._settings = settings
         self._elements = elements
         self._on_step = on_step
-        self._gradients = make_gradients(settings, elements)
+        self._gradients = make_gradients(settings, elements) if settings.processes == 1 else []
 
     async def take_turns(
         self, title: str, workers: int, variants: dict[str, dict[str, Any]]
     ) -> dict[str, list[RunReport]]:
         """Measures variants of the scheduler's arguments in turn, for all rounds."""
-        settings = self._settings
-        flat = torch.zeros(self._elements, dtype=settings.dtype, device=settings.device)
-        shared = SharedParameters({"flat": flat})
         rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
         names = list(variants)
-        for index in range(ROUNDS):
-            self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
-            first = index % len(names)  # each goes first in its turn
-            for name in names[first:] + names[:first]:
-                rounds[name].append(await self._measure(shared, workers, variants[name]))
+        prepare = self._with_threads if self._settings.processes == 1 else self._with_processes
+        async with AsyncExitStack() as stack:
+            measures = {
+                name: await prepare(stack, workers, arguments)
+                for name, arguments in variants.items()
+            }
+            for index in range(ROUNDS):
+                self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
+                first = index % len(names)  # each goes first in its turn
+                for name in names[first:] + names[:first]:
+                    rounds[name].append(await measures[name]())
         return rounds
 
-    async def _measure(
-        self, shared: SharedParameters, workers: int, arguments: dict[str, Any]
-    ) -> RunReport:
+    async def _with_threads(
+        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
+    ) -> Measure:
+        """A scheduler of this process, opened for each round, as streams share hardware queues."""
+        shared, settings = self._make_shared(), self._settings
+        worker = _make_worker(settings, self._gradients, workers, settings.seed)
+
+        async def measure() -> RunReport:
+            async with StreamScheduler(
+                shared, workers=workers, backend=settings.backend, **arguments
+            ) as scheduler:
+                await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
+                return await scheduler.run(worker, seconds=self._seconds)
+
+        return measure
+
+    async def _with_processes(
+        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
+    ) -> Measure:
+        """Other processes, kept for all rounds: they take seconds to start."""
         settings = self._settings
-        seconds = settings.seconds / ROUNDS
-        worker = SimulatedWorker(
-            self._gradients,
-            workers=workers,
-            think_time=settings.think_time,
-            think_spread=settings.think_spread,
-            seed=settings.seed,
+        scheduler = await stack.enter_async_context(
+            ProcessScheduler(
+                self._make_shared(),
+                processes=settings.processes,
+                workers=workers,
+                backend=settings.backend,
+                **arguments,
+            )
         )
-        async with StreamScheduler(
-            shared, workers=workers, backend=settings.backend, **arguments
-        ) as scheduler:
-            await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=seconds)
-            return await scheduler.run(worker, seconds=seconds)
+        make_worker = partial(_make_worker_of_process, settings, workers)
+        await scheduler.run(make_worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
+        return partial(scheduler.run, make_worker, seconds=self._seconds)
+
+    def _make_shared(self) -> SharedParameters:
+        settings = self._settings
+        flat = torch.zeros(self._elements, dtype=settings.dtype, device=settings.device)
+        return SharedParameters({"flat": flat})
+
+    @property
+    def _seconds(self) -> float:
+        return self._settings.seconds / ROUNDS
 
 
-def _telemetry_cost(
-    elements: int, workers: int, rounds: dict[str, list[RunReport]]
-) -> dict[str, Any]:
+def _make_worker_of_process(
+    settings: BenchSettings, workers: int, shared: SharedParameters, process: int
+) -> SimulatedWorker:
+    seed = settings.seed + process
+    gradients = make_gradients(replace(settings, seed=seed), shared.elements)
+    return _make_worker(settings, gradients, workers, seed)
+
+
+def _make_worker(
+    settings: BenchSettings, gradients: Sequence[torch.Tensor], workers: int, seed: int
+) -> SimulatedWorker:
+    return SimulatedWorker(
+        gradients,
+        workers=workers,
+        think_time=settings.think_time,
+        think_spread=settings.think_spread,
+        seed=seed,
+    )
+
+
+def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> dict[str, Any]:
     """Updates/s with telemetry over those without, in the same rounds; null if none landed."""
-    speeds = _speeds(rounds)
+    speeds, report = _speeds(rounds), rounds["with"][0]
     gain = compare_rounds(speeds["with"], speeds["without"])
     return {
-        "elements": elements,
-        "workers": workers,
+        "elements": report.elements,
+        "workers": report.workers,
         "ratio": None if gain is None else gain.ratio,
         "lowest": None if gain is None else gain.lowest,
         "highest": None if gain is None else gain.highest,
@@ -249,7 +305,9 @@ def _speeds(rounds: dict[str, list[RunReport]]) -> dict[str, list[float]]:
     }
 
 
-def _results_of(scheduling: Scheduling, rounds: dict[str, list[RunReport]]) -> list[dict[str, Any]]:
+def _results_of(
+    settings: BenchSettings, rounds: dict[str, list[RunReport]]
+) -> list[dict[str, Any]]:
     """One result for each policy: medians over its rounds, and its gains over the baselines."""
     speeds = _speeds(rounds)
     results = []
@@ -265,7 +323,8 @@ def _results_of(scheduling: Scheduling, rounds: dict[str, list[RunReport]]) -> l
         results.append(
             {
                 **joined.to_dict(),
-                "batch": scheduling.batch_with(policy),
+                "processes": settings.processes,
+                "batch": settings.scheduling.batch_with(policy),
                 "updates_per_second": median,
                 "gigabytes_per_second": median * joined.bytes_per_update / 1e9,
                 "updates_per_second_of_rounds": speeds[policy],

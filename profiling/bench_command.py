@@ -22,8 +22,13 @@ from hogstream.profiling.outputs import (
     write_json,
 )
 from hogstream.profiling.report import write_report
-from hogstream.profiling.scheduling import Scheduling, scheduling_options
-from hogstream.scheduler.policies import ALLOWED, POLICIES
+from hogstream.profiling.scheduling import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
+from hogstream.scheduler.policies import ALLOWED
 
 _SWEEP_DEFAULTS = {
     "elements": "2^10,2^12,2^14,2^16,2^18,2^20,2^22,2^24",
@@ -71,10 +76,10 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     "--policies",
     type=options.policies,
     metavar="POLICY,...",
-    default=",".join(POLICIES),
-    show_default=True,
-    help=f"What an update waits for: each {ALLOWED}.",
+    help=f"What an update waits for: each {ALLOWED}.  [default: {','.join(policies_over(1))}; over "
+    f"processes {','.join(policies_over(2))}]",
 )
+@options.PROCESSES
 @scheduling_options(depth=2)
 @click.option(
     "--seconds",
@@ -119,7 +124,8 @@ def bench(
     dtype: str,
     workers: tuple[int, ...],
     elements: tuple[int, ...],
-    policies: tuple[str, ...],
+    policies: tuple[str, ...] | None,
+    processes: int,
     scheduling: Scheduling,
     seconds: float,
     think_time: float,
@@ -136,14 +142,16 @@ def bench(
     drift of the machine strikes them alike.
     """
     check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
+    policies = policies or policies_over(processes)
     if sweep or plot is not None:
         _check_compares(policies)
+    check_outputs_over(processes, {"--trace": trace})
     if trace is not None and len(policies) * len(workers) * len(elements) > 1:
         raise click.UsageError(
             "--trace needs one policy, one worker count and one size: give one of each"
         )
     resolved = options.resolve_backend(backend, device)
-    scheduling.check(policies, workers, device, resolved)
+    scheduling.check(policies, workers, processes, device, resolved)
     settings = job.BenchSettings(
         device=device,
         backend=resolved,
@@ -151,6 +159,7 @@ def bench(
         workers=workers,
         elements=elements,
         policies=policies,
+        processes=processes,
         scheduling=scheduling,
         seconds=seconds,
         think_time=think_time,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.scheduling import Scheduling
 from hogstream.scheduler import (
     ModelWorker,
+    ProcessScheduler,
     RunReport,
     SharedParameters,
     StreamScheduler,
@@ -44,7 +46,8 @@ class TrainSettings:
     Attributes:
         device: Where.
         backend: Which kernels.
-        workers: How many workers.
+        workers: How many workers, of each process.
+        processes: How many the workers are spread over.
         epochs: How often each training image is seen, over all workers.
         seed: Of the split, the first parameters and the order of the images.
         scheduling: How the scheduler runs.
@@ -53,6 +56,7 @@ class TrainSettings:
     device: torch.device
     backend: str
     workers: int
+    processes: int
     epochs: int
     seed: int
     scheduling: Scheduling
@@ -89,7 +93,7 @@ def run_training(
 
     Returns:
         The JSON output, but for the command line. Cut short, it is partial: the training under way
-        is given as far as it went.
+        is given as far as it went. Losses in other processes are not known: ``losses`` is empty.
 
     Raises:
         KeyboardInterrupt: If interrupted before the first update.
@@ -105,10 +109,11 @@ def run_training(
         torch.set_num_threads(threads)
     return {
         "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend),
+        "environment": describe_environment(settings.device, settings.backend, settings.processes),
         "settings": {
             "seed": settings.seed,
             "epochs": settings.epochs,
+            "processes": settings.processes,
             **asdict(settings.scheduling),
         },
         **ended,
@@ -147,15 +152,12 @@ class _Training:
         digits: Digits,
         on_step: Callable[[str], None],
     ) -> None:
-        torch.manual_seed(settings.seed)
         self.report: RunReport | None = None
         self._settings = settings
         self._policy = policy
         self._digits = digits
         self._on_step = on_step
-        self._model = torch.nn.Sequential(
-            torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
-        ).to(settings.device)
+        self._model = make_model(settings)
         self._losses: list[tuple[float, float]] = []  # when an update landed, and its batch's loss
         self._updates_per_epoch = -(-len(digits.train[0]) // BATCH_SIZE)
         self._start = time.perf_counter()
@@ -163,23 +165,30 @@ class _Training:
     async def run(self, timeline: Timeline | None) -> None:
         """Trains for all epochs."""
         self._on_step(f"{self._policy}, epoch 1")
-        shared = SharedParameters.from_module(self._model)
-        batches = shuffled(self._digits.train, self._settings.seed)
-        worker = ModelWorker(shared, self._model, batch_loss, batches, self._on_loss)
-        async with StreamScheduler(
-            shared,
-            workers=self._settings.workers,
-            backend=self._settings.backend,
-            lr=LEARNING_RATE,
-            timeline=timeline,
-            **self._settings.scheduling.arguments(self._policy),
-        ) as scheduler:
+        scheduler, worker = self._prepare(timeline)
+        async with scheduler:
             self._start = time.perf_counter()
             try:
                 updates = self._settings.epochs * self._updates_per_epoch
                 await scheduler.run(worker, updates=updates)
             finally:
                 self.report = scheduler.report
+
+    def _prepare(self, timeline: Timeline | None) -> tuple[Any, Any]:
+        """The scheduler, of this process or of others, and what its ``run`` takes."""
+        settings, shared = self._settings, SharedParameters.from_module(self._model)
+        arguments: dict[str, Any] = {
+            "workers": settings.workers,
+            "backend": settings.backend,
+            "lr": LEARNING_RATE,
+            **settings.scheduling.arguments(self._policy),
+        }
+        if settings.processes > 1:
+            scheduler = ProcessScheduler(shared, processes=settings.processes, **arguments)
+            return scheduler, partial(make_worker_of_process, settings)
+        batches = shuffled(self._digits.train, settings.seed)
+        worker = ModelWorker(shared, self._model, batch_loss, batches, self._on_loss)
+        return StreamScheduler(shared, timeline=timeline, **arguments), worker
 
     def result(self, report: RunReport) -> dict[str, Any]:
         """One entry of ``results`` in the JSON output."""
@@ -189,6 +198,7 @@ class _Training:
             loss = batch_loss(self._model, self._digits.train).item()
         return {
             **report.to_dict(),
+            "processes": self._settings.processes,
             "batch": self._settings.scheduling.batch_with(self._policy),
             "epochs": report.updates / self._updates_per_epoch,
             "test_accuracy": correct,
@@ -203,6 +213,21 @@ class _Training:
         done, rest = divmod(len(self._losses), self._updates_per_epoch)
         if rest == 0 and done < self._settings.epochs:
             self._on_step(f"{self._policy}, epoch {done + 1}, loss {loss:.4f}")
+
+
+def make_model(settings: TrainSettings) -> torch.nn.Sequential:
+    """The model, with its first parameters."""
+    torch.manual_seed(settings.seed)
+    layers = torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
+    return torch.nn.Sequential(*layers).to(settings.device)
+
+
+def make_worker_of_process(
+    settings: TrainSettings, shared: SharedParameters, process: int
+) -> ModelWorker:
+    """What trains in another process, on the same images, in an order of its own."""
+    batches = shuffled(load_digits(settings).train, settings.seed + process)
+    return ModelWorker(shared, make_model(settings), batch_loss, batches)
 
 
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -20,7 +20,7 @@ from hogstream.kernels.backends import select_backend
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.peers import PEERS
 from hogstream.profiling.shapes import MODELS, Shape
-from hogstream.scheduler.policies import POLICIES, select_policy
+from hogstream.scheduler.policies import select_policy
 
 T = TypeVar("T")
 
@@ -46,8 +46,8 @@ def policies(text: str) -> tuple[str, ...]:
 
 
 def policy_or_all(text: str) -> tuple[str, ...]:
-    """The name of one policy, or of all but ``bounded:K`` for ``all``."""
-    return tuple(POLICIES) if text == "all" else (_policy(text),)
+    """The name of one policy; none for ``all``."""
+    return () if text == "all" else (_policy(text),)
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
@@ -207,4 +207,11 @@ TRACE = click.option(
     type=output_file,
     metavar="FILE",
     help="Write what each lane and worker did, for ui.perfetto.dev, to this file.",
+)
+PROCESSES = click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Spread workers over so many: --workers is of each. For lock-free and locked.",
 )

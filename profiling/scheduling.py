@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +13,8 @@ import torch
 
 from hogstream.profiling.options import seconds_above_zero
 from hogstream.scheduler import SharedParameters, StreamScheduler
-from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.policies import POLICIES, select_policy
+from hogstream.scheduler.process_scheduler import POLICIES as PROCESS_POLICIES
 
 Command = Callable[..., None]
 
@@ -47,13 +49,24 @@ class Scheduling:
         return {**own, "policy": policy, "batch": self.batch_with(policy)}
 
     def check(
-        self, policies: Iterable[str], workers: Iterable[int], device: torch.device, backend: str
+        self,
+        policies: Iterable[str],
+        workers: Iterable[int],
+        processes: int,
+        device: torch.device,
+        backend: str,
     ) -> None:
         """Checks that all policies can run so, with every worker count; starts nothing.
 
         Raises:
             click.BadParameter: If one cannot; names the option.
         """
+        allowed = policies_over(processes)
+        if processes > 1 and not set(policies) <= set(allowed):
+            raise click.BadParameter(
+                f"must be 1 with policies other than {' and '.join(allowed)}, got {processes}",
+                param_hint="'--processes'",
+            )
         if self.batch > 1 and all(self.batch_with(policy) == 1 for policy in policies):
             raise click.BadParameter(
                 f"must be 1 with {', '.join(policies)}, which waits for each update, "
@@ -71,6 +84,26 @@ class Scheduling:
                     name, _, rest = str(error).partition(" ")
                     option = f"'--{name.replace('_', '-')}'"
                     raise click.BadParameter(rest, param_hint=option) from error
+
+
+def policies_over(processes: int) -> tuple[str, ...]:
+    """The policies to compare if none are named, with workers spread over so many processes."""
+    return tuple(POLICIES) if processes == 1 else PROCESS_POLICIES
+
+
+def check_outputs_over(processes: int, outputs: dict[str, Path | None]) -> None:
+    """Checks that nothing is asked for that workers in other processes do not tell.
+
+    Args:
+        processes: How many there are.
+        outputs: What they do not tell, by option.
+
+    Raises:
+        click.UsageError: If something is.
+    """
+    for option, path in outputs.items():
+        if processes > 1 and path is not None:
+            raise click.UsageError(f"{option} needs --processes 1, got {processes}")
 
 
 def scheduling_options(depth: int) -> Callable[[Command], Command]:

@@ -340,7 +340,9 @@ def _sweep_sentences(bench: dict[str, Any]) -> list[str]:
 def _in_flight(bench: dict[str, Any]) -> str:
     """How updates were handed over."""
     settings = bench["settings"]
-    said = f"Each worker had up to {counted(settings['depth'], 'update')} in flight"
+    processes = settings.get("processes", 1)  # older files do not say
+    said = f"Workers were spread over {processes} processes. " if processes > 1 else ""
+    said += f"Each worker had up to {counted(settings['depth'], 'update')} in flight"
     if settings.get("batch", 1) == 1:  # older files do not say
         return said + "."
     alone = dict.fromkeys(each["policy"] for each in bench["results"] if each["batch"] == 1)

@@ -19,7 +19,12 @@ from hogstream.profiling.outputs import (
     write_files,
     write_json,
 )
-from hogstream.profiling.scheduling import Scheduling, scheduling_options
+from hogstream.profiling.scheduling import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
 from hogstream.scheduler.policies import ALLOWED
 
 
@@ -50,6 +55,7 @@ def train(context: click.Context) -> None:
     show_default=True,
     help=f"What an update waits for: {ALLOWED}; all runs each in turn, but for bounded.",
 )
+@options.PROCESSES
 @scheduling_options(depth=1)
 @click.option(
     "--epochs",
@@ -72,6 +78,7 @@ def train_digits(
     backend: str | None,
     workers: int,
     policies: tuple[str, ...],
+    processes: int,
     scheduling: Scheduling,
     epochs: int,
     seed: int,
@@ -81,12 +88,15 @@ def train_digits(
 ) -> None:
     """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
     check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
+    check_outputs_over(processes, {"--trace": trace, "--plot": plot})
+    policies = policies or policies_over(processes)
     resolved = options.resolve_backend(backend, device)
-    scheduling.check(policies, (workers,), device, resolved)
+    scheduling.check(policies, (workers,), processes, device, resolved)
     settings = job.TrainSettings(
         device=device,
         backend=resolved,
         workers=workers,
+        processes=processes,
         epochs=epochs,
         seed=seed,
         scheduling=scheduling,

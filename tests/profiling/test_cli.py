@@ -191,6 +191,33 @@ def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: 
         assert f"Lost with {result['policy']} of the updates" in " ".join(out.split())
 
 
+def test_workers_are_spread_over_processes(hogstream: Command, tmp_path: Path) -> None:
+    json_file = tmp_path / "result.json"
+    over = ("--device", "cpu", "--processes", "2", "--json", json_file)
+    status, out, _ = hogstream(
+        *("bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
+    )
+    assert status == 0
+    bench = json.loads(json_file.read_text())
+    assert bench["settings"]["processes"] == 2
+    assert bench["environment"]["event_loop"] == "asyncio"  # that of the processes
+    results = bench["results"]
+    assert [result["policy"] for result in results] == ["lock-free", "locked"]
+    for result in results:
+        assert (result["processes"], result["workers"]) == (2, 4)
+        assert min(result["updates_by_worker"]) > 0
+        assert len(result["updates_by_worker"]) == 4
+    assert "Workers were spread over 2 processes." in " ".join(out.split())
+
+    status, _, _ = hogstream("train", "digits", *over, "--workers", "1", "--epochs", "8")
+    assert status == 0
+    (result,) = json.loads(json_file.read_text())["results"]
+    assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
+    assert result["losses"] == []
+    assert result["test_accuracy"] > 0.9
+    assert result["final_loss"] < 0.5
+
+
 def test_failed_workers_end_a_measurement_in_one_line(hogstream: Command, tmp_path: Path) -> None:
     json_file = tmp_path / "bench.json"
     bench = ("bench", "--device", "cpu", "--workers", "1", "--elements", "64", "--json", json_file)
@@ -340,6 +367,13 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         (["bench", "--deadline", "0"], "'--deadline': must be a finite number > 0, got '0'"),
         (["bench", "--read", "zap"], "'--read': 'zap' is not one of"),
         (["bench", "--trace", "trace.json"], "--trace needs one policy, one worker count and one"),
+        (["bench", "--processes", "0"], "'--processes': 0 is not in the range"),
+        (
+            ["bench", "--processes", "2", "--policies", "ordered"],
+            "'--processes': must be 1 with policies other than lock-free and locked, got 2",
+        ),
+        (["bench", "--processes", "2", "--trace", "x"], "--trace needs --processes 1, got 2"),
+        (["train", "digits", "--processes", "2", "--plot", "x.svg"], "--plot needs --processes 1"),
         (["bench", "--trace", "x", "--json", "x"], "--json and --trace must be different files"),
         (["bench", "--device", "tpu"], "'--device': must be best, cpu, cuda.* got 'tpu'"),
         (["bench", "--device", "cuda:99"], "'--device': .*CUDA devices, got 'cuda:99'"),
