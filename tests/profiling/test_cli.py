@@ -18,6 +18,7 @@ import pytest
 
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.scheduler import WorkerError
+from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -191,13 +192,13 @@ def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: 
         assert f"Lost with {result['policy']} of the updates" in " ".join(out.split())
 
 
-def test_workers_are_spread_over_processes(hogstream: Command, tmp_path: Path) -> None:
+def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
     json_file = tmp_path / "result.json"
-    over = ("--device", "cpu", "--processes", "2", "--json", json_file)
-    status, out, _ = hogstream(
-        *("bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
+    hogstream = ("-m", "hogstream.profiling.cli")  # spawned processes import what runs as main
+    over = ("--device", "cpu", "--processes", "2", "--json", str(json_file))
+    out = run_python(
+        *(*hogstream, "bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
     )
-    assert status == 0
     bench = json.loads(json_file.read_text())
     assert bench["settings"]["processes"] == 2
     assert bench["environment"]["event_loop"] == "asyncio"  # that of the processes
@@ -209,8 +210,7 @@ def test_workers_are_spread_over_processes(hogstream: Command, tmp_path: Path) -
         assert len(result["updates_by_worker"]) == 4
     assert "Workers were spread over 2 processes." in " ".join(out.split())
 
-    status, _, _ = hogstream("train", "digits", *over, "--workers", "1", "--epochs", "8")
-    assert status == 0
+    run_python(*hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8")
     (result,) = json.loads(json_file.read_text())["results"]
     assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
     assert result["losses"] == []
