@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +14,23 @@ import torch
 from hogstream.profiling.ceilings import measure_ceilings
 from hogstream.profiling.console import counted, size_name
 from hogstream.profiling.environment import SCHEMA, cache_bytes, describe_environment, free_memory
-from hogstream.profiling.gains import BASELINES
+from hogstream.profiling.gains import BASELINES, CONTENDER, compare_rounds
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.kernel_bench import measure_kernels
-from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
+from hogstream.profiling.scheduling import Scheduling
+from hogstream.scheduler import (
+    ProcessScheduler,
+    RunReport,
+    SharedParameters,
+    SimulatedWorker,
+    StreamScheduler,
+    Timeline,
+)
 
 ROUNDS = 5
 _WARM_UP_UPDATES = 20
+
+Measure = Callable[[], Awaitable[RunReport]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class BenchSettings:
         workers: Worker counts.
         elements: Sizes of the shared parameters.
         policies: Policies, measured in turn.
-        depth: How many updates of one worker may be in flight.
+        processes: How many the workers are spread over; the counts are of each.
+        scheduling: How the scheduler runs. With telemetry, what that costs is measured too.
         seconds: Measured for each configuration, over all rounds.
         think_time: Median seconds that a worker thinks.
         think_spread: Sigma of the think times' log-normal distribution.
@@ -46,7 +59,8 @@ class BenchSettings:
     workers: tuple[int, ...]
     elements: tuple[int, ...]
     policies: tuple[str, ...]
-    depth: int
+    processes: int
+    scheduling: Scheduling
     seconds: float
     think_time: float
     think_spread: float
@@ -55,10 +69,13 @@ class BenchSettings:
 
     def steps(self) -> int:
         """How many times ``run_bench`` reports progress."""
-        return 2 + len(self.elements) * len(self.workers) * ROUNDS
+        measured = len(self.workers) + int(self.scheduling.telemetry)
+        return 2 + len(self.elements) * measured * ROUNDS
 
 
-def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[str, Any]:
+def run_bench(
+    settings: BenchSettings, on_step: Callable[[str], None], timeline: Timeline | None = None
+) -> dict[str, Any]:
     """Measures everything.
 
     Policies take turns, round by round, so that drift of the machine strikes them alike.
@@ -66,6 +83,7 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
     Args:
         settings: What to measure.
         on_step: Called before each of ``settings.steps()`` steps with what is to be measured.
+        timeline: Takes down what is measured, but for the cost of telemetry.
 
     Returns:
         The JSON output, but for the command line. Interrupted, it is partial: sizes and worker
@@ -73,17 +91,23 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
 
     Raises:
         KeyboardInterrupt: If interrupted before there was any result.
+        MeasurementError: If workers failed before there was any result.
     """
     on_step("memory ceilings")
     ceilings = measure_ceilings(settings.device)
     on_step("kernels alone")
     kernels = measure_kernels(settings.device, settings.seed)
-    parts, partial = gather_until_interrupted(_measure_all(settings, on_step))
+    parts, ended = gather_until_interrupted(_measure_all(settings, on_step, timeline))
+    results, telemetry_cost = (
+        [entry for part in parts for entry in part.get(name, ())]
+        for name in ("results", "telemetry_cost")
+    )
     return {
         "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend),
+        "environment": describe_environment(settings.device, settings.backend, settings.processes),
         "settings": {
-            "depth": settings.depth,
+            "processes": settings.processes,
+            **asdict(settings.scheduling),
             "rounds": ROUNDS,
             "seconds": settings.seconds,
             "think_time": settings.think_time,
@@ -91,10 +115,11 @@ def run_bench(settings: BenchSettings, on_step: Callable[[str], None]) -> dict[s
             "seed": settings.seed,
             "sweep": settings.sweep,
         },
-        "partial": partial,
+        **ended,
         "ceilings": ceilings,
         "kernels": kernels,
-        "results": [result for part in parts for result in part],
+        "results": results,
+        "telemetry_cost": telemetry_cost if settings.scheduling.telemetry else None,
     }
 
 
@@ -118,8 +143,13 @@ def check_memory(settings: BenchSettings) -> None:
         ValueError: If it does not.
     """
     elements = max(settings.elements)
-    # The parameters, the gradients, and ms, which is of float64 at most.
-    bytes_each = (1 + _gradient_count(settings, elements)) * settings.dtype.itemsize + 8
+    workers, scheduling = settings.processes * max(settings.workers), settings.scheduling
+    snapshots = workers if scheduling.read == "snapshot" else 0
+    mss = 1 + (workers if scheduling.state == "per-worker" else 0)
+    # Each policy has parameters and ms of its own; the latter are of float64 at most.
+    policies = max(len(settings.policies), 2 if scheduling.telemetry else 1)
+    bytes_each = policies * ((1 + snapshots) * settings.dtype.itemsize + 8 * mss)
+    bytes_each += settings.processes * _gradient_count(settings, elements) * settings.dtype.itemsize
     needed, free = elements * bytes_each, free_memory(settings.device)
     if needed > free:
         raise ValueError(
@@ -137,56 +167,149 @@ def _gradient_count(settings: BenchSettings, elements: int) -> int:
 
 
 async def _measure_all(
-    settings: BenchSettings, on_step: Callable[[str], None]
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yields the results of all policies at each size and worker count."""
+    settings: BenchSettings, on_step: Callable[[str], None], timeline: Timeline | None
+) -> AsyncIterator[dict[str, list[dict[str, Any]]]]:
+    """Yields entries for the JSON's lists: of all policies at each size and worker count."""
     for elements in settings.elements:
-        shared = SharedParameters(
-            {"flat": torch.zeros(elements, dtype=settings.dtype, device=settings.device)}
-        )
-        gradients = make_gradients(settings, elements)
+        size = _Size(settings, elements, on_step)
         for workers in settings.workers:
-            rounds: dict[str, list[RunReport]] = {policy: [] for policy in settings.policies}
+            rounds = await size.take_turns(
+                counted(settings.processes * workers, "worker"),
+                workers,
+                {
+                    policy: {**settings.scheduling.arguments(policy), "timeline": timeline}
+                    for policy in settings.policies
+                },
+            )
+            yield {"results": _results_of(settings, rounds)}
+        if settings.scheduling.telemetry:
+            workers, counting = max(settings.workers), settings.scheduling.arguments(CONTENDER)
+            rounds = await size.take_turns(
+                "cost of telemetry",
+                workers,
+                {"with": counting, "without": {**counting, "telemetry": False}},
+            )
+            yield {"telemetry_cost": [_telemetry_cost(rounds)]}
+
+
+class _Size:
+    """What is measured at one size of the shared parameters."""
+
+    def __init__(
+        self, settings: BenchSettings, elements: int, on_step: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._elements = elements
+        self._on_step = on_step
+        self._gradients = make_gradients(settings, elements) if settings.processes == 1 else []
+
+    async def take_turns(
+        self, title: str, workers: int, variants: dict[str, dict[str, Any]]
+    ) -> dict[str, list[RunReport]]:
+        """Measures variants of the scheduler's arguments in turn, for all rounds."""
+        rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
+        names = list(variants)
+        prepare = self._with_threads if self._settings.processes == 1 else self._with_processes
+        async with AsyncExitStack() as stack:
+            measures = {
+                name: await prepare(stack, workers, arguments)
+                for name, arguments in variants.items()
+            }
             for index in range(ROUNDS):
-                on_step(
-                    f"{size_name(elements)} elements, {counted(workers, 'worker')}, "
-                    f"round {index + 1}"
-                )
-                first = index % len(settings.policies)  # each goes first in its turn
-                for policy in settings.policies[first:] + settings.policies[:first]:
-                    rounds[policy].append(
-                        await _measure(settings, shared, gradients, workers, policy)
-                    )
-            yield _results_of(rounds)
+                self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
+                first = index % len(names)  # each goes first in its turn
+                for name in names[first:] + names[:first]:
+                    rounds[name].append(await measures[name]())
+        return rounds
+
+    async def _with_threads(
+        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
+    ) -> Measure:
+        """A scheduler of this process, opened for each round, as streams share hardware queues."""
+        shared, settings = self._make_shared(), self._settings
+        worker = _make_worker(settings, self._gradients, workers, settings.seed)
+
+        async def measure() -> RunReport:
+            async with StreamScheduler(
+                shared, workers=workers, backend=settings.backend, **arguments
+            ) as scheduler:
+                await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
+                return await scheduler.run(worker, seconds=self._seconds)
+
+        return measure
+
+    async def _with_processes(
+        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
+    ) -> Measure:
+        """Other processes, kept for all rounds: they take seconds to start."""
+        settings = self._settings
+        scheduler = await stack.enter_async_context(
+            ProcessScheduler(
+                self._make_shared(),
+                processes=settings.processes,
+                workers=workers,
+                backend=settings.backend,
+                **arguments,
+            )
+        )
+        make_worker = partial(_make_worker_of_process, settings, workers)
+        await scheduler.run(make_worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
+        return partial(scheduler.run, make_worker, seconds=self._seconds)
+
+    def _make_shared(self) -> SharedParameters:
+        settings = self._settings
+        flat = torch.zeros(self._elements, dtype=settings.dtype, device=settings.device)
+        return SharedParameters({"flat": flat})
+
+    @property
+    def _seconds(self) -> float:
+        return self._settings.seconds / ROUNDS
 
 
-async def _measure(
-    settings: BenchSettings,
-    shared: SharedParameters,
-    gradients: Sequence[torch.Tensor],
-    workers: int,
-    policy: str,
-) -> RunReport:
-    worker = SimulatedWorker(
+def _make_worker_of_process(
+    settings: BenchSettings, workers: int, shared: SharedParameters, process: int
+) -> SimulatedWorker:
+    seed = settings.seed + process
+    gradients = make_gradients(replace(settings, seed=seed), shared.elements)
+    return _make_worker(settings, gradients, workers, seed)
+
+
+def _make_worker(
+    settings: BenchSettings, gradients: Sequence[torch.Tensor], workers: int, seed: int
+) -> SimulatedWorker:
+    return SimulatedWorker(
         gradients,
         workers=workers,
         think_time=settings.think_time,
         think_spread=settings.think_spread,
-        seed=settings.seed,
+        seed=seed,
     )
-    async with StreamScheduler(
-        shared, workers=workers, policy=policy, depth=settings.depth, backend=settings.backend
-    ) as scheduler:
-        await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=settings.seconds / ROUNDS)
-        return await scheduler.run(worker, seconds=settings.seconds / ROUNDS)
 
 
-def _results_of(rounds: dict[str, list[RunReport]]) -> list[dict[str, Any]]:
-    """One result for each policy: medians over its rounds, and its gains over the baselines."""
-    speeds = {
-        policy: [report.updates_per_second for report in reports]
-        for policy, reports in rounds.items()
+def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> dict[str, Any]:
+    """Updates/s with telemetry over those without, in the same rounds; null if none landed."""
+    speeds, report = _speeds(rounds), rounds["with"][0]
+    gain = compare_rounds(speeds["with"], speeds["without"])
+    return {
+        "elements": report.elements,
+        "workers": report.workers,
+        "ratio": None if gain is None else gain.ratio,
+        "lowest": None if gain is None else gain.lowest,
+        "highest": None if gain is None else gain.highest,
     }
+
+
+def _speeds(rounds: dict[str, list[RunReport]]) -> dict[str, list[float]]:
+    return {
+        name: [report.updates_per_second for report in reports] for name, reports in rounds.items()
+    }
+
+
+def _results_of(
+    settings: BenchSettings, rounds: dict[str, list[RunReport]]
+) -> list[dict[str, Any]]:
+    """One result for each policy: medians over its rounds, and its gains over the baselines."""
+    speeds = _speeds(rounds)
     results = []
     for policy, reports in rounds.items():
         joined = RunReport.joined(reports)
@@ -200,6 +323,8 @@ def _results_of(rounds: dict[str, list[RunReport]]) -> list[dict[str, Any]]:
         results.append(
             {
                 **joined.to_dict(),
+                "processes": settings.processes,
+                "batch": settings.scheduling.batch_with(policy),
                 "updates_per_second": median,
                 "gigabytes_per_second": median * joined.bytes_per_update / 1e9,
                 "updates_per_second_of_rounds": speeds[policy],

@@ -17,11 +17,18 @@ from hogstream.profiling.outputs import (
     check_distinct,
     command_line,
     finish,
+    traced,
     write_files,
     write_json,
 )
 from hogstream.profiling.report import write_report
-from hogstream.scheduler.policies import POLICIES
+from hogstream.profiling.scheduling import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
+from hogstream.scheduler.policies import ALLOWED
 
 _SWEEP_DEFAULTS = {
     "elements": "2^10,2^12,2^14,2^16,2^18,2^20,2^22,2^24",
@@ -69,17 +76,11 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     "--policies",
     type=options.policies,
     metavar="POLICY,...",
-    default=",".join(POLICIES),
-    show_default=True,
-    help="What an update waits for.",
+    help=f"What an update waits for: each {ALLOWED}.  [default: {','.join(policies_over(1))}; over "
+    f"processes {','.join(policies_over(2))}]",
 )
-@click.option(
-    "--depth",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="How many updates of one worker may be in flight.",
-)
+@options.PROCESSES
+@scheduling_options(depth=2)
 @click.option(
     "--seconds",
     type=options.seconds_above_zero,
@@ -106,6 +107,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
 )
 @options.SEED
 @options.JSON
+@options.TRACE
 @click.option(
     "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
 )
@@ -122,13 +124,15 @@ def bench(
     dtype: str,
     workers: tuple[int, ...],
     elements: tuple[int, ...],
-    policies: tuple[str, ...],
-    depth: int,
+    policies: tuple[str, ...] | None,
+    processes: int,
+    scheduling: Scheduling,
     seconds: float,
     think_time: float,
     think_spread: float,
     seed: int,
     json_file: Path | None,
+    trace: Path | None,
     report: Path | None,
     plot: Path | None,
 ) -> None:
@@ -137,41 +141,50 @@ def bench(
     Simulated workers submit ready gradients as fast as they land. Policies take turns, so that
     drift of the machine strikes them alike.
     """
+    check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
+    policies = policies or policies_over(processes)
+    if sweep or plot is not None:
+        _check_compares(policies)
+    check_outputs_over(processes, {"--trace": trace})
+    if trace is not None and len(policies) * len(workers) * len(elements) > 1:
+        raise click.UsageError(
+            "--trace needs one policy, one worker count and one size: give one of each"
+        )
+    resolved = options.resolve_backend(backend, device)
+    scheduling.check(policies, workers, processes, device, resolved)
     settings = job.BenchSettings(
         device=device,
-        backend=options.resolve_backend(backend, device),
+        backend=resolved,
         dtype=getattr(torch, dtype),
         workers=workers,
         elements=elements,
         policies=policies,
-        depth=depth,
+        processes=processes,
+        scheduling=scheduling,
         seconds=seconds,
         think_time=think_time,
         think_spread=think_spread,
         seed=seed,
         sweep=sweep,
     )
-    check_distinct({"--json": json_file, "--report": report, "--plot": plot})
-    if sweep or plot is not None:
-        _check_compares(policies)
     try:
         job.check_memory(settings)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--elements'") from None
-    with steps(settings.steps()) as progress:
-        result = job.run_bench(settings, progress.begin)
+    with traced(trace) as timeline, steps(settings.steps()) as progress:
+        result = job.run_bench(settings, progress.begin, timeline)
     result["command"] = command_line()
-    written = write_files(
+    write_files(
         (json_file, partial(write_json, result)),
         (report, partial(write_report, result)),
         (plot, partial(plot_gains, result)),
     )
     print_table(summary.kernels_table(result))
-    for table in summary.gains_tables(result) if sweep else [summary.results_table(result)]:
+    for table in summary.gains_tables(result) if sweep else summary.results_tables(result):
         print_table(table)
     for sentence in summary.sentences(result):
         print_text(sentence)
-    finish(result, written)
+    finish(result, json_file, trace, report, plot)
 
 
 def _check_compares(policies: tuple[str, ...]) -> None:

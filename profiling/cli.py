@@ -22,6 +22,7 @@ from hogstream.profiling.bench_command import bench
 from hogstream.profiling.compare_command import compare
 from hogstream.profiling.console import figure, new_table, print_table
 from hogstream.profiling.inspect_command import inspect_kernels
+from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.train_command import train
 
 
@@ -73,7 +74,7 @@ def main() -> NoReturn:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
+    except (MeasurementError, OSError) as error:
         print(f"hogstream: {error}", file=sys.stderr)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):

@@ -86,11 +86,9 @@ def compare(
     with steps(settings.steps()) as progress:
         result = job.run_compare(settings, progress.begin)
     result["command"] = command_line()
-    written = write_files(
-        (json_file, partial(write_json, result)), (plot, partial(plots.compare, result))
-    )
+    write_files((json_file, partial(write_json, result)), (plot, partial(plots.compare, result)))
     for table in summary.compare_tables(result):
         print_table(table)
     for sentence in summary.compare_sentences(result):
         print_text(sentence)
-    finish(result, written)
+    finish(result, json_file, plot)

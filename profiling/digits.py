@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import statistics
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +13,15 @@ from torch.nn import functional
 
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
-from hogstream.scheduler import ModelWorker, RunReport, SharedParameters, StreamScheduler
+from hogstream.profiling.scheduling import Scheduling
+from hogstream.scheduler import (
+    ModelWorker,
+    ProcessScheduler,
+    RunReport,
+    SharedParameters,
+    StreamScheduler,
+    Timeline,
+)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -40,16 +46,20 @@ class TrainSettings:
     Attributes:
         device: Where.
         backend: Which kernels.
-        workers: How many workers.
+        workers: How many workers, of each process.
+        processes: How many the workers are spread over.
         epochs: How often each training image is seen, over all workers.
         seed: Of the split, the first parameters and the order of the images.
+        scheduling: How the scheduler runs.
     """
 
     device: torch.device
     backend: str
     workers: int
+    processes: int
     epochs: int
     seed: int
+    scheduling: Scheduling
 
 
 def load_digits(settings: TrainSettings) -> Digits:
@@ -70,6 +80,7 @@ def run_training(
     policies: Sequence[str],
     digits: Digits,
     on_step: Callable[[str], None],
+    timeline: Timeline | None = None,
 ) -> dict[str, Any]:
     """Trains a new model with each policy in turn.
 
@@ -78,25 +89,34 @@ def run_training(
         policies: Names of policies.
         digits: The data.
         on_step: Called before each epoch of each policy with what is to be done.
+        timeline: Takes all of it down.
 
     Returns:
-        The JSON output, but for the command line. Interrupted, it is partial: the training under
-        way is given as far as it went, its latencies and staleness as null.
+        The JSON output, but for the command line. Cut short, it is partial: the training under way
+        is given as far as it went. Losses in other processes are not known: ``losses`` is empty.
 
     Raises:
         KeyboardInterrupt: If interrupted before the first update.
+        MeasurementError: If workers failed before the first update.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
-        results, partial = gather_until_interrupted(_train_all(settings, policies, digits, on_step))
+        results, ended = gather_until_interrupted(
+            _train_all(settings, policies, digits, on_step, timeline)
+        )
     finally:
         torch.set_num_threads(threads)
     return {
         "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend),
-        "settings": {"seed": settings.seed, "epochs": settings.epochs},
-        "partial": partial,
+        "environment": describe_environment(settings.device, settings.backend, settings.processes),
+        "settings": {
+            "seed": settings.seed,
+            "epochs": settings.epochs,
+            "processes": settings.processes,
+            **asdict(settings.scheduling),
+        },
+        **ended,
         "results": results,
     }
 
@@ -106,25 +126,23 @@ async def _train_all(
     policies: Sequence[str],
     digits: Digits,
     on_step: Callable[[str], None],
+    timeline: Timeline | None,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yields the result of each policy, and of one that is cancelled what there is of it."""
+    """Yields the result of each policy, and of one that is cut short what there is of it."""
     for policy in policies:
         training = _Training(settings, policy, digits, on_step)
         try:
-            report = await training.run()
-        except asyncio.CancelledError:
-            if training.losses:
-                yield training.result(training.report_so_far())
-            raise
-        yield training.result(report)
+            await training.run(timeline)
+        finally:
+            if training.report is not None and training.report.updates:
+                yield training.result(training.report)
 
 
 class _Training:
-    """One training of a new model, whose course can be told at any time.
+    """One training of a new model.
 
     Attributes:
-        losses: Of each update that has landed: when, in seconds of ``time.perf_counter``, and the
-            loss of its batch.
+        report: Of the scheduler, also if it failed or was cancelled; None before.
     """
 
     def __init__(
@@ -134,72 +152,82 @@ class _Training:
         digits: Digits,
         on_step: Callable[[str], None],
     ) -> None:
-        torch.manual_seed(settings.seed)
-        self.losses: list[tuple[float, float]] = []
+        self.report: RunReport | None = None
         self._settings = settings
         self._policy = policy
         self._digits = digits
         self._on_step = on_step
-        self._model = torch.nn.Sequential(
-            torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
-        ).to(settings.device)
-        self._shared = SharedParameters.from_module(self._model)
-        self._updates_by_worker = [0] * settings.workers
+        self._model = make_model(settings)
+        self._losses: list[tuple[float, float]] = []  # when an update landed, and its batch's loss
         self._updates_per_epoch = -(-len(digits.train[0]) // BATCH_SIZE)
         self._start = time.perf_counter()
 
-    async def run(self) -> RunReport:
+    async def run(self, timeline: Timeline | None) -> None:
         """Trains for all epochs."""
         self._on_step(f"{self._policy}, epoch 1")
-        batches = shuffled(self._digits.train, self._settings.seed)
-        worker = ModelWorker(self._shared, self._model, batch_loss, batches, self._on_loss)
-        async with StreamScheduler(
-            self._shared,
-            workers=self._settings.workers,
-            policy=self._policy,
-            backend=self._settings.backend,
-            lr=LEARNING_RATE,
-        ) as scheduler:
+        scheduler, worker = self._prepare(timeline)
+        async with scheduler:
             self._start = time.perf_counter()
-            updates = self._settings.epochs * self._updates_per_epoch
-            return await scheduler.run(worker, updates=updates)
+            try:
+                updates = self._settings.epochs * self._updates_per_epoch
+                await scheduler.run(worker, updates=updates)
+            finally:
+                self.report = scheduler.report
+
+    def _prepare(self, timeline: Timeline | None) -> tuple[Any, Any]:
+        """The scheduler, of this process or of others, and what its ``run`` takes."""
+        settings, shared = self._settings, SharedParameters.from_module(self._model)
+        arguments: dict[str, Any] = {
+            "workers": settings.workers,
+            "backend": settings.backend,
+            "lr": LEARNING_RATE,
+            **settings.scheduling.arguments(self._policy),
+        }
+        if settings.processes > 1:
+            scheduler = ProcessScheduler(shared, processes=settings.processes, **arguments)
+            return scheduler, partial(make_worker_of_process, settings)
+        batches = shuffled(self._digits.train, settings.seed)
+        worker = ModelWorker(shared, self._model, batch_loss, batches, self._on_loss)
+        return StreamScheduler(shared, timeline=timeline, **arguments), worker
 
     def result(self, report: RunReport) -> dict[str, Any]:
         """One entry of ``results`` in the JSON output."""
         images, labels = self._digits.test
         with torch.no_grad():
             correct = (self._model(images).argmax(dim=1) == labels).float().mean().item()
+            loss = batch_loss(self._model, self._digits.train).item()
         return {
             **report.to_dict(),
-            "epochs": len(self.losses) / self._updates_per_epoch,
+            "processes": self._settings.processes,
+            "batch": self._settings.scheduling.batch_with(self._policy),
+            "epochs": report.updates / self._updates_per_epoch,
             "test_accuracy": correct,
-            "final_loss": statistics.fmean(loss for _, loss in self.losses[-50:]),
+            "final_loss": loss,
             "losses": [
-                (round(landed - self._start, 4), round(loss, 5)) for landed, loss in self.losses
+                (round(landed - self._start, 4), round(loss, 5)) for landed, loss in self._losses
             ],
         }
 
-    def report_so_far(self) -> RunReport:
-        """What is known of a run that the scheduler did not report: how many updates, how fast."""
-        return RunReport(
-            policy=self._policy,
-            workers=self._settings.workers,
-            elements=self._shared.elements,
-            dtype="float32",
-            backend=self._settings.backend,
-            device=str(self._settings.device),
-            seconds=self.losses[-1][0] - self._start,
-            latencies_us=[],
-            staleness=Counter(),
-            updates_by_worker=self._updates_by_worker,
-        )
-
     def _on_loss(self, worker: int, loss: float) -> None:
-        self.losses.append((time.perf_counter(), loss))
-        self._updates_by_worker[worker] += 1
-        done, rest = divmod(len(self.losses), self._updates_per_epoch)
+        self._losses.append((time.perf_counter(), loss))
+        done, rest = divmod(len(self._losses), self._updates_per_epoch)
         if rest == 0 and done < self._settings.epochs:
             self._on_step(f"{self._policy}, epoch {done + 1}, loss {loss:.4f}")
+
+
+def make_model(settings: TrainSettings) -> torch.nn.Sequential:
+    """The model, with its first parameters."""
+    torch.manual_seed(settings.seed)
+    layers = torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 10)
+    return torch.nn.Sequential(*layers).to(settings.device)
+
+
+def make_worker_of_process(
+    settings: TrainSettings, shared: SharedParameters, process: int
+) -> ModelWorker:
+    """What trains in another process, on the same images, in an order of its own."""
+    batches = shuffled(load_digits(settings).train, settings.seed + process)
+    return ModelWorker(shared, make_model(settings), batch_loss, batches)
 
 
 def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -12,23 +12,30 @@ from typing import Any
 import psutil
 import torch
 
+from hogstream.profiling.event_loop import EVENT_LOOP
+
 SCHEMA = 1  # of the JSON output of every command
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
 
-def describe_environment(device: torch.device, backend: str) -> dict[str, Any]:
+def describe_environment(device: torch.device, backend: str, processes: int = 1) -> dict[str, Any]:
     """The ``environment`` of the JSON output.
 
     Args:
         device: The device measured.
         backend: The backend measured.
+        processes: How many the workers were spread over.
     """
     return {
         "device": str(device),
         "device_name": device_name(device),
         "backend": backend,
         "cores": usable_cores(),
+        "event_loop": EVENT_LOOP if processes == 1 else "asyncio",  # that of the others
         "threads": torch.get_num_threads(),
+        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
+        if device.type == "cuda"
+        else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

@@ -17,11 +17,11 @@ BASELINES = ("locked", "ordered")
 
 @dataclass(frozen=True)
 class Gain:
-    """Updates/s of lock-free over those of a baseline, at one size and worker count.
+    """Updates/s over those of something else, such as a baseline, measured in the same rounds.
 
     Attributes:
         ratio: Of the medians over the rounds.
-        lowest: Of the rounds, each against the baseline in the same round.
+        lowest: Of the rounds, each against the other in the same round.
         highest: Likewise.
     """
 
@@ -36,6 +36,14 @@ class Gain:
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x" if self.clear else f"({self.ratio:.2f}x)"
+
+
+def compare_rounds(mine: list[float], theirs: list[float]) -> Gain | None:
+    """The gain of updates/s over others of the same rounds; None if those stood still in one."""
+    if min(theirs) == 0:
+        return None
+    ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
+    return Gain(statistics.median(mine) / statistics.median(theirs), min(ratios), max(ratios))
 
 
 def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Gain]:
@@ -54,12 +62,11 @@ def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Ga
     gains = {}
     for (policy, elements, workers), mine in rounds.items():
         theirs = rounds.get((baseline, elements, workers))
-        if policy != CONTENDER or not theirs or min(theirs) == 0:
+        if policy != CONTENDER or not theirs:
             continue
-        ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
-        gains[elements, workers] = Gain(
-            statistics.median(mine) / statistics.median(theirs), min(ratios), max(ratios)
-        )
+        gain = compare_rounds(mine, theirs)
+        if gain is not None:
+            gains[elements, workers] = gain
     return gains
 
 

@@ -57,13 +57,13 @@ def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path 
         "environment": describe_environment(torch.device("cpu"), "triton"),
         "results": [job.describe(target, *each) for each in inspected.items()],
     }
-    written = write_files((json_file, partial(write_json, result)))
+    write_files((json_file, partial(write_json, result)))
     if emit is not None:
         for variant, code in compiled.items():
             click.echo(f"// {variant.name}\n{code[emit]}")
         return
     print_table(job.inspection_table(target, inspected))
-    finish(result, written)
+    finish(result, json_file)
 
 
 def _compile(target: str, words: str, emit: str | None) -> dict[job.Variant, job.Code]:

@@ -1,4 +1,4 @@
-"""Ctrl-C during a measurement that runs under asyncio."""
+"""Measurements that run under asyncio and may be cut short: by Ctrl-C, or by a worker's failure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from hogstream.profiling.event_loop import run
+from hogstream.scheduler import WorkerError
 
 T = TypeVar("T")
 
 
-def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], bool]:
-    """Runs a measurement to its end, or until SIGINT.
+class MeasurementError(Exception):
+    """A measurement failed; says why."""
+
+
+def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], dict[str, Any]]:
+    """Runs a measurement to its end, or until SIGINT, or until workers fail.
 
     The first SIGINT cancels the measurement, which may clean up, and yield what it has by then. A
     second one ends the process as usual.
@@ -21,10 +28,12 @@ def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], bool]:
         measure: Yields results.
 
     Returns:
-        The results, and whether they are partial.
+        The results, and how it ended, for the JSON: ``partial``, whether it was cut short, and
+        ``error``, why workers failed, or None.
 
     Raises:
         KeyboardInterrupt: If interrupted before there was any result.
+        MeasurementError: If workers failed before there was any result.
     """
     results: list[T] = []
 
@@ -47,9 +56,13 @@ def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], bool]:
             loop.remove_signal_handler(signal.SIGINT)
 
     try:
-        asyncio.run(gather())
+        run(gather())
     except asyncio.CancelledError:
         if not results:
             raise KeyboardInterrupt from None
-        return results, True
-    return results, False
+        return results, {"partial": True, "error": None}
+    except WorkerError as error:
+        if not results:
+            raise MeasurementError(str(error)) from error
+        return results, {"partial": True, "error": str(error)}
+    return results, {"partial": False, "error": None}

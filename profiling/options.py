@@ -20,7 +20,7 @@ from hogstream.kernels.backends import select_backend
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.peers import PEERS
 from hogstream.profiling.shapes import MODELS, Shape
-from hogstream.scheduler.policies import POLICIES
+from hogstream.scheduler.policies import select_policy
 
 T = TypeVar("T")
 
@@ -41,8 +41,13 @@ def worker_counts(text: str) -> tuple[int, ...]:
 
 
 def policies(text: str) -> tuple[str, ...]:
-    """Names of policies such as ``lock-free,locked``."""
+    """Names of policies such as ``lock-free,bounded:4``."""
     return _each(_policy, text)
+
+
+def policy_or_all(text: str) -> tuple[str, ...]:
+    """The name of one policy; none for ``all``."""
+    return () if text == "all" else (_policy(text),)
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
@@ -131,9 +136,10 @@ def _worker_count(text: str) -> int:
 
 
 def _policy(text: str) -> str:
-    if text not in POLICIES:
-        raise click.BadParameter(f"each must be one of {', '.join(POLICIES)}, got {text!r}")
-    return text
+    try:
+        return select_policy(text).name
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(" ")[2]) from None
 
 
 def _shape(text: str) -> Shape:
@@ -195,4 +201,17 @@ JSON = click.option(
     type=output_file,
     metavar="FILE",
     help="Write results to this file.",
+)
+TRACE = click.option(
+    "--trace",
+    type=output_file,
+    metavar="FILE",
+    help="Write what each lane and worker did, for ui.perfetto.dev, to this file.",
+)
+PROCESSES = click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Spread workers over so many: --workers is of each. For lock-free and locked.",
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import click
 
 from hogstream.profiling.console import print_text
+from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.summary import interruption
+from hogstream.scheduler import Timeline
 
 
 def check_distinct(paths: dict[str, Path | None]) -> None:
@@ -38,21 +41,26 @@ def command_line() -> str:
     return shlex.join(["hogstream", *sys.argv[1:]])
 
 
-def write_files(*files: tuple[Path | None, Callable[[Path], object]]) -> list[Path]:
+@contextmanager
+def traced(path: Path | None) -> Iterator[Timeline | None]:
+    """A timeline that is written to a file at the end, whatever happens; None without a file."""
+    timeline = None if path is None else Timeline()
+    try:
+        yield timeline
+    finally:
+        if timeline is not None and path is not None:
+            timeline.write(path)
+
+
+def write_files(*files: tuple[Path | None, Callable[[Path], object]]) -> None:
     """Writes the files that were asked for: before anything is printed, which may fail.
 
     Args:
         files: A path, None if it was not asked for, and what writes to it.
-
-    Returns:
-        The paths written.
     """
-    written = []
     for path, write in files:
         if path is not None:
             write(path)
-            written.append(path)
-    return written
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
@@ -60,16 +68,22 @@ def write_json(result: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def finish(result: dict[str, Any], written: list[Path]) -> None:
-    """Says what was written and whether the result is whole.
+def finish(result: dict[str, Any], *written: Path | None) -> None:
+    """Says whether the result is whole and what was written.
+
+    Args:
+        result: The JSON output.
+        written: Files; None for what was not asked for.
 
     Raises:
-        click.Abort: If it is not, which ends the command as interrupted.
+        click.Abort: If it was interrupted, which ends the command as such.
+        MeasurementError: If it was cut short by a failure.
     """
-    interrupted = interruption(result)
-    for sentence in interrupted:
+    for sentence in interruption(result):
         print_text(sentence)
-    for path in written:
+    for path in filter(None, written):
         click.echo(f"wrote {path}")
-    if interrupted:
+    if result.get("error"):
+        raise MeasurementError(result["error"])
+    if result.get("partial"):
         raise click.Abort

@@ -119,6 +119,8 @@ def loss_against_time(results: list[Result], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for result in results:
+        if not result["losses"]:  # interrupted before the first was told
+            continue
         seconds, losses = zip(*_smoothed(result["losses"]), strict=True)
         label = f"{result['policy']}: {result['test_accuracy']:.1%} test accuracy"
         style = STYLES.get(result["policy"], {})

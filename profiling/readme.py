@@ -88,6 +88,8 @@ def results(folder: Path) -> str:
         parts += [f"`{bench['command']}` ([JSON](profiling/results/{path.name})):"]
         parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(bench))]
         parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
+        if races := summary.race_rows(bench):
+            parts += ["What the races cost:", _table(summary.RACE_COLUMNS, races, 3)]
         parts += ["The kernels alone, all cores:"]
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
     for path in sorted(folder.glob("*-sweep.json")):

@@ -48,6 +48,8 @@ def render_report(bench: dict[str, Any]) -> str:
         gain_tables=gains,
         columns=summary.COLUMNS,
         rows=[summary.result_row(result) for result in results],
+        race_columns=summary.RACE_COLUMNS,
+        race_rows=summary.race_rows(bench),
         kernel_columns=summary.KERNEL_COLUMNS,
         kernel_rows=[summary.kernel_row(kernel) for kernel in bench["kernels"]],
         environment=_flat(bench["environment"] | bench["settings"]),

@@ -9,6 +9,7 @@ from rich.table import Table
 from hogstream.profiling.console import counted, figure, new_table, size_name
 from hogstream.profiling.gains import (
     BASELINES,
+    CONTENDER,
     gain_columns,
     gain_sentences,
     gain_tables,
@@ -30,6 +31,16 @@ COLUMNS = (
     "staleness mean/max",
     "gain over locked",
     "gain over ordered",
+)
+RACE_COLUMNS = (
+    "elements",
+    "workers",
+    "policy",
+    "staleness mean",
+    "staleness p99",
+    "staleness max",
+    "lost",
+    "overwrites per update",
 )
 KERNEL_COLUMNS = ("kernel", "elements", "ms", "GB/s", "differing bits")
 TRAINING_COLUMNS = (
@@ -77,6 +88,24 @@ def result_row(result: Result) -> tuple[str, ...]:
     )
 
 
+def race_rows(bench: dict[str, Any]) -> list[tuple[str, ...]]:
+    """All results in ``RACE_COLUMNS``, if lost updates were counted; else none."""
+    return [
+        (
+            size_name(result["elements"]),
+            str(result["workers"]),
+            result["policy"],
+            figure(result["staleness"]["mean"], 1),
+            figure(result["staleness"]["p99"]),
+            figure(result["staleness"]["max"]),
+            _lost_text(result["lost_updates_fraction"]),
+            figure(result["overwrites_per_update"], 4),
+        )
+        for result in bench["results"]
+        if result.get("lost_updates_fraction") is not None  # older files do not say
+    ]
+
+
 def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
     """One kernel's result in ``KERNEL_COLUMNS``."""
     return (
@@ -88,15 +117,23 @@ def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def results_table(bench: dict[str, Any]) -> Table:
-    """All results, those to compare beside each other."""
-    table = new_table("Updates", *COLUMNS, text_columns=3)
+def results_tables(bench: dict[str, Any]) -> list[Table]:
+    """All results, and what races there were if they were counted."""
+    results = [result_row(result) for result in bench["results"]]
+    tables = [_by_configuration("Updates", COLUMNS, results)]
+    races = race_rows(bench)
+    return [*tables, _by_configuration("Races", RACE_COLUMNS, races)] if races else tables
+
+
+def _by_configuration(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """A table in which the results to compare, of one size and worker count, are together."""
+    table = new_table(title, *columns, text_columns=3)
     before = None
-    for result in bench["results"]:
-        if before is not None and before != (result["elements"], result["workers"]):
+    for row in rows:
+        if before is not None and before != row[:2]:
             table.add_section()
-        before = result["elements"], result["workers"]
-        table.add_row(*result_row(result))
+        before = row[:2]
+        table.add_row(*row)
     return table
 
 
@@ -138,6 +175,16 @@ def training_table(results: list[Result]) -> Table:
     for result in results:
         table.add_row(*training_row(result))
     return table
+
+
+def training_sentences(results: list[Result]) -> list[str]:
+    """What was lost, if it was counted, and which workers failed."""
+    said = [
+        f"Lost with {result['policy']} of the updates, block by block: {_losses(result)}."
+        for result in results
+        if result["lost_updates_fraction"] is not None
+    ]
+    return said + _failure_sentences(results)
 
 
 def compare_row(result: Result) -> tuple[str, ...]:
@@ -237,7 +284,8 @@ def interruption(result: dict[str, Any]) -> list[str]:
     """That a result is not whole, if it is not."""
     if not result.get("partial"):  # older files do not say
         return []
-    return ["Interrupted: these are only the results that there were by then."]
+    why = f"Ended early, as {result['error']}" if result.get("error") else "Interrupted"
+    return [f"{why}: these are only the results that there were by then."]
 
 
 def sentences(bench: dict[str, Any]) -> list[str]:
@@ -249,7 +297,13 @@ def sentences(bench: dict[str, Any]) -> list[str]:
         f"caches a copy moves {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and the traffic of "
         f"an update {ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
     ]
-    return said + (_sweep_sentences(bench) if is_sweep(bench) else _bench_sentences(bench))
+    said += _sweep_sentences(bench) if is_sweep(bench) else _bench_sentences(bench)
+    return (
+        said
+        + _lost_sentences(bench)
+        + _cost_sentences(bench)
+        + _failure_sentences(bench["results"])
+    )
 
 
 def is_sweep(bench: dict[str, Any]) -> bool:
@@ -268,8 +322,8 @@ def _bench_sentences(bench: dict[str, Any]) -> list[str]:
                     f"{', '.join(gains)}."
                 )
     said.append(
-        "In brackets: the lowest and highest of the rounds, in which policies took turns. Each "
-        f"worker had up to {counted(bench['settings']['depth'], 'update')} in flight."
+        "In brackets: the lowest and highest of the rounds, in which policies took turns. "
+        + _in_flight(bench)
     )
     return said
 
@@ -279,8 +333,71 @@ def _sweep_sentences(bench: dict[str, Any]) -> list[str]:
         *gain_sentences(bench),
         "In parentheses: the rounds, in which policies took turns, do not agree on which is "
         "faster. One alone: what the updates of a single worker move, of the update-shaped "
-        f"ceiling. Each worker had up to {counted(bench['settings']['depth'], 'update')} in "
-        "flight.",
+        "ceiling. " + _in_flight(bench),
+    ]
+
+
+def _in_flight(bench: dict[str, Any]) -> str:
+    """How updates were handed over."""
+    settings = bench["settings"]
+    processes = settings.get("processes", 1)  # older files do not say
+    said = f"Workers were spread over {processes} processes. " if processes > 1 else ""
+    said += f"Each worker had up to {counted(settings['depth'], 'update')} in flight"
+    if settings.get("batch", 1) == 1:  # older files do not say
+        return said + "."
+    alone = dict.fromkeys(each["policy"] for each in bench["results"] if each["batch"] == 1)
+    whose = "one worker" if settings["batch_of"] == "lane" else "all workers"
+    said += f", handed over in batches of {settings['batch']} of {whose}"
+    return said + (f"; with {' and '.join(alone)}, one by one." if alone else ".")
+
+
+def _lost_sentences(bench: dict[str, Any]) -> list[str]:
+    """For each size, with how many workers lock-free lost most, and how stale its updates were."""
+    lost = [
+        each
+        for each in bench["results"]
+        if each["policy"] == CONTENDER and each.get("lost_updates_fraction") is not None
+    ]
+    said = []
+    for elements in dict.fromkeys(each["elements"] for each in lost):
+        worst = max(
+            (each for each in lost if each["elements"] == elements),
+            key=lambda each: (each["lost_updates_fraction"], each["workers"]),
+        )
+        workers = counted(worst["workers"], "worker")
+        said.append(f"at {size_name(elements)} elements {_losses(worst)}, with {workers}")
+    if not said:
+        return []
+    return [f"Lost with lock-free of the updates, block by block, at most: {'; '.join(said)}."]
+
+
+def _losses(result: Result) -> str:
+    staleness = result["staleness"]
+    return (
+        f"{_lost_text(result['lost_updates_fraction'])} (staleness: mean "
+        f"{figure(staleness['mean'], 1)}, max {figure(staleness['max'])})"
+    )
+
+
+def _cost_sentences(bench: dict[str, Any]) -> list[str]:
+    """What telemetry takes of the updates/s, with its range over the rounds."""
+    said = [
+        f"at {size_name(cost['elements'])} elements {_taken(cost['ratio'])} % "
+        f"({_taken(cost['highest'])} to {_taken(cost['lowest'])}), with "
+        f"{counted(cost['workers'], 'worker')}"
+        for cost in bench.get("telemetry_cost") or ()  # older files do not say
+        if cost["ratio"] is not None
+    ]
+    return [f"Telemetry costs lock-free, of its updates/s: {'; '.join(said)}."] if said else []
+
+
+def _failure_sentences(results: list[Result]) -> list[str]:
+    """Which workers failed, and why, where the others went on."""
+    return [
+        f"With {result['policy']} and {counted(result['workers'], 'worker')} at "
+        f"{size_name(result['elements'])} elements, worker {worker} failed: {error}."
+        for result in results
+        for worker, error in result.get("failures", {}).items()  # older files do not say
     ]
 
 
@@ -292,6 +409,15 @@ def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
         for (size, workers), gain in gains_over(baseline, bench["results"]).items()
         if size == elements
     ]
+
+
+def _lost_text(share: float | None) -> str:
+    """A share of lost updates as per cent; never 0 if there were any."""
+    return "<0.01 %" if share and share < 1e-4 else figure(share and 100 * share, 2, " %")
+
+
+def _taken(ratio: float) -> str:
+    return f"{100 * (1 - ratio):.1f}"
 
 
 def _milliseconds(value: float) -> str:

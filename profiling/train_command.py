@@ -10,15 +10,22 @@ import torch
 
 from hogstream.profiling import digits as job
 from hogstream.profiling import options, plots, summary
-from hogstream.profiling.console import print_table, steps
+from hogstream.profiling.console import print_table, print_text, steps
 from hogstream.profiling.outputs import (
     check_distinct,
     command_line,
     finish,
+    traced,
     write_files,
     write_json,
 )
-from hogstream.scheduler.policies import POLICIES
+from hogstream.profiling.scheduling import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
+from hogstream.scheduler.policies import ALLOWED
 
 
 @click.group(invoke_without_command=True)
@@ -41,11 +48,15 @@ def train(context: click.Context) -> None:
 )
 @click.option(
     "--policy",
-    type=click.Choice([*POLICIES, "all"]),
+    "policies",
+    type=options.policy_or_all,
+    metavar="POLICY",
     default="lock-free",
     show_default=True,
-    help="What an update waits for; all runs each in turn.",
+    help=f"What an update waits for: {ALLOWED}; all runs each in turn, but for bounded.",
 )
+@options.PROCESSES
+@scheduling_options(depth=1)
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
@@ -55,6 +66,7 @@ def train(context: click.Context) -> None:
 )
 @options.SEED
 @options.JSON
+@options.TRACE
 @click.option(
     "--plot",
     type=options.picture_file,
@@ -65,29 +77,39 @@ def train_digits(
     device: torch.device,
     backend: str | None,
     workers: int,
-    policy: str,
+    policies: tuple[str, ...],
+    processes: int,
+    scheduling: Scheduling,
     epochs: int,
     seed: int,
     json_file: Path | None,
+    trace: Path | None,
     plot: Path | None,
 ) -> None:
     """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
-    check_distinct({"--json": json_file, "--plot": plot})
+    check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
+    check_outputs_over(processes, {"--trace": trace, "--plot": plot})
+    policies = policies or policies_over(processes)
+    resolved = options.resolve_backend(backend, device)
+    scheduling.check(policies, (workers,), processes, device, resolved)
     settings = job.TrainSettings(
         device=device,
-        backend=options.resolve_backend(backend, device),
+        backend=resolved,
         workers=workers,
+        processes=processes,
         epochs=epochs,
         seed=seed,
+        scheduling=scheduling,
     )
     digits = job.load_digits(settings)
-    policies = list(POLICIES) if policy == "all" else [policy]
-    with steps(len(policies) * epochs) as progress:
-        result = job.run_training(settings, policies, digits, progress.begin)
+    with traced(trace) as timeline, steps(len(policies) * epochs) as progress:
+        result = job.run_training(settings, policies, digits, progress.begin, timeline)
     result["command"] = command_line()
-    written = write_files(
+    write_files(
         (json_file, partial(write_json, result)),
         (plot, partial(plots.loss_against_time, result["results"])),
     )
     print_table(summary.training_table(result["results"]))
-    finish(result, written)
+    for sentence in summary.training_sentences(result["results"]):
+        print_text(sentence)
+    finish(result, json_file, trace, plot)

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 _LENGTH = struct.Struct("!Q")
 
@@ -79,8 +79,7 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps what bytes are written to."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
 
     def data_received(self, data: bytes) -> None:
         """Takes what has come apart into messages."""

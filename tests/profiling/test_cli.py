@@ -8,13 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
+from hogstream.profiling.interruption import gather_until_interrupted
+from hogstream.scheduler import WorkerError
+from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -37,7 +41,7 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
 
 
 def check_bench(bench: dict[str, Any]) -> None:
-    assert (bench["schema"], bench["partial"]) == (1, False)
+    assert (bench["schema"], bench["partial"], bench["telemetry_cost"]) == (1, False, None)
     assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
     assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
     assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
@@ -68,6 +72,7 @@ def check_bench(bench: dict[str, Any]) -> None:
         assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
         assert result["staleness"]["max"] >= result["staleness"]["mean"] >= 0
         assert result["lost_updates_fraction"] is None
+        assert sum(result["staleness"]["histogram"].values()) == result["updates"]
         peers = {
             other["policy"]: other["updates_per_second"]
             for other in bench["results"]
@@ -119,6 +124,120 @@ def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: 
             assert gain in picture
     for label in ("elements of the shared parameters", "workers", "gain in updates/s"):
         assert label in picture
+
+
+def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Path) -> None:
+    json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
+    status, out, _ = hogstream(
+        *("bench", "--device", "cpu", "--workers", "1,4", "--elements", "2^10,2^17"),
+        *("--policies", "lock-free,locked,bounded:007", "--seconds", "0.1", "--telemetry"),
+        *("--batch", "3", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
+        *("--staleness-aware", "--on-error", "restart", "--on-nonfinite", "skip"),
+        *("--deadline", "60", "--json", json_file, "--report", report),
+    )
+    assert status == 0
+    bench = json.loads(json_file.read_text())
+    assert (
+        bench["settings"].items()
+        >= {
+            "depth": 3,  # as many as a batch
+            "batch": 3,
+            "batch_of": "lane",
+            "state": "per-worker",
+            "read": "snapshot",
+            "staleness_aware": True,
+            "telemetry": True,
+            "on_error": "restart",
+            "on_nonfinite": "skip",
+            "deadline": 60.0,
+        }.items()
+    )
+    assert [(result["policy"], result["batch"]) for result in bench["results"]] == [
+        *(("lock-free", 3), ("locked", 1), ("bounded:7", 1))
+    ] * 4
+    assert max(each["staleness"]["max"] for each in bench["results"][2::3]) <= 7
+    for result in bench["results"]:
+        if result["policy"] == "locked" or result["workers"] == 1:
+            assert result["lost_updates_fraction"] == result["overwrites_per_update"] == 0
+        else:
+            assert 0 <= result["lost_updates_fraction"] <= result["overwrites_per_update"]
+    costs = [(cost["elements"], cost["workers"]) for cost in bench["telemetry_cost"]]
+    assert costs == [(2**10, 4), (2**17, 4)]
+    for cost in bench["telemetry_cost"]:
+        assert 0 < cost["lowest"] <= cost["ratio"] <= cost["highest"]
+    said = " ".join(out.split())
+    assert "batches of 3 of one worker; with locked and bounded:7, one by one." in said
+    for text in (said, report.read_text("utf-8")):
+        assert "Lost with lock-free of the updates, block by block, at most: at 2^10" in text
+        assert "Telemetry costs lock-free, of its updates/s: at 2^10 elements" in text
+        assert "Races" in text
+    assert max(len(line) for line in out.splitlines()) <= 84
+
+
+def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: Path) -> None:
+    json_file, trace = tmp_path / "train.json", tmp_path / "trace.json"
+    status, out, _ = hogstream(
+        *("train", "digits", "--device", "cpu", "--workers", "2", "--policy", "all"),
+        *("--epochs", "1", "--telemetry", "--json", json_file, "--trace", trace),
+    )
+    assert status == 0
+    assert f"wrote {trace}" in out
+    results = json.loads(json_file.read_text())["results"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    updates = [event for event in events if event.get("cat") == "update"]
+    assert len(updates) == sum(result["updates"] for result in results) == 3 * 45
+    tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {"lane 0", "lane 1", "worker 0", "worker 1"} <= tracks
+    for result in results:
+        assert f"Lost with {result['policy']} of the updates" in " ".join(out.split())
+
+
+def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
+    json_file = tmp_path / "result.json"
+    hogstream = ("-m", "hogstream.profiling.cli")  # spawned processes import what runs as main
+    over = ("--device", "cpu", "--processes", "2", "--json", str(json_file))
+    out = run_python(
+        *(*hogstream, "bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
+    )
+    bench = json.loads(json_file.read_text())
+    assert bench["settings"]["processes"] == 2
+    assert bench["environment"]["event_loop"] == "asyncio"  # that of the processes
+    results = bench["results"]
+    assert [result["policy"] for result in results] == ["lock-free", "locked"]
+    for result in results:
+        assert (result["processes"], result["workers"]) == (2, 4)
+        assert min(result["updates_by_worker"]) > 0
+        assert len(result["updates_by_worker"]) == 4
+    assert "Workers were spread over 2 processes." in " ".join(out.split())
+
+    run_python(*hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8")
+    (result,) = json.loads(json_file.read_text())["results"]
+    assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
+    assert result["losses"] == []
+    assert result["test_accuracy"] > 0.9
+    assert result["final_loss"] < 0.5
+
+
+def test_failed_workers_end_a_measurement_in_one_line(hogstream: Command, tmp_path: Path) -> None:
+    json_file = tmp_path / "bench.json"
+    bench = ("bench", "--device", "cpu", "--workers", "1", "--elements", "64", "--json", json_file)
+    late = ("--policies", "lock-free", "--think-time", "0.2", "--deadline", "0.01")
+    status, out, err = hogstream(*bench, *late, "--seconds", "0.5")
+    assert (status, out) == (1, "")
+    failed = (
+        "hogstream: worker 0 failed: TimeoutError: iteration 0 took longer than deadline=0.01 s"
+    )
+    assert err.splitlines()[-1] == failed
+    assert not json_file.exists()
+
+
+def test_what_was_measured_before_workers_failed_is_kept() -> None:
+    async def measure() -> AsyncIterator[int]:
+        yield 1
+        raise WorkerError({3: LookupError("no data")})
+
+    error = "worker 3 failed: LookupError: no data"
+    assert gather_until_interrupted(measure()) == ([1], {"partial": True, "error": error})
 
 
 def test_report_escapes_what_comes_from_outside() -> None:
@@ -232,7 +351,30 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         (["bench", "--workers", "2,x"], "'--workers': each must be .* 1 to 1024, got 'x'"),
         (["bench", "--elements", "2^x"], "'--elements': each must be a number .* got '2\\^x'"),
         (["bench", "--elements", "0"], "'--elements': each must be a number .* got '0'"),
-        (["bench", "--policies", "zap"], "'--policies': each must be one of lock-free.* got 'zap'"),
+        (["bench", "--policies", "zap"], "'--policies': must be one of lock-free.* got 'zap'"),
+        (
+            ["bench", "--policies", "bounded:x"],
+            "'--policies': must be .* or bounded:K with",
+        ),
+        (["bench", "--batch", "0"], "'--batch': 0 is not in the range"),
+        (["bench", "--batch", "3", "--depth", "2"], "'--batch': must be an integer <= 2, as many"),
+        (["bench", "--batch", "9", "--batch-of", "lanes"], "'--batch': must be an integer <= 2"),
+        (
+            ["bench", "--batch", "2", "--policies", "locked,bounded:1"],
+            "'--batch': must be 1 with locked, bounded:1, which waits for each update, got 2",
+        ),
+        (["bench", "--telemetry", "--backend", "numpy"], "'--telemetry': needs a backend that"),
+        (["bench", "--deadline", "0"], "'--deadline': must be a finite number > 0, got '0'"),
+        (["bench", "--read", "zap"], "'--read': 'zap' is not one of"),
+        (["bench", "--trace", "trace.json"], "--trace needs one policy, one worker count and one"),
+        (["bench", "--processes", "0"], "'--processes': 0 is not in the range"),
+        (
+            ["bench", "--processes", "2", "--policies", "ordered"],
+            "'--processes': must be 1 with policies other than lock-free and locked, got 2",
+        ),
+        (["bench", "--processes", "2", "--trace", "x"], "--trace needs --processes 1, got 2"),
+        (["train", "digits", "--processes", "2", "--plot", "x.svg"], "--plot needs --processes 1"),
+        (["bench", "--trace", "x", "--json", "x"], "--json and --trace must be different files"),
         (["bench", "--device", "tpu"], "'--device': must be best, cpu, cuda.* got 'tpu'"),
         (["bench", "--device", "cuda:99"], "'--device': .*CUDA devices, got 'cuda:99'"),
         (["bench", "--backend", "zap"], "'--backend': 'zap' is not one of"),
@@ -267,7 +409,14 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         (["compare", "--plot", "bars.zap"], "'--plot': must end in .png, .svg or .pdf"),
         (["compare", "--json", "x.png", "--plot", "x.png"], "--json and --plot must be different"),
         (["train", "digits", "--workers", "0"], "'--workers': 0 is not in the range"),
-        (["train", "digits", "--policy", "zap"], "'--policy': 'zap' is not one of"),
+        (
+            ["train", "digits", "--policy", "zap"],
+            "'--policy': must be one of .* got 'zap'",
+        ),
+        (
+            ["train", "digits", "--policy", "locked", "--batch", "2"],
+            "'--batch': must be 1 with",
+        ),
         (["train", "digits", "--epochs", "0"], "'--epochs': 0 is not in the range"),
         (["train", "digits", "--plot", "loss.zap"], "'--plot': must end in .png, .svg or .pdf"),
         (["bench", "--zap"], "No such option"),

@@ -7,8 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from process_testing import interrupt_hogstream
 
 INTERRUPTED = "Interrupted: these are only the results that there were by then."
@@ -69,21 +67,25 @@ def test_compare_leaves_out_the_shape_under_way(tmp_path: Path) -> None:
 
 def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
+    trace = tmp_path / "trace.json"
     outcome = interrupt_hogstream(
         "locked, epoch 4",
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "locked"),
-        *("--epochs", "100000", "--json", json_file, "--plot", plot),
+        *("--epochs", "100000", "--json", json_file, "--plot", plot, "--trace", trace),
     )
-    (result,) = check_interrupted(outcome, json_file, plot)["results"]
-    assert result["policy"] == "locked"
-    assert result["updates"] == sum(result["updates_by_worker"]) == len(result["losses"])
+    (result,) = check_interrupted(outcome, json_file, plot, trace)["results"]
+    assert (result["policy"], result["partial"]) == ("locked", True)
+    assert 0 <= result["updates"] - len(result["losses"]) <= 3  # landed, but not told any more
     assert result["updates"] >= 3 * 45  # three epochs are over
     assert result["epochs"] == result["updates"] / 45
-    assert 0 < result["seconds"] == pytest.approx(result["losses"][-1][0], abs=1e-4)
+    assert result["seconds"] >= result["losses"][-1][0] > 0
     assert result["updates_per_second"] == result["updates"] / result["seconds"]
     assert result["losses"][0][1] > result["final_loss"]
     assert result["test_accuracy"] > 0.5
-    assert set(result["latency_us"].values()) == set(result["staleness"].values()) == {None}
+    assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
+    assert sum(result["staleness"]["histogram"].values()) == result["updates"]
+    events = json.loads(trace.read_text("utf-8"))["traceEvents"]
+    assert sum(event.get("cat") == "update" for event in events) == result["updates"]
     assert f"{result['test_accuracy']:.1%} test accuracy" in plot.read_text("utf-8")
 
 
