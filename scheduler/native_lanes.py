@@ -48,6 +48,7 @@ class NativeLane:
         self._words[native.LANE_EVENT] = self._event
         self._words[native.MASK] = self._mask
         self._words[native.ONE] = 1
+        self._words[native.LOW_WATER] = lanes.low_water
         self._address = self._memory.ctypes.data
         self._launched: deque[Update] = deque()
         self._hyperparameters: Hyperparameters | None = None
@@ -151,6 +152,7 @@ class NativeLanes:
     ) -> None:
         self.deliver = deliver
         self.ordered = settings.ordered
+        self.low_water = settings.low_water
         self.dtype = _dtype(settings)
         self._loop = asyncio.get_running_loop()
         self._event = os.eventfd(0, os.EFD_NONBLOCK)

@@ -30,8 +30,9 @@ WORD = 8
 
 #: A lane: how many rows were handed over, how many are through, whether it sleeps; the file
 #: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
-#: 1, space for a time; and then the rows.
-SUBMITTED, LANDED, ASLEEP, LANE_EVENT, MASK, ONE, TIME, ROWS = 0, 8, 16, 24, 25, 26, 27, 32
+#: 1, space for a time, how many rows may be left when it wakes the loop; and then the rows.
+SUBMITTED, LANDED, ASLEEP = 0, 8, 16
+LANE_EVENT, MASK, ONE, TIME, LOW_WATER, ROWS = 24, 25, 26, 27, 29, 32
 
 #: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
 #: the function that updates, 0 for a snapshot, and its factors; and what became of it.
@@ -124,7 +125,7 @@ def carry_out(lane: int, settings: int) -> None:
         atomic_store(row + WORD * LANDED_NS, now(lane))
         done += 1
         atomic_store(lane + WORD * LANDED, done)
-        tell(lane, row, settings)
+        tell(lane, row, settings, done)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -262,10 +263,13 @@ def version(settings: int) -> int:
 
 
 @numba.njit(nogil=True, cache=True)
-def tell(lane: int, row: int, settings: int) -> None:
-    """Lets the next in order go on, and wakes the event loop, if nobody has yet."""
+def tell(lane: int, row: int, settings: int, done: int) -> None:
+    """Lets the next in order go on, and wakes the event loop, if it is time and nobody has yet."""
     if atomic_load(settings + WORD * ORDERED):
         atomic_store(settings + WORD * NEXT, atomic_load(row + WORD * TICKET) + 1)
+    left = atomic_load(lane + WORD * SUBMITTED) - done
+    if left > atomic_load(lane + WORD * LOW_WATER):
+        return
     if not atomic_exchange(settings + WORD * WOKEN, 1):
         _write(atomic_load(settings + WORD * LOOP_EVENT), lane + WORD * ONE, WORD)
 

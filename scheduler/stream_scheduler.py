@@ -150,6 +150,9 @@ class StreamScheduler:
         self.hyperparameters = Hyperparameters(**hyperparameters)
         self.backend = select_backend(backend, shared.flat.device.type)
         self._check_together()
+        # A worker that has filled its lane goes on when half of it is free: so neither wakes the
+        # other for each update. Where updates wait for their batch, they could wait for ever then.
+        self._low_water = self.depth // 2 if self.batch == 1 else self.depth - 1
         self.report: RunReport | None = None
         self._opened = False
         self._lanes: Lanes | None = None
@@ -212,6 +215,7 @@ class StreamScheduler:
                 check_finite=self.on_nonfinite != "apply",
                 races=self._count_races() if self.telemetry else None,
                 lock=self.process_lock,
+                low_water=self._low_water,
                 timed=self.timeline is not None,
             )
             await self._run_blocking(0, partial(warm_up, settings, self.hyperparameters))

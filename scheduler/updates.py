@@ -43,6 +43,7 @@ class LaneSettings:
         check_finite: An update whose gradient holds an infinity or NaN is left out.
         races: Where races are counted, if they are.
         lock: Held from before an update until it has landed, against other processes.
+        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
         timed: A GPU takes the times of updates, which costs it something; for a timeline.
     """
 
@@ -53,6 +54,7 @@ class LaneSettings:
     check_finite: bool = False
     races: RaceCounters | None = None
     lock: ProcessLock | None = None
+    low_water: int = 0
     timed: bool = False
 
 

@@ -118,10 +118,10 @@ class WorkerContext:
     async def submit(self, grad: torch.Tensor) -> None:
         """Sends this iteration's update down the worker's lane.
 
-        Returns when fewer than ``depth`` of the worker's updates are in flight: with a depth of 1,
-        when this one has landed. Until it has, the gradient must neither change nor be resized.
-        Cancelling the wait for a landing does not take the update back; cancelling that for a lock
-        or a bound does.
+        Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
+        when half of them have landed: with a depth of 1, when this one has. Until its update has
+        landed, the gradient must neither change nor be resized. Cancelling the wait for a landing
+        does not take the update back; cancelling that for a lock or a bound does.
 
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
@@ -148,7 +148,7 @@ class WorkerContext:
             await self._wait_to_launch(turn)
         scheduler = self._scheduler
         update = Update(
-            self.index, grad, checked, scheduler.hyperparameters, turn.read_version, submitted_ns
+            self.index, grad, checked, scheduler._hyperparameters, turn.read_version, submitted_ns
         )
         update.passage = turn.passage
         scheduler._launch(update)
@@ -181,7 +181,7 @@ class WorkerContext:
     def _begin(self) -> bool:
         """Begins an iteration; whether it may read at once, without ``_read``."""
         self._overdue = False
-        self._turn = turn = _Turn()
+        turn = self._turn = _Turn()
         if self._reads_at_once:
             turn.read_version = self._scheduler.shared.version
             self._set_busy()
@@ -261,8 +261,8 @@ class WorkerContext:
                 waiter.set_result(None)
 
     async def _landing(self) -> None:
-        """Waits until fewer than ``depth`` updates are in flight, or one has failed."""
-        while self._in_flight >= self.depth and self._error is None:
+        """Waits until enough of the updates in flight have landed, or one has failed."""
+        while self._in_flight > self._scheduler._low_water and self._error is None:
             await self._delivery()
 
     async def _take_snapshot(self) -> int:
@@ -318,11 +318,11 @@ class _Kept(NamedTuple):
 
 
 class _CheckedGradients:
-    """Checks a worker's gradients, each once as long as it stays where and what it is."""
+    """Checks a worker's gradients: each once, as long as it has the same memory, all of it."""
 
     def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
         self._flat, self._ms = flat, ms
-        self._elements, self._dtype = flat.numel(), flat.dtype
+        self._elements = flat.numel()
         self._kept: dict[int, _Kept] = {}
 
     def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
@@ -333,8 +333,6 @@ class _CheckedGradients:
             and kept.reference() is grad
             and grad.data_ptr() == kept.checked.address
             and grad.numel() == self._elements
-            and grad.dtype is self._dtype
-            and grad.is_contiguous()
         ):
             return kept.plain, kept.checked
         if not isinstance(grad, torch.Tensor):
