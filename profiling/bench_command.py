@@ -80,7 +80,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     f"processes {','.join(policies_over(2))}]",
 )
 @options.PROCESSES
-@scheduling_options(depth=2)
+@scheduling_options(depth=8)
 @click.option(
     "--seconds",
     type=options.seconds_above_zero,

@@ -44,9 +44,11 @@ class Budget:
 
     def take(self) -> bool:
         """Takes an iteration, if there is one left."""
-        if self.is_spent():
+        if self._seconds is not None and time.perf_counter() >= self._deadline:
             return False
         if self.updates is not None:
+            if self.updates == 0:
+                return False
             self.updates -= 1
         self._under_way += 1
         return True

@@ -63,7 +63,11 @@ class NativeLane:
     def launch(self, update: Update) -> None:
         """Queues an update and launches it."""
         self.put(update)
-        self.flush()
+        if self._lanes.ordered:
+            self.flush()
+        else:
+            self._flushed = put = self._queue.put
+            native.hand_over(self._address, put)
 
     def put(self, update: Update) -> None:
         """Queues an update, to be launched at the next ``flush``."""

@@ -184,7 +184,8 @@ class WorkerContext:
         turn = self._turn = _Turn()
         if self._reads_at_once:
             turn.read_version = self._scheduler.shared.version
-            self._set_busy()
+            if self._scheduler.deadline is not None:
+                self._set_busy()
         return self._reads_at_once
 
     async def _read(self) -> None:
