@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.kernels.numba_backend import finite_function, update_function
@@ -94,7 +95,7 @@ class NativeLane:
         if self._lanes.ordered:
             for index in range(self._flushed, self._queue.put):
                 row = ROWS + (index & self._mask) * ROW
-                self._words[row + native.TICKET] = self._lanes.take_ticket()
+                self._words[row + native.TICKET] = self._lanes.take_ticket(self._address)
         self._flushed = self._queue.put
         native.hand_over(self._address, self._queue.put)
 
@@ -160,7 +161,9 @@ class NativeLanes:
         self.dtype = _dtype(settings)
         self._loop = asyncio.get_running_loop()
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
-        self.settings = _Settings(settings, self._event)
+        # As many words as tickets may be out, or more.
+        self._owners = np.zeros(1 << (count * (depth + 1)).bit_length(), np.int64)
+        self.settings = _Settings(settings, self._event, self._owners)
         self._tickets = 0
         self.lanes: list[NativeLane] = []
         self._loop.add_reader(self._event, self._collect)
@@ -172,10 +175,11 @@ class NativeLanes:
             self.close()
             raise
 
-    def take_ticket(self) -> int:
-        """The place of the next update among those of all lanes."""
+    def take_ticket(self, lane: int) -> int:
+        """The place of the next update among those of all lanes, which is this lane's."""
         ticket = self._tickets
         self._tickets += 1
+        self._owners[ticket & (len(self._owners) - 1)] = lane
         return ticket
 
     def flush(self, lanes: Sequence[int]) -> None:
@@ -202,7 +206,9 @@ class NativeLanes:
 class _Settings:
     """The settings of the lanes, as compiled code reads them."""
 
-    def __init__(self, settings: LaneSettings, loop_event: int) -> None:
+    def __init__(
+        self, settings: LaneSettings, loop_event: int, owners: npt.NDArray[np.int64]
+    ) -> None:
         self._settings = settings  # whose tensors must live as long
         shared, races, lock = settings.shared, settings.races, settings.lock
         self._memory = np.zeros(native.SETTINGS, np.int64)
@@ -220,7 +226,8 @@ class _Settings:
             (native.BLOCK, races.block if races else 0),
             (native.FINITE, _finite(settings)),
             (native.STALENESS_AWARE, settings.staleness_aware),
-            (native.ORDERED, settings.ordered),
+            (native.OWNERS, owners.ctypes.data if settings.ordered else 0),
+            (native.OWNERS_MASK, len(owners) - 1),
             (native.LOCK, lock.address if lock else 0),
             (native.LOOP_EVENT, loop_event),
         ):

@@ -42,7 +42,10 @@ ROW = 16
 
 #: All lanes of a scheduler: what they update and how; then words that they write.
 PARAM, ELEMENTS, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(9)
-FINITE, STALENESS_AWARE, ORDERED, LOCK, LOOP_EVENT = range(9, 14)
+FINITE, STALENESS_AWARE, LOCK, LOOP_EVENT = range(9, 13)
+#: Under an order, where it is noted which lane has which ticket: a word for each, by the ticket's
+#: remainder, as many as a power of two, of which this is one less; 0 if there is no order.
+OWNERS, OWNERS_MASK = 13, 14
 NEXT, WOKEN, STOP = 16, 24, 32
 SETTINGS = 40
 
@@ -52,12 +55,10 @@ DONE, NONFINITE = 0, 1
 _CLOCK_MONOTONIC, _CLOCK_REALTIME = 1, 0
 # An idle lane gives way to other threads this often, about 50 us, before it sleeps.
 _YIELDS = 50
-_NAP_US = 50
 
 _OWNER_DEAD, _TIMED_OUT = errno.EOWNERDEAD, errno.ETIMEDOUT
 
 _yield: Any = types.ExternalFunction("sched_yield", types.int32())
-_sleep_us: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
 _read: Any = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
 _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
 _copy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
@@ -111,7 +112,7 @@ def carry_out(lane: int, settings: int) -> None:
     done = atomic_load(lane + WORD * LANDED)
     while await_row(lane, settings, done):
         row = lane + WORD * (ROWS + ROW * (done & atomic_load(lane + WORD * MASK)))
-        await_turn(row, settings)
+        await_turn(lane, row, settings)
         error = lock(lane, settings)
         atomic_store(row + WORD * STARTED, now(lane))
         if error != 0:
@@ -197,19 +198,23 @@ def await_row(lane: int, settings: int, done: int) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def await_turn(row: int, settings: int) -> None:
+def await_turn(lane: int, row: int, settings: int) -> None:
     """Waits, under an order, until all rows with an earlier ticket are through."""
-    if not atomic_load(settings + WORD * ORDERED):
+    if atomic_load(settings + WORD * OWNERS) == 0:
         return
     ticket = atomic_load(row + WORD * TICKET)
-    while True:
-        turn = atomic_load(settings + WORD * NEXT)
-        if turn == ticket or atomic_load(settings + WORD * STOP):
-            return
-        if turn == ticket - 1:
+    yields = _YIELDS
+    while atomic_load(settings + WORD * NEXT) != ticket and not atomic_load(settings + WORD * STOP):
+        if yields > 0:
+            yields -= 1
             _yield()
-        else:
-            _sleep_us(_NAP_US)
+            continue
+        atomic_store(lane + WORD * ASLEEP, 1)
+        # Whoever has the ticket before sees from here on that it sleeps, and sends the event.
+        if atomic_load(settings + WORD * NEXT) != ticket or not atomic_exchange(
+            lane + WORD * ASLEEP, 0
+        ):
+            _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -265,8 +270,14 @@ def version(settings: int) -> int:
 @numba.njit(nogil=True, cache=True)
 def tell(lane: int, row: int, settings: int, done: int) -> None:
     """Lets the next in order go on, and wakes the event loop, if it is time and nobody has yet."""
-    if atomic_load(settings + WORD * ORDERED):
-        atomic_store(settings + WORD * NEXT, atomic_load(row + WORD * TICKET) + 1)
+    owners = atomic_load(settings + WORD * OWNERS)
+    if owners != 0:
+        following = atomic_load(row + WORD * TICKET) + 1
+        atomic_store(settings + WORD * NEXT, following)
+        slot = following & atomic_load(settings + WORD * OWNERS_MASK)
+        owner = atomic_load(owners + WORD * slot)
+        if owner != 0 and owner != lane:
+            wake(owner)  # in vain, if the ticket is not handed out yet
     left = atomic_load(lane + WORD * SUBMITTED) - done
     if left > atomic_load(lane + WORD * LOW_WATER):
         return
