@@ -51,13 +51,21 @@ _PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml={
 _HOGSTREAM = ("-m", "hogstream.profiling.cli")
 JOBS = (
     Job("tests", _PYTEST, 180, ".xml"),
-    Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", "--json", "{file}"), 210),
+    Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", "--json", "{file}"), 165),
     Job(
         "bench",
         (*_HOGSTREAM, "bench", "--workers", "1,4,16", "--seconds", "1.5", "--json", "{file}"),
         90,
     ),
-)
+    Job(
+        "graphs-bench",  # updates too small for a launch each
+        (
+            *_HOGSTREAM, "bench", "--elements", "2^16", "--workers", "16", "--batch", "16",
+            "--batch-of", "lanes", "--seconds", "2", "--json", "{file}",
+        ),
+        45,
+    ),
+)  # fmt: skip
 
 
 def main() -> None:

@@ -24,12 +24,13 @@ if find_spec("hypothesis"):
     # A first example may compile a kernel: no deadline fits both it and the others.
     hypothesis.settings.register_profile("hogstream", deadline=None, max_examples=50)
     hypothesis.settings.load_profile("hogstream")
-else:
-    collect_ignore = [
-        str(path)
-        for path in Path(__file__).parent.rglob("test_*.py")
-        if "from hypothesis import" in path.read_text("utf-8")
-    ]
+
+collect_ignore = [
+    str(path)
+    for path in Path(__file__).parent.rglob("test_*.py")
+    for package in ("hypothesis", "safetensors")
+    if not find_spec(package) and f"from {package} import" in path.read_text("utf-8")
+]
 
 if not find_spec("pytest_asyncio"):
 
