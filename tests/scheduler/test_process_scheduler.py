@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import random
 import select
 import signal
 import subprocess
@@ -275,3 +276,30 @@ async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
         await scheduler.run(submit_ones, updates=1)
     with pytest.raises(ValueError, match="updates or seconds must be given"):
         await scheduler.run(submit_ones)
+
+
+async def test_chance_may_kill_processes_while_they_update(counting: dict[str, Any]) -> None:
+    """Under one lock nothing is lost: a kill leaves one update half done at most."""
+    chance = random.Random(0)
+    shared = counters(1 << 18)
+
+    async def kill_now_and_then() -> None:
+        for landed in (300, 900, 1500):
+            while shared.version < landed:  # noqa: ASYNC110, other processes count it
+                await asyncio.sleep(0.001)
+            children = multiprocessing.active_children()
+            alive = [each for each in children if each.name.startswith("hogstream")]
+            victim = chance.choice(alive)
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+
+    async with ProcessScheduler(
+        shared, processes=2, policy="locked", on_error="restart", **counting
+    ) as scheduler:
+        killing = asyncio.create_task(kill_now_and_then())
+        report = await scheduler.run(submit_ones, updates=3000)
+        await killing
+    assert len(report.dead) == 3
+    assert report.updates == shared.version == 3000
+    assert shared.flat.eq(shared.flat.round()).all()
+    assert -3003 <= shared.flat.min() <= shared.flat.max() <= -3000
