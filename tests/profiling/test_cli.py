@@ -131,7 +131,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     status, out, _ = hogstream(
         *("bench", "--device", "cpu", "--workers", "1,4", "--elements", "2^10,2^17"),
         *("--policies", "lock-free,locked,bounded:007", "--seconds", "0.1", "--telemetry"),
-        *("--batch", "3", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
+        *("--batch", "11", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
         *("--staleness-aware", "--on-error", "restart", "--on-nonfinite", "skip"),
         *("--deadline", "60", "--json", json_file, "--report", report),
     )
@@ -140,8 +140,8 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     assert (
         bench["settings"].items()
         >= {
-            "depth": 3,  # as many as a batch
-            "batch": 3,
+            "depth": 11,  # as many as a batch
+            "batch": 11,
             "batch_of": "lane",
             "state": "per-worker",
             "read": "snapshot",
@@ -153,7 +153,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
         }.items()
     )
     assert [(result["policy"], result["batch"]) for result in bench["results"]] == [
-        *(("lock-free", 3), ("locked", 1), ("bounded:7", 1))
+        *(("lock-free", 11), ("locked", 1), ("bounded:7", 1))
     ] * 4
     assert max(each["staleness"]["max"] for each in bench["results"][2::3]) <= 7
     for result in bench["results"]:
@@ -166,7 +166,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     for cost in bench["telemetry_cost"]:
         assert 0 < cost["lowest"] <= cost["ratio"] <= cost["highest"]
     said = " ".join(out.split())
-    assert "batches of 3 of one worker; with locked and bounded:7, one by one." in said
+    assert "batches of 11 of one worker; with locked and bounded:7, one by one." in said
     for text in (said, report.read_text("utf-8")):
         assert "Lost with lock-free of the updates, block by block, at most: at 2^10" in text
         assert "Telemetry costs lock-free, of its updates/s: at 2^10 elements" in text
