@@ -358,7 +358,7 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
         ),
         (["bench", "--batch", "0"], "'--batch': 0 is not in the range"),
         (["bench", "--batch", "3", "--depth", "2"], "'--batch': must be an integer <= 2, as many"),
-        (["bench", "--batch", "9", "--batch-of", "lanes"], "'--batch': must be an integer <= 2"),
+        (["bench", "--batch", "9", "--batch-of", "lanes"], "'--batch': must be an integer <= 8"),
         (
             ["bench", "--batch", "2", "--policies", "locked,bounded:1"],
             "'--batch': must be 1 with locked, bounded:1, which waits for each update, got 2",
