@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -203,3 +203,26 @@ class Queue:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             event.queue._waiting.append((event.position, waiter))
             await waiter
+
+
+class CpuLane:
+    """What lanes that are CPU threads have in common."""
+
+    _queue: Queue
+
+    def flush(self) -> None:
+        """Hands over what was put."""
+        raise NotImplementedError
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Nothing to set: a CPU thread computes at once."""
+        return nullcontext()
+
+    def record_event(self) -> Position:
+        """The present end of the lane; what waits for its batch is handed over."""
+        self.flush()
+        return self._queue.position()
+
+    async def done(self, event: Any) -> None:
+        """Waits until a lane has come to an event."""
+        await Queue.done(event)

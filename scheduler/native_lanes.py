@@ -7,8 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +14,7 @@ import numpy.typing as npt
 from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.kernels.numba_backend import finite_function, update_function
 from hogstream.scheduler import native_loop as native
-from hogstream.scheduler.lanes import Deliver, Position, Queue
+from hogstream.scheduler.lanes import CpuLane, Deliver, Queue
 from hogstream.scheduler.native_loop import (
     FACTORS,
     LANDED_NS,
@@ -36,7 +34,7 @@ from hogstream.scheduler.updates import LaneSettings, Update
 _FORM_END = FACTORS + len(Scalars._fields)
 
 
-class NativeLane:
+class NativeLane(CpuLane):
     """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
 
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
@@ -59,7 +57,11 @@ class NativeLane:
         self._thread = threading.Thread(
             target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._event)
+            raise
 
     def launch(self, update: Update) -> None:
         """Queues an update and launches it."""
@@ -121,19 +123,6 @@ class NativeLane:
             landed.append(update)
         self._queue.advance(through)
         self._lanes.deliver(self._index, landed)
-
-    def computing(self) -> AbstractContextManager[object]:
-        """Nothing to set: a CPU thread computes at once."""
-        return nullcontext()
-
-    def record_event(self) -> Position:
-        """The present end of the lane."""
-        self.flush()
-        return self._queue.position()
-
-    async def done(self, event: Any) -> None:
-        """Waits until a lane has come to an event."""
-        await Queue.done(event)
 
     def close(self) -> None:
         """Ends the thread, which has been told to stop."""

@@ -6,19 +6,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
 
 from hogstream.kernels.numpy_backend import all_finite
-from hogstream.scheduler.lanes import Deliver, Position, Queue, Wakeup
+from hogstream.scheduler.lanes import CpuLane, Deliver, Queue, Wakeup
 from hogstream.scheduler.updates import LaneSettings, Update
 
 _LOCK_SLICE_SECONDS = 1.0
 
 
-class ThreadLane:
+class ThreadLane(CpuLane):
     """A lane that is a thread: takes updates in order and applies each, free of the GIL."""
 
     def __init__(self, index: int, lanes: ThreadLanes) -> None:
@@ -58,19 +56,6 @@ class ThreadLane:
         if landed:
             self._lanes.deliver(self._index, landed)
             self._queue.advance(len(landed))
-
-    def computing(self) -> AbstractContextManager[object]:
-        """Nothing to set: a CPU thread computes at once."""
-        return nullcontext()
-
-    def record_event(self) -> Position:
-        """The present end of the lane."""
-        self.flush()
-        return self._queue.position()
-
-    async def done(self, event: Any) -> None:
-        """Waits until a lane has come to an event."""
-        await Queue.done(event)
 
     def close(self) -> None:
         """Ends the thread, once it is through with its queue."""

@@ -70,11 +70,10 @@ def test_a_forked_child_may_update(backend):
     expected = backend.update(State(param, ms), grad)  # its threads are running by now
     for tensor in (param, ms):
         tensor.share_memory_()
-    run_to_end(
-        multiprocessing.get_context("fork").Process(
-            target=rmsprop_, args=(param, grad, ms), kwargs={"backend": backend.name}
-        )
+    child = multiprocessing.get_context("fork").Process(
+        target=rmsprop_, args=(param, grad, ms), kwargs={"backend": backend.name}
     )
+    assert run_to_end(child) == 0
     assert_same_bits(State(param, ms), expected)
 
 

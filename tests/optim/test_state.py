@@ -224,7 +224,7 @@ def test_another_process_updates_the_shared_state(method):
     step_in_child(alone)
 
     context = torch.multiprocessing.get_context(method)
-    run_to_end(context.Process(target=step_in_child, args=(optimizer,)))
+    assert run_to_end(context.Process(target=step_in_child, args=(optimizer,))) == 0
     assert_same_states(optimizer, alone)
     assert [state["step"].item() for state in optimizer.state.values()] == [2, 2]
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from hogstream.kernels import rmsprop_
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.checkpoints import load_checkpoint, save_checkpoint
-from process_testing import LIMIT_SECONDS, may_fork_with_threads
+from process_testing import may_fork_with_threads, run_to_end
 from update_testing import DTYPES, normal
 
 FORK = multiprocessing.get_context("fork")
@@ -147,7 +147,7 @@ def test_loading_into_shared_memory_reaches_other_processes(tmp_path: Path) -> N
     saved, loaded = with_all(0), with_all(50)
     save_checkpoint(tmp_path / "file", saved)
     loaded.share_memory_(processes=1)
-    assert run(FORK.Process(target=_load_in_child, args=(tmp_path / "file", loaded))) == 0
+    assert run_to_end(FORK.Process(target=_load_in_child, args=(tmp_path / "file", loaded))) == 0
     assert state_of(loaded) == state_of(saved)
 
 
@@ -425,19 +425,6 @@ def test_wrong_arguments_leave_the_old_file_alone(
     assert (tmp_path / "file").read_bytes() == before
 
 
-def run(process: Any) -> int | None:
-    """Runs a process to its end, whatever that is, and returns its exit code."""
-    process.start()
-    process.join(LIMIT_SECONDS)
-    hangs = process.is_alive()
-    if hangs:
-        process.kill()
-        process.join()
-    assert not hangs, f"still running after {LIMIT_SECONDS} s"
-    code: int | None = process.exitcode
-    return code
-
-
 def filled(version: int, elements: int = 1000) -> SharedParameters:
     """Parameters that hold their version everywhere."""
     shared = SharedParameters({"p": torch.full((elements,), float(version))})
@@ -478,7 +465,7 @@ def test_killed_at_any_line_it_leaves_the_old_file_or_the_new(tmp_path: Path) ->
     path, found = tmp_path / "file", []
     save_checkpoint(path, filled(1))
     for line in itertools.count(1):
-        code = run(FORK.Process(target=_save_and_die, args=(path, line)))
+        code = run_to_end(FORK.Process(target=_save_and_die, args=(path, line)))
         found.append(version_in(path))
         if found[-1] == 2:
             save_checkpoint(path, filled(1))
@@ -533,7 +520,7 @@ def _save_with_limit(path: Path, limit: int) -> None:
 @pytest.mark.parametrize("limit", [0, 100, 5000])
 def test_a_disk_that_gives_no_more_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
     save_checkpoint(tmp_path / "file", filled(1))
-    assert run(FORK.Process(target=_save_with_limit, args=(tmp_path / "file", limit))) == 0
+    assert run_to_end(FORK.Process(target=_save_with_limit, args=(tmp_path / "file", limit))) == 0
     assert version_in(tmp_path / "file") == 1
     assert os.listdir(tmp_path) == ["file"]
 
