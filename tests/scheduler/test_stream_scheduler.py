@@ -280,8 +280,12 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
             await run
         landed = counters.version
     assert counters.version == landed
-    if policy != "lock-free":  # each update that was counted is there, whole, and no other
-        assert counters.flat.eq(-landed).all()
+    lost = landed + counters.flat  # each update takes 1 from each element
+    if policy in ("locked", "ordered"):
+        assert lost.eq(0).all()
+    else:  # updates may overwrite each other, but none is there that was not counted
+        assert lost.ge(0).all()
+        assert lost.lt(landed).all()
 
 
 @pytest.mark.parametrize("cancellations", [1, 3])

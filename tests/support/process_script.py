@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import signal
 import sys
 from functools import partial
 
@@ -33,4 +34,5 @@ async def main(fates: dict[int, str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     asyncio.run(main({0: sys.argv[1]} if len(sys.argv) > 1 else {}))
