@@ -17,7 +17,6 @@ from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.lanes import CpuLane, Deliver, Queue
 from hogstream.scheduler.native_loop import (
     FACTORS,
-    LANDED_NS,
     MS,
     NONFINITE,
     OUTCOME,
@@ -25,7 +24,6 @@ from hogstream.scheduler.native_loop import (
     ROW,
     ROWS,
     SOURCE,
-    STALENESS,
     STARTED,
     UPDATE,
 )
@@ -49,9 +47,12 @@ class NativeLane(CpuLane):
         self._words[native.ONE] = 1
         self._words[native.LOW_WATER] = lanes.low_water
         self._address = self._memory.ctypes.data
+        table = self._memory[ROWS:].reshape(rows, ROW)
+        self._results = table[:, STARTED : OUTCOME + 1]
         self._launched: deque[Update] = deque()
         self._hyperparameters: Hyperparameters | None = None
         self._form: memoryview = self._words[:0]
+        self._forms: list[memoryview | None] = [None] * rows  # what is in each row
         self._queue = Queue()
         self._flushed = 0
         self._thread = threading.Thread(
@@ -76,16 +77,19 @@ class NativeLane(CpuLane):
         """Queues an update, to be launched at the next ``flush``."""
         if self._queue.put - self._queue.delivered > self._mask:
             raise RuntimeError(f"the lane has room for {self._mask + 1} updates, got one more")
-        row = ROWS + (self._queue.put & self._mask) * ROW
+        index = self._queue.put & self._mask
+        row = ROWS + index * ROW
         words, checked = self._words, update.checked
         if checked is None:
+            self._forms[index] = None
             words[row + UPDATE] = 0
             words[row + SOURCE] = update.tensor.data_ptr()
         else:
             if update.hyperparameters is not self._hyperparameters:
                 self._hyperparameters = update.hyperparameters
                 self._form = _as_words(self._lanes.dtype, update.hyperparameters)
-            words[row + UPDATE : row + _FORM_END] = self._form
+            if self._forms[index] is not self._form:
+                self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
             words[row + SOURCE] = checked.address
             words[row + MS] = checked.ms_address
         words[row + READ_VERSION] = update.read_version
@@ -103,24 +107,19 @@ class NativeLane(CpuLane):
 
     def collect(self) -> None:
         """Delivers what has landed."""
-        words, launched = self._words, self._launched
-        delivered = self._queue.delivered
-        through = native.landed(self._address) - delivered
+        through = native.landed(self._address) - self._queue.delivered
         if not through:
             return
-        landed = []
-        for index in range(delivered, delivered + through):
-            row = ROWS + (index & self._mask) * ROW
-            update = launched.popleft()
-            update.started_ns = words[row + STARTED]
-            update.landed_ns = words[row + LANDED_NS]
-            update.staleness = words[row + STALENESS]
-            outcome = words[row + OUTCOME]
+        landed = [self._launched.popleft() for _ in range(through)]
+        first = self._queue.delivered & self._mask
+        results = self._results[first : first + through].tolist()
+        results += self._results[: through - len(results)].tolist()  # round the end of the ring
+        for update, result in zip(landed, results, strict=True):
+            update.started_ns, update.landed_ns, update.staleness, outcome = result
             if outcome:
                 update.nonfinite = outcome == NONFINITE
                 if outcome < 0:
                     update.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
-            landed.append(update)
         self._queue.advance(through)
         self._lanes.deliver(self._index, landed)
 

@@ -30,9 +30,10 @@ WORD = 8
 
 #: A lane: how many rows were handed over, how many are through, whether it sleeps; the file
 #: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
-#: 1, space for a time, how many rows may be left when it wakes the loop; and then the rows.
+#: 1, space for a time, how many rows may be left when it wakes the loop, space for factors; and
+#: then the rows.
 SUBMITTED, LANDED, ASLEEP = 0, 8, 16
-LANE_EVENT, MASK, ONE, TIME, LOW_WATER, ROWS = 24, 25, 26, 27, 29, 32
+LANE_EVENT, MASK, ONE, TIME, LOW_WATER, OWN_FACTORS, ROWS = 24, 25, 26, 27, 29, 32, 40
 
 #: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
 #: the function that updates, 0 for a snapshot, and its factors; and what became of it.
@@ -120,7 +121,7 @@ def carry_out(lane: int, settings: int) -> None:
         elif atomic_load(row + WORD * UPDATE) == 0:
             take_snapshot(row, settings)
         else:
-            land(row, settings, apply(row, settings))
+            land(row, settings, apply(lane, row, settings))
         if error == 0:
             unlock(settings)
         atomic_store(row + WORD * LANDED_NS, now(lane))
@@ -142,15 +143,19 @@ def take_snapshot(row: int, settings: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def apply(row: int, settings: int) -> int:
+def apply(lane: int, row: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
     grad, elements = atomic_load(row + WORD * SOURCE), atomic_load(settings + WORD * ELEMENTS)
     finite = atomic_load(settings + WORD * FINITE)
     if finite != 0 and call(finite, (grad, elements)) == 0:
         return NONFINITE
+    factors = row + WORD * FACTORS
     if atomic_load(settings + WORD * STALENESS_AWARE):
         stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
-        divide_lr(row + WORD * FACTORS, max(stale, 1))
+        own = lane + WORD * OWN_FACTORS
+        _copy(own, factors, WORD * (STARTED - FACTORS))
+        divide_lr(own, max(stale, 1))
+        factors = own
     call(
         atomic_load(row + WORD * UPDATE),
         (
@@ -158,7 +163,7 @@ def apply(row: int, settings: int) -> int:
             grad,
             atomic_load(row + WORD * MS),
             elements,
-            row + WORD * FACTORS,
+            factors,
             atomic_load(settings + WORD * RACES),
             atomic_load(settings + WORD * BLOCKS),
             atomic_load(settings + WORD * BLOCK),

@@ -256,14 +256,15 @@ class RunRecord:
     def add(self, worker: int, updates: Sequence[Update]) -> None:
         """Takes down updates of a worker that are through."""
         before = len(self._ages)
+        add_wait, add_age = self._waits_ns.append, self._ages.append
         for update in updates:
             if update.error is not None:
                 self._dropped[worker] += 1
             elif update.nonfinite:
                 self._nonfinite[worker] += 1
             else:
-                self._waits_ns.append(update.landed_ns - update.submitted_ns)
-                self._ages.append(update.staleness)
+                add_wait(update.landed_ns - update.submitted_ns)
+                add_age(update.staleness)
         self._updates_by_worker[worker] += len(self._ages) - before
         if len(self._ages) >= _BUFFERED:
             self._count()

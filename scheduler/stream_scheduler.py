@@ -200,7 +200,6 @@ class StreamScheduler:
         self._stopping = False
         self._under_way = 0  # updates in flight and blocking calls
         self._idle = asyncio.Event()
-        self._idle.set()
         self._put: list[int] = []  # the lane of each update that waits for its batch
         self._blocking: dict[int, list[Callable[[], None]]] = {}
         self._gate: Gate | None = make_gate(self.policy, lambda: self.shared.version)
@@ -407,10 +406,10 @@ class StreamScheduler:
         lane = self._lanes.lanes[worker]
         if self.batch == 1:
             lane.launch(update)
-            self._begin()
+            self._under_way += 1
             return
         lane.put(update)
-        self._begin()
+        self._under_way += 1
         self._put.append(worker)
         if self.batch_of == "lane":
             complete = self._put.count(worker) == self.batch
@@ -434,13 +433,11 @@ class StreamScheduler:
         updates = [update for update in landed if update.checked is not None]
         try:
             record.add(lane, updates)
-            if self.on_nonfinite == "raise":
-                for update in updates:
-                    if update.nonfinite:
-                        update.error = FloatingPointError(
-                            "a gradient held an infinity or NaN: it was left out"
-                        )
             for update in landed:
+                if update.nonfinite and self.on_nonfinite == "raise":
+                    update.error = FloatingPointError(
+                        "a gradient held an infinity or NaN: it was left out"
+                    )
                 if update.error is not None:
                     record.failures.setdefault(lane, update.error)
                 if update.passage is not None and self._gate is not None:
@@ -462,7 +459,7 @@ class StreamScheduler:
 
     async def _run_blocking(self, worker: int, call: Callable[[], T]) -> T:
         """Calls a function on a worker's thread."""
-        self._begin()
+        self._under_way += 1
         calls = self._blocking.setdefault(worker, [])
 
         def end() -> None:
@@ -481,15 +478,16 @@ class StreamScheduler:
         for end in list(self._blocking[worker]):
             end()
 
-    def _begin(self) -> None:
-        self._under_way += 1
-        if self._under_way == 1:
-            self._idle.clear()
-
     def _end(self, count: int = 1) -> None:
         self._under_way -= count
         if self._under_way == 0:
             self._idle.set()
+
+    async def _until_idle(self) -> None:
+        """Waits until nothing is under way."""
+        while self._under_way:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _drain(self) -> None:
         """Ends all workers, and waits for all that is under way; may be begun again."""
@@ -499,7 +497,7 @@ class StreamScheduler:
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         try:
-            await asyncio.wait_for(self._idle.wait(), self.deadline)
+            await asyncio.wait_for(self._until_idle(), self.deadline)
         except asyncio.TimeoutError:
             for worker in [worker for worker, calls in self._blocking.items() if calls]:
                 self._leave_thread(worker)
@@ -507,7 +505,7 @@ class StreamScheduler:
                     self._record.failures.setdefault(
                         worker, TimeoutError("a blocking call did not end; it was left behind")
                     )
-            await self._idle.wait()
+            await self._until_idle()
 
     def _check_iterations(self, iterations: Sequence[int] | None) -> list[int]:
         if iterations is None:

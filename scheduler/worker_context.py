@@ -181,12 +181,13 @@ class WorkerContext:
     def _begin(self) -> bool:
         """Begins an iteration; whether it may read at once, without ``_read``."""
         self._overdue = False
-        turn = self._turn = _Turn()
-        if self._reads_at_once:
-            turn.read_version = self._scheduler.shared.version
-            if self._scheduler.deadline is not None:
-                self._set_busy()
-        return self._reads_at_once
+        if not self._reads_at_once:
+            self._turn = _Turn()
+            return False
+        self._turn = _Turn(self._scheduler.shared.version)
+        if self._scheduler.deadline is not None:
+            self._set_busy()
+        return True
 
     async def _read(self) -> None:
         """Reads the parameters as soon as the policy lets it."""
@@ -329,13 +330,14 @@ class _CheckedGradients:
     def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
         """The gradient to keep alive until its update has landed, and where it lies."""
         kept = self._kept.get(id(grad))
-        if (
-            kept is not None
-            and kept.reference() is grad
-            and grad.data_ptr() == kept.checked.address
-            and grad.numel() == self._elements
-        ):
-            return kept.plain, kept.checked
+        if kept is not None:
+            reference, plain, checked = kept
+            if (
+                reference() is grad
+                and grad.data_ptr() == checked.address
+                and grad.numel() == self._elements
+            ):
+                return plain, checked
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
