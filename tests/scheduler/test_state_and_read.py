@@ -143,6 +143,52 @@ async def test_lr_is_divided_by_staleness(backend: str, weight_decay: float) -> 
     assert torch.equal(shared.ms, ms)
 
 
+async def test_staleness_divides_each_learning_rate_anew(backend: str) -> None:
+    """Worker 0 reads, worker 1 makes two updates, worker 0 submits; ten times over."""
+    shared = SharedParameters({"p": torch.zeros(N)})
+    turns = [asyncio.Event() for _ in range(11)]
+    turns[0].set()
+
+    async def worker(context: WorkerContext) -> None:
+        turn = context.iteration // (1 + context.index)
+        if context.index == 0:
+            while shared.version < 3 * turn + 2:
+                await asyncio.sleep(0)
+        else:
+            await turns[turn].wait()
+        await context.submit(torch.ones(N))
+        if context.index == 0:
+            turns[turn + 1].set()
+
+    async with StreamScheduler(
+        shared, workers=2, staleness_aware=True, backend=backend, lr=1.0, alpha=0.0, eps=0.0
+    ) as scheduler:
+        report = await scheduler.run(worker, updates=30)
+    assert report.staleness[2] == 10  # and of the others 0 or 1
+    assert shared.flat.tolist() == [-(20 + 10 / 2)] * N
+
+
+async def test_snapshot_of_an_iteration_that_fails_spoils_no_later_update(backend: str) -> None:
+    shared = SharedParameters({"p": torch.zeros(N)})
+    ones = torch.ones(N)
+
+    async def worker(context: WorkerContext) -> None:
+        if len(failed) < context.iteration // 3:
+            failed.append(context.iteration)
+            raise LookupError("no data")
+        await context.submit(ones)
+
+    failed: list[int] = []
+    async with StreamScheduler(
+        shared, workers=1, read="snapshot", on_error="restart", backend=backend,
+        lr=1.0, alpha=0.0, eps=0.0,
+    ) as scheduler:  # fmt: skip
+        await scheduler.run(worker, updates=20)
+    assert failed == [3, 6, 9, 12, 15, 18]
+    assert shared.flat.eq(-20).all()
+    assert ones.eq(1).all()
+
+
 @pytest.mark.parametrize("form", [{}, {"eps_inside_sqrt": False}, {"weight_decay": 0.1}])
 async def test_form_of_the_update_may_change_while_it_runs(
     backend: str, form: dict[str, Any]
@@ -151,15 +197,15 @@ async def test_form_of_the_update_may_change_while_it_runs(
     gradients = gradients_of(1)
 
     async def worker(context: WorkerContext) -> None:
-        if context.iteration == 2:
+        if context.iteration == 10:
             scheduler.hyperparameters = replace(scheduler.hyperparameters, **form)
         await context.submit(gradients[0])
 
     async with StreamScheduler(shared, workers=1, depth=2, backend=backend) as scheduler:
-        await scheduler.run(worker, updates=5)
+        await scheduler.run(worker, updates=20)
     param, ms = torch.ones(N), torch.zeros(N)
-    for step in range(5):
-        rmsprop_(param, gradients[0], ms, **(form if step >= 2 else {}))
+    for step in range(20):
+        rmsprop_(param, gradients[0], ms, **(form if step >= 10 else {}))
     assert torch.equal(shared.flat, param)
 
 
