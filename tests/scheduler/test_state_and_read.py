@@ -146,19 +146,17 @@ async def test_lr_is_divided_by_staleness(backend: str, weight_decay: float) -> 
 async def test_staleness_divides_each_learning_rate_anew(backend: str) -> None:
     """Worker 0 reads, worker 1 makes two updates, worker 0 submits; ten times over."""
     shared = SharedParameters({"p": torch.zeros(N)})
-    turns = [asyncio.Event() for _ in range(11)]
-    turns[0].set()
+    ends = [[asyncio.Event() for _ in range(10)] for worker in range(2)]
 
     async def worker(context: WorkerContext) -> None:
-        turn = context.iteration // (1 + context.index)
+        turn, second = divmod(context.iteration, 1 + context.index)
         if context.index == 0:
-            while shared.version < 3 * turn + 2:
-                await asyncio.sleep(0)
-        else:
-            await turns[turn].wait()
+            await ends[1][turn].wait()
+        elif turn:
+            await ends[0][turn - 1].wait()
         await context.submit(torch.ones(N))
-        if context.index == 0:
-            turns[turn + 1].set()
+        if context.index == 0 or second:
+            ends[context.index][turn].set()
 
     async with StreamScheduler(
         shared, workers=2, staleness_aware=True, backend=backend, lr=1.0, alpha=0.0, eps=0.0
