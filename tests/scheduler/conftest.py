@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
 from hogstream.scheduler import SharedParameters
-
-#: With these, and gradients of 1, an update subtracts exactly 1 from each parameter:
-#: ms = 0*ms + (1*1)*1 = 1, and p -= (1*1)/sqrt(1 + 0). Two that overlap lose one of theirs.
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
-
-
-@pytest.fixture
-def counting() -> dict[str, Any]:
-    return dict(COUNTING)
 
 
 @pytest.fixture(params=["numba", "numpy"])

@@ -25,10 +25,10 @@ from hogstream.scheduler import (
 from hogstream.scheduler.process_lock import ProcessLock
 from hogstream.scheduler.timeline import Timeline
 from process_testing import run_python
+from scheduler_testing import COUNTING, submit_ones
 
 pytestmark = pytest.mark.gpu
 
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 CUDA = torch.device("cuda", 0)
 N = 100_001
 LIMIT_SECONDS = 60
@@ -37,15 +37,6 @@ LONG = 50_000_000  # device cycles: tens of milliseconds
 
 def zeros(elements: int) -> SharedParameters:
     return SharedParameters({"p": torch.zeros(elements, device=CUDA)})
-
-
-def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        await context.submit(grad)
-
-    return worker
 
 
 def normal_gradients(count: int) -> list[torch.Tensor]:

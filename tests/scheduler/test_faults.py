@@ -21,15 +21,9 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
-from scheduler_testing import python_lanes
+from scheduler_testing import COUNTING, POLICIES, python_lanes, small
 
-POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 ONES = torch.ones(64)
-
-
-def small() -> SharedParameters:
-    return SharedParameters({"p": torch.zeros(64)})
 
 
 @pytest.mark.parametrize("policy", POLICIES)

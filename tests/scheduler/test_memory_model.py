@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
+from scheduler_testing import COUNTING
 
 #: An update subtracts exactly 1, and leaves an ``ms`` of exactly 1.
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 # As many as are counted exactly in bfloat16.
 UPDATES = 200
 N = 1 << 17

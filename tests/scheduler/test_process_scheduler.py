@@ -38,6 +38,7 @@ from process_workers import (
     submit_ones,
     until_landed,
 )
+from scheduler_testing import COUNTING
 
 SCRIPT = Path(__file__).parents[1] / "support" / "process_script.py"
 
@@ -65,11 +66,11 @@ def counters(elements: int = 1 << 12) -> SharedParameters:
     return SharedParameters({"counters": torch.zeros(elements)})
 
 
-async def test_locked_processes_lose_no_update(counting: dict[str, Any]) -> None:
+async def test_locked_processes_lose_no_update() -> None:
     """Several runs of the same processes: of a number, of a time, of failures, and cancelled."""
     shared = counters(1 << 16)
     async with ProcessScheduler(
-        shared, processes=2, workers=2, policy="locked", depth=2, **counting
+        shared, processes=2, workers=2, policy="locked", depth=2, **COUNTING
     ) as scheduler:
         report = await scheduler.run(submit_ones, updates=101)
         assert shared.flat.eq(-101).all()
@@ -115,9 +116,9 @@ async def test_locked_processes_lose_no_update(counting: dict[str, Any]) -> None
     assert shared.flat.eq(-shared.version).all()  # each update that was counted, and no other
 
 
-async def test_lock_free_processes_race_and_are_counted(counting: dict[str, Any]) -> None:
+async def test_lock_free_processes_race_and_are_counted() -> None:
     shared = counters(1 << 16)
-    settings = {**counting, "alpha": 0.5, "state": "per-worker"}
+    settings = {**COUNTING, "alpha": 0.5, "state": "per-worker"}
     async with ProcessScheduler(shared, processes=2, telemetry=True, **settings) as scheduler:
         first = await scheduler.run(submit_ones, updates=7)
         assert shared.worker_ms is not None
@@ -134,17 +135,17 @@ async def test_lock_free_processes_race_and_are_counted(counting: dict[str, Any]
     assert 0 <= report.lost_block_updates <= report.overwritten_block_updates
     assert max(report.staleness) > 0  # by updates of the other process
     assert shared.ms.eq(0).all()
-    async with StreamScheduler(shared, workers=1, **counting) as alone:  # still of use here
+    async with StreamScheduler(shared, workers=1, **COUNTING) as alone:  # still of use here
         assert (await alone.run(submit_ones(shared, 0), updates=3)).updates == 3
     assert shared.version == 7 + report.updates + 3
 
 
-async def test_others_go_on_when_processes_die_or_hang(counting: dict[str, Any]) -> None:
+async def test_others_go_on_when_processes_die_or_hang() -> None:
     """One is killed while it holds the lock that others need; another blocks its event loop."""
     shared = counters()
     fates = {1: "killed with the lock", 2: "blocked"}
     async with ProcessScheduler(
-        shared, processes=3, policy="locked", on_error="continue", deadline=4.0, **counting
+        shared, processes=3, policy="locked", on_error="continue", deadline=4.0, **COUNTING
     ) as scheduler:
         report = await scheduler.run(partial(misbehave, fates), updates=300)
         assert report.updates_by_worker == [100, 3, 3]
@@ -160,11 +161,9 @@ async def test_others_go_on_when_processes_die_or_hang(counting: dict[str, Any])
         assert shared.flat.eq(-106).all()
 
 
-async def test_new_process_makes_the_rest_of_a_share(
-    tmp_path: Path, counting: dict[str, Any]
-) -> None:
+async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
     shared = counters(1 << 20)
-    async with ProcessScheduler(shared, processes=2, on_error="restart", **counting) as scheduler:
+    async with ProcessScheduler(shared, processes=2, on_error="restart", **COUNTING) as scheduler:
         report = await scheduler.run(partial(die_once, tmp_path / "died"), updates=40)
     assert shared.versions.tolist() == [0, 20, 20]
     assert report.updates_by_worker == [20, 20]
@@ -177,10 +176,10 @@ async def test_new_process_makes_the_rest_of_a_share(
     assert -41 <= shared.flat.min() <= shared.flat.max() < 0
 
 
-async def test_stopped_process_is_killed_and_ends_the_run(counting: dict[str, Any]) -> None:
+async def test_stopped_process_is_killed_and_ends_the_run() -> None:
     shared = counters()
     async with ProcessScheduler(
-        shared, processes=2, policy="locked", deadline=4.0, **counting
+        shared, processes=2, policy="locked", deadline=4.0, **COUNTING
     ) as scheduler:
         with pytest.raises(WorkerError, match="worker 0 failed: TimeoutError: process 0"):
             await scheduler.run(partial(misbehave, {0: "stopped"}), updates=2_000_000)
@@ -283,12 +282,12 @@ async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
         await scheduler.run(submit_ones)
 
 
-async def test_chance_may_kill_processes_while_they_update(counting: dict[str, Any]) -> None:
+async def test_chance_may_kill_processes_while_they_update() -> None:
     """Under one lock nothing is lost: a kill leaves one update half done at most."""
     chance = random.Random(0)
     shared = counters(1 << 18)
     async with ProcessScheduler(
-        shared, processes=2, policy="locked", on_error="restart", **counting
+        shared, processes=2, policy="locked", on_error="restart", **COUNTING
     ) as scheduler:
         run = asyncio.create_task(scheduler.run(submit_ones, updates=10**9))
         for _ in range(3):

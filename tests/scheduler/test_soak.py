@@ -9,7 +9,6 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,8 +21,8 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
+from scheduler_testing import COUNTING
 
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 N = 1 << 10
 
 

@@ -18,22 +18,7 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
-from scheduler_testing import python_lanes
-
-POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
-
-
-def small() -> SharedParameters:
-    return SharedParameters({"p": torch.zeros(64)})
-
-
-def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        await context.submit(grad)
-
-    return worker
+from scheduler_testing import COUNTING, POLICIES, python_lanes, small, submit_ones
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -82,18 +67,16 @@ async def test_one_worker_makes_the_updates_of_a_plain_loop(policy: str, backend
 
 @pytest.mark.parametrize("policy", ["locked", "ordered", "bounded:0"])
 async def test_without_races_no_update_is_lost(
-    backend: str, policy: str, counters: SharedParameters, counting: dict[str, Any]
+    backend: str, policy: str, counters: SharedParameters
 ) -> None:
     async with StreamScheduler(
-        counters, backend=backend, workers=4, depth=2, policy=policy, **counting
+        counters, backend=backend, workers=4, depth=2, policy=policy, **COUNTING
     ) as scheduler:
         await scheduler.run(submit_ones(counters), updates=200)
     assert counters.flat.eq(-200).all()
 
 
-async def test_lock_free_updates_overlap(
-    counters: SharedParameters, counting: dict[str, Any]
-) -> None:
+async def test_lock_free_updates_overlap(counters: SharedParameters) -> None:
     """Two lanes are inside an update at once: each waits there for the other."""
     together = threading.Barrier(2, timeout=60)
 
@@ -101,7 +84,7 @@ async def test_lock_free_updates_overlap(
         together.wait()
         update(*operands)
 
-    async with python_lanes(counters, meet, workers=2, **counting) as scheduler:
+    async with python_lanes(counters, meet, workers=2, **COUNTING) as scheduler:
         report = await scheduler.run(submit_ones(counters), updates=2)
     assert report.updates == 2
 
@@ -261,7 +244,7 @@ async def test_failing_worker_ends_those_that_wait(backend: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_cancelled_run_drains_and_leaves_whole_parameters(
-    backend: str, policy: str, counters: SharedParameters, counting: dict[str, Any]
+    backend: str, policy: str, counters: SharedParameters
 ) -> None:
     under_way = asyncio.Event()
 
@@ -271,7 +254,7 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
             under_way.set()
 
     async with StreamScheduler(
-        counters, backend=backend, workers=4, depth=2, policy=policy, **counting
+        counters, backend=backend, workers=4, depth=2, policy=policy, **COUNTING
     ) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=1_000_000))
         await under_way.wait()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from hogstream.scheduler import SharedParameters, SimulatedWorker, StreamScheduler
+from scheduler_testing import COUNTING
 
-COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 N = 1 << 16
 
 

@@ -7,7 +7,30 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from hogstream.scheduler import SharedParameters, StreamScheduler
+import torch
+
+from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
+
+POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
+
+#: With these, and gradients of 1, an update subtracts exactly 1 from each parameter:
+#: ms = 0*ms + (1*1)*1 = 1, and p -= (1*1)/sqrt(1 + 0). Two that overlap lose one of theirs.
+COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
+
+
+def small() -> SharedParameters:
+    """64 zeros."""
+    return SharedParameters({"p": torch.zeros(64)})
+
+
+def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:
+    """A worker whose gradients are 1."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+
+    return worker
 
 
 def python_lanes(
