@@ -179,7 +179,7 @@ async def test_failing_worker_is_named_and_what_was_submitted_lands(
 
     async with StreamScheduler(shared, backend=backend, workers=4, policy=policy) as scheduler:
         with pytest.raises(WorkerError, match="worker 2 failed: LookupError: no more ep") as caught:
-            await scheduler.run(worker, updates=10_000)
+            await scheduler.run(worker, updates=10**9)
         assert isinstance(caught.value.failures[2], LookupError)
         assert caught.value.__cause__ is caught.value.failures[2]
         landed = shared.version
