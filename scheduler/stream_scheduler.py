@@ -392,7 +392,6 @@ class StreamScheduler:
             task.uncancel()
         if not context._overdue:
             return RuntimeError("it was cancelled, but not by the scheduler")
-        context._overdue = False
         late = f"iteration {context.iteration} took longer than deadline={self.deadline:g} s"
         if self._blocking.get(context.index):
             self._leave_thread(context.index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,8 @@ async def test_blocking_call_that_hangs_is_left_behind(on_error: str) -> None:
     """And the worker gets another thread, if it starts again."""
     release = threading.Event()
     threads: list[int] = []
+    loop_errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, error: loop_errors.append(error))
 
     def hang() -> None:
         threads.append(threading.get_ident())
@@ -174,6 +177,8 @@ async def test_blocking_call_that_hangs_is_left_behind(on_error: str) -> None:
     release.set()
     for thread in hung:
         thread.join()  # so that it ends once its call does
+    await asyncio.sleep(0)  # a turn of the loop, which hears of that
+    assert not loop_errors
 
 
 async def test_cancelled_run_does_not_wait_for_a_hanging_call_for_ever() -> None:
@@ -478,6 +483,41 @@ async def test_worker_may_clean_up_after_its_deadline() -> None:
         with pytest.raises(WorkerError, match="TimeoutError: iteration 0 took longer"):
             await scheduler.run(worker, updates=1)
     assert cleaned
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks count cancellations from 3.11 on")
+async def test_deadline_that_was_missed_leaves_no_cancellation_behind() -> None:
+    """Or ``asyncio.timeout`` and task groups of later iterations would take it for theirs."""
+    seen: list[int] = []
+
+    async def worker(context: WorkerContext) -> None:
+        task: Any = asyncio.current_task()
+        seen.append(task.cancelling())
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        await context.submit(ONES)
+
+    async with StreamScheduler(small(), workers=1, on_error="restart", deadline=0.05) as scheduler:
+        await scheduler.run(worker, updates=2)
+    assert seen == [0, 0, 0]
+
+
+async def test_run_cancelled_before_its_last_update_is_partial() -> None:
+    waiting = asyncio.Event()
+
+    async def worker(context: WorkerContext) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+        await context.submit(ONES)
+
+    async with StreamScheduler(small(), workers=1) as scheduler:
+        run = asyncio.create_task(scheduler.run(worker, updates=1))
+        await waiting.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert scheduler.report is not None
+        assert (scheduler.report.updates, scheduler.report.partial) == (0, True)
 
 
 async def test_blocked_event_loop_is_not_the_fault_of_who_waits() -> None:

@@ -166,6 +166,44 @@ async def test_staleness_divides_each_learning_rate_anew(backend: str) -> None:
     assert shared.flat.tolist() == [-(20 + 10 / 2)] * N
 
 
+async def test_snapshot_waits_for_the_lock() -> None:
+    """Worker 0 is in its update while worker 1 starts again, and is to read."""
+    shared = SharedParameters({"p": torch.zeros(N)})
+    inside, failed = asyncio.Event(), asyncio.Event()
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    reads: list[int] = []
+
+    def hold(update: Callable[..., Any], *operands: Any) -> None:
+        loop.call_soon_threadsafe(inside.set)
+        release.wait(timeout=60)
+        update(*operands)
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 1:
+            reads.append(context.read_version)
+            if len(reads) == 1:
+                await inside.wait()
+                failed.set()
+                raise LookupError("no data")
+        await context.submit(torch.ones(N))
+
+    async with python_lanes(
+        shared, hold, workers=2, policy="locked", read="snapshot", on_error="restart"
+    ) as scheduler:
+        run = asyncio.create_task(scheduler.run(worker, updates=2))
+        await failed.wait()
+        for _ in range(2):
+            for _ in range(20):  # turns of the loop, in which a snapshot would be put on the lane
+                await asyncio.sleep(0)
+            lane = scheduler._contexts[1].lane
+            await lane.done(lane.record_event())
+        assert reads == [0]
+        release.set()
+        await run
+    assert reads == [0, 1]
+
+
 async def test_snapshot_of_an_iteration_that_fails_spoils_no_later_update(backend: str) -> None:
     shared = SharedParameters({"p": torch.zeros(N)})
     ones = torch.ones(N)

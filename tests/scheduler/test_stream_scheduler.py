@@ -378,6 +378,19 @@ async def test_stop_iteration_in_blocking_work_is_an_error(backend: str) -> None
             await scheduler.run(worker, updates=1)
 
 
+async def test_gradient_that_was_resized_is_refused(backend: str) -> None:
+    """Its address has not changed, nor has the tensor."""
+    grad = torch.ones(64)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+        grad.resize_(32)
+
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
+        with pytest.raises(WorkerError, match=r"grad must have .*shape.*32"):
+            await scheduler.run(worker, updates=2)
+
+
 async def test_lazily_negated_gradient_is_taken_by_its_value(backend: str) -> None:
     negated = torch._neg_view(torch.ones(64))  # as autograd makes of complex numbers
     shared = small()
