@@ -1,0 +1,109 @@
+"""How sure a median is, and a ratio of medians: 95 % bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+import numpy as np
+import numpy.typing as npt
+
+LEVEL = 0.95
+#: Above this width, as a share of the median, a warning says that nothing can be concluded.
+WIDE = 0.25
+_RESAMPLES = 5000
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the 95 % confidence interval around it.
+
+    Attributes:
+        median: The estimate: a median, or a ratio of two.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval is wider than a quarter of the estimate."""
+        return self.high - self.low > WIDE * abs(self.median)
+
+    def excludes(self, value: float) -> bool:
+        """Whether a value lies outside: then the estimate differs from it beyond noise."""
+        return not self.low <= value <= self.high
+
+
+def median_interval(samples: Sequence[float]) -> Interval:
+    """The median of some samples, with the percentile bootstrap's interval (Efron 1979).
+
+    Of five samples or fewer it is all of their range, and of one it is without bounds.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not samples:
+        raise ValueError("samples must hold at least one, got none")
+    mine = np.asarray(samples, np.float64)
+    return _interval(float(np.median(mine)), len(mine), partial(_medians, mine))
+
+
+def ratio_interval(
+    mine: Sequence[float], theirs: Sequence[float], *, paired: bool
+) -> Interval | None:
+    """The median of some samples over that of others, with the percentile bootstrap's interval.
+
+    Args:
+        mine: Those above the line.
+        theirs: Those below it.
+        paired: Whether they were measured in the same rounds, which are then drawn together: what
+            strikes both alike leaves their ratio as it is.
+
+    Returns:
+        The ratio, or None if one of ``theirs`` is 0.
+
+    Raises:
+        ValueError: If there are none, or ``paired`` ones are not as many.
+    """
+    if not mine or not theirs:
+        raise ValueError(f"mine and theirs must hold samples, got {len(mine)} and {len(theirs)}")
+    if paired and len(mine) != len(theirs):
+        raise ValueError(f"theirs must hold {len(mine)} samples if paired, got {len(theirs)}")
+    if min(theirs) == 0:
+        return None
+    above, below = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+
+    def resample(random: np.random.Generator) -> Floats:
+        if not paired:
+            return _medians(above, random) / _medians(below, random)
+        rows = random.integers(len(above), size=(_RESAMPLES, len(above)))
+        ratios: Floats = np.median(above[rows], axis=1) / np.median(below[rows], axis=1)
+        return ratios
+
+    estimate = float(np.median(above) / np.median(below))
+    return _interval(estimate, min(len(above), len(below)), resample)
+
+
+def _medians(samples: Floats, random: np.random.Generator) -> Floats:
+    """Medians of as many samples as there are, drawn from them again and again."""
+    rows = random.integers(len(samples), size=(_RESAMPLES, len(samples)))
+    medians: Floats = np.median(samples[rows], axis=1)
+    return medians
+
+
+def _interval(
+    estimate: float, count: int, resample: Callable[[np.random.Generator], Floats]
+) -> Interval:
+    if count < 2:
+        return Interval(estimate, -math.inf, math.inf)
+    tail = 50 * (1 - LEVEL)
+    # The same samples always give the same interval.
+    low, high = np.percentile(resample(np.random.default_rng(0)), [tail, 100 - tail])
+    return Interval(estimate, float(low), float(high))

@@ -1,0 +1,52 @@
+import math
+
+import numpy as np
+import pytest
+
+from hogstream.profiling.confidence import median_interval, ratio_interval
+
+
+def test_few_samples_leave_all_of_their_range():
+    interval = median_interval([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (interval.low, interval.median, interval.high) == (1.0, 3.0, 5.0)
+
+
+def test_one_sample_bounds_nothing():
+    assert median_interval([2.0]).low == -math.inf
+    ratio = ratio_interval([1.0], [2.0], paired=True)
+    assert ratio.median == 0.5
+    assert not ratio.excludes(1.0)
+    assert ratio.wide
+
+
+def test_interval_holds_the_true_median_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    held = sum(
+        not median_interval(random.lognormal(size=25).tolist()).excludes(1.0) for _ in range(400)
+    )
+    assert 0.9 < held / 400 < 0.99
+
+
+def test_drift_that_strikes_a_round_alike_leaves_a_paired_ratio_as_it_is():
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0]
+    mine = [3 * speed for speed in drift]
+    paired, apart = (ratio_interval(mine, drift, paired=each) for each in (True, False))
+    assert (paired.low, paired.median, paired.high) == (3.0, 3.0, 3.0)
+    assert apart.low < 1.0 < apart.high
+
+
+def test_ratio_to_what_stood_still_is_none():
+    assert ratio_interval([1.0, 2.0], [0.0, 1.0], paired=True) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: median_interval([]), "samples must hold at least one, got none"),
+        (lambda: ratio_interval([], [1.0], paired=False), "must hold samples, got 0 and 1"),
+        (lambda: ratio_interval([1.0], [1.0, 2.0], paired=True), "theirs must hold 1 samples"),
+    ],
+)
+def test_wrong_samples_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
