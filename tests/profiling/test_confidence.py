@@ -14,6 +14,7 @@ def test_few_samples_leave_all_of_their_range():
 def test_one_sample_bounds_nothing():
     assert median_interval([2.0]).low == -math.inf
     ratio = ratio_interval([1.0], [2.0], paired=True)
+    assert ratio is not None
     assert ratio.median == 0.5
     assert not ratio.excludes(1.0)
     assert ratio.wide
@@ -31,6 +32,8 @@ def test_drift_that_strikes_a_round_alike_leaves_a_paired_ratio_as_it_is():
     drift = [1.0, 2.0, 4.0, 8.0, 16.0]
     mine = [3 * speed for speed in drift]
     paired, apart = (ratio_interval(mine, drift, paired=each) for each in (True, False))
+    assert paired is not None
+    assert apart is not None
     assert (paired.low, paired.median, paired.high) == (3.0, 3.0, 3.0)
     assert apart.low < 1.0 < apart.high
 
