@@ -166,7 +166,7 @@ def training_row(result: Result) -> tuple[str, ...]:
         figure(result["final_loss"], 4),
         figure(result["updates_per_second"]),
         _staleness(result),
-        figure(result["seconds"], 1),
+        figure(result.get("training_seconds", result["seconds"]), 1),  # older files had one round
     )
 
 
@@ -178,14 +178,37 @@ def training_table(results: list[Result]) -> Table:
     return table
 
 
-def training_sentences(results: list[Result]) -> list[str]:
-    """What was lost, if it was counted, and which workers failed."""
+def training_sentences(train: dict[str, Any]) -> list[str]:
+    """Which policy was faster, what was lost, if it was counted, and which workers failed."""
+    results: list[Result] = train["results"]
     said = [
         f"Lost with {result['policy']} of the updates, block by block: {_losses(result)}."
         for result in results
         if result["lost_updates_fraction"] is not None
     ]
-    return said + _failure_sentences(results)
+    return _training_gains(train) + said + _failure_sentences(results) + warnings(train)
+
+
+def _training_gains(train: dict[str, Any]) -> list[str]:
+    """How much sooner lock-free was done than the baselines, if there were rounds to tell."""
+    rounds = {each["policy"]: each.get("training_seconds_of_rounds") for each in train["results"]}
+    mine = rounds.get(CONTENDER)
+    said = []
+    for baseline in BASELINES:
+        theirs = rounds.get(baseline)
+        if not mine or not theirs or len(mine) != len(theirs) or len(mine) == 1:
+            continue
+        gain = ratio_interval(theirs, mine, paired=True)
+        if gain is not None:
+            said.append(
+                f"against {baseline} {gain.median:.2f}x ({gain.low:.2f} to {gain.high:.2f})"
+            )
+    if not said:
+        return []
+    return [
+        f"As fast is lock-free {', '.join(said)}; in brackets: 95 % confidence intervals, by "
+        f"bootstrap over {len(mine or ())} rounds, in which policies took turns."
+    ]
 
 
 def compare_row(result: Result) -> tuple[str, ...]:

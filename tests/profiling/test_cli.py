@@ -185,14 +185,15 @@ def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: 
     json_file, trace = tmp_path / "train.json", tmp_path / "trace.json"
     status, out, _ = hogstream(
         *("train", "digits", "--device", "cpu", "--workers", "2", "--policy", "all"),
-        *("--epochs", "1", "--telemetry", "--json", json_file, "--trace", trace),
+        *("--epochs", "1", "--rounds", "2", "--telemetry"),
+        *("--json", json_file, "--trace", trace),
     )
     assert status == 0
     assert f"wrote {trace}" in out
     results = json.loads(json_file.read_text())["results"]
     events = json.loads(trace.read_text())["traceEvents"]
     updates = [event for event in events if event.get("cat") == "update"]
-    assert len(updates) == sum(result["updates"] for result in results) == 3 * 45
+    assert len(updates) == sum(result["updates"] for result in results) == 3 * 2 * 45
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"lane 0", "lane 1", "worker 0", "worker 1"} <= tracks
     for result in results:
@@ -217,7 +218,9 @@ def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
         assert len(result["updates_by_worker"]) == 4
     assert "Workers were spread over 2 processes." in " ".join(out.split())
 
-    run_python(*hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8")
+    run_python(
+        *hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8", "--rounds", "1"
+    )
     (result,) = json.loads(json_file.read_text())["results"]
     assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
     assert result["losses"] == []
@@ -298,20 +301,33 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     status, out, _ = hogstream(
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "all"),
-        *("--epochs", "8", "--json", json_file, "--plot", plot),
+        *("--epochs", "8", "--rounds", "2", "--json", json_file, "--plot", plot),
     )
     assert status == 0
     results = json.loads(json_file.read_text())["results"]
     assert [result["policy"] for result in results] == ["lock-free", "locked", "ordered"]
     for result in results:
         assert result["workers"] == 3
-        assert result["updates"] == 8 * 45  # 1,437 training images in batches of 32
+        assert result["updates"] == 2 * 8 * 45  # 1,437 training images in batches of 32
         assert len(result["losses"]) == 8 * 45
         assert result["test_accuracy"] > 0.9
         assert result["final_loss"] < 0.5
-        assert result["updates_per_second"] > 0
-        assert result["seconds"] > 0
+        for name in (
+            "test_accuracy",
+            "final_loss",
+            "updates_per_second",
+            "training_seconds",
+            "epochs",
+        ):
+            rounds = result[f"{name}_of_rounds"]
+            assert len(rounds) == 2
+            assert result[name] == pytest.approx(sum(rounds) / 2)  # the median of two
+            assert result[f"{name}_interval"] == [min(rounds), max(rounds)]
+        assert min(result["training_seconds_of_rounds"]) > 0
+        assert sum(result["training_seconds_of_rounds"]) == pytest.approx(result["seconds"])
+        assert result["epochs"] == 8
         assert result["policy"] in out
+    assert "As fast is lock-free against locked" in " ".join(out.split())
     text = plot.read_text()
     for result in results:
         assert f"{result['policy']}: {result['test_accuracy']:.1%}" in text
@@ -319,7 +335,16 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
 
 def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hogstream.profiling.cli", "train", "digits"]
-    options = ["--device", "cpu", "--epochs", "1", "--json", str(tmp_path / "train.json")]
+    options = [
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "train.json"),
+    ]
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run([*command, *options], stdout=writer, stderr=subprocess.PIPE, text=True)

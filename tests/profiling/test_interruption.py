@@ -69,7 +69,7 @@ def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     trace = tmp_path / "trace.json"
     outcome = interrupt_hogstream(
-        "locked, epoch 4",
+        "locked, round 1, epoch 4",
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "locked"),
         *("--epochs", "100000", "--json", json_file, "--plot", plot, "--trace", trace),
     )
