@@ -24,14 +24,18 @@ In the SQLite export of Nsight Systems all are rows of ``NVTX_EVENTS``: the doma
 ``eventType`` 75 and gives ``domainId``; a range has 60, with its payload in ``int64Value``, its
 text in ``StringIds`` under ``textId``, and a ``category`` that the row of ``eventType`` 33 names.
 
-Without a tool there are no ranges, and nothing is called: ``open_ranges`` gives None.
+Without a tool there are no ranges, and nothing is called: ``open_ranges`` gives None. A profiler in
+this process may be one too: see ``shown_to``.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 DOMAIN = "hogstream"
 
@@ -39,24 +43,42 @@ DOMAIN = "hogstream"
 TOOL_VARIABLE = "NVTX_INJECTION64_PATH"
 
 
+class Tool(Protocol):
+    """What takes ranges: the part of ``nvtx.Domain`` that is used."""
+
+    def get_event_attributes(
+        self, message: str, *, category: str | None, payload: int | None
+    ) -> Any:
+        """What describes a range, again and again; made once for each that differs."""
+
+    def start_range(self, attributes: Any) -> Any:
+        """Begins a range, and gives what ends it."""
+
+    def end_range(self, number: Any) -> None:
+        """Ends a range."""
+
+
+_other_tool: ContextVar[Tool | None] = ContextVar("other_tool", default=None)
+
+
 class Range:
     """A range while it goes on; or a context, around which it goes on."""
 
-    __slots__ = ("_attributes", "_domain", "_number")
+    __slots__ = ("_attributes", "_number", "_tool")
 
-    def __init__(self, domain: Any, attributes: Any) -> None:
+    def __init__(self, tool: Tool, attributes: Any) -> None:
         """Made by ``Ranges``."""
-        self._domain = domain
+        self._tool = tool
         self._attributes = attributes
 
     def start(self) -> Range:
         """Begins it."""
-        self._number = self._domain.start_range(self._attributes)
+        self._number = self._tool.start_range(self._attributes)
         return self
 
     def end(self, *_: object) -> None:
         """Ends it, on whatever thread."""
-        self._domain.end_range(self._number)
+        self._tool.end_range(self._number)
 
     __enter__, __exit__ = start, end
 
@@ -64,9 +86,9 @@ class Range:
 class Ranges:
     """Ranges of one category, for a tool that is attached. To be used from any thread."""
 
-    def __init__(self, domain: Any, category: str | None) -> None:
+    def __init__(self, tool: Tool, category: str | None) -> None:
         """Made by ``open_ranges``."""
-        self._domain = domain
+        self._tool = tool
         self._category = category
         self._attributes: dict[tuple[str, int | None], Any] = {}
 
@@ -79,11 +101,11 @@ class Ranges:
         """
         attributes = self._attributes.get((text, lane))
         if attributes is None:
-            attributes = self._domain.get_event_attributes(
-                message=text, category=self._category, payload=lane
+            attributes = self._tool.get_event_attributes(
+                text, category=self._category, payload=lane
             )
             self._attributes[text, lane] = attributes
-        return Range(self._domain, attributes)
+        return Range(self._tool, attributes)
 
 
 def open_ranges(category: str | None = None) -> Ranges | None:
@@ -91,18 +113,27 @@ def open_ranges(category: str | None = None) -> Ranges | None:
 
     Whether one would is found out once, at the first call.
     """
-    domain, _ = _find_domain()
-    return None if domain is None else Ranges(domain, category)
+    tool = _other_tool.get() or _find_domain()[0]
+    return None if tool is None else Ranges(tool, category)
+
+
+@contextmanager
+def shown_to(tool: Tool) -> Iterator[None]:
+    """Shows a tool of this process what is opened in the block, in the place of an NVTX tool."""
+    token = _other_tool.set(tool)
+    try:
+        yield
+    finally:
+        _other_tool.reset(token)
 
 
 def why_no_ranges() -> str | None:
     """Why there are no ranges: no tool is attached, or what it lacks. None if there are."""
-    _, reason = _find_domain()
-    return reason
+    return _find_domain()[1]
 
 
 @cache
-def _find_domain() -> tuple[Any, str | None]:
+def _find_domain() -> tuple[Tool | None, str | None]:
     """The domain, or None and why there is none."""
     tool = os.environ.get(TOOL_VARIABLE)
     if not tool:

@@ -1,0 +1,156 @@
+"""``hogstream profile torch``."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from rich.table import Table
+
+from hogstream.profiling import options
+from hogstream.profiling import torch_trace as job
+from hogstream.profiling.bench_command import bench
+from hogstream.profiling.console import figure, new_table, print_table, print_text
+from hogstream.profiling.environment import SCHEMA
+from hogstream.profiling.outputs import (
+    check_distinct,
+    command_line,
+    finish,
+    write_files,
+    write_json,
+)
+from hogstream.profiling.sample_training import train_sample
+from hogstream.profiling.train_command import train
+
+_OPERATORS_SHOWN = 15
+
+# Short, as a trace has some hundred bytes for each operator and update.
+_COMMANDS: dict[str, tuple[click.Command, dict[str, Any]]] = {
+    "bench": (
+        bench,
+        {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
+    ),
+    "train": (train, {"digits": {"epochs": 1}}),
+}
+
+
+@click.command("torch", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--trace",
+    type=options.output_file,
+    metavar="FILE",
+    default="torch-trace.json",
+    show_default=True,
+    help="Write the trace, for ui.perfetto.dev, to this file.",
+)
+@options.JSON
+@click.argument("workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train ...]")
+def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]) -> None:
+    """Run something under torch's profiler: its operators, and each lane and worker.
+
+    What is run is bench or train with their arguments, of which one policy, worker count and size
+    can be profiled at once, or a short training of four workers. Profiling slows it down: for how
+    fast it is, run it without.
+    """
+    check_distinct({"--trace": trace, "--json": json_file})
+    about, recording = job.record(_workload(workload))
+    result = {
+        "schema": SCHEMA,
+        "command": command_line(),
+        **about,
+        "clock_error_us": recording.clock_error_us,
+        "operators": recording.operators,
+        "scheduler": recording.scheduler,
+    }
+    write_files((trace, partial(_write_trace, recording)), (json_file, partial(write_json, result)))
+    print_table(_operators_table(recording))
+    print_table(_scheduler_table(recording))
+    print_text(
+        f"The trace has {len(recording.trace['traceEvents']):,} events in "
+        f"{trace.stat().st_size / 1e6:.1f} MB. Lanes and workers are placed among the operators to "
+        f"within {recording.clock_error_us:.0f} us."
+    )
+    finish(result, trace, json_file)
+
+
+def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
+    """What to profile; called with a file for its timeline, it gives ``environment`` and so on."""
+    if not words:
+        return train_sample
+    if words[0] not in _COMMANDS:
+        raise click.UsageError(
+            f"what follows -- must be bench or train with their arguments, got '{words[0]}'"
+        )
+    for option in ("--trace", "--json"):
+        if any(word == option or word.startswith(f"{option}=") for word in words):
+            raise click.UsageError(f"{option} goes before -- here, got it among {words[0]}'s")
+    return partial(_run_command, *words)
+
+
+def _run_command(name: str, *arguments_and_lanes: Any) -> dict[str, Any]:
+    *arguments, lanes = arguments_and_lanes
+    command, defaults = _COMMANDS[name]
+    shown = io.StringIO()
+    with TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        outputs = ["--trace", str(lanes), "--json", str(result)]
+        with redirect_stdout(shown):  # of figures that the profiler has spoilt
+            command.main(
+                [*arguments, *outputs],
+                prog_name=f"hogstream {name}",
+                standalone_mode=False,
+                default_map=defaults,
+            )
+        if not result.exists():  # it was asked for help
+            click.echo(shown.getvalue(), nl=False)
+            raise click.exceptions.Exit
+        whole = json.loads(result.read_bytes())
+    return {key: whole[key] for key in ("environment", "settings", "partial", "error")}
+
+
+def _write_trace(recording: job.Recording, path: Path) -> None:
+    path.write_text(json.dumps(recording.trace) + "\n", encoding="utf-8")
+
+
+def _operators_table(recording: job.Recording) -> Table:
+    table = new_table(
+        "Operators, by time of their own",
+        *("operator", "where", "count", "self ms", "total ms", "mean us"),
+        text_columns=2,
+    )
+    for row in recording.operators[:_OPERATORS_SHOWN]:
+        table.add_row(
+            row["name"][:40],
+            row["where"],
+            figure(row["count"]),
+            figure(row["self_us"] / 1e3, 2),
+            figure(row["total_us"] / 1e3, 2),
+            figure(row["total_us"] / row["count"], 1),
+        )
+    return table
+
+
+def _scheduler_table(recording: job.Recording) -> Table:
+    table = new_table(
+        "Scheduler",
+        *("label", "policy", "lane", "count", "total ms", "mean us", "p99 us"),
+        text_columns=3,
+    )
+    for row in recording.scheduler:
+        table.add_row(
+            row["label"],
+            row["policy"] or "-",
+            "all" if row["lane"] is None else str(row["lane"]),
+            figure(row["count"]),
+            figure(row["total_us"] / 1e3, 2),
+            figure(row["mean_us"], 1),
+            figure(row["p99_us"], 1),
+        )
+    return table
