@@ -15,7 +15,7 @@ from hogstream.profiling.event_loop import run
 from hogstream.scheduler import ModelWorker, SharedParameters, StreamScheduler, Timeline
 
 WORKERS = 4
-UPDATES = 200
+UPDATES = 100
 _BATCH, _INPUTS, _HIDDEN, _CLASSES = 32, 64, 128, 10
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -27,17 +27,14 @@ from hogstream.profiling.outputs import (
     write_json,
 )
 from hogstream.profiling.sample_training import train_sample
-from hogstream.profiling.train_command import train
+from hogstream.profiling.train_command import train_digits
 
 _OPERATORS_SHOWN = 15
 
 # Short, as a trace has some hundred bytes for each operator and update.
-_COMMANDS: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "bench": (
-        bench,
-        {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
-    ),
-    "train": (train, {"digits": {"epochs": 1}}),
+_DEFAULTS: dict[click.Command, dict[str, Any]] = {
+    bench: {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
+    train_digits: {"epochs": 1},
 }
 
 
@@ -51,13 +48,13 @@ _COMMANDS: dict[str, tuple[click.Command, dict[str, Any]]] = {
     help="Write the trace, for ui.perfetto.dev, to this file.",
 )
 @options.JSON
-@click.argument("workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train ...]")
+@click.argument("workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train digits ...]")
 def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]) -> None:
     """Run something under torch's profiler: its operators, and each lane and worker.
 
-    What is run is bench or train with their arguments, of which one policy, worker count and size
-    can be profiled at once, or a short training of four workers. Profiling slows it down: for how
-    fast it is, run it without.
+    What is run is bench or train digits with their arguments (of bench, one policy, worker count
+    and size), briefly unless you say otherwise; or a training of four workers on random images.
+    The profiler slows it down: for how fast it is, run it without.
     """
     check_distinct({"--trace": trace, "--json": json_file})
     about, recording = job.record(_workload(workload))
@@ -84,29 +81,31 @@ def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
     """What to profile; called with a file for its timeline, it gives ``environment`` and so on."""
     if not words:
         return train_sample
-    if words[0] not in _COMMANDS:
+    if words[0] == "bench":
+        command, arguments = bench, words[1:]
+    elif words[:2] == ("train", "digits"):
+        command, arguments = train_digits, words[2:]
+    else:
         raise click.UsageError(
-            f"what follows -- must be bench or train with their arguments, got '{words[0]}'"
+            f"what follows -- must be bench or train digits, with their arguments, "
+            f"got '{' '.join(words)}'"
         )
     for option in ("--trace", "--json"):
-        if any(word == option or word.startswith(f"{option}=") for word in words):
-            raise click.UsageError(f"{option} goes before -- here, got it among {words[0]}'s")
-    return partial(_run_command, *words)
+        if any(word.partition("=")[0] == option for word in arguments):
+            raise click.UsageError(f"{option} must stand before --, got it among the arguments")
+    return partial(_run_command, command, arguments)
 
 
-def _run_command(name: str, *arguments_and_lanes: Any) -> dict[str, Any]:
-    *arguments, lanes = arguments_and_lanes
-    command, defaults = _COMMANDS[name]
+def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path) -> dict[str, Any]:
     shown = io.StringIO()
     with TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        outputs = ["--trace", str(lanes), "--json", str(result)]
         with redirect_stdout(shown):  # of figures that the profiler has spoilt
             command.main(
-                [*arguments, *outputs],
-                prog_name=f"hogstream {name}",
+                [*arguments, "--trace", str(lanes), "--json", str(result)],
+                prog_name=f"hogstream profile torch -- {command.name}",
                 standalone_mode=False,
-                default_map=defaults,
+                default_map=_DEFAULTS[command],
             )
         if not result.exists():  # it was asked for help
             click.echo(shown.getvalue(), nl=False)
@@ -127,7 +126,7 @@ def _operators_table(recording: job.Recording) -> Table:
     )
     for row in recording.operators[:_OPERATORS_SHOWN]:
         table.add_row(
-            row["name"][:40],
+            _shortened(row["name"]),
             row["where"],
             figure(row["count"]),
             figure(row["self_us"] / 1e3, 2),
@@ -154,3 +153,8 @@ def _scheduler_table(recording: job.Recording) -> Table:
             figure(row["p99_us"], 1),
         )
     return table
+
+
+def _shortened(name: str) -> str:
+    """A name that fits the table, without its middle: most differ at their ends."""
+    return name if len(name) <= 40 else f"{name[:16]}...{name[-21:]}"

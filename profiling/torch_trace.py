@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hogstream.kernels.nvtx_ranges import shown_to
 from hogstream.profiling.environment import cuda_devices
+from hogstream.profiling.interruption import MeasurementError
 
 T = TypeVar("T")
 Event = dict[str, Any]  # of Chrome's trace event format, times in microseconds
@@ -75,8 +76,8 @@ class LabelLog:
 
     def end_range(self, number: Any) -> None:
         """Ends it."""
-        attributes, start_ns = number
-        self.labels.append(Label(*attributes, start_ns, time.perf_counter_ns()))
+        (text, policy, lane), start_ns = number
+        self.labels.append(Label(text, policy, lane, start_ns, time.perf_counter_ns()))
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Recording:
         trace: For ui.perfetto.dev: operators by thread, lanes, and workers.
         operators: Each with ``name``, ``where`` (``cpu`` or ``gpu``), ``count``, ``self_us`` and
             ``total_us``, most time of its own first.
-        scheduler: Each label with ``policy``, ``label``, ``lane`` (null for all of them), ``count``,
-            ``total_us``, ``mean_us`` and ``p99_us``.
+        scheduler: Each label with ``policy``, ``label``, ``lane`` (None: of all), ``count``,
+            ``total_us``, ``mean_us`` and ``p99_us``; most time first, then lanes in order.
         clock_error_us: How far lanes and workers may be displaced from the operators, either way.
     """
 
@@ -136,11 +137,14 @@ def record(workload: Callable[[Path], T]) -> tuple[T, Recording]:
 
     Returns:
         What it returned, and the recording.
+
+    Raises:
+        MeasurementError: If torch is older than 2.7, and would see no worker's thread.
     """
     log, activities = LabelLog(), [ProfilerActivity.CPU]
     if cuda_devices():
         activities.append(ProfilerActivity.CUDA)
-    every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    every_thread = _every_thread()
     with TemporaryDirectory() as folder:
         lanes_file, file = Path(folder, "lanes.json"), Path(folder, "torch.json")
         with profile(activities=activities, experimental_config=every_thread) as profiler:
@@ -151,6 +155,16 @@ def record(workload: Callable[[Path], T]) -> tuple[T, Recording]:
         trace, lanes = (json.loads(each.read_bytes()) for each in (file, lanes_file))
     marks = [event for event in trace["traceEvents"] if event.get("name") == _MARK]
     return result, join(trace, lanes, log.labels, Clock.of(marks, readings_ns))
+
+
+def _every_thread() -> Any:
+    """What has torch profile threads that were there before, or are not its own."""
+    try:
+        return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        raise MeasurementError(
+            f"torch 2.7 or newer profiles the threads of workers, got {torch.__version__}"
+        ) from None
 
 
 def _mark() -> int:
@@ -232,7 +246,7 @@ def count_labels(
             policy = runs[begun - 1].policy if begun else None
             for lane in (None, event["tid"]):
                 times.setdefault((policy, event["name"], lane), []).append(event["dur"])
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "policy": policy,
             "label": label,
@@ -244,6 +258,15 @@ def count_labels(
         }
         for (policy, label, lane), each in times.items()
     ]
+    policies = [run.policy for run in runs]
+    rows.sort(
+        key=lambda row: (
+            policies.index(row["policy"]) if row["policy"] in policies else len(policies),
+            -1 if row["lane"] is None else row["lane"],
+            -row["total_us"],
+        )
+    )
+    return rows
 
 
 def _within(event: Event, runs: list[Label], clock: Clock) -> bool:
@@ -252,7 +275,7 @@ def _within(event: Event, runs: list[Label], clock: Clock) -> bool:
         return True
     begin = clock.us(min(run.start_ns for run in runs))
     end = clock.us(max(run.end_ns for run in runs))
-    return begin <= event["ts"] + event.get("dur", 0) and event["ts"] <= end
+    return bool(begin <= event["ts"] + event.get("dur", 0) and event["ts"] <= end)
 
 
 def _lane_events(lanes: dict[str, Any], clock: Clock) -> Iterator[Event]:
