@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
@@ -14,11 +16,13 @@ from typing import Any
 import click
 from rich.table import Table
 
+from hogstream.kernels.backends import select_backend
 from hogstream.profiling import options
 from hogstream.profiling import torch_trace as job
 from hogstream.profiling.bench_command import bench
 from hogstream.profiling.console import figure, new_table, print_table, print_text
-from hogstream.profiling.environment import SCHEMA
+from hogstream.profiling.environment import SCHEMA, best_device, describe_environment
+from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.outputs import (
     check_distinct,
     command_line,
@@ -28,6 +32,7 @@ from hogstream.profiling.outputs import (
 )
 from hogstream.profiling.sample_training import train_sample
 from hogstream.profiling.train_command import train_digits
+from hogstream.scheduler import Timeline
 
 _OPERATORS_SHOWN = 15
 
@@ -48,13 +53,16 @@ _DEFAULTS: dict[click.Command, dict[str, Any]] = {
     help="Write the trace, for ui.perfetto.dev, to this file.",
 )
 @options.JSON
-@click.argument("workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train digits ...]")
+@click.argument(
+    "workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train digits|SCRIPT.py ...]"
+)
 def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]) -> None:
     """Run something under torch's profiler: its operators, and each lane and worker.
 
     What is run is bench or train digits with their arguments (of bench, one policy, worker count
-    and size), briefly unless you say otherwise; or a training of four workers on random images.
-    The profiler slows it down: for how fast it is, run it without.
+    and size), briefly unless you say otherwise; or a script of yours, of whose updates only the
+    hand-overs are seen; or else a training of four workers on random images. The profiler slows it
+    down: for how fast it is, run it without.
     """
     check_distinct({"--trace": trace, "--json": json_file})
     about, recording = job.record(_workload(workload))
@@ -85,10 +93,12 @@ def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
         command, arguments = bench, words[1:]
     elif words[:2] == ("train", "digits"):
         command, arguments = train_digits, words[2:]
+    elif words[0].endswith(".py") and Path(words[0]).is_file():
+        return partial(_run_script, words)
     else:
         raise click.UsageError(
-            f"what follows -- must be bench or train digits, with their arguments, "
-            f"got '{' '.join(words)}'"
+            f"what follows -- must be bench, train digits or a Python script (.py), with its "
+            f"arguments, got '{' '.join(words)}'"
         )
     for option in ("--trace", "--json"):
         if any(word.partition("=")[0] == option for word in arguments):
@@ -112,6 +122,28 @@ def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path
             raise click.exceptions.Exit
         whole = json.loads(result.read_bytes())
     return {key: whole[key] for key in ("environment", "settings", "partial", "error")}
+
+
+def _run_script(words: tuple[str, ...], lanes: Path) -> dict[str, Any]:
+    Timeline().write(lanes)  # an empty one: only who makes a scheduler can give it a timeline
+    before, sys.argv = sys.argv, list(words)
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise MeasurementError(f"{words[0]} ended with exit status {end.code}") from None
+    finally:
+        sys.argv = before
+        del sys.path[0]
+    device = best_device()
+    backend = select_backend(None, device.type).name
+    return {
+        "environment": describe_environment(device, backend),
+        "settings": {"script": list(words)},
+        "partial": False,
+        "error": None,
+    }
 
 
 def _write_trace(recording: job.Recording, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from hogstream.profiling.event_loop import run
+from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.torch_command import torch_command
 from hogstream.profiling.torch_trace import (
     LANES,
@@ -210,7 +212,7 @@ def test_writes_a_trace_and_the_figures(tmp_path, capsys, workload, policies):
 @pytest.mark.parametrize(
     ("workload", "complaint"),
     [
-        (("train.py",), "must be bench or train digits, with their arguments, got 'train.py'"),
+        (("missing.py",), "must be bench, train digits or a Python script (.py), with its arg"),
         (("train",), "got 'train'"),
         (("bench", "--json=x"), "--json must stand before --"),
         (("bench", "--trace", "x"), "--trace must stand before --"),
@@ -223,6 +225,52 @@ def test_refuses_what_it_cannot_run(tmp_path, workload, complaint):
     with pytest.raises(click.ClickException) as refusal:
         profile_torch("--trace", trace, "--", *workload)
     assert complaint in refusal.value.format_message()
+    assert not trace.exists()
+
+
+SCRIPT = """
+import sys
+import torch
+from beside import parameter
+from hogstream.optim import RMSpropAsync
+
+param = torch.nn.Parameter(parameter)
+optimizer = RMSpropAsync([param])
+for _ in range(int(sys.argv[1])):
+    param.grad = torch.ones(5)
+    optimizer.step()
+assert __name__ == "__main__"
+sys.exit({status})
+"""
+
+
+def write_script(folder: Path, status: int) -> Path:
+    (folder / "beside.py").write_text("import torch\nparameter = torch.ones(5)\n")
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(status=status))
+    return script
+
+
+def test_runs_a_script_and_shows_the_steps_of_its_optimizer(tmp_path, monkeypatch):
+    script, trace, figures = write_script(tmp_path, 0), tmp_path / "trace.json", tmp_path / "f.json"
+    before = list(sys.path), list(sys.argv)
+    profile_torch("--trace", trace, "--json", figures, "--", script, 3)
+    monkeypatch.delitem(sys.modules, "beside")
+    assert (sys.path, sys.argv) == before
+    result = json.loads(figures.read_text())
+    assert result["settings"] == {"script": [str(script), "3"]}
+    (steps,) = result["scheduler"]
+    assert (steps["policy"], steps["label"], steps["count"]) == (None, "step", 3)
+    (torchs,) = [row for row in result["operators"] if row["name"].startswith("Optimizer.step#")]
+    assert torchs["count"] == 3
+    assert 0 < steps["total_us"] < torchs["total_us"] + 6 * result["clock_error_us"]
+
+
+def test_a_script_that_fails_leaves_no_trace(tmp_path, monkeypatch):
+    script, trace = write_script(tmp_path, 3), tmp_path / "trace.json"
+    with pytest.raises(MeasurementError, match=r"script\.py ended with exit status 3"):
+        profile_torch("--trace", trace, "--", script, 1)
+    monkeypatch.delitem(sys.modules, "beside")
     assert not trace.exists()
 
 
