@@ -15,10 +15,10 @@ text               around                                                       
 ``step``           ``RMSpropAsync.step``                                         none      none
 =================  ============================================================  ========  =======
 
-A lane has its worker's index; the payload is an int64. A hand-over launches the kernel, or puts the
-update into a batch or a queue whose last one does, or a thread. How long an update then takes is
-said by the kernel's own row on a GPU, and by a ``Timeline`` on a CPU, whose lanes run without
-Python.
+A lane has its worker's index; the payload is an int64. On a GPU a hand-over launches the kernel; of
+a batch, the last one launches all. On a CPU, or under a lock of processes, a thread carries it out
+later. How long that takes is not said here: on a GPU the kernel's own row says it, on a CPU, whose
+lanes run without Python, a ``Timeline``.
 
 In the SQLite export of Nsight Systems all are rows of ``NVTX_EVENTS``: the domain has
 ``eventType`` 75 and gives ``domainId``; a range has 60, with its payload in ``int64Value``, its

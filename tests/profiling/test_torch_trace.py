@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,15 @@ TRAIN = ("--", "train", "digits", "--policy", "all", "--workers", 2)
 
 @pytest.mark.parametrize(
     ("workload", "policies"),
-    [((), {"lock-free"}), (TRAIN, {"lock-free", "locked", "ordered"})],
-    ids=["sample", "train"],
+    [
+        pytest.param((), {"lock-free"}, id="sample"),
+        pytest.param(
+            TRAIN,
+            {"lock-free", "locked", "ordered"},
+            id="train",
+            marks=pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn"),
+        ),
+    ],
 )
 def test_writes_a_trace_and_the_figures(tmp_path, capsys, workload, policies):
     trace, figures = tmp_path / "trace.json", tmp_path / "figures.json"
