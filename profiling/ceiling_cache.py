@@ -69,7 +69,7 @@ def _read(path: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
         if content["machine"] != machine:
             raise ValueError("it is of another machine")
         _check(content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         _say(f"measuring ceilings anew, as {path} cannot be used: {error}")
@@ -97,6 +97,8 @@ def _check(ceilings: dict[str, Any]) -> None:
     """Raises ``ValueError``, ``KeyError`` or ``TypeError`` if anything is missing or no number."""
     datetime.fromisoformat(ceilings["measured"])
     rates = [ceilings[LAUNCHES], ceilings[TURNS]]
+    if not ceilings["levels"]:
+        raise ValueError("it has no level of memory")
     for level in ceilings["levels"]:
         rates += [level[name] for name in (COPY, UPDATE_SHAPED) if level[name] is not None]
         if not isinstance(level["level"], str) or level["bytes"] < 1:

@@ -17,6 +17,7 @@ import torch
 from hogstream.profiling.event_loop import EVENT_LOOP
 
 SCHEMA = 1  # of the JSON output of every command
+_CPU_FOLDER = Path("/sys/devices/system/cpu")
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
 
@@ -139,7 +140,7 @@ def cache_bytes(device: torch.device) -> tuple[int, int]:
 def _read_caches() -> Iterator[tuple[int, str, int]]:
     """Level, cores and bytes of each cache of data of each usable core, as Linux tells."""
     for core in usable_core_numbers():
-        for index in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+        for index in (_CPU_FOLDER / f"cpu{core}" / "cache").glob("index*"):
             try:
                 kind, level, cores, size = (
                     (index / name).read_text().strip()

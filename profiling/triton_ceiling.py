@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ COMPILE_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 def update_shaped(
     param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor, passes: int = 1
 ) -> None:
-    """Reads three tensors of shape (n,) on a GPU and writes ``param`` and ``ms`` in place.
+    """Reads three float32 tensors of shape (n,) and writes ``param`` and ``ms`` in place.
 
     ``grad`` is added to both, once a pass; all passes are one launch. They go to the device's L2
     each time. Nothing keeps passes apart, so a GPU may lose additions of all but one.
@@ -27,7 +28,7 @@ def update_shaped(
 
 
 def copy(target: torch.Tensor, source: torch.Tensor, passes: int = 1) -> None:
-    """Copies a tensor of shape (n,) on a GPU, so many times in one launch."""
+    """Copies a tensor of shape (n,), so many times in one launch."""
     _launch(_copy_kernel, (target, source), passes)
 
 
@@ -35,19 +36,19 @@ def launcher(counter: torch.Tensor) -> Callable[[], object]:
     """What launches a kernel of one thread on the stream that is current now.
 
     Args:
-        counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it.
+        counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it, and so does this.
     """
     address = counter.data_ptr()
     compiled: Any = _count_kernel[(1,)](address, num_warps=1)
-    if compiled is None:  # Triton interprets
+    if compiled is None:  # interpreted
         return partial(_count_kernel[(1,)], address)
     stream = torch.cuda.current_stream(counter.device).cuda_stream
     return partial(compiled[1, 1, 1], address, stream=stream)
 
 
 def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None:
-    elements = tensors[0].numel()
-    with torch.cuda.device(tensors[0].device):
+    elements, device = tensors[0].numel(), tensors[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # interpreted
         kernel[(triton.cdiv(elements, BLOCK),)](
             *tensors, elements, passes, BLOCK, **COMPILE_OPTIONS
         )
