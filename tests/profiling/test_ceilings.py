@@ -144,7 +144,7 @@ KIB, MIB = 1 << 10, 1 << 20
         pytest.param([], [("memory", 192 * MIB, None)], id="nothing told"),
         pytest.param(
             [
-                *((core, "1", "Instruction", "64K", core) for core in "01"),
+                *((core, "1", "Instruction", "64K", "0-1") for core in "01"),
                 *((core, "1", "Data", "32K", core) for core in "01"),
                 *((core, "2", "Unified", "512K", core) for core in "01"),
                 *((core, "3", "Unified", "65536K", "0-1") for core in "01"),
@@ -242,6 +242,7 @@ CEILINGS = {
         ({"elements": 65_537}, 1, ("memory", 0.25, 0.2, 0.25)),
         # 6 bytes an element, and 16.
         ({"elements": 5461, "dtype": "bfloat16"}, 1, ("L1", None, 0.2, 0.25)),
+        ({"elements": 5462, "dtype": "bfloat16"}, 1, ("L2", 0.05, 0.2, 0.25)),
         ({"elements": 4096, "dtype": "float64"}, 1, ("L2", 0.05, 0.2, 0.25)),
         # A worker may submit so many in a turn, and each process has a loop of its own.
         ({"elements": 5000}, 8, ("L2", 0.05, 0.2, 0.25 / 8)),
