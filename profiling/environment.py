@@ -51,6 +51,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return {
         "host": platform.node(),
         "device_name": device_name(device),
+        "processor": device_name(torch.device("cpu")),
         "cores": usable_cores(),
         "caches": [asdict(cache) for cache in caches(device)],
         "event_loop": EVENT_LOOP,

@@ -177,6 +177,12 @@ def test_there_need_be_no_home_folder(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_command_explains_itself(hogstream: Command) -> None:
+    status, out, _ = hogstream("ceilings", "--help")
+    assert status == 0
+    assert "Say what this machine can do." in out
+
+
 def check_rate(rate: dict[str, Any]) -> None:
     assert list(rate) == ["median", "interval", "samples"]
     low, high = rate["interval"]

@@ -205,6 +205,17 @@ def test_rates_are_sampled_in_turn():
     assert samples["fast"] == pytest.approx([2000.0] * 3)
 
 
+def test_a_first_call_that_compiles_is_not_taken_for_a_sample():
+    done: list[int] = []
+
+    def seconds_of(times: int) -> float:
+        done.append(times)
+        return 0.004 * times + (1.0 if len(done) == 1 else 0.0)
+
+    sample_in_turn({"rate": Rate(seconds_of, 1.0)}, repeats=2)
+    assert done[-2:] == [8, 8]
+
+
 def test_samples_are_kept_with_their_median_and_its_interval():
     described = describe([3.0, 1.0, 2.0])
     assert described == {"median": 2.0, "interval": [1.0, 3.0], "samples": [3.0, 1.0, 2.0]}
