@@ -39,7 +39,7 @@ _OPERATORS_SHOWN = 15
 # Short, as a trace has some hundred bytes for each operator and update.
 _DEFAULTS: dict[click.Command, dict[str, Any]] = {
     bench: {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
-    train_digits: {"epochs": 1},
+    train_digits: {"epochs": 1, "rounds": 1},
 }
 
 
