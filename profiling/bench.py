@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hogstream.profiling.ceilings import measure_ceilings
+from hogstream.profiling.ceilings import machine_ceilings, measure_ceilings, shares
 from hogstream.profiling.confidence import (
     Interval,
     median_interval,
@@ -99,7 +99,7 @@ def run_bench(
         MeasurementError: If workers failed before there was any result.
     """
     on_step("memory ceilings")
-    ceilings = measure_ceilings(settings.device)
+    ceilings = {**measure_ceilings(settings.device), **machine_ceilings(settings.device)}
     on_step("kernels alone")
     kernels = measure_kernels(settings.device, settings.seed)
     parts, ended = gather_until_interrupted(_measure_all(settings, on_step, timeline))
@@ -107,6 +107,8 @@ def run_bench(
         [entry for part in parts for entry in part.get(name, ())]
         for name in ("results", "telemetry_cost")
     )
+    for each in results:
+        each["share_of_ceilings"] = shares(each, ceilings, depth=settings.scheduling.depth)
     return {
         "schema": SCHEMA,
         "environment": describe_environment(settings.device, settings.backend, settings.processes),

@@ -47,6 +47,7 @@ def doctor() -> None:
         ("Installed", doctor_job.installed_packages()),
         ("Devices", doctor_job.check_devices()),
         ("Backends", doctor_job.check_backends()),
+        ("Profilers", doctor_job.check_profilers()),
     ):
         table = new_table(title, "", "", text_columns=2)
         for name, text in rows.items():

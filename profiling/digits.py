@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from hogstream.profiling.ceilings import machine_ceilings, shares
 from hogstream.profiling.confidence import median_interval, spread_warnings
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
@@ -111,6 +112,7 @@ def run_training(
         KeyboardInterrupt: If interrupted before the first update.
         MeasurementError: If workers failed before the first update.
     """
+    ceilings = machine_ceilings(settings.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
@@ -119,6 +121,8 @@ def run_training(
         )
     finally:
         torch.set_num_threads(threads)
+    for each in results:
+        each["share_of_ceilings"] = shares(each, ceilings, depth=settings.scheduling.depth)
     return {
         "schema": SCHEMA,
         "environment": describe_environment(settings.device, settings.backend, settings.processes),
@@ -130,6 +134,7 @@ def run_training(
             **asdict(settings.scheduling),
         },
         **ended,
+        "ceilings": ceilings,
         "results": results,
         "warnings": spread_warnings(
             {

@@ -8,10 +8,16 @@ import torch
 
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.backends import select_backend
+from hogstream.kernels.nvtx_ranges import why_no_ranges
 from hogstream.profiling.ceilings import machine_ceilings
 from hogstream.profiling.environment import cuda_devices, device_name, installed_version
+from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.nsight_tools import NCU, NSYS, find_tool
 
-_OPTIONAL = ("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn")
+_OPTIONAL = (
+    *("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn"),
+    *("uvloop", "nvtx"),
+)
 WORKS = "works"
 
 
@@ -21,6 +27,19 @@ def installed_packages() -> dict[str, str]:
         package: installed_version(package) or "not installed"
         for package in ("hogstream", "torch", "numpy", *_OPTIONAL)
     }
+
+
+def check_profilers() -> dict[str, str]:
+    """Whether NVTX ranges are shown to a tool, or why not; and Nsight's tools."""
+    tools = {"NVTX ranges": why_no_ranges() or "a tool is attached"}
+    for tool in (NSYS, NCU):
+        try:
+            found = find_tool(tool)
+        except MeasurementError as error:
+            tools[tool.title] = str(error)
+        else:
+            tools[tool.title] = f"{found.version} ({found.path})"
+    return tools
 
 
 def check_backends() -> dict[str, str]:

@@ -41,7 +41,6 @@ def describe_environment(device: torch.device, backend: str, processes: int = 1)
         else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": _versions(),
-        "cuda_device_max_connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
         "commit": source_commit(),
     }
 

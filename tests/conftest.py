@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,15 @@ HAS_DEVICE = torch.cuda.is_available()
 # Triton reads this when a kernel is defined, so it is set before any test imports one.
 if not HAS_DEVICE:
     os.environ["TRITON_INTERPRET"] = "1"
+
+# What commands keep for the user is kept here: nothing of the tests is left, nothing of the user seen.
+_CACHE = tempfile.TemporaryDirectory(prefix="hogstream-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+def pytest_unconfigure() -> None:
+    _CACHE.cleanup()
+
 
 # A machine with a GPU and no network may lack what follows: its tests of the GPU run all the same.
 if find_spec("hypothesis"):

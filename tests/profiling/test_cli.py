@@ -46,6 +46,7 @@ def check_bench(bench: dict[str, Any]) -> None:
     assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
     assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
     assert bench["ceilings"]["update_shaped_gigabytes_per_second"] > 0
+    assert bench["ceilings"]["levels"][-1]["level"] == "memory"
     assert {kernel["name"]: kernel["differing_bits"] for kernel in bench["kernels"]} == {
         "hogstream, numba": 0,
         "hogstream, numpy": 0,
@@ -75,6 +76,7 @@ def check_bench(bench: dict[str, Any]) -> None:
         assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
         assert result["staleness"]["max"] >= result["staleness"]["mean"] >= 0
         assert result["lost_updates_fraction"] is None
+        assert result["share_of_ceilings"]["launch_rate"] > 0
         assert sum(result["staleness"]["histogram"].values()) == result["updates"]
         assert sum(result["latency_us"]["histogram"]["counts"]) == result["updates"]
         peers = {
