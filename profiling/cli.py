@@ -23,6 +23,7 @@ from hogstream.profiling.compare_command import compare
 from hogstream.profiling.console import figure, new_table, print_table
 from hogstream.profiling.inspect_command import inspect_kernels
 from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.profile_command import profile
 from hogstream.profiling.train_command import train
 
 
@@ -60,7 +61,7 @@ def doctor() -> None:
     print_table(table)
 
 
-for command in (bench, compare, train, inspect_kernels):
+for command in (bench, compare, train, inspect_kernels, profile):
     cli.add_command(command)
 
 

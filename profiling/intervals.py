@@ -56,7 +56,8 @@ def gaps(groups: Ints, starts: Ints, ends: Ints) -> Ints:
     """
     groups, starts, _, reached = _sweep(groups, starts, ends)
     later = np.append(False, groups[1:] == groups[:-1])[: len(groups)]
-    return np.maximum(starts - reached, 0)[later]
+    idle: Ints = np.maximum(starts - reached, 0)[later]
+    return idle
 
 
 def busy(groups: Ints, starts: Ints, ends: Ints) -> Ints:

@@ -42,6 +42,7 @@ from hogstream.profiling.intervals import (
     time_at_least,
     window_of,
 )
+from hogstream.profiling.nsight_tools import FoundTool, Program
 
 # Texts of hogstream's ranges.
 _OURS = re.compile(r"run \S+|iteration|submit|update|snapshot|step|wait \S.*")
@@ -109,6 +110,26 @@ class Trace:
     untimed: int
 
 
+def profile_command(tool: FoundTool, report: Path, target: Program) -> list[str]:
+    """The command that profiles a program."""
+    command = [
+        *(tool.path, "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none"),
+        "--cuda-graph-trace=node",  # the kernels of a graph, and not the graph as one
+    ]
+    # Newer versions time events on the device, which makes streams wait for each other.
+    if tool.offers("--cuda-event-trace", "profile"):
+        command.append("--cuda-event-trace=false")
+    if target.marked:
+        # Not the default stop-shutdown, which kills the program.
+        command += ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
+    return [*command, "--force-overwrite=true", f"--output={report}", *target.command]
+
+
+def export_arguments(report: Path, export: Path) -> list[str]:
+    """What makes nsys write a report as SQLite."""
+    return ["export", "--type=sqlite", "--force-overwrite=true", f"--output={export}", str(report)]
+
+
 def read_trace(path: Path) -> Trace:
     """Reads an SQLite export.
 
@@ -130,37 +151,28 @@ def read_trace(path: Path) -> Trace:
     return Trace(_link(kernels.where(timed), calls), calls, ranges, names, devices, untimed)
 
 
-def analyse(trace: Trace) -> list[dict[str, Any]]:
+def analyse(trace: Trace) -> dict[str, Any]:
     """Figures for each policy that ran, in the order of their first runs; see the module's top.
 
     Returns:
-        Entries for the ``results`` of the JSON output. What is not in the file is None.
+        Entries of the JSON output. What is not in the file is None.
     """
     runs = {
         text.removeprefix("run "): merge(spans.starts, spans.ends)
         for text, spans in trace.ranges.items()
         if text.startswith("run ")
     }
-    if not runs:
-        return [_figures(trace, WHOLE, _whole(trace))]
     order = sorted(runs, key=lambda policy: int(runs[policy][0][0]))
-    return [_figures(trace, policy, runs[policy]) for policy in order]
-
-
-def outside_runs(trace: Trace) -> int:
-    """How many kernels ran in no run of the scheduler, where there are runs."""
-    runs = [spans for text, spans in trace.ranges.items() if text.startswith("run ")]
-    if not runs:
-        return 0
-    starts, ends = (
-        np.concatenate([getattr(spans, side) for spans in runs]) for side in ("starts", "ends")
-    )
-    return int((window_of(trace.kernels.starts, *merge(starts, ends)) < 0).sum())
-
-
-def kernel_times(trace: Trace) -> list[dict[str, Any]]:
-    """The kernels that took most time in all, by name: calls and time."""
-    return _totals(trace.kernels, trace.names)
+    windows = {policy: runs[policy] for policy in order} or {WHOLE: _whole(trace)}
+    everywhere = merge(*map(np.concatenate, zip(*windows.values(), strict=True)))
+    outside = window_of(trace.kernels.starts, *everywhere) < 0
+    return {
+        "devices": trace.devices,
+        "results": [_figures(trace, *policy_windows) for policy_windows in windows.items()],
+        "kernels": _totals(trace.kernels, trace.names),
+        "kernels_outside_runs": int(outside.sum()),
+        "kernels_untimed": trace.untimed,
+    }
 
 
 class _Export:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -31,12 +32,14 @@ class Tool:
         title: What NVIDIA calls it.
         oldest: The oldest version that has the options we pass.
         places: Where it is installed if it is not on the PATH, as patterns; the best come first.
+        export: The command that writes its reports in a format that we read.
     """
 
     name: str
     title: str
     oldest: tuple[int, int]
     places: tuple[str, ...]
+    export: str
 
     @property
     def advice(self) -> str:
@@ -59,6 +62,7 @@ NSYS = Tool(
         "/opt/nvidia/nsight-systems-cli/*/target-linux-*/nsys",
         "/usr/local/cuda*/bin/nsys",
     ),
+    "nsys export --type sqlite",
 )
 # 2021.1 is the first that takes --kernel-name regex:...
 NCU = Tool(
@@ -66,7 +70,36 @@ NCU = Tool(
     "Nsight Compute",
     (2021, 1),
     ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
+    "ncu --page raw --csv --import",
 )
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is profiled.
+
+    Attributes:
+        command: Its command line.
+        environment: Variables to add to ours.
+        marked: Whether it marks what is to be captured; see ``captured``.
+    """
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    marked: bool
+
+    @classmethod
+    def module(cls, name: str, *arguments: str) -> Program:
+        """A module of hogstream's, which marks what is to be captured."""
+        # Else -m would put the current folder where modules are looked for.
+        return cls((sys.executable, "-m", name, *arguments), {"PYTHONSAFEPATH": "1"}, True)
+
+    @classmethod
+    def named(cls, command: Sequence[str]) -> Program:
+        """Hogstream's ``bench`` or ``train`` with their options, or any other command."""
+        if command[0] in ("bench", "train"):
+            return cls.module("hogstream.profiling.cli", *command)
+        return cls(tuple(command), {}, False)
 
 
 @dataclass(frozen=True)
@@ -85,26 +118,27 @@ class FoundTool:
 
     def offers(self, option: str, *command: str) -> bool:
         """Whether the help of a command of it names an option."""
-        shown = subprocess.run(
-            [self.path, *command, "--help"], capture_output=True, text=True, check=False
-        )
-        return option in shown.stdout + shown.stderr
+        shown = subprocess.run([self.path, *command, "--help"], capture_output=True, check=False)
+        return option.encode() in shown.stdout + shown.stderr
 
-    def convert(self, *arguments: str) -> None:
-        """Runs it to write a file from another.
+    def convert(self, report: Path, *arguments: str) -> bytes:
+        """Runs it to export a report; returns what it prints.
 
         Raises:
             MeasurementError: If it fails, with the last line of what it says.
         """
+        # Numbers are to be printed as they are in C.
+        environment = {**os.environ, "LC_ALL": "C"}
         done = subprocess.run(
-            [self.path, *arguments], capture_output=True, text=True, errors="replace", check=False
+            [self.path, *arguments], env=environment, capture_output=True, check=False
         )
         if done.returncode:
-            said = (done.stdout + done.stderr).split("\n")
+            said = (done.stdout + done.stderr).decode("utf-8", "replace").split("\n")
             last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
             raise MeasurementError(
-                f"{self.tool.name} ended with status {done.returncode} and says: {last}"
+                f"{report}: {self.tool.name} ended with status {done.returncode} and says: {last}"
             )
+        return done.stdout
 
 
 def find_tool(tool: Tool) -> FoundTool:
