@@ -161,6 +161,9 @@ def _entry(launches: list[Launch], elements: int | None) -> dict[str, Any]:
         values = samples(metric)
         return statistics.median(values) if values else None
 
+    def of_element(count: float | None) -> float | None:
+        return None if count is None or elements is None else count / elements
+
     time, read, written = median(_TIME), median(_READ), median(_WRITTEN)
     moved = None if read is None or written is None else read + written
     return {
@@ -175,10 +178,9 @@ def _entry(launches: list[Launch], elements: int | None) -> dict[str, Any]:
         "bytes_written": written,
         "gigabytes_per_second": moved / time if moved is not None and time else None,
         "elements": elements,
-        "bytes_read_per_element": read / elements if elements and read is not None else None,
-        "bytes_written_per_element": written / elements
-        if elements and written is not None
-        else None,
+        "bytes_read_per_element": of_element(read),
+        "bytes_written_per_element": of_element(written),
+        "bytes_per_element": of_element(moved),
         "registers": median(_REGISTERS),
         "occupancy_percent": median(_OCCUPANCY),
     }

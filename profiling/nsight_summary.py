@@ -8,14 +8,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hogstream.profiling.console import counted, figure, new_table, size_name
+from hogstream.profiling.console import counted, figure, new_table
 from hogstream.profiling.nsight_compute import READ_BYTES, WRITTEN_BYTES
 from hogstream.profiling.nsight_systems import WHOLE
 
 Result = dict[str, Any]
 
-# Rows of a table of kernels, and the characters of their names.
-_KERNELS, _NAME_WIDTH = 8, 48
+_KERNELS = 8  # rows of a table
+_WIDE, _NARROW = 56, 28  # characters of a kernel's name
 
 
 def plain(text: str) -> str:
@@ -48,24 +48,23 @@ def timeline_sentences(result: Result) -> list[str]:
     """What the figures mean, and what is not in the profile."""
     entries, said = result["results"], []
     overlaps = [
-        f"{100 * entry['overlap']:.1f} % with {plain(entry['policy'])}"
+        f"{100 * entry['overlap']:.1f} % of the time"
+        + ("" if entry["policy"] == WHOLE else f" with {plain(entry['policy'])}")
         for entry in entries
         if entry["overlap"] is not None
     ]
-    if overlaps and entries[0]["policy"] != WHOLE:
+    if overlaps:
         said.append(
-            "While the GPU was busy, two kernels or more ran at once for "
-            f"{', '.join(overlaps)} of the time."
-        )
-    elif overlaps:
-        said.append(
-            "While the GPU was busy, two kernels or more ran at once for "
-            f"{100 * entries[0]['overlap']:.1f} % of the time. There are no runs of hogstream's "
-            "scheduler in the profile, so policies are not told apart: that takes the package nvtx."
+            f"While the GPU was busy, two kernels or more ran at once {', '.join(overlaps)}."
         )
     else:
         said.append(
             "No kernel ran while it was captured: the program did not use the GPU, or not then."
+        )
+    if entries[0]["policy"] == WHOLE:
+        said.append(
+            "There are no runs of hogstream's scheduler in the profile, so policies are not told "
+            "apart; runs are marked where the package nvtx is installed."
         )
     if result["kernels_outside_runs"]:
         outside = counted(result["kernels_outside_runs"], "kernel")
@@ -81,28 +80,32 @@ def timeline_sentences(result: Result) -> list[str]:
 
 
 def counters_table(result: Result) -> Table:
-    """The kernels of an Nsight Compute profile."""
+    """The kernels of an Nsight Compute profile; their bytes for each element if that is known."""
+    each = _elements_known(result)
     table = new_table(
-        "Counters",
+        f"Counters{', bytes for each element' if each else ''}",
         "kernel",
         "launches",
         "us",
-        "DRAM % of peak",
+        "DRAM %",
         "GB/s",
-        "B/element read",
-        "B/element written",
-        "registers",
-        "occupancy %",
+        *(("B read", "B written") if each else ("MB read", "MB written")),
+        "regs",
+        "warps %",
     )
     for entry in result["results"]:
         table.add_row(
-            _short(entry["kernel"]),
+            _short(entry["kernel"], _NARROW),
             figure(entry["launches"]),
             figure(entry["time_us"], 1),
             figure(entry["dram_percent"], 1),
-            figure(entry["gigabytes_per_second"], 1),
-            figure(entry["bytes_read_per_element"], 2),
-            figure(entry["bytes_written_per_element"], 2),
+            figure(entry["gigabytes_per_second"]),
+            *(
+                figure(entry[f"{way}_per_element"], 2)
+                if each
+                else figure(entry[way] and entry[way] / 1e6, 1)
+                for way in ("bytes_read", "bytes_written")
+            ),
             figure(entry["registers"]),
             figure(entry["occupancy_percent"], 1),
         )
@@ -110,31 +113,35 @@ def counters_table(result: Result) -> Table:
 
 
 def counters_sentences(result: Result) -> list[str]:
-    """Each kernel's traffic against what an update must move."""
-    needed = READ_BYTES + WRITTEN_BYTES
-    said = []
-    for entry in result["results"]:
-        read, written = entry["bytes_read_per_element"], entry["bytes_written_per_element"]
-        if read is not None and written is not None:
-            said.append(
-                f"{plain(entry['kernel'])} moved {read + written:.2f} bytes an element between "
-                f"the GPU and its memory: {(read + written) / needed:.2f} of the {needed} that a "
-                f"float32 update needs, at {size_name(entry['elements'])} elements."
-            )
-    if said:
+    """The traffic of each kernel against what an update must move, and what the columns are."""
+    needed, said = READ_BYTES + WRITTEN_BYTES, []
+    moved = [
+        f"{entry['bytes_per_element']:.2f} by {plain(entry['kernel'])} "
+        f"({entry['bytes_per_element'] / needed:.2f}x)"
+        for entry in result["results"]
+        if entry["bytes_per_element"] is not None
+    ]
+    if moved:
         said.append(
-            f"It reads {READ_BYTES} and writes {WRITTEN_BYTES}; what is still in the cache when a "
-            "kernel ends is not counted, so small sizes write less."
+            f"Bytes that went between the GPU and its memory for each element, of the {needed} "
+            f"that a float32 update needs ({READ_BYTES} read, {WRITTEN_BYTES} written): "
+            f"{', '.join(moved)}. What is still in the cache when a kernel ends is not counted: "
+            "small sizes write less."
         )
-    else:
+    elif not _elements_known(result):
         said.append(
             "How many elements a launch updates is not known: --elements sets the bytes against "
             f"the {needed} that each needs."
         )
     said.append(
-        "Nsight Compute runs kernels one at a time: this says nothing of what runs at once."
+        "DRAM is of the peak, warps are those active of the most that there can be: the achieved "
+        "occupancy. Kernels were run one at a time, so this says nothing of what runs at once."
     )
     return said
+
+
+def _elements_known(result: Result) -> bool:
+    return any(entry["elements"] is not None for entry in result["results"])
 
 
 def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
@@ -173,7 +180,7 @@ def _spread_text(spread: dict[str, float] | None) -> str:
     return "-" if spread is None else f"{spread['p50']:,.1f}/{spread['p99']:,.1f}"
 
 
-def _short(name: str) -> str:
-    """A kernel's name, without its middle if it is long."""
-    half = _NAME_WIDTH // 2
-    return plain(name if len(name) <= _NAME_WIDTH else f"{name[: half - 1]}…{name[-half:]}")
+def _short(name: str, width: int = _WIDE) -> str:
+    """A name without its middle, if it is too long for a column."""
+    half = width // 2
+    return plain(name if len(name) <= width else f"{name[: half - 1]}…{name[-half:]}")
