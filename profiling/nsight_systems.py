@@ -19,11 +19,13 @@ from __future__ import annotations
 import re
 import sqlite3
 import struct
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +56,6 @@ DOMAIN = "hogstream"
 SQLITE_MAGIC = b"SQLite format 3\0"
 # Kinds of rows in NVTX_EVENTS: those of a domain's name, and of a range with two ends.
 _DOMAIN_CREATE, _START_END = 75, 60
-_ROWS_AT_ONCE = 1 << 16
 # The lower bits of an identifier of a thread, above which is that of its process.
 _THREAD_BITS = 24
 _TOP = 20
@@ -183,12 +184,16 @@ class _Export:
         self._database = database
         database.text_factory = lambda text: text.decode("utf-8", "replace")
 
-    def rows(self, table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """Rows of a table, None in columns that are missing; nothing if the table is missing."""
+    def rows(
+        self, table: str, columns: Sequence[str], default: str = "NULL"
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table, ``default`` where a column or a value is missing; none of no table."""
         present = self._columns(table)
         if present:
-            chosen = ", ".join(f'"{name}"' if name in present else "NULL" for name in columns)
-            yield from self._database.execute(f'SELECT {chosen} FROM "{table}"')
+            chosen = (
+                f'COALESCE("{name}", {default})' if name in present else default for name in columns
+            )
+            yield from self._database.execute(f'SELECT {", ".join(chosen)} FROM "{table}"')
 
     def spans(self, table: str, required: Sequence[str], optional: Sequence[str]) -> Spans:
         """Intervals of a table, with columns of integers.
@@ -205,13 +210,10 @@ class _Export:
                 "version of Nsight Systems"
             )
         columns = (*required, *optional)
-        parts: list[npt.NDArray[np.int64]] = [np.empty((0, len(columns)), np.int64)]
-        rows = self.rows(table, columns)
-        while some := [
-            [-1 if value is None else value for value in row] for row in islice(rows, _ROWS_AT_ONCE)
-        ]:
-            parts.append(np.array(some, np.int64))
-        starts, ends, *others = np.concatenate(parts).T
+        numbers = np.fromiter(
+            chain.from_iterable(self.rows(table, columns, default="-1")), np.int64
+        )
+        starts, ends, *others = numbers.reshape(-1, len(columns)).T
         return Spans(starts, ends, dict(zip(columns[2:], others, strict=True)))
 
     def _columns(self, table: str) -> set[str]:
@@ -294,32 +296,26 @@ def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
     A run without an end lasts to the end of all; other ranges without one are left out.
     """
     columns = ("start", "end", "eventType", "domainId", "globalTid", "text", "textId")
+    alike: dict[tuple[Any, ...], array[int]] = defaultdict(partial(array, "q"))
+    for row in export.rows("NVTX_EVENTS", columns, default="-1"):
+        alike[row[2:]].extend(row[:2])
     domains, found = set(), []
-    for start, end, kind, domain, thread, text, number in export.rows("NVTX_EVENTS", columns):
-        if kind not in (_START_END, _DOMAIN_CREATE):
-            continue
-        text = names.get(number) if text is None else str(text)
-        place = (domain, None if thread is None else thread >> _THREAD_BITS)
-        if kind == _DOMAIN_CREATE:
-            if text == DOMAIN:
-                domains.add(place)
-        elif text is not None and _OURS.fullmatch(text):
-            found.append((place, text, start, end))
-    times: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
-    for place, text, start, end in found:
-        if not domains or place in domains:
-            times[text].append((start, end))
-    last = max((max(start, end or 0) for each in times.values() for start, end in each), default=0)
-    spans = {}
-    for text, each in times.items():
-        ended = [
-            (start, last if end is None else end)
-            for start, end in each
-            if end is not None or text.startswith("run ")
-        ]
-        starts, ends = np.array(ended, np.int64).reshape(-1, 2).T
-        spans[text] = Spans(starts, ends, {})
-    return spans
+    for (kind, domain, thread, text, number), times in alike.items():
+        text = names.get(number, "") if text == -1 else str(text)
+        process_domain = domain, thread >> _THREAD_BITS
+        if (kind, text) == (_DOMAIN_CREATE, DOMAIN):
+            domains.add(process_domain)
+        elif kind == _START_END and _OURS.fullmatch(text):
+            found.append((process_domain, text, np.array(times, np.int64).reshape(-1, 2)))
+    ours = [(text, times) for place, text, times in found if not domains or place in domains]
+    last = max((int(times.max()) for _, times in ours), default=0)
+    ranges = {}
+    for name in dict.fromkeys(text for text, _ in ours):
+        starts, ends = np.concatenate([times for text, times in ours if text == name]).T
+        if name.startswith("run "):
+            ends = np.where(ends < 0, last, ends)
+        ranges[name] = Spans(starts, ends, {}).where(ends >= 0)
+    return ranges
 
 
 def _identify(*columns: Ints) -> Ints:
