@@ -225,8 +225,7 @@ def _opened(path: Path) -> Iterator[_Export]:
     """Opens an export without writing beside it, and tells damage in one line."""
     _check_whole(path)
     try:
-        # Immutable: else SQLite may want to make a journal beside it.
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as database:
             yield _Export(path, database)
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
@@ -333,7 +332,7 @@ def _link(kernels: Spans, calls: Spans) -> Spans:
     both = [
         np.concatenate([kernels[column], calls[column]]) for column in ("process", "correlation")
     ]
-    if (kernels["process"] < 0).any():  # not exported: all are of one process
+    if (both[0] < 0).any():  # not exported: all are of one process
         both = both[1:]
     keys = _identify(*both)
     mine, theirs = keys[: len(kernels)], keys[len(kernels) :]

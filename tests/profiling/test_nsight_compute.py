@@ -151,6 +151,16 @@ def test_torn_files_are_refused_in_one_line(
     for size in (1, 3, 60, 150, text.index('"\n') - 4, ends + 2, ends + 40, ends + 130):
         torn.write_text(text[:size], "utf-8")
         refused(hogstream, torn)
+    torn.write_text(text[: text.rindex('"1","1234"') + 20], "utf-8")
+    assert "is damaged, or no CSV of Nsight Compute" in refused(hogstream, torn)
+
+
+def test_a_file_cut_in_its_last_cells_is_refused(hogstream: Command, tmp_path: Path) -> None:
+    torn, text = tmp_path / "torn.csv", raw_csv({}, {})
+    torn.write_text(text[:-2], "utf-8")  # 61.25 without the quote
+    assert "unexpected end of data" in refused(hogstream, torn)
+    torn.write_text(text.rpartition(",")[0], "utf-8")
+    assert "row 3 has 16 of 17 columns" in refused(hogstream, torn)
 
 
 @pytest.mark.parametrize(

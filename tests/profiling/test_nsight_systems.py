@@ -242,6 +242,7 @@ def test_optional_columns_may_be_missing(read: Read, column: str) -> None:
     entry = result["results"][0]
     assert entry["kernels"] == (6 if column == "text" else 2)
     assert entry["busy_ms"] > 0
+    assert (entry["launch_latency_us"] is None) == (column == "correlationId")
 
 
 def test_more_columns_do_no_harm(read: Read) -> None:
