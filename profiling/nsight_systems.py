@@ -58,6 +58,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 _DOMAIN_CREATE, _START_END = 75, 60
 # The lower bits of an identifier of a thread, above which is that of its process.
 _THREAD_BITS = 24
+_FOREVER = np.int64(1 << 62)
 _TOP = 20
 
 Bools = npt.NDArray[np.bool_]
@@ -117,7 +118,7 @@ def profile_command(tool: FoundTool, report: Path, target: Program) -> list[str]
         *(tool.path, "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none"),
         "--cuda-graph-trace=node",  # the kernels of a graph, and not the graph as one
     ]
-    # Newer versions time events on the device, which makes streams wait for each other.
+    # Newer versions time events on the device, which may make streams wait for each other.
     if tool.offers("--cuda-event-trace", "profile"):
         command.append("--cuda-event-trace=false")
     if target.marked:
@@ -149,6 +150,7 @@ def read_trace(path: Path) -> Trace:
         )
     timed = (kernels.starts >= 0) & (kernels.ends >= kernels.starts)
     untimed = len(kernels) - int(timed.sum())
+    calls = calls.where(calls.ends >= calls.starts)
     return Trace(_link(kernels.where(timed), calls), calls, ranges, names, devices, untimed)
 
 
@@ -222,16 +224,15 @@ class _Export:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Export]:
-    """Opens an export without writing beside it, and tells damage in one line."""
+    """Opens an export to read, and tells damage in one line."""
     _check_whole(path)
     try:
         uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as database:
             yield _Export(path, database)
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
-        raise MeasurementError(f"{path} is damaged, or no export of Nsight Systems: {error}") from (
-            error
-        )
+        said = f"{path} is damaged, or no export of Nsight Systems: {error}"
+        raise MeasurementError(said) from error
 
 
 def _check_whole(path: Path) -> None:
@@ -292,7 +293,7 @@ def _read_calls(export: _Export) -> Spans:
 def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
     """The ranges of our domain by text; of any domain, if none is named as ours is.
 
-    A run without an end lasts to the end of all; other ranges without one are left out.
+    A run without an end lasts for ever; other ranges without one are left out.
     """
     columns = ("start", "end", "eventType", "domainId", "globalTid", "text", "textId")
     alike: dict[tuple[Any, ...], array[int]] = defaultdict(partial(array, "q"))
@@ -307,12 +308,11 @@ def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
         elif kind == _START_END and _OURS.fullmatch(text):
             found.append((process_domain, text, np.array(times, np.int64).reshape(-1, 2)))
     ours = [(text, times) for place, text, times in found if not domains or place in domains]
-    last = max((int(times.max()) for _, times in ours), default=0)
     ranges = {}
     for name in dict.fromkeys(text for text, _ in ours):
         starts, ends = np.concatenate([times for text, times in ours if text == name]).T
         if name.startswith("run "):
-            ends = np.where(ends < 0, last, ends)
+            ends = np.where(ends < 0, _FOREVER, ends)
         ranges[name] = Spans(starts, ends, {}).where(ends >= 0)
     return ranges
 

@@ -174,24 +174,20 @@ def read(elements: int | None, json_file: Path | None, file: Path) -> None:
         start = opened.read(len(nsight_systems.SQLITE_MAGIC))
     if not start:
         raise MeasurementError(f"{file} is empty")
-    if nsight_systems.SQLITE_MAGIC.startswith(start):
-        _refuse_elements(elements, file)
-        _show_timeline(nsight_systems.read_trace(file), None, None, json_file)
-        return
-    if file.suffix in _NSYS_SUFFIXES:
-        _refuse_elements(elements, file)
-        _show_timeline(_exported(_reader(NSYS, file), file), None, None, json_file)
+    database = nsight_systems.SQLITE_MAGIC.startswith(start)
+    if database or file.suffix in _NSYS_SUFFIXES:
+        if elements is not None:
+            raise click.UsageError(f"--elements is for Nsight Compute, and '{file}' is not from it")
+        trace = (
+            nsight_systems.read_trace(file) if database else _exported(_reader(NSYS, file), file)
+        )
+        _show_timeline(trace, None, None, json_file)
         return
     if start.startswith(_NCU_MAGIC):
         launches = _exported_launches(_reader(NCU, file), file)
     else:
         launches = nsight_compute.read_launches(file.read_bytes(), str(file))
     _show_counters(launches, elements, None, None, json_file)
-
-
-def _refuse_elements(elements: int | None, file: Path) -> None:
-    if elements is not None:
-        raise click.UsageError(f"--elements is for Nsight Compute, and '{file}' is not from it")
 
 
 def _new_report(suffix: str) -> Path:

@@ -169,12 +169,20 @@ def test_kernels_outside_runs_are_left_out_and_said(read: Read) -> None:
     assert "1 kernel ran outside all runs" in out
 
 
-def test_a_run_without_an_end_lasts_to_the_end(read: Read) -> None:
+@pytest.mark.parametrize("others", [[], [nvtx("update", 409, 600)]])
+def test_a_run_without_an_end_lasts_to_the_end(read: Read, others: list[Row]) -> None:
     open_run = {"text": "run ordered", "start": 350_000, "end": None}
-    result, _ = read(kernels=KERNELS, ranges=[domain(), open_run, nvtx("update", 409, 600)])
+    open_update = {"text": "update", "start": 500_000, "end": None}
+    result, _ = read(kernels=KERNELS, ranges=[domain(), open_run, open_update, *others])
     (ordered,) = result["results"]
     assert (ordered["policy"], ordered["kernels"]) == ("ordered", 1)
-    assert ordered["ranges"]["update"]["count"] == 1
+    assert [each["count"] for each in ordered["ranges"].values()] == [1] * len(others)
+
+
+def test_calls_that_did_not_end_are_left_out(read: Read) -> None:
+    calls = [*CALLS, {"start": 50_000, "end": None}]
+    (whole,) = read(kernels=KERNELS, calls=calls)[0]["results"]
+    assert whole["api_calls"][0]["count"] == len(CALLS)
 
 
 def test_calls_and_streams_are_those_of_the_same_process(read: Read) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hogstream.profiling.capture import captured
 from hogstream.profiling.cli import main
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight_compute import METRICS
-from hogstream.profiling.nsight_tools import Tool, find_tool, run_tool
+from hogstream.profiling.nsight_tools import NCU, NSYS, Tool, find_tool, run_tool
 from nsight_testing import raw_csv, stand_in, write_export
 
 Command = Callable[..., tuple[int, str, str]]
@@ -25,7 +26,7 @@ NSYS_VERSION = "NVIDIA Nsight Systems version 2025.3.1.90-253135822126v0"
 NCU_VERSION = "NVIDIA (R) Nsight Compute Command Line Profiler\\nVersion 2025.2.0.0 (build 3)"
 
 # Writes down how it was called, and does as nsys does.
-NSYS = """
+NSYS_BODY = """
 import json, shutil
 if arguments == ["--version"]:
     print("{version}")
@@ -42,7 +43,7 @@ else:
         open(target, "w").write("report")
         sys.exit({status})
 """
-NCU = """
+NCU_BODY = """
 import json
 if arguments == ["--version"]:
     print("{version}")
@@ -70,14 +71,14 @@ class Tools:
     def nsys(self, *, status: int = 0, version: str = NSYS_VERSION, options: str = "") -> Path:
         export = write_export(self._folder / "prepared", kernels=[{"start": 5, "end": 9}])
         return self._put(
-            "nsys", NSYS, version=version, options=options, export=export, status=status
+            "nsys", NSYS_BODY, version=version, options=options, export=export, status=status
         )
 
     def ncu(self, *, status: int = 0, log: str = "", wrote: bool = True) -> Path:
         export = self._folder / "prepared.csv"
         export.write_text(raw_csv({"gpu__time_duration.sum": "2,000"}), "utf-8")
         return self._put(
-            "ncu", NCU, version=NCU_VERSION, export=export, status=status, log=log, wrote=wrote
+            "ncu", NCU_BODY, version=NCU_VERSION, export=export, status=status, log=log, wrote=wrote
         )
 
     def calls(self) -> list[list[str]]:
@@ -207,6 +208,39 @@ def test_reports_are_read_with_the_tool_that_wrote_them(
     exported, imported = tools.calls()
     assert (exported[0], exported[-1]) == ("export", str(systems))
     assert imported[:2] == ["--import", str(compute)]
+
+
+@pytest.mark.parametrize(
+    ("tool", "start", "instead"),
+    [
+        (NSYS, b"anything", "nsys export --type sqlite"),
+        (NCU, b"NVR\0", "ncu --page raw --csv --import"),
+    ],
+)
+def test_a_report_without_its_tool_is_refused_with_what_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hogstream: Command,
+    tool: Tool,
+    start: bytes,
+    instead: str,
+) -> None:
+    absent = replace(tool, places=())
+    monkeypatch.setattr(f"hogstream.profiling.profile_command.{tool.name.upper()}", absent)
+    monkeypatch.setenv("PATH", "/bin-without-tools")
+    report = tmp_path / f"kept.{tool.name}-rep"
+    report.write_bytes(start)
+    status, out, err = hogstream("profile", "read", report)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    for part in (str(report), f"{tool.name} was not found", "install Nsight", instead):
+        assert part in err
+
+
+def test_elements_are_refused_of_a_timeline(tools: Tools, hogstream: Command) -> None:
+    tools.nsys()
+    status, _, err = hogstream("profile", "read", "prepared", "--elements", "5")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--elements is for Nsight Compute, and 'prepared' is not from it" in err
 
 
 def test_what_the_tool_says_of_a_bad_report_is_passed_on(
@@ -430,6 +464,12 @@ elif "--help" not in arguments:
     monkeypatch.chdir(tmp_path)
     status, _, err = hogstream("profile", "nsys", "./train")
     assert (status, err.split("\n", 1)[-1].strip()) == (130, "hogstream: interrupted")
+
+
+def test_the_group_alone_lists_its_commands(hogstream: Command) -> None:
+    status, out, err = hogstream("profile")
+    assert (status, err) == (0, "")
+    assert all(f"\n  {name} " in out for name in ("nsys", "ncu", "read"))
 
 
 def test_capturing_costs_nothing_on_the_cpu() -> None:

@@ -42,7 +42,7 @@ SCHEMA: dict[str, dict[str, tuple[str, Any]]] = {
     },
     RUNTIME: {
         "start": ("INTEGER NOT NULL", 0),
-        "end": ("INTEGER NOT NULL", 0),
+        "end": ("INTEGER", 0),  # NOT NULL as documented, but a call may be cut off
         "eventClass": ("INTEGER NOT NULL", 0),
         "globalTid": ("INTEGER", PROCESS + 1),
         "correlationId": ("INTEGER", None),
