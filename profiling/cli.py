@@ -24,7 +24,9 @@ from hogstream.profiling.compare_command import compare
 from hogstream.profiling.console import figure, new_table, print_table
 from hogstream.profiling.inspect_command import inspect_kernels
 from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.profile_command import profile
 from hogstream.profiling.rates import COPY, UPDATE_SHAPED
+from hogstream.profiling.torch_command import torch_command
 from hogstream.profiling.train_command import train
 
 
@@ -64,8 +66,9 @@ def doctor() -> None:
     print_table(table)
 
 
-for command in (bench, compare, train, inspect_kernels, show_ceilings):
+for command in (bench, train, compare, show_ceilings, profile, inspect_kernels):
     cli.add_command(command)
+profile.add_command(torch_command)
 
 
 def main() -> NoReturn:
