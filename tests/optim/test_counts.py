@@ -1,4 +1,4 @@
-"""What a step costs, in numbers that no clock blurs: they do not grow with the number of tensors."""
+"""What a step costs, in numbers that no clock blurs."""
 
 from __future__ import annotations
 
