@@ -7,7 +7,9 @@ import gc
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.event_watcher import EventWatcher
 from hogstream.scheduler.lanes import Wakeup
 from hogstream.scheduler.timeline import Timeline
-from lanes_by_hand import lanes_by_hand, updates_of, written
+from lanes_by_hand import end_threads, lanes_by_hand, updates_of, written
 from process_testing import LIMIT_SECONDS
+from scheduler_testing import python_lanes, submit_ones
 
 UPDATES = 256
 ELEMENTS = 64
@@ -53,48 +56,74 @@ async def calls_for_each_update(
 # begin (4), submit and check (3), launch (3), wait for the landing (4, and 4 as the wait ends),
 # collect (5), take note (5), and end (3). An iteration that waits for a gate, or for a snapshot,
 # has that wait besides.
-CALLS: list[tuple[dict[str, Any], int]] = [
-    ({"backend": "numba"}, 30),
-    ({"backend": "numpy"}, 30),
-    ({"policy": "locked"}, 40),
-    ({"policy": "ordered"}, 32),
-    ({"policy": "bounded:2"}, 47),
-    ({"read": "snapshot"}, 55),
-    ({"telemetry": True, "staleness_aware": True, "on_nonfinite": "skip"}, 30),  # compiled code
-    ({"deadline": 60.0}, 31),
-    ({"timeline": Timeline()}, 35),
-    ({"fresh": True}, 39),  # gradients, each of which is checked
-    # Here some tens of updates are waited for, collected and noted together, and 16 launched.
-    ({"depth": 64}, 12),
-    ({"depth": 64, "batch": 16}, 10),
-]
+CALLS: dict[str, tuple[dict[str, Any], int]] = {
+    "compiled lanes": ({"backend": "numba"}, 30),
+    "lanes in Python": ({"backend": "numpy"}, 30),
+    "locked": ({"policy": "locked"}, 40),
+    "ordered": ({"policy": "ordered"}, 32),
+    "bounded": ({"policy": "bounded:2"}, 47),
+    "snapshot": ({"read": "snapshot"}, 55),
+    # Left to compiled code:
+    "watched": ({"telemetry": True, "staleness_aware": True, "on_nonfinite": "skip"}, 30),
+    "deadline": ({"deadline": 60.0}, 31),
+    "timeline": ({"timeline": Timeline()}, 35),
+    "fresh gradients": ({"fresh": True}, 39),  # each of which is checked
+    "deep": ({"depth": 64}, 12),  # some tens are waited for, collected and noted together
+}
 
 
-@pytest.mark.parametrize(("settings", "most"), CALLS, ids=[", ".join(each) for each, _ in CALLS])
-async def test_an_update_takes_few_calls(settings: dict[str, Any], most: int) -> None:
+@pytest.mark.parametrize("case", CALLS)
+async def test_an_update_takes_few_calls(case: str) -> None:
+    settings, most = CALLS[case]
     calls = await calls_for_each_update(**settings)
     assert calls["stream_scheduler._launch"] >= 1
-    hold(f"calls for each update, {calls}", calls.total(), most)
+    hold(f"{calls}\ncalls for each update, {case}", calls.total(), most)
 
 
-async def test_a_deep_lane_wakes_the_loop_for_many_updates_at_once() -> None:
-    """Once when its worker sleeps and once when half are left; a third, if both are at it."""
-    depth, updates = 64, 2048
-    shared = SharedParameters({"p": torch.zeros(1 << 17)})  # slower than a turn of the loop
-    grads = [torch.ones(1 << 17) for _ in range(2)]  # only read
+async def test_a_batch_is_handed_over_at_once() -> None:
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    scheduler = StreamScheduler(shared, workers=1, depth=16, batch=16, backend="numba")
+    async with scheduler:
+        with counted_calls() as counts:
+            await scheduler.run(submit_ones(shared), updates=UPDATES)
+    assert counts["native_lanes.put"] == UPDATES
+    assert counts["native_lanes.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
+
+
+@pytest.mark.parametrize(("depth", "landings"), [(1, 1), (2, 1), (8, 4), (9, 5)])
+async def test_a_worker_that_fills_its_lane_goes_on_when_half_is_free(
+    depth: int, landings: int
+) -> None:
+    """And is not woken for each landing: updates land one by one here, when the test says so."""
+    may_land = threading.Semaphore(0)
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    ones = torch.ones(ELEMENTS)
+    submitted = 0
+
+    def kernel(update: Callable[..., Any], *operands: Any) -> None:
+        assert may_land.acquire(timeout=LIMIT_SECONDS)
+        update(*operands)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grads[context.iteration % 2])
+        nonlocal submitted
+        submitted += 1
+        await context.submit(ones)
 
-    async with StreamScheduler(shared, workers=1, depth=depth, backend="numba") as scheduler:
-        with counted_calls() as counts:
-            await scheduler.run(worker, updates=updates)
-    at_the_end = depth // 2 + 1  # when nothing more is submitted, perhaps for each that lands
-    hold(
-        "wake-ups of the event loop by a lane",
-        counts["native_lanes._collect"],
-        3 * updates // (depth // 2) + at_the_end,
-    )
+    async with python_lanes(shared, kernel, workers=1, depth=depth) as scheduler:
+        lanes: Any = scheduler._lanes
+        (lane,) = lanes.lanes
+        run = asyncio.create_task(scheduler.run(worker, updates=depth + 3 * landings))
+        seen = []
+        for landed in range(1, 3 * landings + 1):
+            may_land.release()
+            while lane._queue.delivered < landed:  # noqa: ASYNC110 (turns are what is counted)
+                await asyncio.sleep(0)
+            for _ in range(10):  # turns, in which the worker may go on
+                await asyncio.sleep(0)
+            seen.append(submitted)
+        may_land.release(depth)
+        await run
+    assert seen == [depth + landed // landings * landings for landed in range(1, 3 * landings + 1)]
 
 
 async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
@@ -104,18 +133,26 @@ async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
             for update in updates_of(lanes, 8):
                 lane.launch(update)
             lane._carry_out()
-            hold("writes that wake the loop", written(lanes._event), 1)
             assert written(lanes._event) == 1
             lanes._collect()
 
 
-@pytest.mark.parametrize(("low_water", "wakes"), [(0, 1), (4, 5), (7, 8)])
-async def test_a_lane_wakes_the_loop_when_few_enough_are_left(low_water: int, wakes: int) -> None:
-    """Even if the loop listens again after each."""
-    async with lanes_by_hand(depth=8, low_water=low_water) as lanes:
+# How many of 8 landings wake a loop that listens again after each: when half are left or fewer;
+# all, where updates wait for their batch.
+@pytest.mark.parametrize(
+    ("settings", "wakes"),
+    [({"depth": 8}, 5), ({"depth": 1}, 1), ({"depth": 8, "batch": 4}, 8)],
+    ids=str,
+)
+async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
+    settings: dict[str, Any], wakes: int
+) -> None:
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    async with StreamScheduler(shared, workers=1, backend="numba", **settings) as scheduler:
+        lanes: Any = scheduler._lanes
+        end_threads(lanes)
         (lane,) = lanes.lanes
-        for update in updates_of(lanes, 8):
-            lane.launch(update)
+        native.hand_over(lane._address, 8)
         seen = []
         for done in range(1, 9):
             native.listen(lanes.settings.address)
@@ -154,9 +191,9 @@ def test_updates_on_a_lane_that_is_busy_take_no_system_call(tmp_path: Path) -> N
     log = tmp_path / "log"
     # Neither what Python does with files and memory, nor a clock that some machines have to ask.
     left_out = "%file,%memory,newfstatat,fstat,lseek,close,ioctl,getdents64,fcntl,clock_gettime"
-    options = ["-f", "--seccomp-bpf", "-e", f"trace=!{left_out}", "-o", log]
+    options = ["-f", "--seccomp-bpf", "-e", f"trace=!{left_out}", "-o", str(log)]
     traced = subprocess.run(
-        ["strace", *options, sys.executable, script, "1", "16", "1024"],
+        ["strace", *options, sys.executable, str(script), "1", "16", "1024"],
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
@@ -226,11 +263,7 @@ async def test_a_device_is_asked_about_the_first_of_each_queue_only() -> None:
 @pytest.mark.parametrize("depth", [1, 64])
 async def test_updates_leave_nothing_behind(depth: int, backend: str) -> None:
     shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
-    grad = torch.ones(ELEMENTS)
-
-    async def worker(context: WorkerContext) -> None:
-        await context.submit(grad)
-
+    worker = submit_ones(shared)
     async with StreamScheduler(shared, workers=2, depth=depth, backend=backend) as scheduler:
         await scheduler.run(worker, updates=1000)  # until lists of free objects are full
         gc.collect()

@@ -30,19 +30,24 @@ ELEMENTS = 64
 async def lanes_by_hand(
     count: int = 1, *, depth: int, low_water: int = 0, ordered: bool = False
 ) -> AsyncIterator[NativeLanes]:
-    """Lanes that have been told to stop: their loop returns when it has nothing left to do."""
+    """Lanes whose threads have ended."""
     shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
     backend = select_backend("numba", "cpu")
     settings = LaneSettings(shared, backend, ordered=ordered, low_water=low_water)
     lanes = NativeLanes(settings, count, depth, _forget)
     try:
-        lanes.settings.words[native.STOP] = 1
-        for lane in lanes.lanes:
-            native.wake(lane._address)
-            lane._thread.join()
+        end_threads(lanes)
         yield lanes
     finally:
         lanes.close()
+
+
+def end_threads(lanes: NativeLanes) -> None:
+    """Tells lanes to stop: from then on their loop returns when it has nothing left to do."""
+    lanes.settings.words[native.STOP] = 1
+    for lane in lanes.lanes:
+        native.wake(lane._address)
+        lane._thread.join()
 
 
 def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
