@@ -53,9 +53,8 @@ async def calls_for_each_update(
 
 
 # Settings, and calls for each update that a worker awaits: to take one of the run's updates and
-# begin (4), submit and check (3), launch (3), wait for the landing (4, and 4 as the wait ends),
-# collect (5), take note (5), and end (3). An iteration that waits for a gate, or for a snapshot,
-# has that wait besides.
+# begin (4), submit and check (2), launch (4), wait for the landing (3), collect (5), take note (4),
+# go on (4), and end (4). An iteration that waits for a gate, or for a snapshot, does so besides.
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "compiled lanes": ({"backend": "numba"}, 30),
     "lanes in Python": ({"backend": "numpy"}, 30),
