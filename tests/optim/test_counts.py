@@ -1,0 +1,134 @@
+"""What a step costs, in numbers that no clock blurs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from counting import counted_calls, counted_collections, hold, opcodes
+from hogstream.optim import RMSpropAsync
+from optim_testing import parameters
+
+# Calls of our Python functions in a step, however many tensors there are: step, its settings and
+# gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its form,
+# and the compiled kernel, which some Python versions count as a call.
+CALLS = 11
+# Where gradients have moved: a look whether they overlap anything, and a table with new addresses.
+CALLS_AFTER_A_MOVE = CALLS + 2
+# Python's instructions for each tensor: 5 and 6 in loops over the parameters and their gradients,
+# and 7 in one that leaves out who has none; 2 more, as versions of Python differ.
+OPCODES = 18 + 2
+# And 7 to pick the address of each.
+OPCODES_AFTER_A_MOVE = OPCODES + 7
+
+FEW, MANY = 10, 200
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func.namespace == "aten":  # and not a mark for torch's profiler
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def stepped(tensors: int, flat: bool = False) -> RMSpropAsync:
+    """An optimizer that has made its plan."""
+    params = parameters(*[(8,)] * tensors)
+    optimizer = RMSpropAsync(params, flat=flat, backend="numba")
+    for param in params:
+        param.grad = torch.ones(8) if param.grad is None else param.grad.fill_(1)
+    for _ in range(3):
+        optimizer.step()
+    return optimizer
+
+
+def move_gradients(optimizer: RMSpropAsync) -> None:
+    """Gives each parameter a gradient elsewhere, as ``zero_grad`` and ``backward`` do."""
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = param.grad.clone()
+
+
+def stay(optimizer: RMSpropAsync) -> None:
+    """Leaves gradients where they are."""
+
+
+STEPS = [
+    pytest.param(False, stay, CALLS, OPCODES, id="list"),
+    pytest.param(True, stay, CALLS, OPCODES, id="flat"),
+    pytest.param(False, move_gradients, CALLS_AFTER_A_MOVE, OPCODES_AFTER_A_MOVE, id="moved"),
+]
+for_each_step = pytest.mark.parametrize(("flat", "move", "calls", "instructions"), STEPS)
+Move = Callable[[RMSpropAsync], None]
+
+
+@for_each_step
+def test_a_step_makes_no_call_for_each_tensor(
+    flat: bool, move: Move, calls: int, instructions: int
+) -> None:
+    counted = {}
+    for tensors in (FEW, MANY):
+        optimizer = stepped(tensors, flat)
+        move(optimizer)
+        with counted_calls() as counts:
+            optimizer.step()
+        assert counts["numba_backend.update_"] == 1
+        hold(f"calls in a step of {tensors} tensors, {counts}", counts.total(), calls)
+        counted[tensors] = counts
+    assert counted[FEW] == counted[MANY]
+
+
+@for_each_step
+def test_a_step_spends_few_instructions_of_python_on_each_tensor(
+    flat: bool, move: Move, calls: int, instructions: int
+) -> None:
+    counts = []
+    for tensors in (FEW, MANY):
+        optimizer = stepped(tensors, flat)
+        move(optimizer)
+        counts.append(opcodes(optimizer.step))
+    few, many = counts
+    hold("Python's instructions for each tensor", (many - few) / (MANY - FEW), instructions)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["list", "flat"])
+def test_a_step_makes_no_tensor_and_wakes_no_garbage_collector(flat: bool) -> None:
+    optimizer = stepped(MANY, flat)
+    with Operations() as operations:
+        optimizer.step()
+    assert operations.counts == {"add_": 1}  # to the step counts of all parameters
+    with counted_collections(threshold=MANY // 4) as collections:
+        optimizer.step()
+    hold("runs of the garbage collector in a step", collections["start"], 0)
+
+
+def test_steps_leave_nothing_behind() -> None:
+    optimizer = stepped(FEW)
+    for _ in range(1000):  # until lists of free objects are full
+        optimizer.step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        for _ in range(1000):
+            optimizer.step()
+        grown = sys.getallocatedblocks() - before
+        cycles = gc.collect()
+    finally:
+        gc.enable()
+    hold("blocks of memory that 1000 steps leave", grown, 200)
+    hold("objects in cycles that 1000 steps leave", cycles, 20)

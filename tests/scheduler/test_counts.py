@@ -1,0 +1,278 @@
+"""What the scheduler costs, in numbers that no clock blurs: calls, wake-ups, system calls."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counting import counted_calls, hold
+from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
+from hogstream.scheduler import native_loop as native
+from hogstream.scheduler.event_watcher import EventWatcher
+from hogstream.scheduler.lanes import Wakeup
+from hogstream.scheduler.timeline import Timeline
+from lanes_by_hand import end_threads, lanes_by_hand, updates_of, written
+from process_testing import LIMIT_SECONDS
+from scheduler_testing import python_lanes, submit_ones
+
+UPDATES = 256
+ELEMENTS = 64
+
+
+async def calls_for_each_update(
+    *, fresh: bool = False, elements: int = ELEMENTS, **settings: Any
+) -> Counter[str]:
+    """Calls of our Python functions for one more update of one worker, to the nearest number."""
+    shared = SharedParameters({"p": torch.zeros(elements)})
+    kept = [torch.ones(elements) for _ in range(settings.get("depth", 1))]
+
+    async def worker(context: WorkerContext) -> None:
+        grad = kept[context.iteration % len(kept)]
+        await context.submit(grad.clone() if fresh else grad)
+
+    counts: list[Counter[str]] = []
+    async with StreamScheduler(shared, workers=1, **settings) as scheduler:
+        await scheduler.run(worker, updates=UPDATES)
+        for updates in (UPDATES, 2 * UPDATES):
+            with counted_calls() as counted:
+                await scheduler.run(worker, updates=updates)
+            counts.append(counted)
+    few, many = counts
+    return Counter({name: n for name in many if (n := round((many[name] - few[name]) / UPDATES))})
+
+
+# Settings, and calls for each update that a worker awaits: to take one of the run's updates and
+# begin (4), submit and check (2), launch (4), wait for the landing (3), collect (5), take note (4),
+# go on (4), and end (4). An iteration that waits for a gate, or for a snapshot, does so besides.
+CALLS: dict[str, tuple[dict[str, Any], int]] = {
+    "compiled lanes": ({"backend": "numba"}, 30),
+    "lanes in Python": ({"backend": "numpy"}, 30),
+    "locked": ({"policy": "locked"}, 40),
+    "ordered": ({"policy": "ordered"}, 32),
+    "bounded": ({"policy": "bounded:2"}, 47),
+    "snapshot": ({"read": "snapshot"}, 55),
+    # Left to compiled code:
+    "watched": ({"telemetry": True, "staleness_aware": True, "on_nonfinite": "skip"}, 30),
+    "deadline": ({"deadline": 60.0}, 31),
+    "timeline": ({"timeline": Timeline()}, 35),
+    "fresh gradients": ({"fresh": True}, 39),  # each of which is checked
+    "deep": ({"depth": 64}, 12),  # some tens are waited for, collected and noted together
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+async def test_an_update_takes_few_calls(case: str) -> None:
+    settings, most = CALLS[case]
+    calls = await calls_for_each_update(**settings)
+    assert calls["stream_scheduler._launch"] >= 1
+    hold(f"{calls}\ncalls for each update, {case}", calls.total(), most)
+
+
+async def test_a_batch_is_handed_over_at_once() -> None:
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    scheduler = StreamScheduler(shared, workers=1, depth=16, batch=16, backend="numba")
+    async with scheduler:
+        with counted_calls() as counts:
+            await scheduler.run(submit_ones(shared), updates=UPDATES)
+    assert counts["native_lanes.put"] == UPDATES
+    assert counts["native_lanes.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
+
+
+@pytest.mark.parametrize(("depth", "landings"), [(1, 1), (2, 1), (8, 4), (9, 5)])
+async def test_a_worker_that_fills_its_lane_goes_on_when_half_is_free(
+    depth: int, landings: int
+) -> None:
+    """And is not woken for each landing: updates land one by one here, when the test says so."""
+    may_land = threading.Semaphore(0)
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    ones = torch.ones(ELEMENTS)
+    submitted = 0
+
+    def kernel(update: Callable[..., Any], *operands: Any) -> None:
+        assert may_land.acquire(timeout=LIMIT_SECONDS)
+        update(*operands)
+
+    async def worker(context: WorkerContext) -> None:
+        nonlocal submitted
+        submitted += 1
+        await context.submit(ones)
+
+    async with python_lanes(shared, kernel, workers=1, depth=depth) as scheduler:
+        lanes: Any = scheduler._lanes
+        (lane,) = lanes.lanes
+        run = asyncio.create_task(scheduler.run(worker, updates=depth + 3 * landings))
+        seen = []
+        for landed in range(1, 3 * landings + 1):
+            may_land.release()
+            while lane._queue.delivered < landed:  # noqa: ASYNC110 (turns are what is counted)
+                await asyncio.sleep(0)
+            for _ in range(10):  # turns, in which the worker may go on
+                await asyncio.sleep(0)
+            seen.append(submitted)
+        may_land.release(depth)
+        await run
+    assert seen == [depth + landed // landings * landings for landed in range(1, 3 * landings + 1)]
+
+
+async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
+    async with lanes_by_hand(depth=8, low_water=4) as lanes:
+        (lane,) = lanes.lanes
+        for _ in range(3):
+            for update in updates_of(lanes, 8):
+                lane.launch(update)
+            lane._carry_out()
+            assert written(lanes._event) == 1
+            lanes._collect()
+
+
+# How many of 8 landings wake a loop that listens again after each: when half are left or fewer;
+# all, where updates wait for their batch.
+@pytest.mark.parametrize(
+    ("settings", "wakes"),
+    [({"depth": 8}, 5), ({"depth": 1}, 1), ({"depth": 8, "batch": 4}, 8)],
+    ids=str,
+)
+async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
+    settings: dict[str, Any], wakes: int
+) -> None:
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    async with StreamScheduler(shared, workers=1, backend="numba", **settings) as scheduler:
+        lanes: Any = scheduler._lanes
+        end_threads(lanes)
+        (lane,) = lanes.lanes
+        native.hand_over(lane._address, 8)
+        seen = []
+        for done in range(1, 9):
+            native.listen(lanes.settings.address)
+            native.tell(lane._address, 0, lanes.settings.address, done)
+            seen.append(written(lanes._event))
+        assert seen == [max(0, wakes + done - 8) for done in range(1, 9)]
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_a_lane_is_woken_only_if_it_sleeps(asleep: bool) -> None:
+    async with lanes_by_hand(depth=8) as lanes:
+        (lane,) = lanes.lanes
+        lane._words[native.ASLEEP] = asleep
+        for update in updates_of(lanes, 8):
+            lane.launch(update)
+        assert written(lane._event) == asleep
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_a_landing_wakes_the_next_lane_in_order_only_if_it_sleeps(asleep: bool) -> None:
+    async with lanes_by_hand(3, depth=8, ordered=True) as lanes:
+        first, second, third = lanes.lanes
+        for lane, update in zip([first, first, second, third], updates_of(lanes, 4), strict=True):
+            lane.launch(update)
+        for lane in lanes.lanes:
+            lane._words[native.ASLEEP] = asleep
+        first._words[native.ASLEEP] = 0  # as it is at work
+        first._carry_out()
+        assert [written(lane._event) for lane in lanes.lanes] == [0, asleep, 0]
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_updates_on_a_lane_that_is_busy_take_no_system_call(tmp_path: Path) -> None:
+    """Launched, carried out and timed, all but the one that wakes the event loop."""
+    script = Path(__file__).parents[1] / "support" / "lanes_by_hand.py"
+    log = tmp_path / "log"
+    # What Python does with files and memory, and a clock that some machines have to ask.
+    left_out = "%file,%memory,newfstatat,fstat,lseek,close,ioctl,getdents64,fcntl,clock_gettime"
+    options = ["-f", "--seccomp-bpf", "-e", f"trace=!{left_out}", "-o", str(log)]
+    if (probe := _run("strace", *options, "true")).returncode:
+        pytest.skip(f"strace may not trace here: {probe.stderr}")
+    traced = _run("strace", *options, sys.executable, str(script), "1", "16", "1024")
+    assert traced.returncode == 0, traced.stderr
+    lines = [line.split(None, 1) for line in log.read_text("utf-8").splitlines()]
+    marks = [index for index, (_, call) in enumerate(lines) if call.startswith("getppid")]
+    thread = lines[marks[0]][0]
+    for start, end in zip(marks[2::2], marks[3::2], strict=True):  # after a first, to warm up
+        calls = [call for each, call in lines[start + 1 : end] if each == thread]
+        hold(f"system calls, {calls[:20]}", len(calls), 1)
+
+
+async def test_many_requests_cost_one_call_on_the_loop() -> None:
+    calls: list[int] = []
+    wakeup = Wakeup(lambda: calls.append(1))
+    for turn in range(1, 4):
+        for _ in range(1000):
+            wakeup.request()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(calls) == turn
+
+
+class Seen:
+    """Something to watch, which takes down how often it is looked at."""
+
+    def __init__(self, *queues: int) -> None:
+        self.queues = queues
+        self.through = False
+        self.looks = 0
+        self.delivered = asyncio.Event()
+
+    def query(self) -> bool:
+        self.looks += 1
+        return self.through
+
+    def land(self, error: BaseException | None) -> None:
+        assert error is None
+
+    def deliver(self) -> None:
+        self.delivered.set()
+
+
+async def test_a_device_is_asked_about_the_first_of_each_queue_only() -> None:
+    watcher = EventWatcher()
+    try:
+        first, *others = queue = [Seen(0) for _ in range(100)]
+        for each in others:
+            each.through = True
+        beside = Seen(1)
+        beside.through = True
+        for each in [*queue, beside]:
+            watcher.watch(each)
+        await asyncio.wait_for(beside.delivered.wait(), LIMIT_SECONDS)
+        assert [each.looks for each in others] == [0] * 99
+        first.through = True
+        await asyncio.wait_for(others[-1].delivered.wait(), LIMIT_SECONDS)
+        assert [each.looks for each in others] == [1] * 99
+    finally:
+        watcher.close()
+
+
+@pytest.mark.parametrize("depth", [1, 64])
+async def test_updates_leave_nothing_behind(depth: int, backend: str) -> None:
+    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    worker = submit_ones(shared)
+    async with StreamScheduler(shared, workers=2, depth=depth, backend=backend) as scheduler:
+        await scheduler.run(worker, updates=1000)  # until lists of free objects are full
+        gc.collect()
+        gc.disable()
+        try:
+            before = sys.getallocatedblocks()
+            await scheduler.run(worker, updates=1000)
+            cycles = gc.collect()
+            grown = sys.getallocatedblocks() - before
+        finally:
+            gc.enable()
+    hold("blocks of memory that 1000 updates leave", grown, 500)
+    hold("objects in cycles that 1000 updates leave", cycles, 200)
