@@ -74,7 +74,7 @@ def timeline_sentences(result: Result) -> list[str]:
     if overlaps:
         said.append(
             "Launch latency is from the start of the call to the start of the kernel. API time is "
-            "what threads spent in CUDA calls, those that wait or poll included, for each kernel."
+            "what all threads spent in CUDA calls, those that wait or poll included."
         )
     return said
 
@@ -167,6 +167,7 @@ def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
         ("gap on a stream, us p50/p99", spread("gap_us")),
         ("launch latency, us p50/p99", spread("launch_latency_us")),
         ("API time per kernel, us", at("api_us_per_kernel", 2)),
+        ("on the event loop, us", at("api_us_per_kernel_on_event_loop", 2)),
         *((f"NVTX {plain(text)}, us p50/p99", of_range(text)) for text in sorted(texts)),
     ]
 

@@ -8,7 +8,8 @@ Figures, for the time in which a policy ran:
 - gap: the time from the end of a kernel to the start of the next on its stream, in one run;
 - launch latency: from the start of the call that launched a kernel to the start of the kernel, so
   the call's own time and the wait for the stream are in it. All kernels of a graph have one call;
-- API time: what threads spent in CUDA's runtime and driver, calls within calls counted once.
+- API time: what threads spent in CUDA's runtime and driver, calls within calls counted once. The
+  event loop's is what submitting costs; a thread that watches for the end of updates adds to it.
 
 A run of the scheduler carries an NVTX range named after its policy. Without any, the whole file
 is one column.
@@ -98,7 +99,7 @@ class Trace:
         kernels: With the columns ``device``, ``stream``, ``name`` and ``launched``: when the call
             began that launched it.
         calls: CUDA API calls, with ``name`` and ``thread``.
-        ranges: hogstream's NVTX ranges by their text.
+        ranges: hogstream's NVTX ranges by their text, with ``thread``.
         names: Texts of ``name``.
         devices: Names of GPUs.
         untimed: Kernels that were left out because they have no times.
@@ -282,7 +283,7 @@ def _read_kernels(export: _Export) -> Spans:
 def _read_calls(export: _Export) -> Spans:
     read = export.spans("CUPTI_ACTIVITY_KIND_RUNTIME", (), ("globalTid", "correlationId", "nameId"))
     columns = {
-        "thread": _identify(read["globalTid"]),
+        "thread": read["globalTid"],
         "name": read["nameId"],
         "process": read["globalTid"] >> _THREAD_BITS << _THREAD_BITS,
         "correlation": read["correlationId"],
@@ -306,14 +307,15 @@ def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
         if (kind, text) == (_DOMAIN_CREATE, DOMAIN):
             domains.add(process_domain)
         elif kind == _START_END and _OURS.fullmatch(text):
-            found.append((process_domain, text, np.array(times, np.int64).reshape(-1, 2)))
+            both = np.array(times, np.int64).reshape(-1, 2)
+            found.append((process_domain, text, np.insert(both, 2, thread, axis=1)))
     ours = [(text, times) for place, text, times in found if not domains or place in domains]
     ranges = {}
     for name in dict.fromkeys(text for text, _ in ours):
-        starts, ends = np.concatenate([times for text, times in ours if text == name]).T
+        starts, ends, threads = np.concatenate([times for text, times in ours if text == name]).T
         if name.startswith("run "):
             ends = np.where(ends < 0, _FOREVER, ends)
-        ranges[name] = Spans(starts, ends, {}).where(ends >= 0)
+        ranges[name] = Spans(starts, ends, {"thread": threads}).where(ends >= 0)
     return ranges
 
 
@@ -362,7 +364,8 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
     span = int(extents(run, kernels.starts, kernels.ends).sum())
     placed = apart(kernels["device"], kernels.starts, kernels.ends)
     busy_time, overlap = time_at_least(1, *placed), time_at_least(2, *placed)
-    api = int(busy(calls["thread"], calls.starts, calls.ends).sum())
+    loops = trace.ranges[f"run {policy}"]["thread"] if policy != WHOLE else np.empty(0, np.int64)
+    on_loops = calls.where(np.isin(calls["thread"], loops))
     latency = (kernels.starts - kernels["launched"])[kernels["launched"] >= 0]
     idle = gaps(_identify(kernels["stream"], run), kernels.starts, kernels.ends)
     return {
@@ -376,7 +379,10 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
         "kernel_us": _spread(kernels.ends - kernels.starts),
         "gap_us": _spread(idle),
         "launch_latency_us": _spread(latency),
-        "api_us_per_kernel": api / 1e3 / count if count and len(calls) else None,
+        "api_us_per_kernel": _api_us(calls) / count if count and len(calls) else None,
+        "api_us_per_kernel_on_event_loop": _api_us(on_loops) / count
+        if count and len(on_loops)
+        else None,
         "api_calls": _totals(calls, trace.names),
         "ranges": {
             text: _range_figures(spans)
@@ -385,6 +391,11 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
         },
         "streams": _streams(kernels),
     }
+
+
+def _api_us(calls: Spans) -> float:
+    """Microseconds that threads spent in calls."""
+    return int(busy(_identify(calls["thread"]), calls.starts, calls.ends).sum()) / 1e3
 
 
 def _within(spans: Spans, windows: tuple[Ints, Ints]) -> Spans:

@@ -53,6 +53,7 @@ CALLS = [
     call(230, 232, 5),
     call(230.5, 231.5, 55, eventClass=1),  # the driver's call within the runtime's
     call(401, 409, 6),
+    call(450, 453, 66, globalTid=PROCESS + 2),  # another thread looks whether it has landed
 ]
 RANGES = [
     domain(),
@@ -104,8 +105,9 @@ def test_policies_are_told_apart_and_figures_are_right(read: Read) -> None:
     # 8, 19, 5 and 9.
     assert free["launch_latency_us"]["mean"] == pytest.approx(10.25)
     assert free["launch_latency_us"]["p50"] == pytest.approx(8.5)
-    assert free["api_us_per_kernel"] == pytest.approx((2 + 3 + 2 + 8) / 4)
-    assert free["api_calls"] == [{"name": "cudaLaunchKernel_v7000", "count": 4, "total_ms": 0.015}]
+    assert free["api_us_per_kernel"] == pytest.approx((2 + 3 + 2 + 8 + 3) / 4)
+    assert free["api_us_per_kernel_on_event_loop"] == pytest.approx((2 + 3 + 2 + 8) / 4)
+    assert free["api_calls"] == [{"name": "cudaLaunchKernel_v7000", "count": 5, "total_ms": 0.018}]
     assert free["ranges"].keys() == {"submit"}
     assert free["ranges"]["submit"]["count"] == 2
     assert free["ranges"]["submit"]["us"]["mean"] == pytest.approx(4.5)
@@ -134,6 +136,7 @@ def test_without_runs_the_whole_file_is_one_column(read: Read) -> None:
     result, out = read(kernels=KERNELS, calls=CALLS)
     (whole,) = result["results"]
     assert (whole["policy"], whole["runs"], whole["kernels"]) == ("all", None, 6)
+    assert whole["api_us_per_kernel_on_event_loop"] is None
     assert whole["overlap"] == pytest.approx(10 / 55)
     assert whole["gap_us"]["mean"] == pytest.approx((5 + 175 + 20 + 160) / 4)
     assert whole["span_ms"] == pytest.approx(0.41)
