@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hogstream.profiling.capture import captured
 from hogstream.profiling.ceilings import machine_ceilings, measure_ceilings, shares
 from hogstream.profiling.confidence import (
     Interval,
@@ -102,7 +103,8 @@ def run_bench(
     ceilings = {**measure_ceilings(settings.device), **machine_ceilings(settings.device)}
     on_step("kernels alone")
     kernels = measure_kernels(settings.device, settings.seed)
-    parts, ended = gather_until_interrupted(_measure_all(settings, on_step, timeline))
+    with captured(settings.device):
+        parts, ended = gather_until_interrupted(_measure_all(settings, on_step, timeline))
     results, telemetry_cost = (
         [entry for part in parts for entry in part.get(name, ())]
         for name in ("results", "telemetry_cost")

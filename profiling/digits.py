@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from hogstream.profiling.capture import captured
 from hogstream.profiling.ceilings import machine_ceilings, shares
 from hogstream.profiling.confidence import median_interval, spread_warnings
 from hogstream.profiling.environment import SCHEMA, describe_environment
@@ -116,9 +117,10 @@ def run_training(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
-        results, ended = gather_until_interrupted(
-            _train_all(settings, policies, digits, on_step, timeline)
-        )
+        with captured(settings.device):
+            results, ended = gather_until_interrupted(
+                _train_all(settings, policies, digits, on_step, timeline)
+            )
     finally:
         torch.set_num_threads(threads)
     for each in results:

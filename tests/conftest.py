@@ -18,7 +18,7 @@ HAS_DEVICE = torch.cuda.is_available()
 if not HAS_DEVICE:
     os.environ["TRITON_INTERPRET"] = "1"
 
-# What commands keep for the user is kept here: nothing of the tests is left, nothing of the user seen.
+# What commands keep for the user they keep here, and nothing of the user's is seen.
 _CACHE = tempfile.TemporaryDirectory(prefix="hogstream-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
