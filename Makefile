@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint gpu format readme wheel clean
+.PHONY: help bench benchmarks test lint gpu format readme wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
 	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
@@ -22,12 +22,15 @@ bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
 	$(VENV)/bin/hogstream bench --json '$(OUT)/bench.json' --report '$(OUT)/report.html' $(ARGS)
 
+benchmarks: $(STAMP) ## time kernels, optimizer and scheduler, to compare with before
+	$(VENV)/bin/pytest benchmarks $(ARGS)
+
 # Not `python -m pytest`: that puts the root, and so our folders' bare names, on sys.path.
 test: $(STAMP) ## run the tests
 	$(VENV)/bin/pytest $(ARGS)
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
-gpu: ## measure and test a CUDA device, in 8 minutes: JSON files in OUT
+gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT
 	@$(PYTHON) -c 'import sys, torch; \
 		sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no CUDA device")'
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .

@@ -1,8 +1,9 @@
 """Everything that only a GPU can tell, in one run: ``make gpu``.
 
-Runs the tests marked ``gpu``, ``hogstream compare`` and ``hogstream bench``, each in a process of
-its own with a limit on its time, and leaves one JSON of each in a folder. It needs no network and
-no package but torch, Triton, pytest and what the ``bench`` extra names.
+Runs the tests marked ``gpu``, ``hogstream compare``, ``bench`` and ``profile``, each in a process
+of its own with a limit on its time, and leaves one JSON of each in a folder. It needs no network and
+no package but torch, Triton, pytest and what the ``bench`` extra names. Nsight's tools are used if
+they are there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from hogstream.profiling.environment import (
     describe_environment,
     device_name,
 )
+from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.nsight_tools import NCU, NSYS, Tool, find_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,34 +40,41 @@ class Job:
     Attributes:
         name: As in the names of its files.
         arguments: What follows the interpreter; ``{file}`` is where its result goes.
-        seconds: Limit on its time. Those of all jobs come to eight minutes.
+        seconds: Limit on its time. Those of all jobs come to nine minutes.
         suffix: Of the file that it writes.
+        tool: Without which it is left out.
     """
 
     name: str
     arguments: tuple[str, ...]
     seconds: int
     suffix: str = ".json"
+    tool: Tool | None = None
 
 
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml={file}")
 _HOGSTREAM = ("-m", "hogstream.profiling.cli")
+_PROFILE = (*_HOGSTREAM, "profile")
+_TO_FILE = ("--json", "{file}")
 JOBS = (
-    Job("tests", _PYTEST, 180, ".xml"),
-    Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", "--json", "{file}"), 165),
+    Job("tests", _PYTEST, 170, ".xml"),
+    Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", *_TO_FILE), 145),
     Job(
         "bench",
-        (*_HOGSTREAM, "bench", "--workers", "1,4,16", "--seconds", "1.5", "--json", "{file}"),
+        (*_HOGSTREAM, "bench", "--workers", "1,4,16", "--seconds", "1.5", *_TO_FILE),
         90,
     ),
     Job(
         "graphs-bench",  # updates too small for a launch each
         (
             *_HOGSTREAM, "bench", "--elements", "2^16", "--workers", "16", "--batch", "16",
-            "--batch-of", "lanes", "--seconds", "2", "--json", "{file}",
+            "--batch-of", "lanes", "--seconds", "2", *_TO_FILE,
         ),
         45,
     ),
+    Job("torch-trace", (*_PROFILE, "torch", *_TO_FILE, "--trace", "{file}.trace"), 20),
+    Job("nsys", (*_PROFILE, "nsys", *_TO_FILE, "--output", "{file}.nsys-rep"), 35, tool=NSYS),
+    Job("ncu", (*_PROFILE, "ncu", *_TO_FILE, "--output", "{file}.ncu-rep"), 35, tool=NCU),
 )  # fmt: skip
 
 
@@ -84,8 +94,17 @@ def main() -> None:
 
 
 def run(job: Job, file: Path) -> bool:
-    """Runs one job, shows what it prints, and says whether it succeeded and wrote its result."""
+    """Runs one job, shows what it prints, and says whether it succeeded and wrote its result.
+
+    One whose tool is not here is left out, which is no failure.
+    """
     print(f"== {job.name}", flush=True)
+    if job.tool is not None:
+        try:
+            find_tool(job.tool)
+        except MeasurementError as missing:
+            print(f"== {job.name}: left out: {missing}", flush=True)
+            return True
     for old in (file, file.with_suffix(".json")):
         old.unlink(missing_ok=True)
     start = time.monotonic()

@@ -16,9 +16,9 @@ from counting import counted_calls, counted_collections, hold, opcodes
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters
 
-# Calls of our Python functions in a step, however many tensors there are: step (2), its settings and
-# gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its form,
-# and the compiled kernel, which some Python versions count as a call.
+# Calls of our Python functions in a step, however many tensors there are: step (2), its settings
+# and gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its
+# form, and the compiled kernel, which some Python versions count as a call.
 CALLS = 12
 # Where gradients have moved: a look whether they overlap anything, and a table with new addresses.
 CALLS_AFTER_A_MOVE = CALLS + 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hogstream.profiling.gpu_suite import JOBS, Job, run
+from hogstream.profiling.nsight_tools import Tool
 
 TESTS = """
 import pytest
@@ -52,5 +53,13 @@ def test_a_job_succeeds_if_it_ends_well_in_time_with_a_result(
     assert f"== some: {said}" in capsys.readouterr().out
 
 
-def test_all_jobs_come_to_eight_minutes() -> None:
-    assert sum(job.seconds for job in JOBS) == 8 * 60
+def test_a_job_without_its_tool_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = Tool("no-such-tool", "No Such Tool", (1, 0), (), "no export")
+    assert run(Job("some", ("-c", "1 / 0"), 60, tool=tool), tmp_path / "some.json")
+    assert "== some: left out: no-such-tool was not found" in capsys.readouterr().out
+
+
+def test_all_jobs_come_to_nine_minutes() -> None:
+    assert sum(job.seconds for job in JOBS) == 9 * 60
