@@ -1,9 +1,9 @@
 """Everything that only a GPU can tell, in one run: ``make gpu``.
 
 Runs the tests marked ``gpu``, ``hogstream compare``, ``bench`` and ``profile``, each in a process
-of its own with a limit on its time, and leaves one JSON of each in a folder. It needs no network and
-no package but torch, Triton, pytest and what the ``bench`` extra names. Nsight's tools are used if
-they are there.
+of its own with a limit on its time, and leaves one JSON of each in a folder. It needs no network
+and no package but torch, Triton, pytest and what the ``bench`` extra names. Nsight's tools are used
+if they are there.
 """
 
 from __future__ import annotations
