@@ -23,6 +23,7 @@ from hogstream.profiling.compare_command import compare
 from hogstream.profiling.console import figure, new_table, print_table
 from hogstream.profiling.inspect_command import inspect_kernels
 from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.report_command import report
 from hogstream.profiling.train_command import train
 
 
@@ -60,7 +61,7 @@ def doctor() -> None:
     print_table(table)
 
 
-for command in (bench, compare, train, inspect_kernels):
+for command in (bench, compare, train, report, inspect_kernels):
     cli.add_command(command)
 
 
