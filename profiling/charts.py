@@ -15,10 +15,21 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 340, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 42, 38
+_NAME = 46  # characters of a name beside a forest plot; its title shows the whole
 _ROW = 32  # of horizontal bars, each under its name
 #: How many series have a colour, a marker and a dash of their own.
 SERIES = 6
+#: The first and the last share that a percentile axis has room for.
+PERCENTILES = (0.1, 0.9998)
 _TICKS = 5
+_LOG_TICKS = 6
+# Below so many decades, what a decade is divided into.
+_LOG_STEPS = (
+    (0.3, (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),
+    (0.9, (1, 1.5, 2, 3, 4, 6, 8)),
+    (2.2, (1, 2, 5)),
+    (math.inf, (1,)),
+)
 
 Point = tuple[float, float]
 
@@ -62,8 +73,8 @@ def log_axis(label: str, values: Iterable[float]) -> Axis:
     low, high = math.log10(min(values)), math.log10(max(values))
     padding = 0.04 * (high - low) or 0.1
     low, high = low - padding, high + padding
-    factors = (1, 2, 5) if high - low < 2.2 else (1,)
-    every = max(1, math.ceil((high - low) / 6))
+    factors = next(steps for room, steps in _LOG_STEPS if high - low < room)
+    every = max(1, math.ceil((high - low) / _LOG_TICKS))
     marks = [
         factor * 10.0**decade
         for decade in range(math.floor(low), math.ceil(high) + 1, every)
@@ -84,22 +95,23 @@ def doubling_axis(label: str, values: Iterable[float]) -> Axis:
 
 def category_axis(label: str, names: Sequence[str]) -> Axis:
     """Over names, the first at 0; where there are many, not all are written."""
-    every = math.ceil(len(names) / 8)
+    every = math.ceil(len(names) / 6)
     ticks = tuple((index, name) for index, name in enumerate(names) if index % every == 0)
     return Axis(label, -0.4, len(names) - 0.6, ticks)
 
 
 def percentile_axis(label: str) -> Axis:
-    """Over shares below 1, each nine at an equal step: the median, 90 %, 99 %, 99.9 % ..."""
+    """Over the shares of ``PERCENTILES``, each nine at an equal step: 90 %, 99 %, 99.9 % ..."""
     shares = (0.5, 0.9, 0.99, 0.999)
     ticks = tuple((share, f"{100 * share:g}") for share in shares)
-    return Axis(label, 0.0, 3.7, ticks, lambda share: -math.log10(1 - share))
+    low, high = (-math.log10(1 - share) for share in PERCENTILES)
+    return Axis(label, low, high, ticks, lambda share: -math.log10(1 - share))
 
 
 class Panel:
     """One pair of axes and what is drawn in it."""
 
-    def __init__(self, title: str, x: Axis, y: Axis, text: str) -> None:
+    def __init__(self, title: str, x: Axis, y: Axis, text: str, height: int = HEIGHT) -> None:
         """Draws title, axes and grid.
 
         Args:
@@ -107,21 +119,23 @@ class Panel:
             x: The horizontal axis.
             y: The vertical axis.
             text: What the plot shows, for those who cannot see it.
+            height: In the units of ``WIDTH``.
         """
         self._x, self._y = x, y
-        self._svg = _root(WIDTH, HEIGHT, text)
+        self._bottom = height - _BOTTOM
+        self._svg = _root(WIDTH, height, text)
         _text(self._svg, 0, 13, title, "title")
         _text(self._svg, 0, 31, y.label, "label")
-        _text(self._svg, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x.label, "label", "middle")
+        _text(self._svg, (_LEFT + WIDTH - _RIGHT) / 2, height - 4, x.label, "label", "middle")
         for value, name in y.ticks:
-            height = self._place_y(value)
-            _line(self._svg, _LEFT, height, WIDTH - _RIGHT, height, "grid")
-            _text(self._svg, _LEFT - 6, height + 4, name, "tick", "end")
+            place = self._place_y(value)
+            _line(self._svg, _LEFT, place, WIDTH - _RIGHT, place, "grid")
+            _text(self._svg, _LEFT - 6, place + 4, name, "tick", "end")
         for value, name in x.ticks:
             place = self._place_x(value)
-            _line(self._svg, place, HEIGHT - _BOTTOM, place, HEIGHT - _BOTTOM + 4, "axis")
-            _text(self._svg, place, HEIGHT - _BOTTOM + 16, name, "tick", "middle")
-        _line(self._svg, _LEFT, HEIGHT - _BOTTOM, WIDTH - _RIGHT, HEIGHT - _BOTTOM, "axis")
+            _line(self._svg, place, self._bottom, place, self._bottom + 4, "axis")
+            _text(self._svg, place, self._bottom + 16, name, "tick", "middle")
+        _line(self._svg, _LEFT, self._bottom, WIDTH - _RIGHT, self._bottom, "axis")
 
     def line(self, points: Sequence[Point], series: int) -> None:
         """Joins points."""
@@ -133,6 +147,12 @@ class Panel:
         """Marks a point; the title shows under the mouse."""
         _marker(self._svg, self._place_x(point[0]), self._place_y(point[1]), series, title)
 
+    def stem(self, x: float, y: float, series: int, shift: float, title: str) -> None:
+        """A marked point with a line down to 0, ``shift`` to the right of its place."""
+        place, height = self._place_x(x) + shift, self._place_y(y)
+        _line(self._svg, place, self._place_y(0), place, height, **_class("stem", series))
+        _marker(self._svg, place, height, series, title)
+
     def interval(self, x: float, low: float, high: float, series: int) -> None:
         """A vertical bar from ``low`` to ``high``."""
         place, ends = self._place_x(x), [self._place_y(low), self._place_y(high)]
@@ -140,22 +160,26 @@ class Panel:
         for end in ends:
             _line(self._svg, place - 3, end, place + 3, end, **_class("interval", series))
 
-    def roof(self, slope: float, name: str) -> None:
-        """A line of ``slope`` times x, cut off at the axes, with its name at its upper end."""
-        x = [10**self._x.low, 10**self._x.high]
-        ends = [max(x[0], 10**self._y.low / slope), min(x[1], 10**self._y.high / slope)]
-        places = [(self._place_x(end), self._place_y(slope * end)) for end in ends]
-        _line(self._svg, *places[0], *places[1], "roof")
-        _text(self._svg, places[1][0], places[1][1] - 4, name, "note", "end")
+    def roofs(self, slopes: dict[str, float]) -> None:
+        """Lines of a slope times x, cut off at the axes, each with its name at its upper end."""
+        lowest, highest = 10**self._x.low, 10**self._x.high
+        upper = []
+        for name, slope in sorted(slopes.items(), key=lambda each: each[1]):
+            ends = max(lowest, 10**self._y.low / slope), min(highest, 10**self._y.high / slope)
+            start, end = ((self._place_x(x), self._place_y(slope * x)) for x in ends)
+            _line(self._svg, *start, *end, "roof")
+            upper.append((name, end))
+        last = math.inf
+        for name, (x, y) in upper:
+            last = min(y - 4, last - 12)  # no name over another
+            _text(self._svg, x, last, name, "note", "end")
 
-    def note(self, point: Point, name: str) -> None:
-        """Names a point, to its right."""
-        place = self._place_x(point[0]) + 8
-        _text(self._svg, place, self._place_y(point[1]) + 4, name, "note")
-
-    def height(self, value: float) -> float:
-        """How far down a value of the vertical axis lies."""
-        return self._place_y(value)
+    def names(self, points: Iterable[tuple[Point, str]]) -> None:
+        """Names points, to their right, and no name over another."""
+        last = math.inf
+        for (x, y), name in sorted(points, key=lambda each: each[0][1]):  # from the bottom up
+            last = min(self._place_y(y) + 4, last - 12)
+            _text(self._svg, self._place_x(x) + 9, last, name, "note")
 
     def svg(self) -> Markup:
         """The plot."""
@@ -165,7 +189,7 @@ class Panel:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * self._x.place(value)
 
     def _place_y(self, value: float) -> float:
-        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * self._y.place(value)
+        return self._bottom - (self._bottom - _TOP) * self._y.place(value)
 
 
 @dataclass(frozen=True)
@@ -209,10 +233,13 @@ def bars(
         place = 1 + room * axis.place(value)
         _line(svg, place, top, place, bottom + 2, "grid")
         _text(svg, place, bottom + 15, name, "tick", "middle" if value else "start")
+    if ceiling:
+        place = 1 + room * axis.place(ceiling)
+        _line(svg, place, top, place, bottom + 2, "roof")
     _text(svg, 0, bottom + 33, label, "label")
     for index, bar in enumerate(bars):
         y = top + _ROW * index
-        _text(svg, 0, y + 12, bar.name, "note")
+        _text(svg, 1, y + 12, bar.name, "note")
         length = room * axis.place(bar.value)
         kind = "bar ours" if bar.ours else "bar"
         _titled(svg, "rect", bar.told, x=1, y=y + 17, width=length, height=9, **_class(kind))
@@ -221,10 +248,7 @@ def bars(
             low, high = (1 + room * axis.place(value) for value in bar.interval)
             _line(svg, low, y + 21.5, high, y + 21.5, "spread")
             end = max(end, high)
-        _text(svg, end + 5, y + 26, bar.told, "tick")
-    if ceiling:
-        place = 1 + room * axis.place(ceiling)
-        _line(svg, place, top, place, bottom + 2, "roof")
+        _text(svg, end + 5, y + 26, bar.told, "bar-end")
     return _written(svg)
 
 
@@ -269,7 +293,7 @@ def heat_map(
             if cell is not None:
                 box = {"x": x + 1, "y": y + 1, "width": width - 2, "height": height - 2}
                 _titled(svg, "rect", cell.title, rx=2, **box, **_shade(cell.strength))
-            told, middle = "–" if cell is None else cell.told, y + height / 2 + 4
+            told, middle = "-" if cell is None else cell.told, y + height / 2 + 4
             _text(svg, x + width / 2, middle, told, "cell", "middle")
     for column, name in enumerate(columns):
         _text(svg, left + width * (column + 0.5), bottom + 15, name, "tick", "middle")
@@ -296,7 +320,7 @@ def forest(changes: Sequence[Change], label: str, text: str) -> Markup:
         text: What the plot shows, for those who cannot see it.
     """
     axis = log_axis(label, [1.0, *(end for each in changes for end in each.interval)])
-    width, left, row, top = 680, 270, 20, 8
+    width, left, row, top = 700, 300, 20, 8
     bottom = top + row * len(changes)
     svg = _root(width, bottom + 40, text)
     svg.set("class", "plot broad")
@@ -314,7 +338,8 @@ def forest(changes: Sequence[Change], label: str, text: str) -> Markup:
             for value in (change.interval[0], change.ratio, change.interval[1])
         )
         kind = ("better" if change.ratio > 1 else "worse") if change.clear else "same"
-        _text(svg, left - 10, y + 4, change.name, "note", "end")
+        name = change.name if len(change.name) <= _NAME else change.name[: _NAME - 1] + "…"
+        _text(svg, left - 10, y + 4, name, "note", "end")
         _line(svg, low, y, high, y, f"reach {kind}")
         told = f"{change.name}: {change.ratio:.2f}x"
         _titled(svg, "circle", told, cx=middle, cy=y, r=4, **_class(f"dot {kind}"))

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from hogstream.profiling import charts, report_figures, summary, verdict
-from hogstream.profiling.console import figure, size_name
+from hogstream.profiling.console import figure
 from hogstream.profiling.gains import gain_columns, gain_tables
 from hogstream.profiling.report_figures import Figure, range_text
 from hogstream.profiling.result_files import ResultFile, parse_result
@@ -26,12 +26,15 @@ from hogstream.profiling.run_comparison import (
     FASTER,
     SLOWER,
     UNKNOWN,
+    Change,
     Comparison,
     change_rows,
     compare_runs,
     comparison_sentences,
     described,
+    false_alarms,
 )
+from hogstream.profiling.verdict import Headline
 
 Result = dict[str, Any]
 
@@ -105,8 +108,8 @@ def render_report(results: Sequence[ResultFile]) -> str:
     return environment.from_string(_package_text("report.html.jinja")).render(
         title=_title(list(latest.values()), comparisons),
         subtitle=_subtitle(list(latest.values())),
-        headlines=verdict.headlines(bench.result) if bench and not comparisons else [],
-        warnings=[said for file in latest.values() for said in _warnings(file.result)],
+        headlines=_headlines(comparisons, bench),
+        warnings=[said for file in results for said in _warnings(file, len(results) > 1)],
         sections=sections,
         style=Markup(style),
         script=Markup(script),
@@ -162,13 +165,37 @@ def _subtitle(latest: list[ResultFile]) -> str:
     return "; ".join(dict.fromkeys(told))
 
 
-def _warnings(result: Result) -> list[str]:
-    return summary.interruption(result) + list(result.get("warnings") or ())
+def _headlines(comparisons: list[Comparison], bench: ResultFile | None) -> list[Headline]:
+    """The figures to be read first: of the comparisons if there are some."""
+    if not comparisons:
+        return [] if bench is None else verdict.headlines(bench.result)
+    told = []
+    for each in comparisons:
+        verdicts = [change.verdict for change in each.changes]
+        count = sum(found != UNKNOWN for found in verdicts)
+        of = f"of {count} configurations of {each.kind}"
+        chance = f"{of}; up to {false_alarms(count)} may seem changed by chance"
+        told += [
+            Headline(f"{verdicts.count(FASTER)}", "faster beyond noise", of),
+            Headline(f"{verdicts.count(SLOWER)}", "slower beyond noise", chance),
+        ]
+        if each.changes and count:
+            most = each.changes[0]
+            told.append(Headline(f"{_ratio(most)}", f"{most.verdict}, at most", most.name))
+    return told
+
+
+def _ratio(change: Change) -> str:
+    return "-" if change.speed is None else f"{change.speed.median:.2f}x"
+
+
+def _warnings(file: ResultFile, several: bool) -> list[str]:
+    said = summary.interruption(file.result) + list(file.result.get("warnings") or ())
+    return [f"{file.name}: {each}" for each in said] if several else said
 
 
 def _bench_sections(bench: Result) -> list[Section]:
     figures = {each.anchor: each for each in report_figures.bench_figures(bench)}
-    several = len({result["elements"] for result in bench["results"]}) > 1
     by_size = _table("The fastest at each size", verdict.SIZE_COLUMNS, verdict.size_rows(bench), 2)
     tables: dict[str, list[Table]] = {
         "gain": [
@@ -185,7 +212,7 @@ def _bench_sections(bench: Result) -> list[Section]:
     }
     sections = [Section("summary", "Summary", verdict.verdict(bench), None, [by_size])]
     sections += [
-        Section(anchor, each.title, [], each, tables.get(anchor, []) if several or anchor != "gain" else [])
+        Section(anchor, each.title, [], each, tables.get(anchor, []))
         for anchor, each in figures.items()
     ]
     races = summary.race_rows(bench)
@@ -210,7 +237,7 @@ def _results(bench: Result) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows = []
     for result in bench["results"]:
         row = summary.result_row(result)
-        interval = range_text(report_figures.spread(result), 0).strip(" ()") or "-"
+        interval = range_text(report_figures.spread(result), 0)
         rows.append((*row[:4], interval, *row[4:]))
     return columns, rows
 
@@ -227,8 +254,8 @@ def _ceilings(ceilings: Result) -> Section:
         )
         for level in ceilings["levels"] or ()
     ]
-    columns = ("level", "KiB", "threads", "copy GB/s", "95 % interval")
-    columns += ("update-shaped GB/s", "95 % interval")
+    speeds = ("copy GB/s", "95 % interval", "update-shaped GB/s", "95 % interval")
+    columns = ("level", "KiB", "threads", *speeds)
     rates = [
         (name, *_spread_cells(ceilings[f"{key}_per_second"], 0))
         for key, name in (("launches", "launches of a lane"), ("event_loop_turns", "event loop"))
@@ -321,7 +348,7 @@ def _changes_figure(comparison: Comparison) -> Figure:
 
 def _origin(file: ResultFile, several: bool) -> Section:
     """Where a result comes from and how to repeat it."""
-    title = "Where this was measured" + (f": {file.kind}" if several else "")
+    title = "Environment" + (f": {file.kind}" if several else "")
     table = _table("Environment and settings", ("what", "value"), described(file.result).items(), 2)
     return Section(f"origin-{file.kind}", title, [], None, [table], [file.result["command"]])
 
@@ -333,10 +360,8 @@ def _table(
     lines = [list(row) for row in rows]
     values = [[sort_value(text) for text in line] for line in lines]
     numeric = [
-        bool(lines)
-        and any(line[column] is not None for line in values)
-        and all(
-            value[column] is not None or line[column] in ("-", "")
+        all(
+            value[column] is not None or line[column] == "-"
             for line, value in zip(lines, values, strict=True)
         )
         and (column >= text_columns or bool(re.match("elements|workers", columns[column])))

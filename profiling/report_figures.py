@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -13,7 +14,7 @@ from hogstream.profiling import charts
 from hogstream.profiling.charts import Bar, Cell, Panel
 from hogstream.profiling.confidence import Interval, median_interval
 from hogstream.profiling.console import counted, size_name
-from hogstream.profiling.gains import BASELINES, CONTENDER, Gain, gains_over
+from hogstream.profiling.gains import BASELINES, CONTENDER, Gain, gains_over, share_text
 from hogstream.profiling.peers import CEILING, HOGSTREAM, MEMORY, PEERS
 from hogstream.profiling.summary import results_by_shape
 
@@ -36,6 +37,7 @@ class Figure:
         panels: The plots.
         legend: What lines and markers stand for.
         missing: Why there is no plot, or not all of it.
+        broad: Whether a plot takes the whole width.
     """
 
     anchor: str
@@ -44,7 +46,7 @@ class Figure:
     panels: Sequence[Markup] = ()
     legend: Sequence[tuple[Markup, str]] = ()
     missing: str = ""
-    broad: bool = field(default=False)
+    broad: bool = False
 
 
 def bench_figures(bench: Result) -> list[Figure]:
@@ -88,7 +90,7 @@ def throughput(bench: Result) -> Figure:
                     (result["workers"], result["updates_per_second"]),
                     series,
                     f"{policy}, {counted(result['workers'], 'worker')}: "
-                    f"{result['updates_per_second']:,.0f} updates/s{range_text(interval, 0)}",
+                    f"{result['updates_per_second']:,.0f} updates/s ({range_text(interval, 0)})",
                 )
         panels.append(panel.svg())
     return Figure(
@@ -202,14 +204,15 @@ def _percentiles(latency: Result) -> list[tuple[float, float]]:
     total, below, curve = sum(histogram["counts"]), 0, []
     for edge, count in zip(histogram["edges_us"][1:], histogram["counts"], strict=True):
         below += count
-        if count and edge > 0 and below / total <= 0.9998:  # where the axis ends
+        first, last = charts.PERCENTILES
+        if count and edge > 0 and first <= below / total <= last:
             curve.append((below / total, edge))
     return curve
 
 
 def _value_at(curve: list[tuple[float, float]], share: float) -> float | None:
     """Where a rising curve passes a share, as it is drawn."""
-    for (low, before), (high, after) in zip(curve, curve[1:], strict=False):
+    for (low, before), (high, after) in pairwise(curve):
         if low <= share <= high and before > 0:
             x = [math.log1p(-each) for each in (low, share, high)]
             part = (x[1] - x[0]) / (x[2] - x[0]) if x[2] != x[0] else 0.0
@@ -243,11 +246,12 @@ def staleness(bench: Result) -> Figure:
                 if result["workers"] == most
             ),
         )
-        for policy, bins in shares.items():
-            panel.line(list(enumerate(bins)), _series(bench, policy))
-            for index, y in enumerate(bins):
-                told = f"{policy}: {y:.2g} % at {names[index]}"
-                panel.mark((index, y), _series(bench, policy), told)
+        for place, (policy, bins) in enumerate(shares.items()):
+            shift = 6 * (place - (len(shares) - 1) / 2)
+            for index, share in enumerate(bins):
+                if share:
+                    told = f"{policy}: {share:.2g} % of updates at {names[index]}"
+                    panel.stem(index, share, _series(bench, policy), shift, told)
         panels.append(panel.svg())
     return Figure(
         "staleness",
@@ -276,7 +280,7 @@ def _bin_name(index: int) -> str:
     low, high = (1 << index) >> 1, (1 << index) - 1
     if low == high:
         return str(low)
-    return f"{low}–{high}" if high < 64 else f"{charts.short(low)}+"
+    return f"{low}-{high}" if high < 64 else f"{charts.short(low)}+"
 
 
 def roofline(bench: Result) -> Figure:
@@ -301,16 +305,17 @@ def roofline(bench: Result) -> Figure:
     return Figure(
         "roofline",
         "Roofline",
-        f"Arithmetic per byte against arithmetic per second: an update does {OPERATIONS} operations "
-        "an element, and can be no faster than the level of memory that holds it (dashed: what "
-        "an update's traffic reaches there). Each policy with its best worker count.",
+        "Arithmetic per byte against arithmetic per second: an update does "
+        f"{OPERATIONS} operations an element, and can be no faster than the level of memory that "
+        "holds it (dashed: what an update's traffic reaches there). Each policy with its best "
+        "worker count.",
         panels,
         _legend(bench),
         missing,
     )
 
 
-# Bytes per element's name, intensity, Gop/s and series of a point.
+# Name, operations per byte, Gop/s and series.
 _RoofPoint = tuple[str, float, float, int]
 
 
@@ -331,31 +336,32 @@ def _kernel_points(bench: Result) -> list[_RoofPoint]:
             kernel["name"],
             OPERATIONS * kernel["elements"] / (kernel["milliseconds"] * 1e6) / speed,
             OPERATIONS * kernel["elements"] / (kernel["milliseconds"] * 1e6),
-            index,
+            charts.SERIES - 1,
         )
-        for index, kernel in enumerate(bench["kernels"])
+        for kernel in bench["kernels"]
         if (speed := kernel["gigabytes_per_second"]) > 0
     ]
 
 
-def _roofline_panel(title: str, roofs: dict[str, float], points: list[_RoofPoint]) -> Markup:
-    x = charts.log_axis("operations per byte", [each[1] * factor for each in points for factor in (0.5, 4)])
+def _roofline_panel(
+    title: str,
+    roofs: dict[str, float],
+    points: list[_RoofPoint],
+    height: int = charts.HEIGHT,
+) -> Markup:
+    around = [each[1] * factor for each in points for factor in (0.5, 4)]
+    x = charts.log_axis("operations per byte", around)
     middle = points[0][1]
     heights = [speed * middle for speed in roofs.values()] + [each[2] for each in points]
     y = charts.log_axis("Gop/s", [min(heights) / 2, max(heights) * 2])
     reached = "; ".join(f"{name} {speed:.3g} Gop/s" for name, _, speed, _ in points)
     tops = ", ".join(f"{name} {speed * middle:.3g}" for name, speed in roofs.items())
     text = f"Roofline, {title}: {reached}. The roofs there, in Gop/s: {tops}."
-    panel = Panel(title, x, y, text)
-    for name, speed in roofs.items():
-        panel.roof(speed, name)
-    placed: list[float] = []
-    for name, intensity, speed, series in sorted(points, key=lambda each: each[2]):
+    panel = Panel(title, x, y, text, height)
+    panel.roofs(roofs)
+    for name, intensity, speed, series in points:
         panel.mark((intensity, speed), series, f"{name}: {speed:.3g} Gop/s")
-        height = panel.height(speed)
-        if not any(abs(height - other) < 11 for other in placed):  # else names would overlap
-            panel.note((intensity, speed), name)
-            placed.append(height)
+    panel.names(((intensity, speed), name) for name, intensity, speed, _ in points)
     return panel.svg()
 
 
@@ -375,11 +381,11 @@ def kernels(bench: Result) -> Figure:
         rows.append(Bar(kernel["name"], speed, f"{speed:.1f}", ours, ends))
     if not rows:
         return Figure("kernels", "Kernels alone", "", missing="No kernel was measured alone.")
-    fastest = max(rows, key=lambda row: row.value)
+    rows.sort(key=lambda row: -row.value)
     size = size_name(bench["kernels"][0]["elements"])
     text = (
-        f"{fastest.name} is the fastest with {fastest.told} GB/s, {fastest.value / ceiling:.0%} of "
-        f"the update-shaped ceiling of {ceiling:.1f} GB/s."
+        f"{rows[0].name} is the fastest with {rows[0].told} GB/s, "
+        f"{share_text(rows[0].value / ceiling)} of the update-shaped ceiling of {ceiling:.1f} GB/s."
     )
     bars = ", ".join(f"{row.name} {row.told} GB/s" for row in rows)
     label, said = f"GB/s at {size} elements", f"Kernels alone: {bars}. {text}"
@@ -484,22 +490,22 @@ def _optimizer_roofline(shapes: dict[str, list[Result]]) -> list[Figure]:
             "Optimizers: roofline",
             f"At {largest[0]['shape']}: arithmetic per byte against arithmetic per second, under "
             "what memory can do.",
-            [_roofline_panel(largest[0]["shape"], roofs, points)],
+            [_roofline_panel(largest[0]["shape"], roofs, points, 3 * charts.HEIGHT // 2)],
             legend,
         )
     ]
 
 
 def range_text(interval: Interval, digits: int) -> str:
-    """An interval in parentheses; nothing if it is without bounds."""
+    """The ends of an interval; a dash if it is without bounds."""
     if not math.isfinite(interval.high - interval.low):
-        return ""
-    return f" ({interval.low:,.{digits}f} to {interval.high:,.{digits}f})"
+        return "-"
+    return f"{interval.low:,.{digits}f} to {interval.high:,.{digits}f}"
 
 
-def _smoothed(losses: list[tuple[float, float]], window: int = 20) -> list[tuple[float, float]]:
+def _smoothed(losses: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Running means, over which single batches do not hide the course; not too many of them."""
-    window = min(window, len(losses))
+    window = min(max(20, len(losses) // 25), len(losses))
     ends = range(window, len(losses) + 1, max(1, len(losses) // _CURVE)) if window else ()
     return [
         (losses[end - 1][0], sum(loss for _, loss in losses[end - window : end]) / window)

@@ -174,7 +174,7 @@ def _ages(value: Any) -> str | None:
 def _histogram(value: Any) -> str | None:
     if not isinstance(value, dict):
         return "edges_us and counts"
-    edges, counts = value.get("edges_us"), value.get("counts")
+    edges, counts = (value.get(key) or [] for key in ("edges_us", "counts"))
     if _some(edges) or not isinstance(counts, list) or any(map(_count, counts)):
         return "numbers as edges_us and whole ones as counts"
     if len(edges) != len(counts) + 1 or sorted(edges) != edges:

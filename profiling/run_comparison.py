@@ -141,7 +141,7 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
 
 def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """All changes in ``CHANGE_COLUMNS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for change in comparison.changes:
         speed, sure = change.speed, change.verdict != UNKNOWN
         ratio = change.second.value / change.first.value if change.first.value else None
@@ -207,12 +207,8 @@ def _likeness_sentences(comparison: Comparison) -> list[str]:
     said = []
     names = [name for name, _, _ in comparison.differences if name not in _SUBJECT]
     if names:
-        said.append(
-            f"This is no like-for-like comparison: the runs differ in {', '.join(names)}."
-        )
-    drift = [
-        f"{name} {ratio}" for name, _, _, ratio in comparison.ceilings if _has_drifted(ratio)
-    ]
+        said.append(f"This is no like-for-like comparison: the runs differ in {', '.join(names)}.")
+    drift = [f"{name} {ratio}" for name, _, _, ratio in comparison.ceilings if _has_drifted(ratio)]
     if drift:
         said.append(
             f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."

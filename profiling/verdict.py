@@ -78,7 +78,7 @@ def headlines(bench: Result) -> list[Headline]:
     if best is not None:
         result, baseline, gain = best
         value = f"{gain.median:.2f}x"
-        where = f"95 %:{range_text(gain, 2) or ' not known'}, {_where(result)}"
+        where = f"95 % interval: {range_text(gain, 2)}; {_where(result)}"
         told.append(Headline(value, f"{CONTENDER} over {baseline}, at best", where))
     top = max(bench["results"], key=lambda result: result["updates_per_second"])
     value = f"{top['updates_per_second']:,.0f}"
@@ -90,8 +90,7 @@ def headlines(bench: Result) -> list[Headline]:
             Headline(
                 figure(stale["staleness"]["mean"], 1),
                 f"updates of mean staleness, {stale['policy']}",
-                f"{_where(stale)}; lost: "
-                + ("not counted" if lost is None else lost_text(lost)),
+                f"{_where(stale)}; lost: " + ("not counted" if lost is None else lost_text(lost)),
             )
         )
     ours = [kernel for kernel in bench["kernels"] if kernel["name"].startswith("hogstream")]
@@ -113,7 +112,7 @@ def verdict(bench: Result) -> list[str]:
         sure = "" if gain.low > 1 else ", which may be noise"
         said.append(
             f"The greatest gain of {CONTENDER} over {baseline} is {gain.median:.2f}x "
-            f"(95 %:{range_text(gain, 2) or ' not known'}) with {_where(result)}{sure}."
+            f"(95 %: {range_text(gain, 2)}) with {_where(result)}{sure}."
         )
         said += gain_sentences(bench) if len({r["elements"] for r in bench["results"]}) > 1 else []
         said.append(_cost(result))
@@ -149,7 +148,7 @@ def size_rows(bench: Result) -> list[tuple[str, ...]]:
         over: list[str] = []
         for baseline in BASELINES:
             gain = best.over.get(baseline)
-            over += ["-", "-"] if gain is None else [f"{gain.median:.2f}x", _ends(gain)]
+            over += ["-", "-"] if gain is None else [f"{gain.median:.2f}x", range_text(gain, 2)]
         rows.append(
             (
                 size_name(result["elements"]),
@@ -175,11 +174,17 @@ def _winners(bench: Result) -> str:
         name = each[0].result["policy"]
         sure = "beyond noise" if clear else "though not beyond noise over every other"
         return f"{_upper(name)} is the fastest at {_where(each[0].result)}, {sure}."
+    if len(wins) == 1:
+        name = each[0].result["policy"]
+        return (
+            f"{_upper(name)} is the fastest at each of {len(each)} sizes, at "
+            f"{clear[name] or 'none'} of them beyond noise over every other policy."
+        )
     said = ", ".join(
         f"{name} at {count} ({clear[name] or 'none'} beyond noise over every other policy)"
         for name, count in wins.most_common()
     )
-    return f"The fastest, of {counted(len(each), 'size')}: {said}."
+    return f"The fastest, of {len(each)} sizes: {said}."
 
 
 def _cost(result: Result) -> str:
@@ -218,10 +223,6 @@ def _over(mine: Result, theirs: Result) -> Interval | None:
 def _where(result: Result) -> str:
     workers = counted(result["workers"], "worker")
     return f"{workers} at {size_name(result['elements'])} elements"
-
-
-def _ends(interval: Interval) -> str:
-    return range_text(interval, 2).strip(" ()") or "-"
 
 
 def _upper(name: str) -> str:
