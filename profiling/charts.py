@@ -383,7 +383,7 @@ def _marker(svg: ElementTree.Element, x: float, y: float, series: int, title: st
 def _shade(strength: float | None) -> dict[str, str]:
     if strength is None:
         return _class("heat noise")
-    opacity = f"{0.06 + 0.54 * abs(strength):.2f}"  # text must stay readable on it
+    opacity = f"{0.06 + 0.42 * abs(strength):.2f}"  # text must stay readable on it
     return {**_class("heat gain" if strength > 0 else "heat loss"), "fill-opacity": opacity}
 
 

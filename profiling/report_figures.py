@@ -439,7 +439,7 @@ def optimizers(compare: Result) -> list[Figure]:
             if result["peer"] not in MEMORY:
                 speed, interval = result["gigabytes_per_second"], None
                 quick, slow = result["milliseconds_quartiles"]
-                if quick > 0:
+                if quick > 0 and slow > 0:
                     factor = speed * result["milliseconds"]
                     interval = (factor / slow, factor / quick)
                 ours = result["peer"].startswith(HOGSTREAM)
