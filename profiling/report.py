@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,8 @@ def render_report(results: Sequence[ResultFile]) -> str:
     if compare is not None:
         sections += _compare_sections(compare.result)
     sections += [_origin(file, len(latest) > 1) for file in latest.values()]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style, script = _package_text("report.css"), _package_text("report.js")
-    return environment.from_string(_package_text("report.html.jinja")).render(
+    return _template().render(
         title=_title(list(latest.values()), comparisons),
         subtitle=_subtitle(list(latest.values())),
         headlines=_headlines(comparisons, bench),
@@ -375,6 +373,14 @@ def _table(
         for line, line_values in zip(lines, values, strict=True)
     ]
     return Table(title, columns, cells, numeric)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_package_text("report.html.jinja"))
 
 
 def _package_text(name: str) -> str:
