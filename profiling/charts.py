@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 340, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 42, 38
-_NAME = 46  # characters of a name beside a forest plot; its title shows the whole
 _ROW = 32  # of horizontal bars, each under its name
 #: How many series have a colour, a marker and a dash of their own.
 SERIES = 6
@@ -311,38 +310,34 @@ class Change:
     clear: bool
 
 
-def forest(changes: Sequence[Change], label: str, text: str) -> Markup:
-    """Ratios with their intervals, a row each, around a line at 1.
+def forest(changes: Sequence[Change], axis: Axis, text: str) -> Markup:
+    """Ratios with their intervals, a row each under its name, around a line at 1.
 
     Args:
         changes: From top to bottom; ratios and intervals are above 0.
-        label: What the ratios tell.
+        axis: Of the ratios, with room for 1.
         text: What the plot shows, for those who cannot see it.
     """
-    axis = log_axis(label, [1.0, *(end for each in changes for end in each.interval)])
-    width, left, row, top = 700, 300, 20, 8
-    bottom = top + row * len(changes)
-    svg = _root(width, bottom + 40, text)
-    svg.set("class", "plot broad")
-    place = {value: left + (width - left - 14) * axis.place(value) for value, _ in axis.ticks}
+    margin, bottom = 14, _ROW * len(changes) + 6
+    svg = _root(WIDTH, bottom + 38, text)
+
+    def across(value: float) -> float:
+        return margin + (WIDTH - 2 * margin) * axis.place(value)
+
     for value, name in axis.ticks:
-        _line(svg, place[value], top, place[value], bottom, "grid")
-        _text(svg, place[value], bottom + 15, name + "x", "tick", "middle")
-    one = left + (width - left - 14) * axis.place(1)
-    _line(svg, one, top, one, bottom, "roof")
-    _text(svg, (left + width) / 2, bottom + 34, label, "label", "middle")
+        _line(svg, across(value), 0, across(value), bottom, "grid")
+        _text(svg, across(value), bottom + 15, name + "x", "tick", "middle")
+    _text(svg, WIDTH / 2, bottom + 33, axis.label, "label", "middle")
     for index, change in enumerate(changes):
-        y = top + row * (index + 0.5)
-        low, middle, high = (
-            left + (width - left - 14) * axis.place(value)
-            for value in (change.interval[0], change.ratio, change.interval[1])
-        )
+        y = _ROW * index
+        _text(svg, 1, y + 12, change.name, "note")
+        _line(svg, across(1), y + 15, across(1), y + 31, "roof")
+        low, high = change.interval
         kind = ("better" if change.ratio > 1 else "worse") if change.clear else "same"
-        name = change.name if len(change.name) <= _NAME else change.name[: _NAME - 1] + "…"
-        _text(svg, left - 10, y + 4, name, "note", "end")
-        _line(svg, low, y, high, y, f"reach {kind}")
-        told = f"{change.name}: {change.ratio:.2f}x"
-        _titled(svg, "circle", told, cx=middle, cy=y, r=4, **_class(f"dot {kind}"))
+        _line(svg, across(low), y + 23, across(high), y + 23, f"reach {kind}")
+        told = f"{change.name}: {change.ratio:.2f}x ({low:.2f} to {high:.2f})"
+        look = _class(f"dot {kind}")
+        _titled(svg, "circle", told, cx=across(change.ratio), cy=y + 23, r=4, **look)
     return _written(svg)
 
 

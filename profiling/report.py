@@ -40,7 +40,7 @@ from hogstream.profiling.verdict import Headline
 Result = dict[str, Any]
 
 _NUMBER = re.compile(r"[(<]*(\d[\d,]*(?:\.\d+)?)(?:\^(\d+))?")
-_DRAWN_CHANGES = 40  # of a comparison; its table holds all
+_DRAWN_CHANGES, _ROWS = 36, 12  # of a comparison, and of a plot of it; its table holds all
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def _headlines(comparisons: list[Comparison], bench: ResultFile | None) -> list[
         of = f"of {count} configurations of {each.kind}"
         chance = f"{of}; up to {false_alarms(count)} may seem changed by chance"
         told += [
-            Headline(f"{verdicts.count(FASTER)}", "faster beyond noise", of),
-            Headline(f"{verdicts.count(SLOWER)}", "slower beyond noise", chance),
+            Headline(f"{verdicts.count(FASTER)}", "faster beyond noise", chance),
+            Headline(f"{verdicts.count(SLOWER)}", "slower beyond noise", of),
         ]
         if each.changes and count:
             most = each.changes[0]
@@ -208,7 +208,8 @@ def _bench_sections(bench: Result) -> list[Section]:
             )
         ],
     }
-    sections = [Section("summary", "Summary", verdict.verdict(bench), None, [by_size])]
+    said = verdict.verdict(bench)
+    sections = [Section("summary", "Summary", said, None, [by_size])]
     sections += [
         Section(anchor, each.title, [], each, tables.get(anchor, []))
         for anchor, each in figures.items()
@@ -218,7 +219,7 @@ def _bench_sections(bench: Result) -> list[Section]:
         Section(
             "results",
             "All results",
-            summary.sentences(bench),
+            [each for each in summary.sentences(bench) if each not in said],
             None,
             [
                 _table("Updates", *_results(bench), 1),
@@ -339,9 +340,12 @@ def _changes_figure(comparison: Comparison) -> Figure:
         f"effects: {changed} of them are beyond noise, from "
         f"{min(each.ratio for each in drawn):.2f}x to {max(each.ratio for each in drawn):.2f}x."
     )
-    panel = charts.forest(drawn, "speed, second over first", text)
+    ends = [end for each in drawn for end in (*each.interval, 1.0)]
+    axis = charts.log_axis("speed, second over first", ends)
+    parts = [drawn[start : start + _ROWS] for start in range(0, len(drawn), _ROWS)]
+    panels = [charts.forest(part, axis, text) for part in parts]
     hint = "Right of the dashed line the second run is faster. Hollow dots: no change beyond noise."
-    return Figure("", "", hint, [panel], broad=True)
+    return Figure("", "", hint, panels)
 
 
 def _origin(file: ResultFile, several: bool) -> Section:

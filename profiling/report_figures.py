@@ -37,7 +37,6 @@ class Figure:
         panels: The plots.
         legend: What lines and markers stand for.
         missing: Why there is no plot, or not all of it.
-        broad: Whether a plot takes the whole width.
     """
 
     anchor: str
@@ -46,7 +45,6 @@ class Figure:
     panels: Sequence[Markup] = ()
     legend: Sequence[tuple[Markup, str]] = ()
     missing: str = ""
-    broad: bool = False
 
 
 def bench_figures(bench: Result) -> list[Figure]:

@@ -19,7 +19,7 @@ CHANGE_COLUMNS = (
     "first",
     "second",
     "unit",
-    "speed, second over first",
+    "second over first",
     "interval from",
     "to",
     "verdict",

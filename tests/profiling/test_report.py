@@ -68,7 +68,7 @@ def pages() -> dict[str, tuple[str, int, list[tuple[str, str]]]]:
     return {
         "everything": (everything, 1280, [*presses, ("Updates", "gain over locked")]),
         "phone": (everything, 360, []),
-        "two": (two, 1280, [("Changes", "speed, second over first")]),
+        "two": (two, 1280, [("Changes", "second over first")]),
         "phone_two": (two, 360, []),
         "hostile": (render_report(hostile), 1280, []),
         "old": (render_report(parsed(committed("races"))), 1280, []),
