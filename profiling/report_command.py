@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
 from hogstream.profiling import last_results, options
 from hogstream.profiling.console import print_text
@@ -44,8 +45,13 @@ def report(files: tuple[Path, ...], output: Path) -> None:
         alike = [result for result in results if result.kind == kind]
         if len(alike) == 2:
             for sentence in comparison_sentences(compare_runs(*alike)):
-                print_text(sentence)
+                print_text(_plain(sentence))
     click.echo(f"wrote {output}")
+
+
+def _plain(text: str) -> str:
+    """Text that a terminal shows as it is: names out of files may hold anything."""
+    return escape("".join(each if each.isprintable() else "?" for each in text))
 
 
 def _read(paths: tuple[Path, ...]) -> list[ResultFile]:

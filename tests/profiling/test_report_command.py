@@ -54,6 +54,17 @@ def test_two_of_a_kind_are_compared(hogstream: Command, tmp_path: Path) -> None:
     assert "faster beyond noise in 8 and slower in 0" in html
 
 
+def test_names_in_files_do_nothing_to_the_terminal(hogstream: Command, tmp_path: Path) -> None:
+    for name, speed in (("slow", 1.0), ("fast", 2.0)):
+        bench = full_bench(speed=speed)
+        for result in bench["results"]:
+            result["policy"] += "[/b][red]\x1b[31m\ud800"
+        (tmp_path / name).write_text(json.dumps(bench))
+    status, out, _ = hogstream("report", "slow", "fast")
+    assert status == 0
+    assert "lock-free[/b][red]?[31m?" in "".join(out.split())
+
+
 def test_without_files_it_is_of_the_last_results(hogstream: Command, tmp_path: Path) -> None:
     status, out, err = hogstream("report")
     assert (status, out, err.count("\n")) == (2, "", 1)
