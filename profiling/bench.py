@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +11,15 @@ from typing import Any
 import torch
 
 from hogstream.profiling.ceilings import measure_ceilings
+from hogstream.profiling.confidence import (
+    Interval,
+    median_interval,
+    ratio_interval,
+    spread_warnings,
+)
 from hogstream.profiling.console import counted, size_name
 from hogstream.profiling.environment import SCHEMA, cache_bytes, describe_environment, free_memory
-from hogstream.profiling.gains import BASELINES, CONTENDER, compare_rounds
+from hogstream.profiling.gains import BASELINES, CONTENDER
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.kernel_bench import measure_kernels
 from hogstream.profiling.scheduling import Scheduling
@@ -27,7 +32,7 @@ from hogstream.scheduler import (
     Timeline,
 )
 
-ROUNDS = 5
+ROUNDS = 7
 _WARM_UP_UPDATES = 20
 
 Measure = Callable[[], Awaitable[RunReport]]
@@ -120,7 +125,21 @@ def run_bench(
         "kernels": kernels,
         "results": results,
         "telemetry_cost": telemetry_cost if settings.scheduling.telemetry else None,
+        "warnings": spread_warnings(_timings(kernels, results)),
     }
+
+
+def _timings(kernels: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Interval]:
+    """All that was timed, by name."""
+    timings = {
+        f"{kernel['name']} alone": median_interval(kernel["milliseconds_of_rounds"])
+        for kernel in kernels
+    }
+    for each in results:
+        workers, size = counted(each["workers"], "worker"), size_name(each["elements"])
+        name = f"{each['policy']} with {workers} at {size} elements"
+        timings[name] = median_interval(each["updates_per_second_of_rounds"])
+    return timings
 
 
 def make_gradients(settings: BenchSettings, elements: int) -> list[torch.Tensor]:
@@ -289,13 +308,12 @@ def _make_worker(
 def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> dict[str, Any]:
     """Updates/s with telemetry over those without, in the same rounds; null if none landed."""
     speeds, report = _speeds(rounds), rounds["with"][0]
-    gain = compare_rounds(speeds["with"], speeds["without"])
+    gain = ratio_interval(speeds["with"], speeds["without"], paired=True)
     return {
         "elements": report.elements,
         "workers": report.workers,
-        "ratio": None if gain is None else gain.ratio,
-        "lowest": None if gain is None else gain.lowest,
-        "highest": None if gain is None else gain.highest,
+        "ratio": None if gain is None else gain.median,
+        "ratio_interval": None if gain is None else [gain.low, gain.high],
     }
 
 
@@ -313,22 +331,29 @@ def _results_of(
     results = []
     for policy, reports in rounds.items():
         joined = RunReport.joined(reports)
-        median = statistics.median(speeds[policy])
-        gains = {
-            f"gain_over_{baseline}": median / statistics.median(speeds[baseline])
-            if baseline != policy and statistics.median(speeds.get(baseline, [0.0])) > 0
-            else None
-            for baseline in BASELINES
-        }
+        speed = median_interval(speeds[policy])
         results.append(
             {
                 **joined.to_dict(),
                 "processes": settings.processes,
                 "batch": settings.scheduling.batch_with(policy),
-                "updates_per_second": median,
-                "gigabytes_per_second": median * joined.bytes_per_update / 1e9,
+                "updates_per_second": speed.median,
+                "updates_per_second_interval": [speed.low, speed.high],
+                "gigabytes_per_second": speed.median * joined.bytes_per_update / 1e9,
                 "updates_per_second_of_rounds": speeds[policy],
-                **gains,
+                **_gains_of(policy, speeds),
             }
         )
     return results
+
+
+def _gains_of(policy: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """A policy's gain over each baseline, and its interval; null where there is none."""
+    gains: dict[str, Any] = {}
+    for baseline in BASELINES:
+        gain = None
+        if baseline != policy and baseline in speeds:
+            gain = ratio_interval(speeds[policy], speeds[baseline], paired=True)
+        gains[f"gain_over_{baseline}"] = None if gain is None else gain.median
+        gains[f"gain_over_{baseline}_interval"] = None if gain is None else [gain.low, gain.high]
+    return gains

@@ -1,10 +1,16 @@
-"""What memory can do: the bandwidth of a copy, and of an update without its arithmetic."""
+"""What a machine can do, as ceilings on what its updates do.
+
+``measure_ceilings`` is quick and of the same run: the bandwidth beyond the caches of a copy, and of
+an update without its arithmetic. ``machine_ceilings`` is measured once a machine: the same for each
+level of its memory, and how often a second it can launch and its event loop can turn.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -14,7 +20,20 @@ import torch
 from hogstream.kernels.backends import available_backends
 from hogstream.kernels.cpu_threads import Pieces, run_in_pieces
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import Operands
+from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
+from hogstream.profiling.ceiling_cache import remember
+from hogstream.profiling.confidence import Interval
+from hogstream.profiling.host_rates import launch_rate, turn_rate
+from hogstream.profiling.memory_levels import bandwidths, memory_levels
+from hogstream.profiling.rates import (
+    COPY,
+    LAUNCHES,
+    TURNS,
+    UPDATE_SHAPED,
+    Rate,
+    describe,
+    sample_in_turn,
+)
 
 ELEMENTS = 1 << 24
 REPEATS = 9
@@ -41,6 +60,73 @@ def measure_ceilings(device: torch.device) -> dict[str, Any]:
         * elements
         / statistics.median(timings["update_shaped"]),
     }
+
+
+def machine_ceilings(device: torch.device, *, fresh: bool = False) -> dict[str, Any]:
+    """The ceilings of a machine: measured at first, in ten seconds or so, and then remembered.
+
+    Everything is sampled nine times in turn, for 20 ms or more each.
+
+    Args:
+        device: A CPU or CUDA device of it.
+        fresh: Measure anew, and remember that.
+
+    Returns:
+        What goes into JSON output: ``measured``, the time in UTC; ``levels`` of memory, smallest
+        first, each with its name as ``level``, ``bytes`` of its working set over all ``threads``
+        (null on a GPU), ``cache_bytes`` that one of its caches holds (null for memory), and in 1e9
+        bytes/s, with all cores, ``copy_gigabytes_per_second`` and
+        ``update_shaped_gigabytes_per_second`` (null for small caches where there is no Numba);
+        ``launches_per_second`` and ``event_loop_turns_per_second``. Each rate has a ``median``, its
+        95 % ``interval`` and the ``samples``.
+    """
+    return remember(device, partial(_measure_machine, device), fresh=fresh)
+
+
+def shares(result: dict[str, Any], ceilings: dict[str, Any], *, depth: int) -> dict[str, Any]:
+    """What a result of the benchmark is, as shares of the ceilings of its machine.
+
+    Args:
+        result: One of ``results`` in JSON output.
+        ceilings: From ``machine_ceilings``.
+        depth: How many updates of a worker could be in flight: no more are served by a turn of the
+            event loop.
+
+    Returns:
+        ``level``: the smallest whose cache holds the parameters and ``ms``. ``bandwidth``: of its
+        update-shaped one. ``launch_rate``: one launch an update, but on a GPU one a batch, which is
+        a graph; and each process launches. ``event_loop_rate``: a turn for ``depth`` updates, of
+        each process. What is not known is null.
+    """
+    dtype: torch.dtype = getattr(torch, result["dtype"])
+    size = result["elements"] * (dtype.itemsize + COMPUTE_DTYPES[dtype].itemsize)
+    levels: list[dict[str, Any]] = ceilings.get("levels", [])
+    level = next((each for each in levels if (each["cache_bytes"] or size) >= size), {})
+    speed, processes = result["updates_per_second"], result.get("processes", 1)
+    batch = 1 if result["device"] == "cpu" else result.get("batch", 1)
+
+    def share(of: float, ceiling: dict[str, Any] | None, each: int = 1) -> float | None:
+        return None if ceiling is None else of / (each * ceiling["median"])
+
+    return {
+        "level": level.get("level"),
+        "bandwidth": share(result["gigabytes_per_second"], level.get(UPDATE_SHAPED)),
+        "launch_rate": share(speed, ceilings.get(LAUNCHES), processes * batch),
+        "event_loop_rate": share(speed, ceilings.get(TURNS), processes * depth),
+    }
+
+
+def spread_too_widely(ceilings: dict[str, Any]) -> list[str]:
+    """Which of a machine's ceilings nothing can be concluded from, such as ``L2 copy``."""
+    named = {"launches": ceilings[LAUNCHES], "turns of the event loop": ceilings[TURNS]}
+    for level in ceilings["levels"]:
+        named[f"{level['level']} copy"] = level[COPY]
+        named[f"{level['level']} update-shaped"] = level[UPDATE_SHAPED]
+    return [
+        name
+        for name, rate in named.items()
+        if rate is not None and Interval(rate["median"], *rate["interval"]).wide
+    ]
 
 
 def interleave(
@@ -118,3 +204,32 @@ def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], obje
         return pieces.done()
 
     return lambda: run_in_pieces(add, table)
+
+
+def _measure_machine(device: torch.device) -> dict[str, Any]:
+    levels = memory_levels(device)
+    with bandwidths(levels, device) as of_memory:
+        rates: dict[Any, Rate | None] = {
+            LAUNCHES: launch_rate(device),
+            TURNS: turn_rate(),
+            **of_memory,
+        }
+        known = {key: rate for key, rate in rates.items() if rate is not None}
+        samples = sample_in_turn(known, REPEATS)
+    described = {key: describe(samples[key]) if key in samples else None for key in rates}
+    return {
+        "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "levels": [
+            {
+                "level": level.name,
+                "bytes": level.bytes,
+                "threads": level.threads,
+                "cache_bytes": level.cache_bytes,
+                COPY: described[level, COPY],
+                UPDATE_SHAPED: described[level, UPDATE_SHAPED],
+            }
+            for level in levels
+        ],
+        LAUNCHES: described[LAUNCHES],
+        TURNS: described[TURNS],
+    }

@@ -19,10 +19,12 @@ except ModuleNotFoundError as missing:
 
 from hogstream.profiling import doctor as doctor_job
 from hogstream.profiling.bench_command import bench
+from hogstream.profiling.ceilings_command import show_ceilings
 from hogstream.profiling.compare_command import compare
 from hogstream.profiling.console import figure, new_table, print_table
 from hogstream.profiling.inspect_command import inspect_kernels
 from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.rates import COPY, UPDATE_SHAPED
 from hogstream.profiling.report_command import report
 from hogstream.profiling.train_command import train
 
@@ -51,17 +53,18 @@ def doctor() -> None:
         for name, text in rows.items():
             table.add_row(name, text)
         print_table(table)
-    table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s")
-    for name, ceilings in doctor_job.measure_bandwidth().items():
+    table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s", "measured")
+    for name, (memory, measured) in doctor_job.memory_ceilings().items():
         table.add_row(
             name,
-            figure(ceilings["copy_gigabytes_per_second"], 1),
-            figure(ceilings["update_shaped_gigabytes_per_second"], 1),
+            figure(memory[COPY]["median"], 1),
+            figure(memory[UPDATE_SHAPED]["median"], 1),
+            measured,
         )
     print_table(table)
 
 
-for command in (bench, compare, train, report, inspect_kernels):
+for command in (bench, compare, train, report, inspect_kernels, show_ceilings):
     cli.add_command(command)
 
 

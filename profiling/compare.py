@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hogstream.profiling.confidence import median_interval, ratio_interval, spread_warnings
 from hogstream.profiling.environment import (
     SCHEMA,
     describe_environment,
@@ -120,6 +121,14 @@ def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> di
         "peer_versions": {name: installed_version(name) for name in PACKAGES.values()},
         "results": results,
         "skipped": skipped,
+        "warnings": spread_warnings(
+            {
+                f"{each['peer']} at {each['shape']}": median_interval(
+                    each["milliseconds_of_rounds"]
+                )
+                for each in results
+            }
+        ),
     }
 
 
@@ -230,10 +239,11 @@ def _seconds_of(step: Step, calls: int, device: torch.device) -> float:
 def _results_of(
     shape: Shape, contenders: dict[str, _Contender], samples: dict[str, list[float]]
 ) -> list[Measured]:
-    medians = {name: statistics.median(seconds) for name, seconds in samples.items()}
+    times = {name: median_interval(seconds) for name, seconds in samples.items()}
+    medians = {name: time.median for name, time in times.items()}
     results = []
     for name, seconds in samples.items():
-        contender = contenders[name]
+        contender, time = contenders[name], times[name]
         results.append(
             {
                 "shape": shape.name,
@@ -241,16 +251,22 @@ def _results_of(
                 "elements": shape.elements,
                 "peer": name,
                 **figures(contender.peer, shape.elements, medians),
-                "milliseconds_quartiles": [
-                    1e3 * quartile for quartile in statistics.quantiles(seconds, n=4)[::2]
-                ],
+                "milliseconds_interval": [1e3 * time.low, 1e3 * time.high],
                 "milliseconds_of_rounds": [1e3 * sample for sample in seconds],
+                "time_against_hogstream_interval": _interval_against(
+                    seconds, samples.get(HOGSTREAM)
+                ),
                 "steps_per_sample": contender.calls,
                 "launches": contender.launches,
                 "host_us": contender.host_us,
             }
         )
     return results
+
+
+def _interval_against(mine: list[float], theirs: list[float] | None) -> list[float] | None:
+    ratio = ratio_interval(mine, theirs, paired=True) if theirs else None
+    return None if ratio is None else [ratio.low, ratio.high]
 
 
 def figures(peer: Peer, elements: int, medians: dict[str, float]) -> Measured:

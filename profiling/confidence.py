@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.95
-#: Above this width, as a share of the median, a warning says that nothing can be concluded.
+#: An interval of more than this share of the median is too wide to conclude from.
 WIDE = 0.25
 _RESAMPLES = 5000
+_NAMED = 3
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,9 +34,14 @@ class Interval:
     high: float
 
     @property
+    def width(self) -> float:
+        """How wide the interval is, as a share of the estimate."""
+        return (self.high - self.low) / abs(self.median) if self.median else math.inf
+
+    @property
     def wide(self) -> bool:
-        """Whether the interval is wider than a quarter of the estimate."""
-        return self.high - self.low > WIDE * abs(self.median)
+        """Whether the interval is too wide to conclude from: over a quarter of the estimate."""
+        return self.width > WIDE
 
     def excludes(self, value: float) -> bool:
         """Whether a value lies outside: then the estimate differs from it beyond noise."""
@@ -89,6 +96,27 @@ def ratio_interval(
 
     estimate = float(np.median(above) / np.median(below))
     return _interval(estimate, min(len(above), len(below)), resample)
+
+
+def spread_warnings(timings: Mapping[str, Interval]) -> list[str]:
+    """A sentence on the timings whose intervals are too wide to conclude from, if there are some.
+
+    Args:
+        timings: By what was timed, as the sentence is to call it.
+    """
+    widest = sorted(
+        (name for name, interval in timings.items() if interval.wide),
+        key=lambda name: timings[name].width,
+        reverse=True,
+    )
+    if not widest:
+        return []
+    named = ", ".join(f"{name} ({100 * timings[name].width:.0f} %)" for name in widest[:_NAMED])
+    return [
+        f"The spread of {len(widest)} of {len(timings)} timings is too wide to conclude from them: "
+        f"the 95 % interval is over {100 * WIDE:.0f} % of the median. The widest: {named}. Measure "
+        f"for longer, or on a machine with less else to do."
+    ]
 
 
 def _medians(samples: Floats, random: np.random.Generator) -> Floats:

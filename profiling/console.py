@@ -31,7 +31,7 @@ def print_table(table: Table) -> None:
 
 def print_text(text: str) -> None:
     """Prints a paragraph to standard output, wrapped to the terminal."""
-    Console(highlight=False).print(text)
+    Console(highlight=False, markup=False).print(text)
 
 
 def counted(count: int, thing: str) -> str:

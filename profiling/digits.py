@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from hogstream.profiling.confidence import median_interval, spread_warnings
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.scheduling import Scheduling
@@ -29,6 +30,13 @@ BATCH_SIZE = 32
 HIDDEN = 128
 LEARNING_RATE = 1e-3
 _TEST_SHARE = 0.2
+_TOLD_OF_ROUNDS = (
+    "test_accuracy",
+    "final_loss",
+    "updates_per_second",
+    "training_seconds",
+    "epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class TrainSettings:
         workers: How many workers, of each process.
         processes: How many the workers are spread over.
         epochs: How often each training image is seen, over all workers.
-        seed: Of the split, the first parameters and the order of the images.
+        rounds: How many times each policy trains.
+        seed: Of the split, the first parameters and the order of the images; the latter two are
+            others in each round.
         scheduling: How the scheduler runs.
     """
 
@@ -58,6 +68,7 @@ class TrainSettings:
     workers: int
     processes: int
     epochs: int
+    rounds: int
     seed: int
     scheduling: Scheduling
 
@@ -82,7 +93,7 @@ def run_training(
     on_step: Callable[[str], None],
     timeline: Timeline | None = None,
 ) -> dict[str, Any]:
-    """Trains a new model with each policy in turn.
+    """Trains a new model with each policy in turn, for some rounds.
 
     Args:
         settings: How.
@@ -92,8 +103,9 @@ def run_training(
         timeline: Takes all of it down.
 
     Returns:
-        The JSON output, but for the command line. Cut short, it is partial: the training under way
-        is given as far as it went. Losses in other processes are not known: ``losses`` is empty.
+        The JSON output, but for the command line: medians over the rounds, and the ``losses`` of
+        the first. Cut short, it is partial: the training under way is given as far as it went.
+        Losses in other processes are not known: ``losses`` is empty.
 
     Raises:
         KeyboardInterrupt: If interrupted before the first update.
@@ -113,11 +125,20 @@ def run_training(
         "settings": {
             "seed": settings.seed,
             "epochs": settings.epochs,
+            "rounds": settings.rounds,
             "processes": settings.processes,
             **asdict(settings.scheduling),
         },
         **ended,
         "results": results,
+        "warnings": spread_warnings(
+            {
+                f"the seconds of {each['policy']}": median_interval(
+                    each["training_seconds_of_rounds"]
+                )
+                for each in results
+            }
+        ),
     }
 
 
@@ -128,14 +149,37 @@ async def _train_all(
     on_step: Callable[[str], None],
     timeline: Timeline | None,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yields the result of each policy, and of one that is cut short what there is of it."""
-    for policy in policies:
-        training = _Training(settings, policy, digits, on_step)
-        try:
-            await training.run(timeline)
-        finally:
-            if training.report is not None and training.report.updates:
-                yield training.result(training.report)
+    """Yields the result of each policy, cut short or not, over the rounds that it had."""
+    rounds: dict[str, list[_Training]] = {policy: [] for policy in policies}
+    try:
+        for index in range(settings.rounds):
+            of_round = replace(settings, seed=settings.seed + index)
+            first = index % len(policies)  # each goes first in its turn
+            for policy in (*policies[first:], *policies[:first]):
+                training = _Training(of_round, policy, digits, on_step, f"round {index + 1}")
+                try:
+                    await training.run(timeline)
+                finally:
+                    if training.report is not None and training.report.updates:
+                        rounds[policy].append(training)
+    finally:
+        for trainings in filter(None, rounds.values()):
+            yield _result_of(trainings)
+
+
+def _result_of(trainings: Sequence[_Training]) -> dict[str, Any]:
+    """One entry of ``results`` in the JSON output: medians over a policy's rounds."""
+    each = [training.result() for training in trainings]
+    told: dict[str, Any] = {}
+    for name in _TOLD_OF_ROUNDS:
+        samples = [result[name] for result in each]
+        interval = median_interval(samples)
+        told[name] = interval.median
+        bounds = [interval.low, interval.high] if len(samples) > 1 else None
+        told |= {f"{name}_interval": bounds, f"{name}_of_rounds": samples}
+    joined = RunReport.joined([result["report"] for result in each]).to_dict()
+    first = {name: value for name, value in each[0].items() if name != "report"}
+    return {**first, **joined, **told}
 
 
 class _Training:
@@ -151,12 +195,14 @@ class _Training:
         policy: str,
         digits: Digits,
         on_step: Callable[[str], None],
+        title: str,
     ) -> None:
         self.report: RunReport | None = None
         self._settings = settings
         self._policy = policy
         self._digits = digits
         self._on_step = on_step
+        self._title = f"{policy}, {title}"
         self._model = make_model(settings)
         self._losses: list[tuple[float, float]] = []  # when an update landed, and its batch's loss
         self._updates_per_epoch = -(-len(digits.train[0]) // BATCH_SIZE)
@@ -164,7 +210,7 @@ class _Training:
 
     async def run(self, timeline: Timeline | None) -> None:
         """Trains for all epochs."""
-        self._on_step(f"{self._policy}, epoch 1")
+        self._on_step(f"{self._title}, epoch 1")
         scheduler, worker = self._prepare(timeline)
         async with scheduler:
             self._start = time.perf_counter()
@@ -190,16 +236,20 @@ class _Training:
         worker = ModelWorker(shared, self._model, batch_loss, batches, self._on_loss)
         return StreamScheduler(shared, timeline=timeline, **arguments), worker
 
-    def result(self, report: RunReport) -> dict[str, Any]:
-        """One entry of ``results`` in the JSON output."""
+    def result(self) -> dict[str, Any]:
+        """What it came to, and its ``report``."""
+        report = self.report
+        assert report is not None
         images, labels = self._digits.test
         with torch.no_grad():
             correct = (self._model(images).argmax(dim=1) == labels).float().mean().item()
             loss = batch_loss(self._model, self._digits.train).item()
         return {
-            **report.to_dict(),
+            "report": report,
             "processes": self._settings.processes,
             "batch": self._settings.scheduling.batch_with(self._policy),
+            "training_seconds": report.seconds,
+            "updates_per_second": report.updates_per_second,
             "epochs": report.updates / self._updates_per_epoch,
             "test_accuracy": correct,
             "final_loss": loss,
@@ -212,7 +262,7 @@ class _Training:
         self._losses.append((time.perf_counter(), loss))
         done, rest = divmod(len(self._losses), self._updates_per_epoch)
         if rest == 0 and done < self._settings.epochs:
-            self._on_step(f"{self._policy}, epoch {done + 1}, loss {loss:.4f}")
+            self._on_step(f"{self._title}, epoch {done + 1}, loss {loss:.4f}")
 
 
 def make_model(settings: TrainSettings) -> torch.nn.Sequential:

@@ -8,7 +8,7 @@ import torch
 
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.backends import select_backend
-from hogstream.profiling.ceilings import measure_ceilings
+from hogstream.profiling.ceilings import machine_ceilings
 from hogstream.profiling.environment import cuda_devices, device_name, installed_version
 
 _OPTIONAL = ("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn")
@@ -45,11 +45,12 @@ def check_devices() -> dict[str, str]:
     return devices
 
 
-def measure_bandwidth() -> dict[str, dict[str, Any]]:
-    """The memory ceilings of each device."""
+def memory_ceilings() -> dict[str, tuple[dict[str, Any], str]]:
+    """For each device, the bandwidths of its memory beyond caches, and when they were measured."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return {str(device): measure_ceilings(device) for device in devices}
+    ceilings = {str(device): machine_ceilings(device) for device in devices}
+    return {name: (each["levels"][-1], each["measured"]) for name, each in ceilings.items()}
 
 
 def _try_backend(name: str) -> str:

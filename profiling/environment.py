@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from hogstream.profiling.event_loop import EVENT_LOOP
 
 SCHEMA = 1  # of the JSON output of every command
+_CPU_FOLDER = Path("/sys/devices/system/cpu")
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
 
@@ -37,13 +40,22 @@ def describe_environment(device: torch.device, backend: str, processes: int = 1)
         if device.type == "cuda"
         else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{package: installed_version(package) for package in _PACKAGES},
-            "cuda": torch.version.cuda,
-        },
+        "versions": _versions(),
         "cuda_device_max_connections": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
         "commit": source_commit(),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What figures of a machine depend on, and not on what it is busy with; as in JSON."""
+    return {
+        "host": platform.node(),
+        "device_name": device_name(device),
+        "processor": device_name(torch.device("cpu")),
+        "cores": usable_cores(),
+        "caches": [asdict(cache) for cache in caches(device)],
+        "event_loop": EVENT_LOOP,
+        "versions": _versions(),
     }
 
 
@@ -78,10 +90,43 @@ def free_memory(device: torch.device) -> int:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on."""
+    """How many CPU cores this process may run on."""
+    return len(usable_core_numbers())
+
+
+def usable_core_numbers() -> list[int]:
+    """The CPU cores that this process may run on, by the system's numbers."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Caches of one level.
+
+    Attributes:
+        level: Such as ``L2``.
+        bytes: The size of one; of the smallest, if they differ.
+        count: How many there are for the cores that this process may use.
+    """
+
+    level: str
+    bytes: int
+    count: int
+
+
+def caches(device: torch.device) -> list[Cache]:
+    """The caches of data that a device tells of, smallest first; of a GPU, that of the whole."""
+    if device.type == "cuda":
+        return [Cache("L2", torch.cuda.get_device_properties(device).L2_cache_size, 1)]
+    sizes: dict[int, dict[str, int]] = {}  # of each level, by the cores that share it
+    for level, cores, size in _read_caches():
+        sizes.setdefault(level, {})[cores] = size
+    return [
+        Cache(f"L{level}", min(found.values()), len(found))
+        for level, found in sorted(sizes.items())
+    ]
 
 
 def cache_bytes(device: torch.device) -> tuple[int, int]:
@@ -89,17 +134,31 @@ def cache_bytes(device: torch.device) -> tuple[int, int]:
 
     Where the system does not say: 1 MiB and 32 MiB.
     """
-    if device.type == "cuda":
-        size = torch.cuda.get_device_properties(device).L2_cache_size
-        return size, size
-    sizes = {}
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            text = (index / "size").read_text().strip()
-            sizes[int((index / "level").read_text())] = int(text.removesuffix("K")) << 10
-        except (OSError, ValueError):
-            continue  # some kernels leave sizes out
-    return sizes.get(2, 1 << 20), sizes[max(sizes)] if sizes else 32 << 20
+    sizes = {cache.level: cache.bytes for cache in caches(device)}
+    return sizes.get("L2", 1 << 20), list(sizes.values())[-1] if sizes else 32 << 20
+
+
+def _read_caches() -> Iterator[tuple[int, str, int]]:
+    """Level, cores and bytes of each cache of data of each usable core, as Linux tells."""
+    for core in usable_core_numbers():
+        for index in (_CPU_FOLDER / f"cpu{core}" / "cache").glob("index*"):
+            try:
+                kind, level, cores, size = (
+                    (index / name).read_text().strip()
+                    for name in ("type", "level", "shared_cpu_list", "size")
+                )
+                if kind != "Instruction":
+                    yield int(level), cores, int(size.removesuffix("K")) << 10
+            except (OSError, ValueError):
+                continue  # some kernels leave sizes out
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "python": platform.python_version(),
+        **{package: installed_version(package) for package in _PACKAGES},
+        "cuda": torch.version.cuda,
+    }
 
 
 def installed_version(package: str) -> str | None:

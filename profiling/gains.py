@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
+from hogstream.profiling.confidence import Interval, ratio_interval
 from hogstream.profiling.console import counted, figure, size_name
 
 Result = dict[str, Any]
@@ -15,39 +14,10 @@ CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Updates/s over those of something else, such as a baseline, measured in the same rounds.
-
-    Attributes:
-        ratio: Of the medians over the rounds.
-        lowest: Of the rounds, each against the other in the same round.
-        highest: Likewise.
-    """
-
-    ratio: float
-    lowest: float
-    highest: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether one of the two was the faster in every round; else the ratio may be noise."""
-        return self.lowest > 1 or self.highest < 1
-
-    def __str__(self) -> str:
-        return f"{self.ratio:.2f}x" if self.clear else f"({self.ratio:.2f}x)"
-
-
-def compare_rounds(mine: list[float], theirs: list[float]) -> Gain | None:
-    """The gain of updates/s over others of the same rounds; None if those stood still in one."""
-    if min(theirs) == 0:
-        return None
-    ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
-    return Gain(statistics.median(mine) / statistics.median(theirs), min(ratios), max(ratios))
-
-
-def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Gain]:
+def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Interval]:
     """The gain for each (elements, workers) at which lock-free and the baseline were measured.
+
+    It is in updates/s, over the rounds in which both took their turn.
 
     Args:
         baseline: Name of the policy to compare with.
@@ -64,7 +34,7 @@ def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Ga
         theirs = rounds.get((baseline, elements, workers))
         if policy != CONTENDER or not theirs:
             continue
-        gain = compare_rounds(mine, theirs)
+        gain = ratio_interval(mine, theirs, paired=True)
         if gain is not None:
             gains[elements, workers] = gain
     return gains
@@ -95,7 +65,10 @@ def gain_rows(bench: dict[str, Any], baseline: str) -> list[tuple[str, ...]]:
     return [
         (
             size_name(elements),
-            *(str(gains.get((elements, count), "-")) for count in _worker_counts(bench["results"])),
+            *(
+                gain_text(gains.get((elements, count)))
+                for count in _worker_counts(bench["results"])
+            ),
             share_text(alone.get(elements)),
         )
         for elements in sorted({elements for elements, _ in gains})
@@ -116,7 +89,7 @@ def gain_sentences(bench: dict[str, Any]) -> list[str]:
 
 
 def _where_it_gains(
-    baseline: str, gains: dict[tuple[int, int], Gain], alone: dict[int, float]
+    baseline: str, gains: dict[tuple[int, int], Interval], alone: dict[int, float]
 ) -> str:
     counts = Counter(elements for elements, _ in gains)
     sizes = sorted(size for size in counts if counts[size] == max(counts.values()))  # not in part
@@ -124,10 +97,10 @@ def _where_it_gains(
     if not gaining:
         return f"Lock-free clearly gains over {baseline}, with most worker counts, at no size."
     last = gaining[-1]
-    best, workers = max((key for key in gains if key[0] in gaining), key=lambda k: gains[k].ratio)
+    best, workers = max((key for key in gains if key[0] in gaining), key=lambda k: gains[k].median)
     said = (
         f"Lock-free clearly gains over {baseline}, with most worker counts, up to "
-        f"{size_name(last)} elements; the most, {gains[best, workers].ratio:.2f}x, with "
+        f"{size_name(last)} elements; the most, {gains[best, workers].median:.2f}x, with "
         f"{counted(workers, 'worker')} at {size_name(best)}. "
     )
     if last == sizes[-1]:
@@ -141,10 +114,17 @@ def _where_it_gains(
     return said + "."
 
 
-def _gains_at(elements: int, gains: dict[tuple[int, int], Gain]) -> bool:
-    """Whether lock-free is faster in every round with more than half of the worker counts."""
-    here = [gain.lowest > 1 for (size, _), gain in gains.items() if size == elements]
+def _gains_at(elements: int, gains: dict[tuple[int, int], Interval]) -> bool:
+    """Whether lock-free is faster beyond noise with more than half of the worker counts."""
+    here = [gain.low > 1 for (size, _), gain in gains.items() if size == elements]
     return 2 * sum(here) > len(here)
+
+
+def gain_text(gain: Interval | None) -> str:
+    """A gain, in parentheses if it may be noise, or a dash."""
+    if gain is None:
+        return "-"
+    return f"{gain.median:.2f}x" if gain.excludes(1) else f"({gain.median:.2f}x)"
 
 
 def share_text(share: float | None) -> str:

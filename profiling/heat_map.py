@@ -12,8 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from hogstream.profiling.confidence import Interval
 from hogstream.profiling.console import size_name
-from hogstream.profiling.gains import BASELINES, Gain, gains_over, share_text, shares_alone
+from hogstream.profiling.gains import BASELINES, gain_text, gains_over, share_text, shares_alone
 from hogstream.profiling.plots import STYLES
 
 # From the colour of the baselines over white to that of lock-free, as in the other plots.
@@ -26,7 +27,7 @@ def gain_heat_map(bench: dict[str, Any]) -> Figure:
     """Draws the gain over each baseline: workers across, sizes upwards.
 
     White is 1x, and a gain is as far from it as a loss of the same factor. A cell is grey, its
-    number in parentheses, where the rounds do not agree on which policy is faster.
+    number in parentheses, where the difference may be noise: the 95 % interval holds 1x.
 
     Args:
         bench: The JSON output of ``hogstream bench``, with lock-free and a baseline among the
@@ -37,7 +38,9 @@ def gain_heat_map(bench: dict[str, Any]) -> Figure:
     grids = {baseline: gains for baseline, gains in grids.items() if gains}
     sizes = sorted({result["elements"] for result in results})
     counts = sorted({result["workers"] for result in results})
-    largest = max(abs(math.log2(gain.ratio)) for gains in grids.values() for gain in gains.values())
+    largest = max(
+        abs(math.log2(gain.median)) for gains in grids.values() for gain in gains.values()
+    )
     limit = 2 ** max(1.0, largest)  # at least 2x, or small gains would look large
     norm = LogNorm(1 / limit, limit)
     size = (2.6 + len(grids) * (0.6 + 0.75 * len(counts)), max(3.6, 1.7 + 0.42 * len(sizes)))
@@ -56,7 +59,8 @@ def gain_heat_map(bench: dict[str, Any]) -> Figure:
     colors.ax.yaxis.set_major_formatter("{x:g}x")
     figure.suptitle("Gain of lock-free updates")
     figure.supxlabel(
-        "grey, in parentheses: the rounds do not agree on which is faster", fontsize="small"
+        "grey, in parentheses: the difference may be noise (the 95 % interval holds 1x)",
+        fontsize="small",
     )
     return figure
 
@@ -68,7 +72,7 @@ def plot_gains(bench: dict[str, Any], path: Path) -> None:
 
 def _draw_cells(
     axes: Axes,
-    gains: dict[tuple[int, int], Gain],
+    gains: dict[tuple[int, int], Interval],
     sizes: list[int],
     counts: list[int],
     norm: LogNorm,
@@ -77,11 +81,12 @@ def _draw_cells(
     for row, elements in enumerate(sizes):
         for column, workers in enumerate(counts):
             gain, color = gains.get((elements, workers)), "black"
-            if gain is not None and gain.clear:
-                ratios[row, column] = gain.ratio
-                color = _text_color(float(norm(gain.ratio)))
-            text = "-" if gain is None else str(gain)
-            axes.text(column + 0.5, row + 0.5, text, color=color, ha="center", va="center")
+            if gain is not None and gain.excludes(1):
+                ratios[row, column] = gain.median
+                color = _text_color(float(norm(gain.median)))
+            axes.text(
+                column + 0.5, row + 0.5, gain_text(gain), color=color, ha="center", va="center"
+            )
     axes.pcolormesh(ratios, cmap=_COLORS, norm=norm, edgecolors="white", linewidth=1)
     axes.set_xticks(_centres(counts), [str(count) for count in counts])
     axes.set_xlabel("workers")

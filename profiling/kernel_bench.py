@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.reference import plain_expression_
 from hogstream.profiling.ceilings import REPEATS, interleave
+from hogstream.profiling.confidence import median_interval
 
 ELEMENTS = 1 << 24
 PLAIN_EXPRESSION = "NumPy expression"
@@ -27,10 +27,10 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
         seed: Of the gradients.
 
     Returns:
-        For each alternative ``name``, ``elements``, median ``milliseconds``,
-        ``gigabytes_per_second`` (20 bytes an element), and ``differing_bits``: how many bits of
-        parameter and ``ms`` differ from the NumPy expression's after two updates (null where that
-        is not what is computed).
+        For each alternative ``name``, ``elements``, median ``milliseconds``, their interval and
+        those of each round, ``gigabytes_per_second`` (20 bytes an element), and
+        ``differing_bits``: how many bits of parameter and ``ms`` differ from the NumPy
+        expression's after two updates (null where that is not what is computed).
     """
     generator = torch.Generator().manual_seed(seed)
     param, grad = (torch.randn(ELEMENTS, generator=generator) for _ in range(2))
@@ -39,7 +39,8 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
     expected = _after_two_updates(_update_plainly_, param, grad)
     results = []
     for name, (_, backend) in alternatives.items():
-        seconds = statistics.median(timings[name])
+        milliseconds = [1e3 * seconds for seconds in timings[name]]
+        time = median_interval(milliseconds)
         differing = None
         if backend is not None:
             ours = partial(rmsprop_, backend=backend)
@@ -49,8 +50,10 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "elements": ELEMENTS,
-                "milliseconds": seconds * 1e3,
-                "gigabytes_per_second": 20e-9 * ELEMENTS / seconds,
+                "milliseconds": time.median,
+                "milliseconds_interval": [time.low, time.high],
+                "milliseconds_of_rounds": milliseconds,
+                "gigabytes_per_second": 20e-6 * ELEMENTS / time.median,
                 "differing_bits": differing,
             }
         )

@@ -1,4 +1,4 @@
-"""The memory traffic of an update, without its arithmetic, as a Numba kernel."""
+"""What memory can do, as Numba kernels: copies, and the traffic of updates without arithmetic."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.numba_backend import await_done
 
 Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 _LINE = 16  # elements: one cache line of each array, as the update's own kernel goes
-_AHEAD_BYTES = 1024
+_AHEAD_BYTES = 1024  # of no use in caches, and of no harm
+
+_memcpy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
 def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
@@ -27,7 +30,7 @@ def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
 
     Args:
         table: Of one update.
-        pieces: Shared with other threads; what is left of a cache line at the end is not touched.
+        pieces: Shared with other threads.
 
     Returns:
         Whether all is done: if not, other threads are still at it.
@@ -36,45 +39,87 @@ def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
     return done
 
 
-@numba.njit(nogil=True)
+def update_shaped_passes(buffer: Floats, passes: int) -> None:
+    """The same over the thirds of a buffer, again and again on this thread, without the GIL.
+
+    Args:
+        buffer: float32, shape (3 n,): ``param``, ``grad`` and ``ms``. The middle is added to both
+            others, once a pass.
+        passes: How many.
+    """
+    _update_shaped_passes(buffer.ctypes.data, len(buffer) // 3, passes)
+
+
+def copy_passes(buffer: Floats, passes: int) -> None:
+    """Copies one half of a buffer to the other, again and again on this thread, without the GIL.
+
+    Args:
+        buffer: float32, shape (2 n,); the second half is copied.
+        passes: How often.
+    """
+    _copy_passes(buffer.ctypes.data, buffer.nbytes // 2, passes)
+
+
+@numba.njit(nogil=True, cache=True)
 def _update_shaped(columns: Int64s, counters: Int64s, size: int, elements: int) -> bool:
     taken, done = counters.ctypes.data, counters.ctypes.data + 64
     start = atomic_add(taken, size)
     while start < elements:
         stop = min(start + size, elements)
-        param = columns[0, 0] + 4 * start
-        grad = columns[1, 0] + 4 * start
-        ms = columns[2, 0] + 4 * start
-        for _ in range((stop - start) // _LINE):
-            _add_line(param, grad, ms)
-            param += 4 * _LINE
-            grad += 4 * _LINE
-            ms += 4 * _LINE
+        param, grad, ms = columns[0, 0], columns[1, 0], columns[2, 0]
+        _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start)
         atomic_add(done, stop - start)
         start = atomic_add(taken, size)
     return await_done(done, elements)
 
 
-def _add_line_intrinsic(
-    _context: Any, param: types.Type, grad: types.Type, ms: types.Type
-) -> tuple[Any, Any]:
-    """Adds a line of ``grad`` to one of ``param`` and one of ``ms``, with later ones asked for."""
+@numba.njit(nogil=True, cache=True)
+def _update_shaped_passes(param: int, elements: int, passes: int) -> None:
+    for _ in range(passes):
+        _add(param, param + 4 * elements, param + 8 * elements, elements)
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy_passes(target: int, size: int, passes: int) -> None:
+    for _ in range(passes):
+        _memcpy(target, target + size, size)
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(param: int, grad: int, ms: int, elements: int) -> None:
+    """Adds so many elements at ``grad`` to those at ``param`` and at ``ms``."""
+    for _ in range(elements // _LINE):
+        _add_vector(param, grad, ms, _LINE)
+        param += 4 * _LINE
+        grad += 4 * _LINE
+        ms += 4 * _LINE
+    for _ in range(elements % _LINE):
+        _add_vector(param, grad, ms, 1)
+        param += 4
+        grad += 4
+        ms += 4
+
+
+def _add_vector_intrinsic(
+    _context: Any, param: types.Type, grad: types.Type, ms: types.Type, elements: Any
+) -> Any:
+    """Adds a few elements at once, and asks for those that follow."""
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
         i8, i32, i64 = (ir.IntType(bits) for bits in (8, 32, 64))
-        line = ir.VectorType(ir.FloatType(), _LINE).as_pointer()
+        vector = ir.VectorType(ir.FloatType(), elements.literal_value).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch", (i8.as_pointer(),), kind)
-        for address in args:
+        for address in args[:3]:
             ahead = builder.inttoptr(builder.add(address, i64(_AHEAD_BYTES)), i8.as_pointer())
             builder.call(prefetch, [ahead, i32(0), i32(3), i32(1)])
-        p, g, m = (builder.inttoptr(address, line) for address in args)
+        p, g, m = (builder.inttoptr(address, vector) for address in args[:3])
         added = builder.load(g, align=4)
         for target in (m, p):
             builder.store(builder.fadd(builder.load(target, align=4), added), target, align=4)
         return ir.Constant(i8.as_pointer(), None)
 
-    return types.void(param, grad, ms), emit
+    return types.void(param, grad, ms, elements), emit
 
 
-_add_line: Any = intrinsic(_add_line_intrinsic)
+_add_vector: Any = intrinsic(prefer_literal=True)(_add_vector_intrinsic)

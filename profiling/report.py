@@ -188,8 +188,13 @@ def _ratio(change: Change) -> str:
 
 
 def _warnings(file: ResultFile, several: bool) -> list[str]:
-    said = summary.interruption(file.result) + list(file.result.get("warnings") or ())
+    said = summary.interruption(file.result) + summary.warnings(file.result)
     return [f"{file.name}: {each}" for each in said] if several else said
+
+
+def _but_warnings(sentences: list[str], result: Result) -> list[str]:
+    """What is said, but for the warnings, which the page begins with."""
+    return [said for said in sentences if said not in summary.warnings(result)]
 
 
 def _bench_sections(bench: Result) -> list[Section]:
@@ -219,7 +224,7 @@ def _bench_sections(bench: Result) -> list[Section]:
         Section(
             "results",
             "All results",
-            [each for each in summary.sentences(bench) if each not in said],
+            [each for each in _but_warnings(summary.sentences(bench), bench) if each not in said],
             None,
             [
                 _table("Updates", *_results(bench), 1),
@@ -246,7 +251,7 @@ def _ceilings(ceilings: Result) -> Section:
     rows = [
         (
             level["level"],
-            f"{level['bytes'] / 1024:,.0f}",
+            figure(level["bytes"] and level["bytes"] / 1024),
             figure(level["threads"]),
             *_spread_cells(level["copy_gigabytes_per_second"]),
             *_spread_cells(level["update_shaped_gigabytes_per_second"]),
@@ -275,7 +280,9 @@ def _ceilings(ceilings: Result) -> Section:
     return Section("ceilings", "Ceilings", said, None, tables)
 
 
-def _spread_cells(spread: Result, digits: int = 1) -> tuple[str, str]:
+def _spread_cells(spread: Result | None, digits: int = 1) -> tuple[str, str]:
+    if spread is None:
+        return "-", "-"
     low_high = spread["interval"]
     ends = "-" if low_high is None else " to ".join(figure(end, digits) for end in low_high)
     return figure(spread["median"], digits), ends
@@ -284,14 +291,14 @@ def _spread_cells(spread: Result, digits: int = 1) -> tuple[str, str]:
 def _train_sections(train: Result) -> list[Section]:
     rows = [summary.training_row(result) for result in train["results"]]
     table = _table("What each policy's training came to", summary.TRAINING_COLUMNS, rows)
-    said = summary.training_sentences(train["results"])
+    said = _but_warnings(summary.training_sentences(train), train)
     return [Section("training", "Training", said, report_figures.training(train), [table])]
 
 
 def _compare_sections(compare: Result) -> list[Section]:
     rows = [(result["shape"], *summary.compare_row(result)) for result in compare["results"]]
     table = _table("Optimizers, in numbers", ("shape", *summary.COMPARE_COLUMNS), rows, 2)
-    said = summary.compare_sentences(compare)
+    said = _but_warnings(summary.compare_sentences(compare), compare)
     first, *others = report_figures.optimizers(compare)
     return [
         Section(first.anchor, first.title, said, first, [table]),

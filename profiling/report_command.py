@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import click
-from rich.markup import escape
 
 from hogstream.profiling import last_results, options
 from hogstream.profiling.console import print_text
@@ -51,7 +50,7 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
 def _plain(text: str) -> str:
     """Text that a terminal shows as it is: names out of files may hold anything."""
-    return escape("".join(each if each.isprintable() else "?" for each in text))
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _read(paths: tuple[Path, ...]) -> list[ResultFile]:

@@ -14,7 +14,7 @@ from hogstream.profiling import charts
 from hogstream.profiling.charts import Bar, Cell, Panel
 from hogstream.profiling.confidence import Interval, median_interval
 from hogstream.profiling.console import counted, size_name
-from hogstream.profiling.gains import BASELINES, CONTENDER, Gain, gains_over, share_text
+from hogstream.profiling.gains import BASELINES, CONTENDER, gain_text, gains_over, share_text
 from hogstream.profiling.peers import CEILING, HOGSTREAM, MEMORY, PEERS
 from hogstream.profiling.summary import results_by_shape
 
@@ -106,7 +106,7 @@ def gain(bench: Result) -> list[Figure]:
     grids = {name: gains for name, gains in grids.items() if gains}
     if not grids:
         return []
-    ratios = [each.ratio for gains in grids.values() for each in gains.values() if each.ratio > 0]
+    ratios = [each.median for gains in grids.values() for each in gains.values() if each.median > 0]
     limit = max([1.0, *(abs(math.log2(ratio)) for ratio in ratios)])
     counts = _workers(bench)
     panels = []
@@ -116,7 +116,7 @@ def gain(bench: Result) -> list[Figure]:
             size_name(size): [_cell(gains.get((size, count)), limit) for count in counts]
             for size in sizes
         }
-        clear = [each.ratio for each in gains.values() if each.clear]
+        clear = [each.median for each in gains.values() if each.excludes(1)]
         text = (
             f"Gain of lock-free over {name} by size and worker count: {len(clear)} of {len(gains)} "
             f"cells are beyond noise"
@@ -130,20 +130,20 @@ def gain(bench: Result) -> list[Figure]:
             "gain",
             "Gain",
             "Lock-free's updates/s over the baseline's. Blue is a gain, orange a loss; grey and in "
-            "parentheses, the rounds do not agree on which of the two is faster.",
+            "parentheses, it may be noise: the 95 % interval holds 1x.",
             panels,
         )
     ]
 
 
-def _cell(gain: Gain | None, limit: float) -> Cell | None:
+def _cell(gain: Interval | None, limit: float) -> Cell | None:
     if gain is None:
         return None
-    title = f"{gain.ratio:.2f}x; the rounds: {gain.lowest:.2f} to {gain.highest:.2f}"
     strength = None
-    if gain.clear:
-        strength = math.log2(gain.ratio) / limit if gain.ratio > 0 else -1.0
-    return Cell(str(gain), strength, title)
+    if gain.excludes(1):
+        strength = math.log2(gain.median) / limit if gain.median > 0 else -1.0
+    title = f"{gain.median:.2f}x ({range_text(gain, 2)})"
+    return Cell(gain_text(gain), strength, title)
 
 
 def latency(bench: Result) -> Figure:
@@ -287,6 +287,7 @@ def roofline(bench: Result) -> Figure:
     roofs = {
         level["level"]: level["update_shaped_gigabytes_per_second"]["median"]
         for level in ceilings["levels"] or ()
+        if level["update_shaped_gigabytes_per_second"]
     }
     missing = ""
     if not roofs:
@@ -404,7 +405,7 @@ def training(train: Result) -> Figure:
     curves = {policy: curve for policy, curve in curves.items() if curve}
     text = " ".join(
         f"{result['policy']}: {result['test_accuracy']:.1%} test accuracy, final loss "
-        f"{result['final_loss']:.4f}, after {result['seconds']:.1f} s."
+        f"{result['final_loss']:.4f}, after {_seconds(result):.1f} s."
         for result in train["results"]
     )
     if not curves:
@@ -436,7 +437,7 @@ def optimizers(compare: Result) -> list[Figure]:
         for result in results:
             if result["peer"] not in MEMORY:
                 speed, interval = result["gigabytes_per_second"], None
-                quick, slow = result["milliseconds_quartiles"]
+                quick, slow = result["milliseconds_interval"]
                 if quick > 0 and slow > 0:
                     factor = speed * result["milliseconds"]
                     interval = (factor / slow, factor / quick)
@@ -453,7 +454,7 @@ def optimizers(compare: Result) -> list[Figure]:
             "optimizers",
             "Optimizers",
             "What each moves in a step, counted as the least traffic that it needs; lines are "
-            "quartiles. Dashed: the update-shaped ceiling, in the same turns.",
+            "95 % bootstrap intervals. Dashed: the update-shaped ceiling, in the same turns.",
             panels,
         ),
         *_optimizer_roofline(shapes),
@@ -492,6 +493,12 @@ def _optimizer_roofline(shapes: dict[str, list[Result]]) -> list[Figure]:
             legend,
         )
     ]
+
+
+def _seconds(result: Result) -> float:
+    """Of a training; older files had one round."""
+    name = "training_seconds" if "training_seconds" in result else "seconds"
+    return float(result[name])
 
 
 def range_text(interval: Interval, digits: int) -> str:

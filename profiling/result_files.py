@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hogstream.profiling.confidence import median_interval
 from hogstream.profiling.environment import SCHEMA
 
 KINDS = ("bench", "train", "compare")
@@ -63,6 +64,8 @@ def parse_result(text: str, name: str) -> ResultFile:
         _check(result, _FORMS[kind], "")
         if kind == "bench":
             _check_bench(result)
+        elif kind == "compare":
+            _check_compare(result)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise BadResultError(f"{name}: is not JSON, or cut short: {error.msg} at {where}") from None
@@ -205,7 +208,7 @@ _WHOLE = {
     "partial?": _flag,
     "error?": _text,
     "environment": _ENVIRONMENT,
-    "warnings?": [_text],
+    "warnings~": [_text],
 }
 _FORMS: dict[str, Any] = {
     "bench": {
@@ -218,10 +221,10 @@ _FORMS: dict[str, Any] = {
             "levels?": [
                 {
                     "level": _text,
-                    "bytes": _size,
+                    "bytes?": _size,
                     "threads?": _size,
-                    "copy_gigabytes_per_second": _SPREAD,
-                    "update_shaped_gigabytes_per_second": _SPREAD,
+                    "copy_gigabytes_per_second?": _SPREAD,
+                    "update_shaped_gigabytes_per_second?": _SPREAD,
                 }
             ],
             "launches_per_second?": _SPREAD,
@@ -256,6 +259,7 @@ _FORMS: dict[str, Any] = {
                 "elements": _size,
                 "workers": _size,
                 "ratio?": _number,
+                "ratio_interval?": _pair,
                 "lowest?": _number,
                 "highest?": _number,
             }
@@ -270,6 +274,9 @@ _FORMS: dict[str, Any] = {
                 "test_accuracy": _number,
                 "final_loss": _number,
                 "seconds": _number,
+                "training_seconds~": _number,
+                "training_seconds_of_rounds~": _some,
+                "updates_per_second_of_rounds~": _some,
                 "losses": _losses,
             }
         ],
@@ -284,8 +291,8 @@ _FORMS: dict[str, Any] = {
                 "elements": _size,
                 "peer": _text,
                 "milliseconds": _above_zero,
-                "milliseconds_quartiles": _pair,
-                "milliseconds_of_rounds?": _some,
+                "milliseconds_interval?": _pair,
+                "milliseconds_of_rounds": _some,
                 "bytes_per_element": _size,
                 "operations_per_element": _count,
                 "gigabytes_per_second": _above_zero,
@@ -330,8 +337,10 @@ def _check_bench(bench: dict[str, Any]) -> None:
     if settings.get("batch", 1) > 1 and "batch_of" not in settings:
         raise BadResultError("settings.batch_of is missing")
     for index, cost in enumerate(bench["telemetry_cost"] or ()):
-        if (cost["ratio"], cost["lowest"], cost["highest"]).count(None) not in (0, 3):
-            raise BadResultError(f"telemetry_cost[{index}] lacks the ratio or its range")
+        if cost["ratio_interval"] is None:  # older files gave the range over the rounds
+            cost["ratio_interval"] = [cost["lowest"], cost["highest"]]
+        if cost["ratio"] is not None and None in cost["ratio_interval"]:
+            raise BadResultError(f"telemetry_cost[{index}] lacks the interval of its ratio")
     for index, result in enumerate(bench["results"]):
         result.setdefault("batch", 1)
         here, mine = (result["elements"], result["workers"]), result["updates_per_second_of_rounds"]
@@ -345,6 +354,23 @@ def _check_bench(bench: dict[str, Any]) -> None:
                 f"results[{index}] is of the same policy, workers and elements as another"
             )
         seen.add((result["policy"], *here))
+
+
+def _check_compare(compare: dict[str, Any]) -> None:
+    """Checks that optimizers took turns: at one shape all have as many rounds."""
+    rounds: dict[str, int] = {}
+    for index, result in enumerate(compare["results"]):
+        samples = result["milliseconds_of_rounds"]
+        if rounds.setdefault(result["shape"], len(samples)) != len(samples):
+            raise BadResultError(
+                f"results[{index}].milliseconds_of_rounds must hold {rounds[result['shape']]} "
+                f"rounds, as those of other optimizers do, got {len(samples)}"
+            )
+        if result["milliseconds_interval"] is None:  # older files gave quartiles
+            interval = median_interval(samples)
+            bounded = math.isfinite(interval.high)
+            ends = [interval.low, interval.high] if bounded else 2 * [interval.median]
+            result["milliseconds_interval"] = ends
 
 
 def _told(value: Any) -> str:

@@ -306,8 +306,8 @@ def ceiling_medians(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"memory, {name} (GB/s)", ceilings[f"{key}_gigabytes_per_second"]
     for level in ceilings["levels"] or ():
         for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
-            told = level[f"{key}_gigabytes_per_second"]["median"]
-            yield f"{level['level']} level, {name} (GB/s)", told
+            if rate := level[f"{key}_gigabytes_per_second"]:
+                yield f"{level['level']} level, {name} (GB/s)", rate["median"]
     for key, name in (("launches", "launches"), ("event_loop_turns", "event loop turns")):
         if ceilings[f"{key}_per_second"]:
             yield f"{name} (per s)", ceilings[f"{key}_per_second"]["median"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hogstream.profiling.confidence import Interval, ratio_interval
 from hogstream.profiling.console import counted, figure, new_table, size_name
 from hogstream.profiling.gains import (
     BASELINES,
@@ -55,7 +56,7 @@ TRAINING_COLUMNS = (
 COMPARE_COLUMNS = (
     "optimizer",
     "ms",
-    "quartiles",
+    "95 % interval",
     "GB/s",
     "of ceiling",
     "launches",
@@ -165,7 +166,7 @@ def training_row(result: Result) -> tuple[str, ...]:
         figure(result["final_loss"], 4),
         figure(result["updates_per_second"]),
         _staleness(result),
-        figure(result["seconds"], 1),
+        figure(result.get("training_seconds", result["seconds"]), 1),  # older files had one round
     )
 
 
@@ -177,19 +178,42 @@ def training_table(results: list[Result]) -> Table:
     return table
 
 
-def training_sentences(results: list[Result]) -> list[str]:
-    """What was lost, if it was counted, and which workers failed."""
+def training_sentences(train: dict[str, Any]) -> list[str]:
+    """Which policy was faster, what was lost, if it was counted, and which workers failed."""
+    results: list[Result] = train["results"]
     said = [
         f"Lost with {result['policy']} of the updates, block by block: {_losses(result)}."
         for result in results
         if result["lost_updates_fraction"] is not None
     ]
-    return said + _failure_sentences(results)
+    return _training_gains(train) + said + _failure_sentences(results) + warnings(train)
+
+
+def _training_gains(train: dict[str, Any]) -> list[str]:
+    """How much sooner lock-free was done than the baselines, if there were rounds to tell."""
+    rounds = {each["policy"]: each.get("training_seconds_of_rounds") for each in train["results"]}
+    mine = rounds.get(CONTENDER)
+    said = []
+    for baseline in BASELINES:
+        theirs = rounds.get(baseline)
+        if not mine or not theirs or len(mine) != len(theirs) or len(mine) == 1:
+            continue
+        gain = ratio_interval(theirs, mine, paired=True)
+        if gain is not None:
+            said.append(
+                f"against {baseline} {gain.median:.2f}x ({gain.low:.2f} to {gain.high:.2f})"
+            )
+    if not said:
+        return []
+    return [
+        f"As fast is lock-free {', '.join(said)}; in brackets: 95 % confidence intervals, by "
+        f"bootstrap over {len(mine or ())} rounds, in which policies took turns."
+    ]
 
 
 def compare_row(result: Result) -> tuple[str, ...]:
     """One optimizer at one shape, in ``COMPARE_COLUMNS``."""
-    low, high = result["milliseconds_quartiles"]
+    low, high = result["milliseconds_interval"]
     return (
         result["peer"],
         _milliseconds(result["milliseconds"]),
@@ -229,31 +253,46 @@ def compare_sentences(compare: dict[str, Any]) -> list[str]:
     """Which optimizer is nearest to hogstream at each shape, and whether any moves more bytes/s."""
     said = []
     for shape, results in results_by_shape(compare).items():
-        speeds = {
-            result["peer"]: result["gigabytes_per_second"]
-            for result in results
-            if result["peer"] not in MEMORY
-        }
-        ours = speeds.get(HOGSTREAM)
-        speeds = {name: speed for name, speed in speeds.items() if not name.startswith(HOGSTREAM)}
-        if ours is None or not speeds:
-            continue
-        ranked = sorted(speeds, key=lambda peer: speeds[peer], reverse=True)
-        faster = [f"{peer} ({speeds[peer] / ours:.2f}x)" for peer in ranked if speeds[peer] > ours]
+        speeds = _speeds_against_hogstream(results)
+        ranked = sorted(speeds, key=lambda peer: speeds[peer].median, reverse=True)
+        faster = [peer for peer in ranked if speeds[peer].low > 1]
+        alike = [peer for peer in ranked if not speeds[peer].excludes(1)]
+        told = {peer: f"{peer} ({speeds[peer].median:.2f}x)" for peer in ranked}
+        parts = []
         if faster:
-            said.append(f"{shape}: more bytes/s than hogstream: {', '.join(faster)}.")
-        else:
-            nearest = ranked[0]
-            said.append(
-                f"{shape}: nothing moves more bytes/s than hogstream; {nearest} is nearest, with "
-                f"{speeds[nearest] / ours:.2f}x of them."
-            )
+            parts.append(f"more bytes/s than hogstream: {', '.join(told[name] for name in faster)}")
+        elif ranked:
+            parts.append("nothing moves more bytes/s than hogstream")
+        if alike:
+            parts.append(f"as many, within noise: {', '.join(told[name] for name in alike)}")
+        elif ranked and not faster:
+            parts.append(f"the nearest is {told[ranked[0]]}")
+        if parts:
+            said.append(f"{shape}: {'; '.join(parts)}.")
     if said:
         said.append(
             "Bytes/s count the least traffic of a step, 20 bytes an element, and for Adam and "
-            "LaProp 28. Shapes that fit the caches were measured warm."
+            "LaProp 28. Noise: the 95 % interval of the ratio holds 1. Shapes that fit the caches "
+            "were measured warm."
         )
-    return said
+    return said + warnings(compare)
+
+
+def _speeds_against_hogstream(results: list[Result]) -> dict[str, Interval]:
+    """Bytes/s of the other optimizers at a shape over hogstream's, if that was measured."""
+    by_peer = {result["peer"]: result for result in results}
+    ours = by_peer.get(HOGSTREAM)
+    speeds = {}
+    for name, result in by_peer.items():
+        if ours is None or name in MEMORY or name.startswith(HOGSTREAM):
+            continue
+        time = ratio_interval(
+            ours["milliseconds_of_rounds"], result["milliseconds_of_rounds"], paired=True
+        )
+        if time is not None:
+            more = result["bytes_per_element"] / ours["bytes_per_element"]
+            speeds[name] = Interval(more * time.median, more * time.low, more * time.high)
+    return speeds
 
 
 def skipped_sentences(compare: dict[str, Any]) -> list[str]:
@@ -303,7 +342,14 @@ def sentences(bench: dict[str, Any]) -> list[str]:
         + _lost_sentences(bench)
         + _cost_sentences(bench)
         + _failure_sentences(bench["results"])
+        + warnings(bench)
     )
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """What cannot be concluded; older files do not say."""
+    said: list[str] = result.get("warnings", [])
+    return said
 
 
 def is_sweep(bench: dict[str, Any]) -> bool:
@@ -322,8 +368,8 @@ def _bench_sentences(bench: dict[str, Any]) -> list[str]:
                     f"{', '.join(gains)}."
                 )
     said.append(
-        "In brackets: the lowest and highest of the rounds, in which policies took turns. "
-        + _in_flight(bench)
+        "In brackets: 95 % confidence intervals, by bootstrap over rounds in which policies took "
+        "turns. " + _in_flight(bench)
     )
     return said
 
@@ -331,9 +377,9 @@ def _bench_sentences(bench: dict[str, Any]) -> list[str]:
 def _sweep_sentences(bench: dict[str, Any]) -> list[str]:
     return [
         *gain_sentences(bench),
-        "In parentheses: the rounds, in which policies took turns, do not agree on which is "
-        "faster. One alone: what the updates of a single worker move, of the update-shaped "
-        "ceiling. " + _in_flight(bench),
+        "In parentheses: the difference may be noise, as the 95 % interval, by bootstrap over "
+        "rounds in which policies took turns, holds 1x. One alone: what the updates of a single "
+        "worker move, of the update-shaped ceiling. " + _in_flight(bench),
     ]
 
 
@@ -380,10 +426,10 @@ def _losses(result: Result) -> str:
 
 
 def _cost_sentences(bench: dict[str, Any]) -> list[str]:
-    """What telemetry takes of the updates/s, with its range over the rounds."""
+    """What telemetry takes of the updates/s, with its interval."""
     said = [
         f"at {size_name(cost['elements'])} elements {_taken(cost['ratio'])} % "
-        f"({_taken(cost['highest'])} to {_taken(cost['lowest'])}), with "
+        f"({_taken(cost['ratio_interval'][1])} to {_taken(cost['ratio_interval'][0])}), with "
         f"{counted(cost['workers'], 'worker')}"
         for cost in bench.get("telemetry_cost") or ()  # older files do not say
         if cost["ratio"] is not None
@@ -402,10 +448,9 @@ def _failure_sentences(results: list[Result]) -> list[str]:
 
 
 def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
-    """Lock-free's gain over a baseline at each worker count, with its range over the rounds."""
+    """Lock-free's gain over a baseline at each worker count, with its interval."""
     return [
-        f"{gain.ratio:.2f}x with {counted(workers, 'worker')} "
-        f"({gain.lowest:.2f} to {gain.highest:.2f})"
+        f"{gain.median:.2f}x with {counted(workers, 'worker')} ({gain.low:.2f} to {gain.high:.2f})"
         for (size, workers), gain in gains_over(baseline, bench["results"]).items()
         if size == elements
     ]

@@ -64,6 +64,13 @@ def train(context: click.Context) -> None:
     show_default=True,
     help="How often each image is seen, over all workers.",
 )
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many times each policy trains, in turn.",
+)
 @options.SEED
 @options.JSON
 @options.TRACE
@@ -81,6 +88,7 @@ def train_digits(
     processes: int,
     scheduling: Scheduling,
     epochs: int,
+    rounds: int,
     seed: int,
     json_file: Path | None,
     trace: Path | None,
@@ -98,11 +106,12 @@ def train_digits(
         workers=workers,
         processes=processes,
         epochs=epochs,
+        rounds=rounds,
         seed=seed,
         scheduling=scheduling,
     )
     digits = job.load_digits(settings)
-    with traced(trace) as timeline, steps(len(policies) * epochs) as progress:
+    with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:
         result = job.run_training(settings, policies, digits, progress.begin, timeline)
     result["command"] = command_line()
     write_files(
@@ -110,6 +119,6 @@ def train_digits(
         (plot, partial(plots.loss_against_time, result["results"])),
     )
     print_table(summary.training_table(result["results"]))
-    for sentence in summary.training_sentences(result["results"]):
+    for sentence in summary.training_sentences(result):
         print_text(sentence)
     finish(result, json_file, trace, plot)

@@ -1,27 +1,88 @@
-"""The memory traffic of an update, without its arithmetic, as a Triton kernel."""
+"""What a GPU can do, as Triton kernels: copies, updates without arithmetic, and bare launches."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 1024
+BLOCK = 1024
+#: How kernels are compiled: no load is made ahead of the stores before it.
+COMPILE_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 
-def update_shaped(param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor) -> None:
-    """Reads three tensors of shape (n,) on a GPU and writes ``param`` and ``ms`` in place."""
-    elements = param.numel()
-    with torch.cuda.device(param.device):
-        _update_shaped_kernel[(triton.cdiv(elements, _BLOCK),)](param, grad, ms, elements, _BLOCK)
+def update_shaped(
+    param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor, passes: int = 1
+) -> None:
+    """Reads three float32 tensors of shape (n,) and writes ``param`` and ``ms`` in place.
+
+    ``grad`` is added to both, once a pass; all passes are one launch. They go to the device's L2
+    each time. Nothing keeps passes apart, so a GPU may lose additions of all but one.
+    """
+    _launch(_update_shaped_kernel, (param, grad, ms), passes)
+
+
+def copy(target: torch.Tensor, source: torch.Tensor, passes: int = 1) -> None:
+    """Copies a tensor of shape (n,), so many times in one launch."""
+    _launch(_copy_kernel, (target, source), passes)
+
+
+def launcher(counter: torch.Tensor) -> Callable[[], object]:
+    """What launches a kernel of one thread on the stream that is current now.
+
+    Args:
+        counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it, and so does this.
+    """
+    address = counter.data_ptr()
+    compiled: Any = _count_kernel[(1,)](address, num_warps=1)
+    if compiled is None:  # interpreted
+        return partial(_count_kernel[(1,)], address)
+    stream = torch.cuda.current_stream(counter.device).cuda_stream
+    return partial(compiled[1, 1, 1], address, stream=stream)
+
+
+def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None:
+    elements, device = tensors[0].numel(), tensors[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # interpreted
+        kernel[(triton.cdiv(elements, BLOCK),)](
+            *tensors, elements, passes, BLOCK, **COMPILE_OPTIONS
+        )
+
+
+@triton.jit(do_not_specialize=["passes"])
+def _update_shaped_kernel(param_ptr, grad_ptr, ms_ptr, elements, passes, BLOCK: tl.constexpr):
+    for step in range(passes):
+        offsets = _offsets(step, BLOCK)
+        mask = offsets < elements
+        g = tl.load(grad_ptr + offsets, mask, cache_modifier=".cg")
+        p = tl.load(param_ptr + offsets, mask, cache_modifier=".cg")
+        ms = tl.load(ms_ptr + offsets, mask, cache_modifier=".cg")
+        tl.store(ms_ptr + offsets, ms + g, mask)
+        tl.store(param_ptr + offsets, p + g, mask)
+
+
+@triton.jit(do_not_specialize=["passes"])
+def _copy_kernel(target_ptr, source_ptr, elements, passes, BLOCK: tl.constexpr):
+    for step in range(passes):
+        offsets = _offsets(step, BLOCK)
+        mask = offsets < elements
+        copied = tl.load(source_ptr + offsets, mask, cache_modifier=".cg")
+        tl.store(target_ptr + offsets, copied, mask)
 
 
 @triton.jit
-def _update_shaped_kernel(param_ptr, grad_ptr, ms_ptr, elements, BLOCK: tl.constexpr):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < elements
-    g = tl.load(grad_ptr + offsets, mask)
-    p = tl.load(param_ptr + offsets, mask)
-    ms = tl.load(ms_ptr + offsets, mask)
-    tl.store(ms_ptr + offsets, ms + g, mask)
-    tl.store(param_ptr + offsets, p + g, mask)
+def _offsets(step, BLOCK: tl.constexpr):
+    """Those of a program's block in a pass: another one each time, so that none stays in it."""
+    block = (tl.program_id(0) + step) % tl.num_programs(0)
+    return block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit(do_not_specialize=["counter"])
+def _count_kernel(counter: tl.int64):
+    address = counter.to(tl.int64).to(tl.pointer_type(tl.int64))
+    tl.store(address, tl.load(address) + 1)

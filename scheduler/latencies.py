@@ -12,6 +12,7 @@ import numpy.typing as npt
 _BITS = 6
 _BINS = 44 << _BITS
 _FIRST = 1023 << _BITS
+_TOLD_BITS = 3  # of a histogram to be shown, whose bins are 6 to 13 % wide
 
 
 class Latencies:
@@ -41,8 +42,22 @@ class Latencies:
             return None
         rank = max(int(np.ceil(percent / 100 * total)), 1)
         index = int(np.searchsorted(np.cumsum(self.counts), rank))
-        edges = (np.array([index, index + 1]) + _FIRST) << (52 - _BITS)
-        return float(edges.view(np.float64).mean() / 1e3)
+        return float(_edges_us(np.array([index, index + 1])).mean())
+
+    def histogram(self) -> dict[str, list[float]] | None:
+        """How many fell into each of some bins, from the shortest to the longest; None of none.
+
+        Returns:
+            ``edges_us``: the n + 1 edges of the bins in microseconds, and their n ``counts``.
+        """
+        each = 1 << (_BITS - _TOLD_BITS)
+        counts = self.counts.reshape(-1, each).sum(axis=1)
+        filled = np.flatnonzero(counts)
+        if not len(filled):
+            return None
+        first, last = int(filled[0]), int(filled[-1]) + 1
+        edges = _edges_us(np.arange(first, last + 1) * each)
+        return {"edges_us": edges.tolist(), "counts": counts[first:last].tolist()}
 
     @classmethod
     def merged(cls, each: Sequence[Latencies]) -> Latencies:
@@ -51,3 +66,9 @@ class Latencies:
         for latencies in each:
             merged.counts += latencies.counts
         return merged
+
+
+def _edges_us(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Where bins begin, in microseconds."""
+    edges: npt.NDArray[np.float64] = ((bins + _FIRST) << (52 - _BITS)).view(np.float64) / 1e3
+    return edges

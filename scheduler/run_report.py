@@ -113,7 +113,10 @@ class RunReport:
             "updates_per_second": self.updates_per_second,
             "gigabytes_per_second": self.gigabytes_per_second,
             "latency_us": {
-                f"p{percent}": self.latencies.percentile_us(percent) for percent in (50, 90, 99)
+                **{
+                    f"p{percent}": self.latencies.percentile_us(percent) for percent in (50, 90, 99)
+                },
+                "histogram": self.latencies.histogram(),
             },
             "staleness": staleness_summary(self.staleness),
             "lost_updates_fraction": self.lost_updates_fraction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 
 from hogstream.kernels.backends import select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.kernels.nvtx_ranges import Ranges, open_ranges
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
@@ -22,6 +24,7 @@ from hogstream.scheduler.lanes import Lanes, open_lanes, warm_up
 from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.policies import select_policy
 from hogstream.scheduler.process_lock import ProcessLock
+from hogstream.scheduler.ranged_context import RangedContext
 from hogstream.scheduler.run_report import RunRecord, RunReport
 from hogstream.scheduler.shared_parameters import SharedParameters
 from hogstream.scheduler.timeline import Timeline
@@ -157,6 +160,7 @@ class StreamScheduler:
         self._opened = False
         self._lanes: Lanes | None = None
         self._record: RunRecord | None = None
+        self._ranges: Ranges | None = open_ranges(self.policy.name)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -293,17 +297,18 @@ class StreamScheduler:
         }
         self._running = self.workers
         ended = closed = False
-        try:
-            await self._watch(record)
-            closed, ended = self._stopping, True
-        finally:
+        with self._ranges.around(f"run {self.policy.name}") if self._ranges else nullcontext():
             try:
-                await uncancelled(self._drain)
+                await self._watch(record)
+                closed, ended = self._stopping, True
             finally:
-                self._record = None
-                self._note_failures(record)
-                whole = ended and budget.is_spent()
-                self.report = record.report(**self._described(), partial=not whole)
+                try:
+                    await uncancelled(self._drain)
+                finally:
+                    self._record = None
+                    self._note_failures(record)
+                    whole = ended and budget.is_spent()
+                    self.report = record.report(**self._described(), partial=not whole)
         all_failed = len(record.failures) == self.workers and self.report.partial
         if record.failures and (self.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
@@ -534,8 +539,11 @@ class StreamScheduler:
         return self.shared.count_races(self.backend.race_block(flat.dtype, flat.device))
 
     def _make_contexts(self, lanes: Lanes, iterations: list[int]) -> list[WorkerContext]:
+        make: Callable[..., WorkerContext] = WorkerContext
+        if self._ranges is not None:
+            make = partial(RangedContext, ranges=self._ranges)
         return [
-            WorkerContext(self, index, lane, ms, snapshot, iteration)
+            make(self, index, lane, ms, snapshot, iteration)
             for index, (lane, ms, snapshot, iteration) in enumerate(
                 zip(lanes.lanes, self._ms, self._snapshots, iterations, strict=True)
             )

@@ -95,15 +95,22 @@ class Timeline:
 
         Args:
             path: The file: JSON in Chrome's trace event format, times in microseconds from the
-                first submission or wait.
+                first submission or wait, whose own time is ``otherData.perf_counter_ns``.
 
         Raises:
             OSError: If it cannot be written; an old file stays as it was.
         """
         updates = np.array(self._updates, dtype=np.int64).reshape(-1, 7)
         waits = np.array(self._waits, dtype=np.int64).reshape(-1, 4)
+        starts = np.concatenate([updates[:, 2], waits[:, 2]])
+        origin = int(starts.min()) if len(starts) else 0
+        updates[:, 2:5] -= origin
+        waits[:, 2:4] -= origin
+        head = (
+            f'{{"displayTimeUnit":"ns","otherData":{{"perf_counter_ns":{origin}}},"traceEvents":['
+        )
         with replace_file(path) as file:
-            file.write(b'{"displayTimeUnit":"ns","traceEvents":[')
+            file.write(head.encode("ascii"))
             separator = "\n"
             for event in self._events(updates, waits):
                 file.write((separator + event).encode("ascii"))
@@ -117,10 +124,6 @@ class Timeline:
 
     def _events(self, updates: Rows, waits: Rows) -> Iterator[str]:
         """Every event as JSON: the names of the tracks, then waits, then updates."""
-        starts = np.concatenate([updates[:, 2], waits[:, 2]])
-        if len(starts):
-            updates[:, 2:5] -= starts.min()
-            waits[:, 2:4] -= starts.min()
         updates, waits = _in_lane_order(updates), waits[np.argsort(waits[:, 2], kind="stable")]
         places, names = _places(waits), [json.dumps(text) for text in self._texts]
         tracks = _tracks(updates, waits, places)

@@ -99,6 +99,7 @@ class WorkerContext:
             shared.views if snapshot is None else shared.views_of(snapshot)
         )
         self._scheduler = scheduler
+        self._launch: Callable[[Update], None] = scheduler._launch
         self._gate = scheduler._gate
         self._gradients = _CheckedGradients(shared.flat, ms)
         self._reads_at_once = scheduler._gate is None and snapshot is None
@@ -146,12 +147,10 @@ class WorkerContext:
         turn.submitted = True
         if self._gate is not None or self._in_flight >= self.depth:
             await self._wait_to_launch(turn)
-        scheduler = self._scheduler
-        update = Update(
-            self.index, grad, checked, scheduler._hyperparameters, turn.read_version, submitted_ns
-        )
+        hyperparameters = self._scheduler._hyperparameters
+        update = Update(self.index, grad, checked, hyperparameters, turn.read_version, submitted_ns)
         update.passage = turn.passage
-        scheduler._launch(update)
+        self._launch(update)
         turn.launched = True
         self._in_flight += 1
         if self._in_flight >= self.depth:
@@ -280,7 +279,7 @@ class WorkerContext:
             self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
         )
         snapshot.passage = passage
-        self._scheduler._launch(snapshot)
+        self._launch(snapshot)
         self._snapshot = snapshot
         while self._snapshot is not None:
             await self._delivery()

@@ -30,7 +30,7 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
         *("--seconds", "0.05", "--dtype", "bfloat16", "--think-time", "0.0001"),
         *("--think-spread", "1", "--json", json_file, "--report", report),
     )
-    assert (status, err.count("\n")) == (0, 2 + 2 * 2 * 5)  # a line a step
+    assert (status, err.count("\n")) == (0, 2 + 2 * 2 * 7)  # a line a step
     assert f"wrote {json_file}" in out
     assert f"wrote {report}" in out
     bench = json.loads(json_file.read_text())
@@ -64,13 +64,17 @@ def check_bench(bench: dict[str, Any]) -> None:
             "cpu",
         )
         speed = result["updates_per_second"]
-        assert sorted(result["updates_per_second_of_rounds"])[2] == speed
+        rounds = result["updates_per_second_of_rounds"]
+        assert sorted(rounds)[3] == speed
+        low, high = result["updates_per_second_interval"]
+        assert min(rounds) <= low <= speed <= high <= max(rounds)
         traffic = speed * result["elements"] * 14 / 1e9
         assert result["gigabytes_per_second"] == pytest.approx(traffic)
         assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
         assert result["staleness"]["max"] >= result["staleness"]["mean"] >= 0
         assert result["lost_updates_fraction"] is None
         assert sum(result["staleness"]["histogram"].values()) == result["updates"]
+        assert sum(result["latency_us"]["histogram"]["counts"]) == result["updates"]
         peers = {
             other["policy"]: other["updates_per_second"]
             for other in bench["results"]
@@ -78,10 +82,12 @@ def check_bench(bench: dict[str, Any]) -> None:
         }
         for baseline in ("locked", "ordered"):
             gain = result[f"gain_over_{baseline}"]
+            interval = result[f"gain_over_{baseline}_interval"]
             if result["policy"] == baseline:
-                assert gain is None
+                assert gain is interval is None
             else:
                 assert gain == pytest.approx(speed / peers[baseline])
+                assert interval[0] <= gain <= interval[1]
 
 
 def check_report(html: str, bench: dict[str, Any]) -> None:
@@ -156,7 +162,8 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     costs = [(cost["elements"], cost["workers"]) for cost in bench["telemetry_cost"]]
     assert costs == [(2**10, 4), (2**17, 4)]
     for cost in bench["telemetry_cost"]:
-        assert 0 < cost["lowest"] <= cost["ratio"] <= cost["highest"]
+        low, high = cost["ratio_interval"]
+        assert 0 < low <= cost["ratio"] <= high
     said = " ".join(out.split())
     assert "batches of 11 of one worker; with locked and bounded:7, one by one." in said
     for text in (said, report.read_text("utf-8")):
@@ -170,14 +177,15 @@ def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: 
     json_file, trace = tmp_path / "train.json", tmp_path / "trace.json"
     status, out, _ = hogstream(
         *("train", "digits", "--device", "cpu", "--workers", "2", "--policy", "all"),
-        *("--epochs", "1", "--telemetry", "--json", json_file, "--trace", trace),
+        *("--epochs", "1", "--rounds", "2", "--telemetry"),
+        *("--json", json_file, "--trace", trace),
     )
     assert status == 0
     assert f"wrote {trace}" in out
     results = json.loads(json_file.read_text())["results"]
     events = json.loads(trace.read_text())["traceEvents"]
     updates = [event for event in events if event.get("cat") == "update"]
-    assert len(updates) == sum(result["updates"] for result in results) == 3 * 45
+    assert len(updates) == sum(result["updates"] for result in results) == 3 * 2 * 45
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"lane 0", "lane 1", "worker 0", "worker 1"} <= tracks
     for result in results:
@@ -202,7 +210,9 @@ def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
         assert len(result["updates_by_worker"]) == 4
     assert "Workers were spread over 2 processes." in " ".join(out.split())
 
-    run_python(*hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8")
+    run_python(
+        *hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8", "--rounds", "1"
+    )
     (result,) = json.loads(json_file.read_text())["results"]
     assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
     assert result["losses"] == []
@@ -236,20 +246,33 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     status, out, _ = hogstream(
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "all"),
-        *("--epochs", "8", "--json", json_file, "--plot", plot),
+        *("--epochs", "8", "--rounds", "2", "--json", json_file, "--plot", plot),
     )
     assert status == 0
     results = json.loads(json_file.read_text())["results"]
     assert [result["policy"] for result in results] == ["lock-free", "locked", "ordered"]
     for result in results:
         assert result["workers"] == 3
-        assert result["updates"] == 8 * 45  # 1,437 training images in batches of 32
+        assert result["updates"] == 2 * 8 * 45  # 1,437 training images in batches of 32
         assert len(result["losses"]) == 8 * 45
         assert result["test_accuracy"] > 0.9
         assert result["final_loss"] < 0.5
-        assert result["updates_per_second"] > 0
-        assert result["seconds"] > 0
+        for name in (
+            "test_accuracy",
+            "final_loss",
+            "updates_per_second",
+            "training_seconds",
+            "epochs",
+        ):
+            rounds = result[f"{name}_of_rounds"]
+            assert len(rounds) == 2
+            assert result[name] == pytest.approx(sum(rounds) / 2)  # the median of two
+            assert result[f"{name}_interval"] == [min(rounds), max(rounds)]
+        assert min(result["training_seconds_of_rounds"]) > 0
+        assert sum(result["training_seconds_of_rounds"]) == pytest.approx(result["seconds"])
+        assert result["epochs"] == 8
         assert result["policy"] in out
+    assert "As fast is lock-free against locked" in " ".join(out.split())
     text = plot.read_text()
     for result in results:
         assert f"{result['policy']}: {result['test_accuracy']:.1%}" in text
@@ -257,7 +280,16 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
 
 def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hogstream.profiling.cli", "train", "digits"]
-    options = ["--device", "cpu", "--epochs", "1", "--json", str(tmp_path / "train.json")]
+    options = [
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "train.json"),
+    ]
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run([*command, *options], stdout=writer, stderr=subprocess.PIPE, text=True)

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from hogstream.profiling.confidence import median_interval, ratio_interval
+from hogstream.profiling.confidence import (
+    Interval,
+    median_interval,
+    ratio_interval,
+    spread_warnings,
+)
 
 
 def test_few_samples_leave_all_of_their_range():
@@ -14,6 +19,7 @@ def test_few_samples_leave_all_of_their_range():
 def test_one_sample_bounds_nothing():
     assert median_interval([2.0]).low == -math.inf
     ratio = ratio_interval([1.0], [2.0], paired=True)
+    assert ratio is not None
     assert ratio.median == 0.5
     assert not ratio.excludes(1.0)
     assert ratio.wide
@@ -31,12 +37,28 @@ def test_drift_that_strikes_a_round_alike_leaves_a_paired_ratio_as_it_is():
     drift = [1.0, 2.0, 4.0, 8.0, 16.0]
     mine = [3 * speed for speed in drift]
     paired, apart = (ratio_interval(mine, drift, paired=each) for each in (True, False))
+    assert paired is not None
+    assert apart is not None
     assert (paired.low, paired.median, paired.high) == (3.0, 3.0, 3.0)
     assert apart.low < 1.0 < apart.high
 
 
 def test_ratio_to_what_stood_still_is_none():
     assert ratio_interval([1.0, 2.0], [0.0, 1.0], paired=True) is None
+
+
+def test_warning_names_the_widest_intervals_alone():
+    intervals = {
+        "a": (1.0, 1.2),
+        "b": (0.5, 2.5),
+        "c": (0.9, 1.2),
+        "d": (0.8, 1.5),
+        "e": (0.0, 9.0),
+    }
+    (said,) = spread_warnings({name: Interval(1.0, *each) for name, each in intervals.items()})
+    assert "4 of 5 timings" in said  # and a's is 20 % of the median
+    assert "The widest: e (900 %), b (200 %), d (70 %)." in said
+    assert spread_warnings({"a": Interval(1.0, 1.0, 1.2)}) == []
 
 
 @pytest.mark.parametrize(

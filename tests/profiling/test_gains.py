@@ -38,12 +38,12 @@ def bench_of(*rows: list[list[float]], ceiling: float = 40.0) -> dict[str, Any]:
     return {"ceilings": {"update_shaped_gigabytes_per_second": ceiling}, "results": results}
 
 
-def test_gain_is_that_of_medians_and_its_spread_that_of_paired_rounds() -> None:
+def test_gain_is_that_of_medians_and_its_interval_that_of_paired_rounds() -> None:
     bench = bench_of([[200.0, 100.0, 330.0]])
     bench["results"][1]["updates_per_second_of_rounds"] = [100.0, 200.0, 110.0]
     gain = gains_over("locked", bench["results"])[1024, 1]
-    assert (gain.ratio, gain.lowest, gain.highest) == (200 / 110, 0.5, 3.0)
-    assert not gain.clear
+    assert (gain.median, gain.low, gain.high) == (200 / 110, 0.5, 3.0)
+    assert not gain.excludes(1)
     assert gains_over("ordered", bench["results"]) == {}
 
 

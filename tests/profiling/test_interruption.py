@@ -42,7 +42,7 @@ def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
     assert len(measured) % 2 == 0
     assert len(measured) < 2 * 12
     for result in bench["results"]:
-        assert len(result["updates_per_second_of_rounds"]) == 5
+        assert len(result["updates_per_second_of_rounds"]) == 7
     assert INTERRUPTED in report.read_text("utf-8")
     assert "<svg" in plot.read_text("utf-8")
 
@@ -69,7 +69,7 @@ def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     trace = tmp_path / "trace.json"
     outcome = interrupt_hogstream(
-        "locked, epoch 4",
+        "locked, round 1, epoch 4",
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "locked"),
         *("--epochs", "100000", "--json", json_file, "--plot", plot, "--trace", trace),
     )

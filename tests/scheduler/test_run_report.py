@@ -53,6 +53,17 @@ def test_figures_of_a_hand_worked_run() -> None:
             "p50": pytest.approx(20.0, rel=0.016),
             "p90": pytest.approx(40.0, rel=0.016),
             "p99": pytest.approx(40.0, rel=0.016),
+            # Eight bins between a power of two nanoseconds and the next.
+            "histogram": {
+                "edges_us": pytest.approx(
+                    [
+                        *(9.216 + 1.024 * index for index in range(7)),
+                        *(16.384 + 2.048 * index for index in range(8)),
+                        *(32.768, 36.864, 40.96),
+                    ]
+                ),
+                "counts": [int(index in (0, 8, 13, 16)) for index in range(17)],
+            },
         },
         "staleness": {
             "mean": 2.0,

@@ -48,6 +48,16 @@ def slices(events: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, s
     return {track: sorted(each) for track, each in found.items()}
 
 
+def test_says_when_its_zero_was(tmp_path):
+    timeline = Timeline()
+    timeline.add_wait(0, "lock", START + 40, START + 50)
+    timeline.add_update(0, 0, START + 7, START + 30, START + 60, 0)
+    (wait,) = [each for each in written(timeline, tmp_path) if each.get("cat") == "wait"]
+    other = json.loads((tmp_path / "trace.json").read_text())["otherData"]
+    assert other == {"perf_counter_ns": START + 7}
+    assert wait["ts"] == pytest.approx(0.033)
+
+
 def test_hand_worked_trace(tmp_path: Path) -> None:
     timeline = Timeline()
     timeline.add_wait(7, "landing", START + 1_000, START + 4_500)
