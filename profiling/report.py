@@ -27,7 +27,6 @@ from hogstream.profiling.run_comparison import (
     FASTER,
     SLOWER,
     UNKNOWN,
-    Change,
     Comparison,
     change_rows,
     compare_runs,
@@ -164,9 +163,7 @@ def _subtitle(latest: list[ResultFile]) -> str:
 
 
 def _headlines(comparisons: list[Comparison], bench: ResultFile | None) -> list[Headline]:
-    """The figures to be read first: of the comparisons if there are some."""
-    if not comparisons:
-        return [] if bench is None else verdict.headlines(bench.result)
+    """The figures to be read first: of comparisons, and of a run of bench if it is in none."""
     told = []
     for each in comparisons:
         verdicts = [change.verdict for change in each.changes]
@@ -174,17 +171,16 @@ def _headlines(comparisons: list[Comparison], bench: ResultFile | None) -> list[
         of = f"of {count} configurations of {each.kind}"
         chance = f"{of}; up to {false_alarms(count)} may seem changed by chance"
         told += [
-            Headline(f"{verdicts.count(FASTER)}", "faster beyond noise", chance),
-            Headline(f"{verdicts.count(SLOWER)}", "slower beyond noise", of),
+            Headline(str(verdicts.count(FASTER)), "faster beyond noise", chance),
+            Headline(str(verdicts.count(SLOWER)), "slower beyond noise", of),
         ]
-        if each.changes and count:
-            most = each.changes[0]
-            told.append(Headline(f"{_ratio(most)}", f"{most.verdict}, at most", most.name))
+        clear = [change for change in each.changes if change.verdict in (FASTER, SLOWER)]
+        if clear and (speed := clear[0].speed):
+            what = f"{clear[0].verdict}, the most"
+            told.append(Headline(f"{speed.median:.2f}x", what, clear[0].name))
+    if bench is not None and bench.name not in [each.second for each in comparisons]:
+        told += verdict.headlines(bench.result)
     return told
-
-
-def _ratio(change: Change) -> str:
-    return "-" if change.speed is None else f"{change.speed.median:.2f}x"
 
 
 def _warnings(file: ResultFile, several: bool) -> list[str]:

@@ -178,24 +178,24 @@ def false_alarms(count: int) -> int:
 def _change_sentences(comparison: Comparison, told: list[str]) -> list[str]:
     faster, slower, count = told.count(FASTER), told.count(SLOWER), len(told)
     changed, chance = faster + slower, false_alarms(len(told))
+    by_chance = (
+        f"An interval of 95 % is wrong once in twenty: of {counted(count, 'configuration')} up to "
+        f"{chance} may seem changed by chance alone"
+    )
     said = []
     if not changed:
         said.append(f"Nothing changed beyond noise, of {counted(count, 'configuration')}.")
     else:
-        clear = [change for change in comparison.changes if change.verdict in (FASTER, SLOWER)]
-        most = clear[0]
+        most = next(each for each in comparison.changes if each.verdict in (FASTER, SLOWER))
         assert most.speed is not None
         said.append(
             f"The second run is faster beyond noise in {faster} and slower in {slower} of "
             f"{counted(count, 'configuration')}; most of all {most.name}: {most.speed.median:.2f}x "
             f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f})."
         )
-    said.append(
-        f"An interval of 95 % is wrong once in twenty: of {counted(count, 'configuration')} up to "
-        f"{chance} may seem changed by chance alone. The {changed} that do are "
-        f"{'no more' if changed <= chance else 'more'} than that. The verdicts are not corrected "
-        "for it."
-    )
+        by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
+        by_chance += "no more than that" if changed <= chance else "more than that"
+    said.append(f"{by_chance}. The verdicts are not corrected for it.")
     said.append(
         "Rounds of one run share the state of the machine. To see what two runs of the same code "
         "differ by, run it twice and compare those."

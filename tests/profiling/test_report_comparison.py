@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,22 @@ def test_trainings_have_one_run_each_so_nothing_can_be_told() -> None:
     comparison = compared(committed("train-digits"), committed("train-digits"))
     assert set(verdicts(comparison).values()) == {UNKNOWN}
     assert "Neither faster nor slower can be told" in comparison_sentences(comparison)[0]
+
+
+def test_rounds_of_training_are_compared() -> None:
+    first, second = committed("train-digits"), committed("train-digits")
+    for train, factor in ((first, 1.0), (second, 0.5)):
+        for result in train["results"]:
+            result["updates_per_second_of_rounds"] = [factor * speed for speed in ROUNDS]
+    comparison = compared(first, second)
+    assert verdicts(comparison) == dict.fromkeys(("lock-free", "locked", "ordered"), SLOWER)
+    html = render_report([parsed(first, "first.json"), parsed(second, "second.json")])
+    headlines = re.findall('<span class="value">([^<]+)</span> <span class="what">([^<]+)', html)
+    assert headlines == [
+        ("0", "faster beyond noise"),
+        ("3", "slower beyond noise"),
+        ("0.50x", "slower, the most"),
+    ]
 
 
 def test_what_differs_but_for_the_code_is_told() -> None:
