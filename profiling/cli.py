@@ -26,6 +26,7 @@ from hogstream.profiling.inspect_command import inspect_kernels
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.profile_command import profile
 from hogstream.profiling.rates import COPY, UPDATE_SHAPED
+from hogstream.profiling.report_command import report
 from hogstream.profiling.torch_command import torch_command
 from hogstream.profiling.train_command import train
 
@@ -66,7 +67,7 @@ def doctor() -> None:
     print_table(table)
 
 
-for command in (bench, train, compare, show_ceilings, profile, inspect_kernels):
+for command in (bench, train, compare, report, profile, show_ceilings, inspect_kernels):
     cli.add_command(command)
 profile.add_command(torch_command)
 

@@ -1,19 +1,16 @@
-"""Plots of results: each a function from data to an SVG image or to a file."""
+"""Plots of results that are saved to files of their own."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from hogstream.profiling.console import size_name
 from hogstream.profiling.peers import CEILING, HOGSTREAM, MEMORY
 from hogstream.profiling.summary import results_by_shape
 
@@ -29,81 +26,7 @@ STYLES: dict[str, dict[str, Any]] = {
 _OURS, _THEIRS = "#0072B2", "#999999"
 _COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^vDP*X<>hd"
-_HEIGHT = 3.6
 _COLUMNS = 3
-
-
-def throughput(results: list[Result]) -> str:
-    """Updates/s against the number of workers: a panel a size, a line a policy."""
-
-    def draw(axes: Axes, elements: int) -> None:
-        for policy, lines in _by_policy(results, elements):
-            workers = [result["workers"] for result in lines]
-            axes.plot(
-                workers,
-                [result["updates_per_second"] for result in lines],
-                label=policy,
-                **STYLES.get(policy, {}),
-            )
-        axes.set(ylabel="updates/s", ylim=(0, None))
-
-    return _panels(results, draw)
-
-
-def latency(results: list[Result]) -> str:
-    """Median and 99th percentile of latency against the number of workers."""
-
-    def draw(axes: Axes, elements: int) -> None:
-        for policy, lines in _by_policy(results, elements):
-            workers = [result["workers"] for result in lines]
-            for percentile, dash in (("p50", "-"), ("p99", ":")):
-                axes.plot(
-                    workers,
-                    [result["latency_us"][percentile] for result in lines],
-                    dash,
-                    label=f"{policy}, {percentile}",
-                    **STYLES.get(policy, {}),
-                )
-        axes.set(ylabel="latency (us)", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-    return _panels(results, draw)
-
-
-def staleness(results: list[Result]) -> str:
-    """Mean staleness against the number of workers."""
-
-    def draw(axes: Axes, elements: int) -> None:
-        for policy, lines in _by_policy(results, elements):
-            axes.plot(
-                [result["workers"] for result in lines],
-                [result["staleness"]["mean"] for result in lines],
-                label=policy,
-                **STYLES.get(policy, {}),
-            )
-        axes.set(ylabel="mean staleness (updates)", ylim=(0, None))
-
-    return _panels(results, draw)
-
-
-def kernel_bandwidth(kernels: list[dict[str, Any]], ceiling: float) -> str:
-    """Bandwidth of one large update for each alternative, with the ceiling as a line."""
-    figure = Figure(figsize=(8, 0.9 + 0.45 * len(kernels)), layout="constrained")
-    axes = figure.subplots()
-    names = [kernel["name"] for kernel in kernels]
-    bars = axes.barh(
-        names,
-        [kernel["gigabytes_per_second"] for kernel in kernels],
-        color=["#0072B2" if name.startswith("hogstream") else "#999999" for name in names],
-    )
-    axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.axvline(ceiling, color="#D55E00", linestyle="--", label="update-shaped ceiling")
-    axes.invert_yaxis()
-    axes.set_xlabel(f"GB/s at {size_name(kernels[0]['elements'])} elements, 20 bytes each")
-    axes.legend()
-    return to_svg(figure)
 
 
 def loss_against_time(results: list[Result], path: Path) -> None:
@@ -225,42 +148,3 @@ def _smoothed(losses: list[tuple[float, float]], window: int = 20) -> Iterable[t
     for end in range(window, len(losses) + 1):
         part = losses[end - window : end]
         yield part[-1][0], sum(loss for _, loss in part) / window
-
-
-def _by_policy(results: list[Result], elements: int) -> Iterable[tuple[str, list[Result]]]:
-    for policy in dict.fromkeys(result["policy"] for result in results):
-        yield (
-            policy,
-            sorted(
-                (r for r in results if r["policy"] == policy and r["elements"] == elements),
-                key=lambda result: result["workers"],
-            ),
-        )
-
-
-def _panels(results: list[Result], draw: Callable[[Axes, int], None]) -> str:
-    """A panel for each size, in rows, under one legend."""
-    sizes = list(dict.fromkeys(result["elements"] for result in results))
-    columns = min(len(sizes), _COLUMNS)
-    rows = math.ceil(len(sizes) / columns)
-    figure = Figure(figsize=(4.2 * columns, _HEIGHT * rows), layout="constrained")
-    for index, elements in enumerate(sizes):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        draw(axes, elements)
-        axes.set(xlabel="workers", xscale="log")
-        axes.set_xticks(sorted({result["workers"] for result in results}))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{size_name(elements)} elements")
-        axes.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return to_svg(figure)
-
-
-def to_svg(figure: Figure) -> str:
-    """A figure as the text of an SVG image."""
-    FigureCanvasSVG(figure)
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue()

@@ -99,7 +99,7 @@ def race_rows(bench: dict[str, Any]) -> list[tuple[str, ...]]:
             figure(result["staleness"]["mean"], 1),
             figure(result["staleness"]["p99"]),
             figure(result["staleness"]["max"]),
-            _lost_text(result["lost_updates_fraction"]),
+            lost_text(result["lost_updates_fraction"]),
             figure(result["overwrites_per_update"], 4),
         )
         for result in bench["results"]
@@ -420,7 +420,7 @@ def _lost_sentences(bench: dict[str, Any]) -> list[str]:
 def _losses(result: Result) -> str:
     staleness = result["staleness"]
     return (
-        f"{_lost_text(result['lost_updates_fraction'])} (staleness: mean "
+        f"{lost_text(result['lost_updates_fraction'])} (staleness: mean "
         f"{figure(staleness['mean'], 1)}, max {figure(staleness['max'])})"
     )
 
@@ -456,7 +456,7 @@ def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
     ]
 
 
-def _lost_text(share: float | None) -> str:
+def lost_text(share: float | None) -> str:
     """A share of lost updates as per cent; never 0 if there were any."""
     return "<0.01 %" if share and share < 1e-4 else figure(share and 100 * share, 2, " %")
 
