@@ -9,7 +9,7 @@ import click
 import torch
 
 from hogstream.profiling import bench as job
-from hogstream.profiling import options, summary
+from hogstream.profiling import last_results, options, summary
 from hogstream.profiling.console import print_table, print_text, steps
 from hogstream.profiling.gains import BASELINES, CONTENDER
 from hogstream.profiling.heat_map import plot_gains
@@ -174,6 +174,7 @@ def bench(
     with traced(trace) as timeline, steps(settings.steps()) as progress:
         result = job.run_bench(settings, progress.begin, timeline)
     result["command"] = command_line()
+    last_results.keep("bench", result)
     write_files(
         (json_file, partial(write_json, result)),
         (report, partial(write_report, result)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +15,7 @@ import torch
 
 from hogstream.profiling.environment import describe_machine
 from hogstream.profiling.rates import COPY, LAUNCHES, TURNS, UPDATE_SHAPED
+from hogstream.profiling.user_cache import cache_folder
 from hogstream.scheduler.files import replace_file
 
 #: Of the files: another one whenever something else is measured, or in another way.
@@ -48,16 +48,14 @@ def cache_file(device: torch.device) -> Path | None:
     """Where the ceilings of a device of this machine are kept: other versions, another file.
 
     Returns:
-        None if the user has no home folder, and none is named by ``XDG_CACHE_HOME``.
+        None if there is no folder for it.
     """
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(folder):  # then it does not count
-        folder = os.path.expanduser("~/.cache")
-    if not os.path.isabs(folder):
+    folder = cache_folder()
+    if folder is None:
         return None
     machine = json.dumps(describe_machine(device), sort_keys=True)
     key = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return Path(folder, "hogstream", f"ceilings-{device.type}-{key}.json")
+    return folder / f"ceilings-{device.type}-{key}.json"
 
 
 def _read(path: Path, machine: dict[str, Any]) -> dict[str, Any] | None:

@@ -38,9 +38,8 @@ def gain_heat_map(bench: dict[str, Any]) -> Figure:
     grids = {baseline: gains for baseline, gains in grids.items() if gains}
     sizes = sorted({result["elements"] for result in results})
     counts = sorted({result["workers"] for result in results})
-    largest = max(
-        abs(math.log2(gain.median)) for gains in grids.values() for gain in gains.values()
-    )
+    ratios = [gain.median for gains in grids.values() for gain in gains.values()]
+    largest = max((abs(math.log2(ratio)) for ratio in ratios if ratio), default=1.0)
     limit = 2 ** max(1.0, largest)  # at least 2x, or small gains would look large
     norm = LogNorm(1 / limit, limit)
     size = (2.6 + len(grids) * (0.6 + 0.75 * len(counts)), max(3.6, 1.7 + 0.42 * len(sizes)))
@@ -81,7 +80,7 @@ def _draw_cells(
     for row, elements in enumerate(sizes):
         for column, workers in enumerate(counts):
             gain, color = gains.get((elements, workers)), "black"
-            if gain is not None and gain.excludes(1):
+            if gain is not None and gain.excludes(1) and gain.median > 0:
                 ratios[row, column] = gain.median
                 color = _text_color(float(norm(gain.median)))
             axes.text(

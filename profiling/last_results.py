@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hogstream.profiling.user_cache import cache_folder
 from hogstream.scheduler.files import replace_file
 
 
@@ -19,6 +19,8 @@ def keep(kind: str, result: dict[str, Any]) -> None:
         result: Its JSON output.
     """
     path = _path(kind)
+    if path is None:
+        return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as file:
@@ -28,10 +30,9 @@ def keep(kind: str, result: dict[str, Any]) -> None:
 def last(kind: str) -> Path | None:
     """Where the last result of a command is; None if there is none."""
     path = _path(kind)
-    return path if path.is_file() else None
+    return path if path is not None and path.is_file() else None
 
 
-def _path(kind: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(cache) if cache else Path(os.path.expanduser("~")) / ".cache"
-    return folder / "hogstream" / f"last-{kind}.json"
+def _path(kind: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"last-{kind}.json"

@@ -9,7 +9,7 @@ import click
 import torch
 
 from hogstream.profiling import digits as job
-from hogstream.profiling import options, plots, summary
+from hogstream.profiling import last_results, options, plots, summary
 from hogstream.profiling.console import print_table, print_text, steps
 from hogstream.profiling.outputs import (
     check_distinct,
@@ -114,6 +114,7 @@ def train_digits(
     with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:
         result = job.run_training(settings, policies, digits, progress.begin, timeline)
     result["command"] = command_line()
+    last_results.keep("train", result)
     write_files(
         (json_file, partial(write_json, result)),
         (plot, partial(plots.loss_against_time, result["results"])),

@@ -100,12 +100,12 @@ def check_report(html: str, bench: dict[str, Any]) -> None:
 def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: Path) -> None:
     json_file, plot = tmp_path / "sweep.json", tmp_path / "gain.svg"
     status, out, _ = hogstream(
-        *("bench", "--device", "cpu", "--elements", "64,2^10", "--seconds", "0.02", "--sweep"),
+        *("bench", "--device", "cpu", "--elements", "64,2^10", "--seconds", "0.07", "--sweep"),
         *("--json", json_file, "--plot", plot),
     )
     assert status == 0
     sweep = json.loads(json_file.read_text())
-    assert sweep["settings"]["seconds"] == 0.02  # given, so no default
+    assert sweep["settings"]["seconds"] == 0.07  # given, so no default
     assert [(r["elements"], r["workers"], r["policy"]) for r in sweep["results"]] == [
         (elements, workers, policy)
         for elements in (64, 1024)
@@ -118,7 +118,7 @@ def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: 
         assert f"Lock-free clearly gains over {baseline}" in out
         assert f"over {baseline}" in picture
     for result in sweep["results"]:
-        if result["policy"] == "lock-free":
+        if result["policy"] == "lock-free" and result["gain_over_locked"] is not None:
             gain = f"{result['gain_over_locked']:.2f}x"
             assert gain in out
             assert gain in picture
@@ -130,7 +130,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
     status, out, _ = hogstream(
         *("bench", "--device", "cpu", "--workers", "1,4", "--elements", "2^10,2^17"),
-        *("--policies", "lock-free,locked,bounded:007", "--seconds", "0.1", "--telemetry"),
+        *("--policies", "lock-free,locked,bounded:007", "--seconds", "0.2", "--telemetry"),
         *("--batch", "11", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
         *("--staleness-aware", "--on-error", "restart", "--on-nonfinite", "skip"),
         *("--deadline", "60", "--json", json_file, "--report", report),

@@ -118,6 +118,12 @@ def test_heat_map_colours_only_what_is_clear_and_alike_on_both_sides() -> None:
     }
 
 
+def test_heat_map_shows_a_policy_that_stood_still() -> None:
+    figure = gain_heat_map(bench_of([[0.0] * 3, CLEAR]))
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.00x", "3.00x"]
+
+
 def test_readme_tells_of_a_sweep(tmp_path: Path) -> None:
     sweep = bench_of([CLEAR, CLEAR], [NOISE, NOISE]) | {
         "command": "hogstream bench --sweep",
