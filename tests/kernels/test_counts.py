@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counting import counted_calls, hold
-from hogstream.kernels import multi_tensor_rmsprop_
+from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
 from process_testing import run_python
 from update_testing import BACKENDS, Backend
 
@@ -79,3 +79,27 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
         # The interpreter calls the kernel for each program: one for each of these small tensors.
         kernels = ("triton_backend.rmsprop_kernel", "triton_backend.multi_tensor_rmsprop_kernel")
         assert sum(counts[each] for each in kernels) == tensors
+
+
+# Python calls of ours for each tensor of a list: its operands checked (3) and made tensors (3), two
+# compared (2), each found dense (6) and laid flat (3), and each held against all others (3).
+CALLS_FOR_EACH_TENSOR = 20
+# And for one by itself: the same, what it is made with, its backend, its table, and the update.
+CALLS = 45
+
+
+def test_checks_take_few_calls() -> None:
+    pytest.importorskip("numba")
+    param, grad, ms = (torch.ones(5) for _ in range(3))
+    rmsprop_(param, grad, ms, backend="numba")  # compiles
+    with counted_calls() as counts:
+        rmsprop_(param, grad, ms, backend="numba")
+    hold(f"{counts}\ncalls for one tensor", counts.total(), CALLS)
+    totals = []
+    for tensors in (10, 50):
+        lists = [[torch.ones(5) for _ in range(tensors)] for _ in range(3)]
+        with counted_calls() as counts:
+            multi_tensor_rmsprop_(*lists, backend="numba")
+        totals.append(counts.total())
+    few, many = totals
+    hold("calls for each tensor of a list", (many - few) / 40, CALLS_FOR_EACH_TENSOR)

@@ -23,15 +23,18 @@ from hogstream.scheduler import native_loop as native
 from hogstream.scheduler.native_lanes import NativeLanes
 from hogstream.scheduler.updates import Checked, LaneSettings, Update
 
-ELEMENTS = 64
-
 
 @asynccontextmanager
 async def lanes_by_hand(
-    count: int = 1, *, depth: int, low_water: int = 0, ordered: bool = False
+    count: int = 1,
+    *,
+    depth: int,
+    low_water: int = 0,
+    ordered: bool = False,
+    elements: int = 64,
 ) -> AsyncIterator[NativeLanes]:
     """Lanes whose threads have ended."""
-    shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
+    shared = SharedParameters({"p": torch.zeros(elements)})
     backend = select_backend("numba", "cpu")
     settings = LaneSettings(shared, backend, ordered=ordered, low_water=low_water)
     lanes = NativeLanes(settings, count, depth, _forget)
@@ -52,7 +55,8 @@ def end_threads(lanes: NativeLanes) -> None:
 
 def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
     """Updates that may be put on any lane."""
-    shared, grad = lanes.settings._settings.shared, torch.ones(ELEMENTS)
+    shared = lanes.settings._settings.shared
+    grad = torch.ones_like(shared.flat)
     table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
     checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
     hyperparameters = Hyperparameters()
