@@ -99,7 +99,8 @@ def _check(ceilings: dict[str, Any]) -> None:
         raise ValueError("it has no level of memory")
     for level in ceilings["levels"]:
         rates += [level[name] for name in (COPY, UPDATE_SHAPED) if level[name] is not None]
-        if not isinstance(level["level"], str) or level["bytes"] < 1:
+        sizes = level["bytes"], level["threads"] or 1, level["cache_bytes"] or 1
+        if not isinstance(level["level"], str) or min(sizes) < 1:
             raise ValueError("it has a level without a name or size")
     for rate in rates:
         low, high = rate["interval"]

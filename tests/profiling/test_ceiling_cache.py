@@ -127,6 +127,11 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (changed(lambda content: content.pop("levels")), "it is not whole"),
         (changed(lambda content: content.update(levels=[])), "it has no level"),
         (changed(lambda content: content["levels"][1].pop("bytes")), "it is not whole"),
+        (changed(lambda content: content["levels"][1].pop("cache_bytes")), "it is not whole"),
+        (
+            changed(lambda content: content["levels"][1].update(threads=-2)),
+            "without a name or size",
+        ),
         (changed(lambda content: content.update(measured="yesterday")), "yesterday"),
         (changed(lambda content: content.update(launches_per_second=None)), "it is not whole"),
         (
