@@ -186,7 +186,8 @@ def training_sentences(train: dict[str, Any]) -> list[str]:
         for result in results
         if result["lost_updates_fraction"] is not None
     ]
-    return _training_gains(train) + said + _failure_sentences(results) + warnings(train)
+    said = _training_gains(train) + _share_sentences(results) + said
+    return said + _failure_sentences(results) + warnings(train)
 
 
 def _training_gains(train: dict[str, Any]) -> list[str]:
@@ -339,6 +340,7 @@ def sentences(bench: dict[str, Any]) -> list[str]:
     said += _sweep_sentences(bench) if is_sweep(bench) else _bench_sentences(bench)
     return (
         said
+        + _share_sentences(bench["results"])
         + _lost_sentences(bench)
         + _cost_sentences(bench)
         + _failure_sentences(bench["results"])
@@ -395,6 +397,36 @@ def _in_flight(bench: dict[str, Any]) -> str:
     whose = "one worker" if settings["batch_of"] == "lane" else "all workers"
     said += f", handed over in batches of {settings['batch']} of {whose}"
     return said + (f"; with {' and '.join(alone)}, one by one." if alone else ".")
+
+
+def shares_text(result: Result) -> str | None:
+    """What a result takes of the ceilings of its machine; None if they were not measured."""
+    shares = result.get("share_of_ceilings") or {}  # older files do not say
+    told = [
+        f"{share_text(shares[key])} of {what}"
+        for key, what in (
+            ("bandwidth", f"the bandwidth of {shares.get('level') or 'memory'}"),
+            ("launch_rate", "the launch rate of a lane"),
+            ("event_loop_rate", "the turns of the event loop"),
+        )
+        if shares.get(key) is not None
+    ]
+    return ", ".join(told) or None
+
+
+def _share_sentences(results: list[Result]) -> list[str]:
+    """For each size, what the fastest lock-free result takes of the ceilings."""
+    said = []
+    mine = [each for each in results if each["policy"] == CONTENDER]
+    for elements in dict.fromkeys(each["elements"] for each in mine):
+        best = max(
+            (each for each in mine if each["elements"] == elements),
+            key=lambda each: each["updates_per_second"],
+        )
+        if told := shares_text(best):
+            workers = counted(best["workers"], "worker")
+            said.append(f"at {size_name(elements)} elements, with {workers}, {told}")
+    return [f"Lock-free takes, of this machine's ceilings: {'; '.join(said)}."] if said else []
 
 
 def _lost_sentences(bench: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from hogstream.profiling.confidence import Interval, ratio_interval
 from hogstream.profiling.console import counted, figure, size_name
 from hogstream.profiling.gains import BASELINES, CONTENDER, gain_sentences, share_text
 from hogstream.profiling.report_figures import range_text
-from hogstream.profiling.summary import lost_text
+from hogstream.profiling.summary import lost_text, shares_text
 
 Result = dict[str, Any]
 
@@ -200,19 +200,10 @@ def _cost(result: Result) -> str:
 
 
 def _shares(result: Result) -> str:
-    shares = result["share_of_ceilings"]
-    if not shares:
+    told = shares_text(result)
+    if told is None:
         return "How near that is to the ceilings of this machine was not measured."
-    told = [
-        f"{share_text(shares[key])} of {what}"
-        for key, what in (
-            ("bandwidth", f"the bandwidth of {shares['level'] or 'memory'}"),
-            ("launch_rate", "the launch rate of a lane"),
-            ("event_loop_rate", "the turns of the event loop"),
-        )
-        if shares[key] is not None
-    ]
-    return f"There it takes {', '.join(told)}." if told else ""
+    return f"There it takes {told}."
 
 
 def _over(mine: Result, theirs: Result) -> Interval | None:

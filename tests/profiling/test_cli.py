@@ -35,6 +35,7 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
     assert f"wrote {report}" in out
     bench = json.loads(json_file.read_text())
     check_bench(bench)
+    assert "Lock-free takes, of this machine's ceilings: at 1,000 elements" in " ".join(out.split())
     check_report(report.read_text("utf-8"), bench)
 
 
