@@ -11,7 +11,12 @@ from typing import Any
 import torch
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings import machine_ceilings, measure_ceilings, shares
+from hogstream.profiling.ceilings import (
+    ceiling_warnings,
+    machine_ceilings,
+    measure_ceilings,
+    shares,
+)
 from hogstream.profiling.confidence import (
     Interval,
     median_interval,
@@ -129,7 +134,8 @@ def run_bench(
         "kernels": kernels,
         "results": results,
         "telemetry_cost": telemetry_cost if settings.scheduling.telemetry else None,
-        "warnings": spread_warnings(_timings(kernels, results)),
+        "warnings": spread_warnings(_timings(kernels, results))
+        + ceiling_warnings(ceilings, results),
     }
 
 

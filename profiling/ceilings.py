@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ from hogstream.profiling.rates import (
 ELEMENTS = 1 << 24
 REPEATS = 9
 _NUMPY_BLOCK = 1 << 15
+_EXCEEDED = 1.1  # by more than what drift from one minute to the next explains
 
 
 def measure_ceilings(device: torch.device) -> dict[str, Any]:
@@ -116,16 +117,38 @@ def shares(result: dict[str, Any], ceilings: dict[str, Any], *, depth: int) -> d
     }
 
 
-def spread_too_widely(ceilings: dict[str, Any]) -> list[str]:
-    """Which of a machine's ceilings nothing can be concluded from, such as ``L2 copy``."""
+def ceiling_warnings(ceilings: dict[str, Any], results: Iterable[dict[str, Any]] = ()) -> list[str]:
+    """Why a machine's ceilings may be none: they spread too widely, or results exceed them.
+
+    Args:
+        ceilings: From ``machine_ceilings``.
+        results: With their ``share_of_ceilings``.
+    """
     named = {"launches": ceilings[LAUNCHES], "turns of the event loop": ceilings[TURNS]}
     for level in ceilings["levels"]:
         named[f"{level['level']} copy"] = level[COPY]
         named[f"{level['level']} update-shaped"] = level[UPDATE_SHAPED]
-    return [
+    wide = [
         name
         for name, rate in named.items()
         if rate is not None and Interval(rate["median"], *rate["interval"]).wide
+    ]
+    shares = [
+        share
+        for each in results
+        for share in each["share_of_ceilings"].values()
+        if isinstance(share, float)
+    ]
+    said = []
+    if wide:
+        said.append(f"spread too widely to conclude from: {', '.join(wide)}")
+    if shares and max(shares) > _EXCEEDED:
+        said.append(f"are exceeded by some results, to {100 * max(shares):.0f} %")
+    if not said:
+        return []
+    return [
+        f"Ceilings of this machine {'; and they '.join(said)}. They were measured at "
+        f"{ceilings['measured']}; if it was busy then, measure anew: hogstream ceilings --fresh."
     ]
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hogstream.profiling import options
 from hogstream.profiling.ceiling_cache import cache_file
-from hogstream.profiling.ceilings import machine_ceilings, spread_too_widely
+from hogstream.profiling.ceilings import ceiling_warnings, machine_ceilings
 from hogstream.profiling.console import figure, new_table, print_table, print_text
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.outputs import command_line, finish, write_files, write_json
@@ -45,12 +45,8 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
     print_table(_level_table(ceilings["levels"]))
     print_table(_rate_table(ceilings))
     print_text(f"Measured at {ceilings['measured']}.")
-    wide = spread_too_widely(ceilings)
-    if wide:
-        print_text(
-            f"These spread too widely to conclude from: {', '.join(wide)}. If the machine was "
-            "busy, measure anew with --fresh."
-        )
+    for sentence in ceiling_warnings(ceilings):
+        print_text(sentence)
     path = cache_file(device)
     if path is not None and path.exists():
         click.echo(f"kept in {path}")

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 # How many streams may really run at once; CUDA reads it when it starts.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+# Else torch's profiler logs its own start and stop to standard error.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 try:
     import click

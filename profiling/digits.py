@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings import machine_ceilings, shares
+from hogstream.profiling.ceilings import ceiling_warnings, machine_ceilings, shares
 from hogstream.profiling.confidence import median_interval, spread_warnings
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
@@ -145,7 +145,8 @@ def run_training(
                 )
                 for each in results
             }
-        ),
+        )
+        + ceiling_warnings(ceilings, results),
     }
 
 

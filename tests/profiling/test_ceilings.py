@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hogstream.profiling import environment
-from hogstream.profiling.ceilings import shares, update_shaped_pass
+from hogstream.profiling.ceilings import ceiling_warnings, shares, update_shaped_pass
 from hogstream.profiling.memory_levels import _copy_passes, _update_shaped_passes, memory_levels
 from hogstream.profiling.rates import Rate, describe, sample_in_turn
 from process_testing import run_python
@@ -291,3 +291,23 @@ def test_shares_of_ceilings_that_were_not_measured_are_null():
     }
     older = {"elements": 1 << 24, "copy_gigabytes_per_second": 20.0}
     assert set(shares(result, older, depth=1).values()) == {None}
+
+
+def test_ceilings_that_are_none_are_warned_of() -> None:
+    sure = {"median": 100.0, "interval": [99.0, 101.0], "samples": [100.0]}
+    wide = {"median": 100.0, "interval": [80.0, 120.0], "samples": [100.0]}
+    level = {"level": "L2", "copy_gigabytes_per_second": None}
+    ceilings = {
+        "measured": "2026-11-22T19:00:00+00:00",
+        "levels": [{**level, "update_shaped_gigabytes_per_second": wide}],
+        "launches_per_second": sure,
+        "event_loop_turns_per_second": wide,
+    }
+    (said,) = ceiling_warnings(ceilings)
+    assert "to conclude from: turns of the event loop, L2 update-shaped. They" in said
+    assert "exceeded" not in said
+    sure_ceilings = {**ceilings, "levels": [], "event_loop_turns_per_second": sure}
+    share = {"level": "L2", "bandwidth": 1.05, "launch_rate": None}
+    assert ceiling_warnings(sure_ceilings, [{"share_of_ceilings": share}]) == []
+    (said,) = ceiling_warnings(sure_ceilings, [{"share_of_ceilings": {**share, "bandwidth": 1.34}}])
+    assert "are exceeded by some results, to 134 %. They" in said
