@@ -417,15 +417,14 @@ def shares_text(result: Result) -> str | None:
 def _share_sentences(results: list[Result]) -> list[str]:
     """For each size, what the fastest lock-free result takes of the ceilings."""
     said = []
-    mine = [each for each in results if each["policy"] == CONTENDER]
+    mine = [each for each in results if each["policy"] == CONTENDER and shares_text(each)]
     for elements in dict.fromkeys(each["elements"] for each in mine):
         best = max(
             (each for each in mine if each["elements"] == elements),
             key=lambda each: each["updates_per_second"],
         )
-        if told := shares_text(best):
-            workers = counted(best["workers"], "worker")
-            said.append(f"at {size_name(elements)} elements, with {workers}, {told}")
+        workers = counted(best["workers"], "worker")
+        said.append(f"at {size_name(elements)} elements, with {workers}, {shares_text(best)}")
     return [f"Lock-free takes, of this machine's ceilings: {'; '.join(said)}."] if said else []
 
 
