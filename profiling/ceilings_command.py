@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from rich.table import Table
 
-from hogstream.profiling import options
+from hogstream.profiling import options, summary
 from hogstream.profiling.ceiling_cache import cache_file
 from hogstream.profiling.ceilings import ceiling_warnings, machine_ceilings
-from hogstream.profiling.console import figure, new_table, print_table, print_text
+from hogstream.profiling.console import new_table, print_table, print_text
 from hogstream.profiling.environment import SCHEMA, describe_environment
 from hogstream.profiling.outputs import command_line, finish, write_files, write_json
-from hogstream.profiling.rates import COPY, LAUNCHES, TURNS, UPDATE_SHAPED
 
 
 @click.command("ceilings")
@@ -31,7 +29,7 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
 
     Bandwidths are with all cores, over half of each level of caches, and beyond them: of copies,
     and of the traffic of updates without arithmetic. A launch is of next to nothing, down one lane.
-    A turn is one wait of a coroutine on the event loop. In brackets: 95 % confidence intervals of
+    A turn is one wait of a coroutine on the event loop. Intervals are 95 % confidence intervals of
     the medians.
     """
     ceilings = machine_ceilings(device, fresh=fresh)
@@ -42,8 +40,8 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
         "ceilings": ceilings,
     }
     write_files((json_file, partial(write_json, result)))
-    print_table(_level_table(ceilings["levels"]))
-    print_table(_rate_table(ceilings))
+    print_table(_table("Memory", summary.LEVEL_COLUMNS, summary.level_rows(ceilings)))
+    print_table(_table("Host", summary.RATE_COLUMNS, summary.rate_rows(ceilings)))
     print_text(f"Measured at {ceilings['measured']}.")
     for sentence in ceiling_warnings(ceilings):
         print_text(sentence)
@@ -53,31 +51,8 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
     finish(result, json_file)
 
 
-def _level_table(levels: list[dict[str, Any]]) -> Table:
-    table = new_table(
-        "Memory", "level", "KiB used", "threads", "copy GB/s", "", "update-shaped GB/s", ""
-    )
-    for level in levels:
-        table.add_row(
-            level["level"],
-            figure(level["bytes"] / 1024),
-            figure(level["threads"]),
-            *_cells(level[COPY], 1),
-            *_cells(level[UPDATE_SHAPED], 1),
-        )
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = new_table(title, *columns)
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def _rate_table(ceilings: dict[str, Any]) -> Table:
-    table = new_table("Host", "", "median", "")
-    table.add_row("launches/s", *_cells(ceilings[LAUNCHES], 0))
-    table.add_row("event loop turns/s", *_cells(ceilings[TURNS], 0))
-    return table
-
-
-def _cells(rate: dict[str, Any] | None, digits: int) -> tuple[str, str]:
-    """Median and interval; a dash for what was not measured."""
-    if rate is None:
-        return "-", ""
-    low, high = (figure(end, digits) for end in rate["interval"])
-    return figure(rate["median"], digits), f"[{low} to {high}]"

@@ -43,11 +43,14 @@ def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], In
 def shares_alone(bench: dict[str, Any]) -> dict[int, float]:
     """For each size, the share of the update-shaped ceiling that one worker alone moves.
 
-    Its updates follow one another down one lane: what is left is all that overlap can win.
+    Its updates follow one another down one lane: what is left is all that overlap can win. The
+    ceiling is that of the level of memory that holds the parameters and ``ms``, or, where it was
+    not measured, that beyond the caches.
     """
     ceiling = bench["ceilings"]["update_shaped_gigabytes_per_second"]
     return {
-        result["elements"]: result["gigabytes_per_second"] / ceiling
+        result["elements"]: (result.get("share_of_ceilings") or {}).get("bandwidth")
+        or result["gigabytes_per_second"] / ceiling
         for result in bench["results"]
         if (result["policy"], result["workers"]) == (CONTENDER, 1)
     }
@@ -128,7 +131,9 @@ def gain_text(gain: Interval | None) -> str:
 
 
 def share_text(share: float | None) -> str:
-    """A share as per cent, or a dash."""
+    """A share as per cent, never 0 if there is some, or a dash."""
+    if share and share < 0.005:
+        return "<1 %"
     return figure(None if share is None else 100 * share, 0, " %")
 
 

@@ -92,6 +92,11 @@ def results(folder: Path) -> str:
             parts += ["What the races cost:", _table(summary.RACE_COLUMNS, races, 3)]
         parts += ["The kernels alone, all cores:"]
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
+    for path in sorted(folder.glob("*-ceilings.json")):
+        ceilings = json.loads(path.read_text("utf-8"))
+        parts += [f"`{ceilings['command']}` ([JSON](profiling/results/{path.name})):"]
+        parts += [_table(summary.LEVEL_COLUMNS, summary.level_rows(ceilings["ceilings"]), 1)]
+        parts += [_table(summary.RATE_COLUMNS, summary.rate_rows(ceilings["ceilings"]), 1)]
     for path in sorted(folder.glob("*-sweep.json")):
         sweep = json.loads(path.read_text("utf-8"))
         parts += [f"`{sweep['command']}` ([JSON](profiling/results/{path.name})):"]
@@ -110,6 +115,8 @@ def results(folder: Path) -> str:
         train = json.loads(path.read_text("utf-8"))
         name = train["environment"]["device_name"]
         parts += [f"`{train['command']}` on {name} ([JSON](profiling/results/{path.name})):"]
+        said = summary.training_sentences(train)
+        parts += ["\n".join(f"- {sentence}" for sentence in said)]
         rows = map(summary.training_row, train["results"])
         parts += [_table(summary.TRAINING_COLUMNS, rows, 1)]
     parts += _missing_on_gpu(folder)

@@ -18,7 +18,6 @@ import jinja2
 from markupsafe import Markup
 
 from hogstream.profiling import charts, report_figures, summary, verdict
-from hogstream.profiling.console import figure
 from hogstream.profiling.gains import gain_columns, gain_tables
 from hogstream.profiling.report_figures import Figure, range_text
 from hogstream.profiling.result_files import ResultFile, parse_result
@@ -244,23 +243,7 @@ def _results(bench: Result) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def _ceilings(ceilings: Result) -> Section:
     """What the machine can do, with its spread."""
-    rows = [
-        (
-            level["level"],
-            figure(level["bytes"] and level["bytes"] / 1024),
-            figure(level["threads"]),
-            *_spread_cells(level["copy_gigabytes_per_second"]),
-            *_spread_cells(level["update_shaped_gigabytes_per_second"]),
-        )
-        for level in ceilings["levels"] or ()
-    ]
-    speeds = ("copy GB/s", "95 % interval", "update-shaped GB/s", "95 % interval")
-    columns = ("level", "KiB", "threads", *speeds)
-    rates = [
-        (name, *_spread_cells(ceilings[f"{key}_per_second"], 0))
-        for key, name in (("launches", "launches of a lane"), ("event_loop_turns", "event loop"))
-        if ceilings[f"{key}_per_second"]
-    ]
+    rows, rates = summary.level_rows(ceilings), summary.rate_rows(ceilings)
     said = [
         f"In this run, beyond the caches: a copy moves {ceilings['copy_gigabytes_per_second']:.1f} "
         "GB/s, and the traffic of an update "
@@ -270,18 +253,10 @@ def _ceilings(ceilings: Result) -> Section:
         said.append(f"Those of this machine, below, were measured on {ceilings['measured']}.")
     if not rows:
         said.append("The caches' bandwidth was not measured.")
-    tables = [_table("Memory, level by level", columns, rows)] if rows else []
+    tables = [_table("Memory, level by level", summary.LEVEL_COLUMNS, rows)] if rows else []
     if rates:
-        tables.append(_table("Rates", ("what", "per second", "95 % interval"), rates))
+        tables.append(_table("Rates", summary.RATE_COLUMNS, rates))
     return Section("ceilings", "Ceilings", said, None, tables)
-
-
-def _spread_cells(spread: Result | None, digits: int = 1) -> tuple[str, str]:
-    if spread is None:
-        return "-", "-"
-    low_high = spread["interval"]
-    ends = "-" if low_high is None else " to ".join(figure(end, digits) for end in low_high)
-    return figure(spread["median"], digits), ends
 
 
 def _train_sections(train: Result) -> list[Section]:

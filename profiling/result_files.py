@@ -201,6 +201,26 @@ _RUN = {
     "lost_updates_fraction?": _number,
     "overwrites_per_update?": _number,
     "failures~": _texts,
+    "share_of_ceilings?": {
+        "level?": _text,
+        "bandwidth?": _number,
+        "launch_rate?": _number,
+        "event_loop_rate?": _number,
+    },
+}
+_MACHINE = {
+    "measured?": _text,
+    "levels?": [
+        {
+            "level": _text,
+            "bytes?": _size,
+            "threads?": _size,
+            "copy_gigabytes_per_second?": _SPREAD,
+            "update_shaped_gigabytes_per_second?": _SPREAD,
+        }
+    ],
+    "launches_per_second?": _SPREAD,
+    "event_loop_turns_per_second?": _SPREAD,
 }
 _SETTINGS = {"processes~": _size, "batch~": _size, "batch_of~": _text, "sweep?": _flag}
 _WHOLE = {
@@ -217,18 +237,7 @@ _FORMS: dict[str, Any] = {
         "ceilings": {
             "copy_gigabytes_per_second": _above_zero,
             "update_shaped_gigabytes_per_second": _above_zero,
-            "measured?": _text,
-            "levels?": [
-                {
-                    "level": _text,
-                    "bytes?": _size,
-                    "threads?": _size,
-                    "copy_gigabytes_per_second?": _SPREAD,
-                    "update_shaped_gigabytes_per_second?": _SPREAD,
-                }
-            ],
-            "launches_per_second?": _SPREAD,
-            "event_loop_turns_per_second?": _SPREAD,
+            **_MACHINE,
         },
         "kernels": [
             {
@@ -246,12 +255,6 @@ _FORMS: dict[str, Any] = {
                 "updates_per_second_of_rounds": _some,
                 "gain_over_locked?": _number,
                 "gain_over_ordered?": _number,
-                "share_of_ceilings?": {
-                    "level?": _text,
-                    "bandwidth?": _number,
-                    "launch_rate?": _number,
-                    "event_loop_rate?": _number,
-                },
             }
         ],
         "telemetry_cost?": [
@@ -268,6 +271,7 @@ _FORMS: dict[str, Any] = {
     "train": {
         **_WHOLE,
         "settings": _SETTINGS,
+        "ceilings?": _MACHINE,
         "results": [
             {
                 **_RUN,

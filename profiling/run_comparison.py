@@ -303,7 +303,8 @@ def ceiling_medians(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     if not ceilings:
         return
     for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
-        yield f"memory, {name} (GB/s)", ceilings[f"{key}_gigabytes_per_second"]
+        if speed := ceilings.get(f"{key}_gigabytes_per_second"):  # train does not measure it
+            yield f"memory, {name} (GB/s)", speed
     for level in ceilings["levels"] or ():
         for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
             if rate := level[f"{key}_gigabytes_per_second"]:

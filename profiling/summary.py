@@ -53,6 +53,16 @@ TRAINING_COLUMNS = (
     "staleness mean/max",
     "seconds",
 )
+LEVEL_COLUMNS = (
+    "memory",
+    "KiB used",
+    "threads",
+    "copy GB/s",
+    "95 % interval",
+    "update-shaped GB/s",
+    "95 % interval",
+)
+RATE_COLUMNS = ("of the host", "per second", "95 % interval")
 COMPARE_COLUMNS = (
     "optimizer",
     "ms",
@@ -212,6 +222,38 @@ def _training_gains(train: dict[str, Any]) -> list[str]:
     ]
 
 
+def level_rows(ceilings: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The bandwidth of each level of memory in ``LEVEL_COLUMNS``; none in older files."""
+    return [
+        (
+            level["level"],
+            figure(level["bytes"] and level["bytes"] / 1024),
+            figure(level["threads"]),
+            *_rate_cells(level["copy_gigabytes_per_second"], 1),
+            *_rate_cells(level["update_shaped_gigabytes_per_second"], 1),
+        )
+        for level in ceilings.get("levels") or ()
+    ]
+
+
+def rate_rows(ceilings: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What the host can do in ``RATE_COLUMNS``; none in older files."""
+    rates = {"launches": "launches down a lane", "event_loop_turns": "turns of the event loop"}
+    return [
+        (name, *_rate_cells(ceilings[f"{key}_per_second"], 0))
+        for key, name in rates.items()
+        if ceilings.get(f"{key}_per_second")
+    ]
+
+
+def _rate_cells(rate: dict[str, Any] | None, digits: int) -> tuple[str, str]:
+    """Median and interval; dashes for what was not measured."""
+    if rate is None:
+        return "-", "-"
+    ends = [figure(end, digits) for end in rate["interval"] or ()]
+    return figure(rate["median"], digits), " to ".join(ends) or "-"
+
+
 def compare_row(result: Result) -> tuple[str, ...]:
     """One optimizer at one shape, in ``COMPARE_COLUMNS``."""
     low, high = result["milliseconds_interval"]
@@ -337,10 +379,12 @@ def sentences(bench: dict[str, Any]) -> list[str]:
         f"caches a copy moves {ceilings['copy_gigabytes_per_second']:.1f} GB/s, and the traffic of "
         f"an update {ceilings['update_shaped_gigabytes_per_second']:.1f} GB/s."
     ]
-    said += _sweep_sentences(bench) if is_sweep(bench) else _bench_sentences(bench)
+    if is_sweep(bench):
+        said += _sweep_sentences(bench)
+    else:
+        said += _bench_sentences(bench) + _share_sentences(bench["results"])
     return (
         said
-        + _share_sentences(bench["results"])
         + _lost_sentences(bench)
         + _cost_sentences(bench)
         + _failure_sentences(bench["results"])
@@ -381,7 +425,8 @@ def _sweep_sentences(bench: dict[str, Any]) -> list[str]:
         *gain_sentences(bench),
         "In parentheses: the difference may be noise, as the 95 % interval, by bootstrap over "
         "rounds in which policies took turns, holds 1x. One alone: what the updates of a single "
-        "worker move, of the update-shaped ceiling. " + _in_flight(bench),
+        "worker move, of the update-shaped ceiling of the level of memory that holds parameters "
+        "and ms. " + _in_flight(bench),
     ]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from hogstream.profiling.report import render_report, sort_value, write_page
 from hogstream.profiling.result_files import ResultFile, parse_result
-from report_testing import committed, full_bench
+from report_testing import committed, full_bench, old
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), "")
@@ -71,7 +71,7 @@ def pages() -> dict[str, tuple[str, int, list[tuple[str, str]]]]:
         "two": (two, 1280, [("Changes", "second over first")]),
         "phone_two": (two, 360, []),
         "hostile": (render_report(hostile), 1280, []),
-        "old": (render_report(parsed(committed("races"))), 1280, []),
+        "old": (render_report(parsed(old("races"))), 1280, []),
     }
 
 
@@ -205,7 +205,7 @@ def test_policy_admits_only_the_page_s_own_style_and_script() -> None:
     "job", ["bench", "small-bench", "processes-bench", "races", "sweep", "compare", "train-digits"]
 )
 def test_results_of_before_are_told_with_what_they_lack(job: str) -> None:
-    html = render_report(parsed(committed(job)))
+    html = render_report(parsed(old(job)))
     assert len(html.encode()) < 1e6
     assert escape(committed(job)["command"], quote=False) in html.replace("&#39;", "'")
     if job not in ("compare", "train-digits"):

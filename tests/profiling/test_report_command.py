@@ -139,7 +139,7 @@ def changed(*keys: Any, to: Any = None) -> bytes:
         (changed("settings", "seed", to=10**30), "which is no number that can be used"),
         (
             changed("results", 4, "updates_per_second_of_rounds", to=[1.0]),
-            "results[4].updates_per_second_of_rounds must hold 5 rounds, as those of other",
+            "results[4].updates_per_second_of_rounds must hold 7 rounds, as those of other",
         ),
         (
             changed("results", 1, "policy", to="lock-free"),

@@ -22,7 +22,7 @@ from hogstream.profiling.run_comparison import (
     comparison_sentences,
     false_alarms,
 )
-from report_testing import committed, full_bench
+from report_testing import committed, full_bench, old
 
 ROUNDS = [98.0, 99.0, 100.0, 101.0, 102.0]
 
@@ -113,7 +113,7 @@ def test_optimizers_are_compared_at_each_shape() -> None:
 
 
 def test_trainings_have_one_run_each_so_nothing_can_be_told() -> None:
-    comparison = compared(committed("train-digits"), committed("train-digits"))
+    comparison = compared(old("train-digits"), old("train-digits"))
     assert set(verdicts(comparison).values()) == {UNKNOWN}
     assert "Neither faster nor slower can be told" in comparison_sentences(comparison)[0]
 

@@ -20,6 +20,25 @@ def committed(job: str) -> dict[str, Any]:
     return result
 
 
+def old(job: str) -> dict[str, Any]:
+    """A committed result without what commands did not write at first."""
+    result = committed(job)
+    if "ceilings" in result:
+        for name in ("measured", "levels", "launches_per_second", "event_loop_turns_per_second"):
+            result["ceilings"].pop(name, None)
+    result.pop("warnings", None)
+    for each in [*result["results"], *result.get("kernels", ())]:
+        for name in [*each]:
+            of_training = job == "train-digits" and name.endswith("_of_rounds")
+            if name.endswith("_interval") or name == "share_of_ceilings" or of_training:
+                del each[name]
+        if "latency_us" in each:
+            del each["latency_us"]["histogram"]
+    for kernel in result.get("kernels", ()):
+        del kernel["milliseconds_of_rounds"]
+    return result
+
+
 def full_bench(job: str = "bench", *, speed: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """A committed run of ``bench`` with ceilings of each level, histograms and intervals.
 
