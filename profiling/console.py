@@ -24,8 +24,8 @@ _TABLE_WIDTH = 84
 
 def print_table(table: Table) -> None:
     """Prints a table to standard output, whole, even if the terminal must wrap its lines."""
-    console = Console(highlight=False)
-    console = Console(highlight=False, width=max(console.width, _TABLE_WIDTH))
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, _TABLE_WIDTH)
     console.print(table)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from hogstream.profiling.console import counted, figure, new_table
@@ -19,8 +18,8 @@ _WIDE, _NARROW = 56, 28  # characters of a kernel's name
 
 
 def plain(text: str) -> str:
-    """A text from a file as rich prints it: without markup, and control characters as ``?``."""
-    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
+    """A text from a file for the terminal: control characters as ``?``."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def timeline_table(result: Result) -> Table:
