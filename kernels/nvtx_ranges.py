@@ -24,6 +24,9 @@ In the SQLite export of Nsight Systems all are rows of ``NVTX_EVENTS``: the doma
 ``eventType`` 75 and gives ``domainId``; a range has 60, with its payload in ``int64Value``, its
 text in ``StringIds`` under ``textId``, and a ``category`` that the row of ``eventType`` 33 names.
 
+Where ``nvtx`` is not installed torch makes the ranges, if it is built for CUDA: in the default
+domain, without category and payload.
+
 Without a tool there are no ranges, and nothing is called: ``open_ranges`` gives None. A profiler in
 this process may be one too: see ``shown_to``.
 """
@@ -36,6 +39,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
+
+import torch
 
 DOMAIN = "hogstream"
 
@@ -56,6 +61,34 @@ class Tool(Protocol):
 
     def end_range(self, number: Any) -> None:
         """Ends a range."""
+
+
+class TorchTool:
+    """Ranges by torch, where ``nvtx`` is not installed: by text alone, in the default domain."""
+
+    @staticmethod
+    def works() -> bool:
+        """Whether this torch was built with NVTX."""
+        try:
+            torch.cuda.nvtx.range_end(torch.cuda.nvtx.range_start("hogstream"))
+        except (AttributeError, RuntimeError):  # as stubs of builds without it raise
+            return False
+        return True
+
+    def get_event_attributes(
+        self, message: str, *, category: str | None, payload: int | None
+    ) -> str:
+        """The text."""
+        return message
+
+    def start_range(self, attributes: str) -> int:
+        """Begins a range."""
+        number: int = torch.cuda.nvtx.range_start(attributes)
+        return number
+
+    def end_range(self, number: int) -> None:
+        """Ends it."""
+        torch.cuda.nvtx.range_end(number)
 
 
 _other_tool: ContextVar[Tool | None] = ContextVar("other_tool", default=None)
@@ -142,6 +175,8 @@ def _find_domain() -> tuple[Tool | None, str | None]:
     try:
         import nvtx
     except ImportError:
+        if TorchTool.works():
+            return TorchTool(), None
         return None, attached + "nvtx is not installed: pip install nvtx"
     if not hasattr(nvtx, "Domain"):
         return None, attached + "nvtx is too old: pip install --upgrade nvtx"

@@ -322,8 +322,9 @@ def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> dict[str, Any]:
     return {
         "elements": report.elements,
         "workers": report.workers,
+        "updates_per_second_of_rounds": speeds,
         "ratio": None if gain is None else gain.median,
-        "ratio_interval": None if gain is None else [gain.low, gain.high],
+        "ratio_interval": None if gain is None else gain.bounds,
     }
 
 
@@ -348,7 +349,7 @@ def _results_of(
                 "processes": settings.processes,
                 "batch": settings.scheduling.batch_with(policy),
                 "updates_per_second": speed.median,
-                "updates_per_second_interval": [speed.low, speed.high],
+                "updates_per_second_interval": speed.bounds,
                 "gigabytes_per_second": speed.median * joined.bytes_per_update / 1e9,
                 "updates_per_second_of_rounds": speeds[policy],
                 **_gains_of(policy, speeds),
@@ -365,5 +366,5 @@ def _gains_of(policy: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
         if baseline != policy and baseline in speeds:
             gain = ratio_interval(speeds[policy], speeds[baseline], paired=True)
         gains[f"gain_over_{baseline}"] = None if gain is None else gain.median
-        gains[f"gain_over_{baseline}_interval"] = None if gain is None else [gain.low, gain.high]
+        gains[f"gain_over_{baseline}_interval"] = None if gain is None else gain.bounds
     return gains

@@ -87,7 +87,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     metavar="SECONDS",
     default=3.0,
     show_default=True,
-    help="Time for each policy, worker count and size, in five rounds.",
+    help=f"Time for each policy, worker count and size, in {job.ROUNDS} rounds.",
 )
 @click.option(
     "--think-time",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hogstream.profiling.capture import is_profiled
 from hogstream.profiling.environment import describe_machine
 from hogstream.profiling.rates import COPY, LAUNCHES, TURNS, UPDATE_SHAPED
 from hogstream.profiling.user_cache import cache_folder
@@ -28,7 +30,7 @@ def remember(
     """Reads a machine's ceilings from the cache folder, or measures and writes them.
 
     A file that cannot be used is measured anew and replaced, and one that cannot be written is left
-    out; either is said on standard error.
+    out; either is said on standard error. What is measured under a profiler is not kept.
 
     Args:
         device: What they are of.
@@ -40,7 +42,8 @@ def remember(
     if kept is not None:
         return kept
     ceilings = measure()
-    _write(path, {"schema": SCHEMA, "machine": machine, **ceilings})
+    if not is_profiled():
+        _write(path, {"schema": SCHEMA, "machine": machine, **ceilings})
     return ceilings
 
 
@@ -103,7 +106,7 @@ def _check(ceilings: dict[str, Any]) -> None:
         if not isinstance(level["level"], str) or min(sizes) < 1:
             raise ValueError("it has a level without a name or size")
     for rate in rates:
-        low, high = rate["interval"]
+        low, high = rate["interval"] or (0, math.inf)
         if not low <= rate["median"] <= high or not all(sample > 0 for sample in rate["samples"]):
             raise ValueError("it has a rate that is none")
 

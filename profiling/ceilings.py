@@ -131,7 +131,8 @@ def ceiling_warnings(ceilings: dict[str, Any], results: Iterable[dict[str, Any]]
     wide = [
         name
         for name, rate in named.items()
-        if rate is not None and Interval(rate["median"], *rate["interval"]).wide
+        if rate is not None
+        and not (rate["interval"] and not Interval(rate["median"], *rate["interval"]).wide)
     ]
     shares = [
         share
@@ -171,11 +172,13 @@ def interleave(
     for call in calls.values():
         call()
     timings: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
+    names = list(calls)
+    for index in range(repeats):
+        first = index % len(names)  # each goes first in its turn
+        for name in names[first:] + names[:first]:
             synchronize()
             start = time.perf_counter()
-            call()
+            calls[name]()
             synchronize()
             timings[name].append(time.perf_counter() - start)
     return timings

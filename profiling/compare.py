@@ -239,8 +239,11 @@ def _seconds_of(step: Step, calls: int, device: torch.device) -> float:
 def _results_of(
     shape: Shape, contenders: dict[str, _Contender], samples: dict[str, list[float]]
 ) -> list[Measured]:
-    times = {name: median_interval(seconds) for name, seconds in samples.items()}
-    medians = {name: time.median for name, time in times.items()}
+    times = {
+        name: median_interval([1e3 * sample for sample in seconds])
+        for name, seconds in samples.items()
+    }
+    medians = {name: time.median / 1e3 for name, time in times.items()}
     results = []
     for name, seconds in samples.items():
         contender, time = contenders[name], times[name]
@@ -251,7 +254,7 @@ def _results_of(
                 "elements": shape.elements,
                 "peer": name,
                 **figures(contender.peer, shape.elements, medians),
-                "milliseconds_interval": [1e3 * time.low, 1e3 * time.high],
+                "milliseconds_interval": time.bounds,
                 "milliseconds_of_rounds": [1e3 * sample for sample in seconds],
                 "time_against_hogstream_interval": _interval_against(
                     seconds, samples.get(HOGSTREAM)
@@ -266,7 +269,7 @@ def _results_of(
 
 def _interval_against(mine: list[float], theirs: list[float] | None) -> list[float] | None:
     ratio = ratio_interval(mine, theirs, paired=True) if theirs else None
-    return None if ratio is None else [ratio.low, ratio.high]
+    return None if ratio is None else ratio.bounds
 
 
 def figures(peer: Peer, elements: int, medians: dict[str, float]) -> Measured:

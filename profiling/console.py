@@ -59,10 +59,12 @@ def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
         padding=0,
         pad_edge=False,
     )
+    # Headings of many lines stand on their columns; running text begins where its name stands.
+    vertical: Literal["top", "bottom"] = "bottom" if any(columns) else "top"
     for index, column in enumerate(columns):
         heading = column.replace(" ", "\n")  # narrow columns, so that tables fit a terminal
         justify: Literal["left", "right"] = "left" if index < text_columns else "right"
-        table.add_column(heading, justify=justify, vertical="bottom", no_wrap=bool(column))
+        table.add_column(heading, justify=justify, vertical=vertical, no_wrap=bool(column))
     return table
 
 

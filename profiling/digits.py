@@ -183,11 +183,11 @@ def _result_of(trainings: Sequence[_Training]) -> dict[str, Any]:
         samples = [result[name] for result in each]
         interval = median_interval(samples)
         told[name] = interval.median
-        bounds = [interval.low, interval.high] if len(samples) > 1 else None
-        told |= {f"{name}_interval": bounds, f"{name}_of_rounds": samples}
-    joined = RunReport.joined([result["report"] for result in each]).to_dict()
+        told |= {f"{name}_interval": interval.bounds, f"{name}_of_rounds": samples}
+    joined = RunReport.joined([result["report"] for result in each])
+    told["gigabytes_per_second"] = told["updates_per_second"] * joined.bytes_per_update / 1e9
     first = {name: value for name, value in each[0].items() if name != "report"}
-    return {**first, **joined, **told}
+    return {**first, **joined.to_dict(), **told}
 
 
 class _Training:

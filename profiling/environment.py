@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from hogstream.profiling.event_loop import EVENT_LOOP
@@ -85,6 +84,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    import psutil  # not all that measures needs it
+
     return int(psutil.virtual_memory().available)
 
 

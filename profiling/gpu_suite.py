@@ -58,11 +58,12 @@ _PROFILE = (*_HOGSTREAM, "profile")
 _TO_FILE = ("--json", "{file}")
 JOBS = (
     Job("tests", _PYTEST, 170, ".xml"),
+    Job("ceilings", (*_HOGSTREAM, "ceilings", "--fresh", *_TO_FILE), 20),
     Job("compare", (*_HOGSTREAM, "compare", "--seconds", "3", *_TO_FILE), 145),
     Job(
         "bench",
         (*_HOGSTREAM, "bench", "--workers", "1,4,16", "--seconds", "1.5", *_TO_FILE),
-        90,
+        85,
     ),
     Job(
         "graphs-bench",  # updates too small for a launch each
@@ -70,11 +71,11 @@ JOBS = (
             *_HOGSTREAM, "bench", "--elements", "2^16", "--workers", "16", "--batch", "16",
             "--batch-of", "lanes", "--seconds", "2", *_TO_FILE,
         ),
-        45,
+        40,
     ),
     Job("torch-trace", (*_PROFILE, "torch", *_TO_FILE, "--trace", "{file}.trace"), 20),
-    Job("nsys", (*_PROFILE, "nsys", *_TO_FILE, "--output", "{file}.nsys-rep"), 35, tool=NSYS),
-    Job("ncu", (*_PROFILE, "ncu", *_TO_FILE, "--output", "{file}.ncu-rep"), 35, tool=NCU),
+    Job("nsys", (*_PROFILE, "nsys", *_TO_FILE, "--output", "{file}.nsys-rep"), 30, tool=NSYS),
+    Job("ncu", (*_PROFILE, "ncu", *_TO_FILE, "--output", "{file}.ncu-rep"), 30, tool=NCU),
 )  # fmt: skip
 
 

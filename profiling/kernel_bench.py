@@ -51,7 +51,7 @@ def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
                 "name": name,
                 "elements": ELEMENTS,
                 "milliseconds": time.median,
-                "milliseconds_interval": [time.low, time.high],
+                "milliseconds_interval": time.bounds,
                 "milliseconds_of_rounds": milliseconds,
                 "gigabytes_per_second": 20e-6 * ELEMENTS / time.median,
                 "differing_bits": differing,

@@ -7,19 +7,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hogstream.profiling.capture import is_profiled
 from hogstream.profiling.user_cache import cache_folder
 from hogstream.scheduler.files import replace_file
 
 
 def keep(kind: str, result: dict[str, Any]) -> None:
-    """Keeps a result as the last of its kind; that it cannot be written is no error.
+    """Keeps a result as the last of its kind, but for one that a profiler has spoilt.
+
+    That it cannot be written is no error.
 
     Args:
         kind: The command, such as ``bench``.
         result: Its JSON output.
     """
     path = _path(kind)
-    if path is None:
+    if path is None or is_profiled():
         return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

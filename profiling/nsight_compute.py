@@ -11,6 +11,7 @@ an ncu of 2026.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import statistics
 import sys
@@ -208,9 +209,9 @@ def _launches(table: list[dict[str, str]]) -> list[Launch]:
             row.get("Grid Size", ""),
             row.get("Block Size", ""),
             {
-                metric: _number(text, mark) * _UNITS[unit]
+                metric: value * _UNITS[unit]
                 for metric, (text, unit) in cells.items()
-                if text and text != "n/a"
+                if (value := _number(text, mark)) is not None
             },
         )
         for row, cells in by_launch
@@ -243,6 +244,11 @@ def _decimal_mark(texts: Iterable[str]) -> str:
     return "," if any(re.search(r",(\d{1,2}|\d{4,})$|\..*\.", text) for text in texts) else "."
 
 
-def _number(text: str, mark: str) -> float:
+def _number(text: str, mark: str) -> float | None:
+    """The number that a text is, or None of what was not measured."""
+    text = text.removeprefix("(!) ")
+    if text in ("", "n/a"):
+        return None
     thousands = "." if mark == "," else ","
-    return float(text.replace(thousands, "").replace(mark, "."))
+    value = float(text.replace(thousands, "").replace(mark, "."))
+    return value if math.isfinite(value) else None

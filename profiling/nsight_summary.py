@@ -166,7 +166,8 @@ def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
         ("gap on a stream, us p50/p99", spread("gap_us")),
         ("launch latency, us p50/p99", spread("launch_latency_us")),
         ("API time per kernel, us", at("api_us_per_kernel", 2)),
-        ("on the event loop, us", at("api_us_per_kernel_on_event_loop", 2)),
+        ("API time per update, us", at("api_us_per_update", 2)),
+        ("per kernel, event loop, us", at("api_us_per_kernel_on_event_loop", 2)),
         *((f"NVTX {plain(text)}, us p50/p99", of_range(text)) for text in sorted(texts)),
     ]
 

@@ -34,6 +34,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from hogstream.kernels.nvtx_ranges import DOMAIN
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.intervals import (
     Ints,
@@ -52,7 +53,6 @@ _OURS = re.compile(r"run \S+|iteration|submit|update|snapshot|step|wait \S.*")
 
 #: The name of the one column if no run of the scheduler is in the file.
 WHOLE = "all"
-DOMAIN = "hogstream"
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 # Kinds of rows in NVTX_EVENTS: those of a domain's name, and of a range with two ends.
@@ -294,7 +294,8 @@ def _read_calls(export: _Export) -> Spans:
 def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
     """The ranges of our domain by text; of any domain, if none is named as ours is.
 
-    A run without an end lasts for ever; other ranges without one are left out.
+    A run without an end lasts until the next one on its thread; other ranges without one are left
+    out.
     """
     columns = ("start", "end", "eventType", "domainId", "globalTid", "text", "textId")
     alike: dict[tuple[Any, ...], array[int]] = defaultdict(partial(array, "q"))
@@ -314,9 +315,19 @@ def _read_ranges(export: _Export, names: dict[int, str]) -> dict[str, Spans]:
     for name in dict.fromkeys(text for text, _ in ours):
         starts, ends, threads = np.concatenate([times for text, times in ours if text == name]).T
         if name.startswith("run "):
-            ends = np.where(ends < 0, _FOREVER, ends)
+            ends = np.where(ends < 0, _next_runs(ours, starts, threads), ends)
         ranges[name] = Spans(starts, ends, {"thread": threads}).where(ends >= 0)
     return ranges
+
+
+def _next_runs(ours: list[tuple[str, Ints]], starts: Ints, threads: Ints) -> Ints:
+    """When the next run begins on each thread after each start, or never."""
+    runs = np.concatenate([times for text, times in ours if text.startswith("run ")])
+    later = [
+        runs[(runs[:, 2] == thread) & (runs[:, 0] > start), 0].min(initial=_FOREVER)
+        for start, thread in zip(starts, threads, strict=True)
+    ]
+    return np.array(later, np.int64)
 
 
 def _identify(*columns: Ints) -> Ints:
@@ -366,6 +377,7 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
     busy_time, overlap = time_at_least(1, *placed), time_at_least(2, *placed)
     loops = trace.ranges[f"run {policy}"]["thread"] if policy != WHOLE else np.empty(0, np.int64)
     on_loops = calls.where(np.isin(calls["thread"], loops))
+    updates = len(_within(trace.ranges["update"], windows)) if "update" in trace.ranges else 0
     latency = (kernels.starts - kernels["launched"])[kernels["launched"] >= 0]
     idle = gaps(_identify(kernels["stream"], run), kernels.starts, kernels.ends)
     return {
@@ -383,6 +395,7 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
         "api_us_per_kernel_on_event_loop": _api_us(on_loops) / count
         if count and len(on_loops)
         else None,
+        "api_us_per_update": _api_us(calls) / updates if updates and len(calls) else None,
         "api_calls": _totals(calls, trace.names),
         "ranges": {
             text: _range_figures(spans)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from hogstream.profiling.capture import PROFILED
 from hogstream.profiling.interruption import MeasurementError
 
 #: For how long an interrupted tool may write what it has.
@@ -92,7 +93,9 @@ class Program:
     def module(cls, name: str, *arguments: str) -> Program:
         """A module of hogstream's, which marks what is to be captured."""
         # Else -m would put the current folder where modules are looked for.
-        return cls((sys.executable, "-m", name, *arguments), {"PYTHONSAFEPATH": "1"}, True)
+        return cls(
+            (sys.executable, "-m", name, *arguments), {"PYTHONSAFEPATH": "1", PROFILED: "1"}, True
+        )
 
     @classmethod
     def named(cls, command: Sequence[str]) -> Program:

@@ -48,6 +48,8 @@ def _report_file(suffix: str) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         if not text.endswith(suffix):
             raise click.BadParameter(f"must end in {suffix}, got {text!r}")
+        if "%" in text:
+            raise click.BadParameter(f"must hold no %, which the tool would replace, got {text!r}")
         return options.output_file(text)
 
     return parse
@@ -285,12 +287,13 @@ def _show_counters(
 
 
 def _result(profiler: str, tool: FoundTool | None) -> dict[str, Any]:
-    """The head of the JSON output; the version is None where a file was only read."""
+    """The head of the JSON output; environment and version are None where a file was only read."""
     device = best_device()
+    backend = select_backend(None, device.type).name
     return {
         "schema": SCHEMA,
         "command": command_line(),
-        "environment": describe_environment(device, select_backend(None, device.type).name),
+        "environment": None if tool is None else describe_environment(device, backend),
         "profiler": profiler,
         "profiler_version": None if tool is None else tool.version,
     }

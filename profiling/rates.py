@@ -53,7 +53,7 @@ def describe(samples: list[float]) -> dict[str, Any]:
     interval = median_interval(samples)
     return {
         "median": interval.median,
-        "interval": [interval.low, interval.high],
+        "interval": interval.bounds,
         "samples": samples,
     }
 

@@ -27,6 +27,7 @@ from hogstream.profiling.run_comparison import (
     SLOWER,
     UNKNOWN,
     Comparison,
+    cautions,
     change_rows,
     compare_runs,
     comparison_sentences,
@@ -105,7 +106,8 @@ def render_report(results: Sequence[ResultFile]) -> str:
         title=_title(list(latest.values()), comparisons),
         subtitle=_subtitle(list(latest.values())),
         headlines=_headlines(comparisons, bench),
-        warnings=[said for file in results for said in _warnings(file, len(results) > 1)],
+        warnings=[said for each in comparisons for said in cautions(each)]
+        + [said for file in results for said in _warnings(file, len(results) > 1)],
         sections=sections,
         style=Markup(style),
         script=Markup(script),

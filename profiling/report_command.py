@@ -39,6 +39,8 @@ def report(files: tuple[Path, ...], output: Path) -> None:
         if path.resolve() == output.resolve():
             raise click.UsageError(f"FILE and --output must be different files, got '{path}' twice")
     results = _read(paths)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise click.UsageError(f"each FILE must be another one, got '{paths[0]}' twice")
     write_page(render_report(results), output)
     for kind in KINDS:
         alike = [result for result in results if result.kind == kind]

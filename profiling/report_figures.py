@@ -199,13 +199,18 @@ def _percentiles(latency: Result) -> list[tuple[float, float]]:
     if not histogram or not sum(histogram["counts"]):
         known = [(share, latency[f"p{100 * share:g}"]) for share in (0.5, 0.9, 0.99)]
         return [(share, value) for share, value in known if value]
-    total, below, curve = sum(histogram["counts"]), 0, []
-    for edge, count in zip(histogram["edges_us"][1:], histogram["counts"], strict=True):
+    (first, last), edges = charts.PERCENTILES, histogram["edges_us"]
+    total, below, start = sum(histogram["counts"]), 0, edges[0]
+    curve: list[tuple[float, float]] = []
+    for edge, count in zip(edges[1:], histogram["counts"], strict=True):
         below += count
-        first, last = charts.PERCENTILES
-        if count and edge > 0 and first <= below / total <= last:
-            curve.append((below / total, edge))
-    return curve
+        if below / total < first:
+            start = edge
+        elif count and edge > 0:
+            curve.append((min(below / total, last), edge))
+            if below / total >= last:
+                break
+    return [(first, start), *curve] if start > 0 else curve
 
 
 def _value_at(curve: list[tuple[float, float]], share: float) -> float | None:

@@ -246,6 +246,7 @@ _FORMS: dict[str, Any] = {
                 "milliseconds": _above_zero,
                 "gigabytes_per_second": _above_zero,
                 "differing_bits?": _count,
+                "milliseconds_interval?": _pair,
                 "milliseconds_of_rounds?": _some,
             }
         ],
@@ -279,6 +280,7 @@ _FORMS: dict[str, Any] = {
                 "final_loss": _number,
                 "seconds": _number,
                 "training_seconds~": _number,
+                "training_seconds_interval?": _pair,
                 "training_seconds_of_rounds~": _some,
                 "updates_per_second_of_rounds~": _some,
                 "losses": _losses,

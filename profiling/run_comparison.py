@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hogstream.profiling.confidence import LEVEL, Interval, ratio_interval
+from hogstream.profiling.confidence import FEWEST, LEVEL, Interval, ratio_interval
 from hogstream.profiling.console import counted, figure, size_name
 from hogstream.profiling.result_files import ResultFile
 
-#: With fewer rounds a bootstrap interval is too narrow: of 3 it misses twice as often as it should.
-FEWEST_ROUNDS = 5
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
 CHANGE_COLUMNS = (
     "what",
@@ -135,7 +133,10 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
         said.append("Neither faster nor slower can be told: there are too few rounds.")
     else:
         said += _change_sentences(comparison, told)
-    said += _likeness_sentences(comparison)
+    said += cautions(comparison)
+    for which, only in (("first", comparison.only_first), ("second", comparison.only_second)):
+        if only:
+            said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
     return said
 
 
@@ -203,7 +204,8 @@ def _change_sentences(comparison: Comparison, told: list[str]) -> list[str]:
     return said
 
 
-def _likeness_sentences(comparison: Comparison) -> list[str]:
+def cautions(comparison: Comparison) -> list[str]:
+    """Why the two runs are not alike but for what was to be compared, if they are not."""
     said = []
     names = [name for name, _, _ in comparison.differences if name not in _SUBJECT]
     if names:
@@ -213,9 +215,6 @@ def _likeness_sentences(comparison: Comparison) -> list[str]:
         said.append(
             f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."
         )
-    for which, only in (("first", comparison.only_first), ("second", comparison.only_second)):
-        if only:
-            said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
     return said
 
 
@@ -231,7 +230,7 @@ def _effect(change: Change) -> tuple[bool, float]:
 
 
 def _speed(mine: Measured, theirs: Measured) -> Interval | None:
-    if min(len(mine.faster), len(theirs.faster)) < FEWEST_ROUNDS:
+    if min(len(mine.faster), len(theirs.faster)) < FEWEST:
         return None
     return ratio_interval(mine.faster, theirs.faster, paired=False)
 

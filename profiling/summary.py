@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hogstream.profiling.confidence import Interval, ratio_interval
+from hogstream.profiling.confidence import FEWEST, Interval, ratio_interval
 from hogstream.profiling.console import counted, figure, new_table, size_name
 from hogstream.profiling.gains import (
     BASELINES,
@@ -43,7 +43,7 @@ RACE_COLUMNS = (
     "lost",
     "overwrites per update",
 )
-KERNEL_COLUMNS = ("kernel", "elements", "ms", "GB/s", "differing bits")
+KERNEL_COLUMNS = ("kernel", "elements", "ms", "95 % interval", "GB/s", "differing bits")
 TRAINING_COLUMNS = (
     "policy",
     "workers",
@@ -52,6 +52,7 @@ TRAINING_COLUMNS = (
     "updates per s",
     "staleness mean/max",
     "seconds",
+    "95 % interval",
 )
 LEVEL_COLUMNS = (
     "memory",
@@ -123,6 +124,7 @@ def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
         kernel["name"],
         size_name(kernel["elements"]),
         figure(kernel["milliseconds"], 2),
+        _interval_text(kernel.get("milliseconds_interval"), 2),
         figure(kernel["gigabytes_per_second"], 1),
         figure(kernel["differing_bits"]),
     )
@@ -177,7 +179,13 @@ def training_row(result: Result) -> tuple[str, ...]:
         figure(result["updates_per_second"]),
         _staleness(result),
         figure(result.get("training_seconds", result["seconds"]), 1),  # older files had one round
+        _interval_text(result.get("training_seconds_interval"), 1),
     )
+
+
+def _interval_text(bounds: list[float] | None, digits: int) -> str:
+    """Both ends of an interval; a dash where there is none, as in older files."""
+    return " to ".join(figure(end, digits) for end in bounds or ()) or "-"
 
 
 def training_table(results: list[Result]) -> Table:
@@ -207,7 +215,7 @@ def _training_gains(train: dict[str, Any]) -> list[str]:
     said = []
     for baseline in BASELINES:
         theirs = rounds.get(baseline)
-        if not mine or not theirs or len(mine) != len(theirs) or len(mine) == 1:
+        if not mine or not theirs or len(mine) != len(theirs) or len(mine) < FEWEST:
             continue
         gain = ratio_interval(theirs, mine, paired=True)
         if gain is not None:
@@ -250,8 +258,7 @@ def _rate_cells(rate: dict[str, Any] | None, digits: int) -> tuple[str, str]:
     """Median and interval; dashes for what was not measured."""
     if rate is None:
         return "-", "-"
-    ends = [figure(end, digits) for end in rate["interval"] or ()]
-    return figure(rate["median"], digits), " to ".join(ends) or "-"
+    return figure(rate["median"], digits), _interval_text(rate["interval"], digits)
 
 
 def compare_row(result: Result) -> tuple[str, ...]:
@@ -508,7 +515,7 @@ def _cost_sentences(bench: dict[str, Any]) -> list[str]:
         f"({_taken(cost['ratio_interval'][1])} to {_taken(cost['ratio_interval'][0])}), with "
         f"{counted(cost['workers'], 'worker')}"
         for cost in bench.get("telemetry_cost") or ()  # older files do not say
-        if cost["ratio"] is not None
+        if cost.get("ratio_interval")
     ]
     return [f"Telemetry costs lock-free, of its updates/s: {'; '.join(said)}."] if said else []
 

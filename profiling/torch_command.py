@@ -20,6 +20,7 @@ from hogstream.kernels.backends import select_backend
 from hogstream.profiling import options
 from hogstream.profiling import torch_trace as job
 from hogstream.profiling.bench_command import bench
+from hogstream.profiling.capture import profiled
 from hogstream.profiling.console import figure, new_table, print_table, print_text
 from hogstream.profiling.environment import SCHEMA, best_device, describe_environment
 from hogstream.profiling.interruption import MeasurementError
@@ -37,6 +38,7 @@ from hogstream.scheduler import Timeline
 _OPERATORS_SHOWN = 15
 
 # Short, as a trace has some hundred bytes for each operator and update.
+_COMMANDS = ("bench", "train")
 _DEFAULTS: dict[click.Command, dict[str, Any]] = {
     bench: {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
     train_digits: {"epochs": 1, "rounds": 1},
@@ -65,7 +67,8 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
     down: for how fast it is, run it without.
     """
     check_distinct({"--trace": trace, "--json": json_file})
-    about, recording = job.record(_workload(workload))
+    run = _workload(workload)
+    about, recording = job.record(run, whole=bool(workload) and workload[0] not in _COMMANDS)
     result = {
         "schema": SCHEMA,
         "command": command_line(),
@@ -76,12 +79,17 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
     }
     write_files((trace, partial(_write_trace, recording)), (json_file, partial(write_json, result)))
     print_table(_operators_table(recording))
-    print_table(_scheduler_table(recording))
-    print_text(
+    said = (
         f"The trace has {len(recording.trace['traceEvents']):,} events in "
-        f"{trace.stat().st_size / 1e6:.1f} MB. Lanes and workers are placed among the operators to "
-        f"within {recording.clock_error_us:.0f} us."
+        f"{trace.stat().st_size / 1e6:.1f} MB."
     )
+    if recording.scheduler:
+        print_table(_scheduler_table(recording))
+        said += (
+            " Lanes and workers are placed among the operators to within "
+            f"{recording.clock_error_us:.0f} us."
+        )
+    print_text(said)
     finish(result, trace, json_file)
 
 
@@ -93,12 +101,14 @@ def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
         command, arguments = bench, words[1:]
     elif words[:2] == ("train", "digits"):
         command, arguments = train_digits, words[2:]
-    elif words[0].endswith(".py") and Path(words[0]).is_file():
+    elif words[0].endswith(".py"):
+        if not Path(words[0]).is_file():
+            raise click.UsageError(f"there is no script '{words[0]}'")
         return partial(_run_script, words)
     else:
         raise click.UsageError(
-            f"what follows -- must be bench, train digits or a Python script (.py), with its "
-            f"arguments, got '{' '.join(words)}'"
+            f"what follows -- must be bench, train digits or a Python script (.py, without "
+            f"python), with its arguments, got '{' '.join(words)}'"
         )
     for option in ("--trace", "--json"):
         if any(word.partition("=")[0] == option for word in arguments):
@@ -110,11 +120,12 @@ def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path
     shown = io.StringIO()
     with TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        with redirect_stdout(shown):  # of figures that the profiler has spoilt
+        with profiled(), redirect_stdout(shown):  # of figures that the profiler has spoilt
             command.main(
                 [*arguments, "--trace", str(lanes), "--json", str(result)],
                 prog_name=f"hogstream profile torch -- {command.name}",
                 standalone_mode=False,
+                help_option_names=["-h", "--help"],  # click keeps those that it is first run with
                 default_map=_DEFAULTS[command],
             )
         if not result.exists():  # it was asked for help

@@ -112,7 +112,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was profiled while schedulers ran.
+    """What was profiled: while schedulers ran, or the whole of it.
 
     Attributes:
         trace: For ui.perfetto.dev: operators by thread, lanes, and workers.
@@ -129,11 +129,12 @@ class Recording:
     clock_error_us: float
 
 
-def record(workload: Callable[[Path], T]) -> tuple[T, Recording]:
+def record(workload: Callable[[Path], T], *, whole: bool = False) -> tuple[T, Recording]:
     """Runs something under torch's profiler, and joins what it saw with the scheduler's labels.
 
     Args:
         workload: Called with the file that it must write a ``Timeline`` of its updates to.
+        whole: Whether what happens when no scheduler runs is told too.
 
     Returns:
         What it returned, and the recording.
@@ -154,14 +155,18 @@ def record(workload: Callable[[Path], T]) -> tuple[T, Recording]:
         profiler.export_chrome_trace(str(file))
         trace, lanes = (json.loads(each.read_bytes()) for each in (file, lanes_file))
     marks = [event for event in trace["traceEvents"] if event.get("name") == _MARK]
-    return result, join(trace, lanes, log.labels, Clock.of(marks, readings_ns))
+    clock = Clock.of(marks, readings_ns)
+    trace["traceEvents"] = [event for event in trace["traceEvents"] if event.get("name") != _MARK]
+    return result, join(trace, lanes, log.labels, clock, whole=whole)
 
 
 def _every_thread() -> Any:
     """What has torch profile threads that were there before, or are not its own."""
     try:
-        return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
-    except TypeError:
+        return torch.profiler._ExperimentalConfig(  # type: ignore[attr-defined]
+            profile_all_threads=True
+        )
+    except (AttributeError, TypeError):
         raise MeasurementError(
             f"torch 2.7 or newer profiles the threads of workers, got {torch.__version__}"
         ) from None
@@ -173,7 +178,12 @@ def _mark() -> int:
 
 
 def join(
-    trace: dict[str, Any], lanes: dict[str, Any], labels: list[Label], clock: Clock
+    trace: dict[str, Any],
+    lanes: dict[str, Any],
+    labels: list[Label],
+    clock: Clock,
+    *,
+    whole: bool = False,
 ) -> Recording:
     """Puts all on the profiler's clock, and leaves out what it saw when no scheduler ran.
 
@@ -182,8 +192,9 @@ def join(
         lanes: Of a ``Timeline``.
         labels: What the scheduler did.
         clock: The profiler's.
+        whole: Whether to leave out nothing.
     """
-    runs = [label for label in labels if label.text.startswith("run ")]
+    runs = [label for label in labels if label.text.startswith("run ") and not whole]
     operators = [event for event in trace["traceEvents"] if _within(event, runs, clock)]
     updates = list(_lane_events(lanes, clock))
     events = [*operators, *updates, *_worker_events(labels, clock)]

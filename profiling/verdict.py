@@ -190,8 +190,9 @@ def _winners(bench: Result) -> str:
 def _cost(result: Result) -> str:
     staleness = result["staleness"]
     said = (
-        f"It costs staleness: there {figure(staleness['mean'], 1)} updates on average and "
-        f"{figure(staleness['max'])} at most landed between a read and the update made from it"
+        f"It costs staleness: with {_where(result)}, {figure(staleness['mean'], 1)} updates on "
+        f"average and {figure(staleness['max'])} at most landed between a read and the update made "
+        "from it"
     )
     lost = result["lost_updates_fraction"]
     if lost is None:
@@ -203,7 +204,7 @@ def _shares(result: Result) -> str:
     told = shares_text(result)
     if told is None:
         return "How near that is to the ceilings of this machine was not measured."
-    return f"There it takes {told}."
+    return f"With {_where(result)} it takes {told}."
 
 
 def _over(mine: Result, theirs: Result) -> Interval | None:

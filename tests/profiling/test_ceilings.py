@@ -219,8 +219,9 @@ def test_a_first_call_that_compiles_is_not_taken_for_a_sample():
 
 
 def test_samples_are_kept_with_their_median_and_its_interval():
-    described = describe([3.0, 1.0, 2.0])
-    assert described == {"median": 2.0, "interval": [1.0, 3.0], "samples": [3.0, 1.0, 2.0]}
+    samples = [3.0, 1.0, 2.0, 4.0, 5.0]
+    assert describe(samples) == {"median": 3.0, "interval": [1.0, 5.0], "samples": samples}
+    assert describe([1.0]) == {"median": 1.0, "interval": None, "samples": [1.0]}
 
 
 def rate(median: float) -> dict[str, Any]:

@@ -16,21 +16,36 @@ def test_few_samples_leave_all_of_their_range():
     assert (interval.low, interval.median, interval.high) == (1.0, 3.0, 5.0)
 
 
-def test_one_sample_bounds_nothing():
-    assert median_interval([2.0]).low == -math.inf
-    ratio = ratio_interval([1.0], [2.0], paired=True)
+@pytest.mark.parametrize("count", [1, 4])
+def test_too_few_samples_bound_nothing(count: int):
+    assert median_interval([2.0] * count).low == -math.inf
+    assert median_interval([2.0] * count).bounds is None
+    ratio = ratio_interval([1.0] * count, [2.0] * count, paired=True)
     assert ratio is not None
     assert ratio.median == 0.5
     assert not ratio.excludes(1.0)
     assert ratio.wide
 
 
-def test_interval_holds_the_true_median_as_often_as_it_says():
+@pytest.mark.parametrize("rounds", [5, 7, 9, 25])
+def test_interval_holds_the_true_median_as_often_as_it_says(rounds: int):
     random = np.random.default_rng(0)
     held = sum(
-        not median_interval(random.lognormal(size=25).tolist()).excludes(1.0) for _ in range(400)
+        not median_interval(random.lognormal(size=rounds).tolist()).excludes(1.0)
+        for _ in range(400)
     )
-    assert 0.9 < held / 400 < 0.99
+    assert 0.915 < held / 400 < 0.999  # 0.9375 is the most that there is of five
+
+
+@pytest.mark.parametrize("rounds", [5, 7, 9])
+def test_interval_holds_the_true_ratio_as_often_as_it_says(rounds: int):
+    random, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        drift, mine, theirs = (random.lognormal(sigma=0.2, size=rounds) for _ in range(3))
+        interval = ratio_interval((drift * mine).tolist(), (drift * theirs).tolist(), paired=True)
+        assert interval is not None
+        held += not interval.excludes(1.0)
+    assert held / 300 > 0.9
 
 
 def test_drift_that_strikes_a_round_alike_leaves_a_paired_ratio_as_it_is():
@@ -59,6 +74,8 @@ def test_warning_names_the_widest_intervals_alone():
     assert "4 of 5 timings" in said  # and a's is 20 % of the median
     assert "The widest: e (900 %), b (200 %), d (70 %)." in said
     assert spread_warnings({"a": Interval(1.0, 1.0, 1.2)}) == []
+    (said,) = spread_warnings({"a": median_interval([1.0]), "b": median_interval([0.0] * 5)})
+    assert "a (fewer than 5 rounds), b (it stood still)" in said
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_policies_are_told_apart_and_figures_are_right(read: Read) -> None:
     result, out = read(kernels=KERNELS, calls=CALLS, ranges=RANGES)
     assert (result["schema"], result["profiler"], result["profiler_version"]) == (1, "nsys", None)
     assert result["command"].startswith("hogstream profile read")
-    assert result["environment"]["versions"]
+    assert result["environment"] is None  # it may have been profiled elsewhere
     assert result["devices"] == ["NVIDIA H200"]
     assert (result["kernels_outside_runs"], result["kernels_untimed"]) == (0, 0)
     free, locked = result["results"]

@@ -220,8 +220,9 @@ def test_writes_a_trace_and_the_figures(tmp_path, capsys, workload, policies):
 @pytest.mark.parametrize(
     ("workload", "complaint"),
     [
-        (("missing.py",), "must be bench, train digits or a Python script (.py), with its arg"),
+        (("missing.py",), "there is no script 'missing.py'"),
         (("train",), "got 'train'"),
+        (("python", "x.py"), "a Python script (.py, without python), with its arguments, got"),
         (("bench", "--json=x"), "--json must stand before --"),
         (("bench", "--trace", "x"), "--trace must stand before --"),
         (("bench", "--elements", "x"), "each must be a number of elements"),
