@@ -114,7 +114,7 @@ def test_units_and_locales(
     assert (entry["dram_percent"], entry["occupancy_percent"]) == (92.5, 61.25)
 
 
-@pytest.mark.parametrize("value", ["n/a", ""])
+@pytest.mark.parametrize("value", ["n/a", "", "(!) n/a", "nan", "(!) nan", "inf"])
 def test_metrics_that_were_not_measured_are_null(read: Read, value: str) -> None:
     (entry,) = read(raw_csv({"dram__bytes_read.sum": value}), "--elements", "5")[0]["results"]
     assert (entry["bytes_read"], entry["gigabytes_per_second"]) == (None, None)

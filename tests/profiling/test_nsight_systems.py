@@ -324,3 +324,26 @@ def test_a_database_of_something_else_is_refused(hogstream: Command, tmp_path: P
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("CREATE TABLE bookmarks (url TEXT)")
     assert "is no export of Nsight Systems" in refused(hogstream, file)
+
+
+def test_a_run_without_an_end_lasts_to_the_next_on_its_thread(read: Read) -> None:
+    ranges = [domain(), nvtx("run locked", 5, 0) | {"end": None}, nvtx("run lock-free", 30, 50)]
+    result, _ = read(kernels=[kernel(10, 20), kernel(40, 45)], ranges=ranges)
+    assert {entry["policy"]: entry["kernels"] for entry in result["results"]} == {
+        "locked": 1,
+        "lock-free": 1,
+    }
+
+
+def test_host_time_is_told_for_each_update_where_updates_are_marked(read: Read) -> None:
+    ranges = [
+        domain(),
+        nvtx("run locked", 0, 100),
+        nvtx("update", 10, 12),
+        nvtx("update", 20, 22),
+    ]
+    calls = [call(10, 12, 1), call(20, 22, 2), call(30, 34, 3)]
+    result, _ = read(kernels=[kernel(40, 50)], calls=calls, ranges=ranges)
+    assert result["results"][0]["api_us_per_update"] == pytest.approx(8 / 2)
+    result, _ = read(kernels=[kernel(40, 50)], calls=calls, ranges=ranges[:2])
+    assert result["results"][0]["api_us_per_update"] is None

@@ -318,6 +318,7 @@ def test_an_old_report_is_not_taken_for_a_new_one(tools: Tools, hogstream: Comma
     [
         (("nsys", "--output", "x.sqlite"), "must end in .nsys-rep, got 'x.sqlite'"),
         (("nsys", "--output", "no/x.nsys-rep"), "cannot write"),
+        (("nsys", "--output", "x%p.nsys-rep"), "must hold no %, which the tool would replace"),
         (("ncu", "--output", "x.ncu-rep", "--json", "x.ncu-rep"), "must be different files"),
         (("ncu", "--elements", "1,2"), "must be one number of elements, got '1,2'"),
         (("ncu", "--elements", "0"), "each must be a number of elements"),

@@ -271,3 +271,13 @@ def test_what_is_no_character_does_not_stop_the_report(tmp_path: Path) -> None:
     bench["environment"]["device_name"] = "lone \ud800 surrogate"
     write_page(render_report(parsed(bench)), tmp_path / "report.html")
     assert "lone ? surrogate" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_latencies_in_one_bin_are_drawn_and_told() -> None:
+    bench = full_bench()
+    for result in bench["results"]:
+        result["latency_us"]["histogram"] = {"edges_us": [10.0, 11.0], "counts": [95]}
+    html = render_report(parsed(bench))
+    latency = html.partition('id="latency"')[2].partition('id="staleness"')[0]
+    assert latency.count("<svg") >= 2
+    assert re.search(r"1[01](\.\d+)? us", latency)

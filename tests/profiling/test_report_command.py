@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hogstream.profiling import last_results
+from hogstream.profiling.capture import profiled
 from hogstream.profiling.report import render_report
 from hogstream.profiling.result_files import BadResultError, parse_result
 from report_testing import RESULTS, committed, full_bench
@@ -79,6 +80,14 @@ def test_without_files_it_is_of_the_last_results(hogstream: Command, tmp_path: P
     last_results.keep("train", committed("train-digits"))
     assert hogstream("report")[0] == 0
     assert 'id="training"' in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_what_a_profiler_has_spoilt_is_not_kept() -> None:
+    with profiled():
+        last_results.keep("bench", committed("bench"))
+    assert last_results.last("bench") is None
+    last_results.keep("bench", committed("bench"))
+    assert last_results.last("bench") is not None
 
 
 def test_last_result_that_cannot_be_kept_is_no_error(
