@@ -106,7 +106,8 @@ def run_training(
 
     Returns:
         The JSON output, but for the command line: medians over the rounds, and the ``losses`` of
-        the first. Cut short, it is partial: the training under way is given as far as it went.
+        the first. Cut short, it is partial: whole trainings are given, or, of a policy that has
+        none yet, the one under way as far as it went.
         Losses in other processes are not known: ``losses`` is empty.
 
     Raises:
@@ -168,7 +169,9 @@ async def _train_all(
                 try:
                     await training.run(timeline)
                 finally:
-                    if training.report is not None and training.report.updates:
+                    # One that was cut short would spoil the medians of whole ones.
+                    report = training.report
+                    if report and report.updates and not (report.partial and rounds[policy]):
                         rounds[policy].append(training)
     finally:
         for trainings in filter(None, rounds.values()):

@@ -89,6 +89,18 @@ def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     assert f"{result['test_accuracy']:.1%} test accuracy" in plot.read_text("utf-8")
 
 
+def test_training_that_was_cut_short_does_not_spoil_whole_ones(tmp_path: Path) -> None:
+    json_file = tmp_path / "train.json"
+    outcome = interrupt_hogstream(
+        "locked, round 2, epoch 2",
+        *("train", "digits", "--device", "cpu", "--workers", "1", "--policy", "locked"),
+        *("--epochs", "20", "--rounds", "1000", "--json", json_file),
+    )
+    (result,) = check_interrupted(outcome, json_file)["results"]
+    assert set(result["epochs_of_rounds"]) == {20}
+    assert len(result["training_seconds_of_rounds"]) == len(result["epochs_of_rounds"])
+
+
 def test_nothing_is_written_before_the_first_result(tmp_path: Path) -> None:
     json_file = tmp_path / "bench.json"
     status, out, err = interrupt_hogstream(
