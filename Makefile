@@ -6,7 +6,7 @@ OUT ?= bench-results
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-PACKAGES := kernels optim scheduler profiling
+PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
 .PHONY: help bench benchmarks test lint gpu format readme wheel clean
@@ -34,7 +34,7 @@ gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT
 	@$(PYTHON) -c 'import sys, torch; \
 		sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no CUDA device")'
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(PYTHON) -m hogstream.profiling.gpu_suite '$(OUT)'
+	$(PYTHON) scripts/gpu_suite.py '$(OUT)'
 
 lint: $(STAMP) ## check style, format and types
 	$(VENV)/bin/ruff check
@@ -45,15 +45,15 @@ format: $(STAMP) ## format the code and apply ruff's safe fixes
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-readme: $(STAMP) ## write README's tables from profiling/results
-	$(VENV)/bin/python -m hogstream.profiling.readme
+readme: $(STAMP) ## write README's tables from docs/results
+	$(VENV)/bin/python scripts/results_page.py
 
 wheel: $(STAMP) ## build the sdist, and the wheel from it, in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove .venv, caches and whatever was built
 	rm -rf $(VENV) build dist bench-results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find $(PACKAGES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) benchmarks scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

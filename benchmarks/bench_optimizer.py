@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from hogstream.optim import RMSpropAsync
-from hogstream.profiling.shapes import resnet50
+from hogstream.profiling.measure.shapes import resnet50
 
 Time = Callable[[Callable[[], object]], None]
 

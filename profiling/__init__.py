@@ -1,1 +1,1 @@
-"""Benchmarks, ceilings, reports and the command line."""
+"""Measurements, ceilings, results and reports."""

@@ -22,7 +22,7 @@ import torch
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
 from hogstream.scheduler.files import replace_file
-from hogstream.scheduler.shared_parameters import SharedParameters
+from hogstream.scheduler.parameters import SharedParameters
 
 #: Version of the format; other versions are refused.
 FORMAT = 1

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from hogstream.scheduler.checks import check_integer, check_number
-from hogstream.scheduler.shared_parameters import SharedParameters
-from hogstream.scheduler.worker_context import WorkerContext
+from hogstream.scheduler.context import WorkerContext
+from hogstream.scheduler.parameters import SharedParameters
 
 
 class SimulatedWorker:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hogstream.profiling.readme import DOCUMENTS, RESULTS, updated
 from hogstream.scheduler import Checkpoint
+from results_page import DOCUMENTS, RESULTS, updated
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hogstream.kernels import rmsprop_
-from hogstream.kernels.numpy_backend import BLOCK_BYTES
+from hogstream.kernels.backends.numpy_kernels import BLOCK_BYTES
 from hogstream.kernels.reference import plain_expression_
 from update_testing import (
     BACKENDS,

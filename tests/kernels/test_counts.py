@@ -60,9 +60,9 @@ def test_a_cache_line_is_updated_in_few_instructions(
 
 
 LAUNCH = {
-    "numpy": "numpy_backend.update_",
-    "numba": "numba_backend.update_",
-    "triton": "triton_backend._launch",
+    "numpy": "numpy_kernels.update_",
+    "numba": "numba_kernels.update_",
+    "triton": "triton_kernels._launch",
 }
 
 
@@ -77,7 +77,7 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
     assert counts[LAUNCH[backend.name]] == 1
     if backend.name == "triton" and backend.device == "cpu":
         # The interpreter calls the kernel for each program: one for each of these small tensors.
-        kernels = ("triton_backend.rmsprop_kernel", "triton_backend.multi_tensor_rmsprop_kernel")
+        kernels = ("triton_kernels.rmsprop_kernel", "triton_kernels.multi_tensor_rmsprop_kernel")
         assert sum(counts[each] for each in kernels) == tensors
 
 

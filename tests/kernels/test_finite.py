@@ -13,9 +13,9 @@ from update_testing import BACKENDS, COMPUTE, DTYPES, Backend, extreme, special
 def all_finite(backend: Backend, *grads: torch.Tensor) -> bool:
     """What a backend finds, of a table of gradients unless it is Numba."""
     if backend.name == "numba":
-        from hogstream.kernels import numba_backend
+        from hogstream.kernels.backends import numba_kernels
 
-        finite = numba_backend.finite_function(str(grads[0].dtype).removeprefix("torch."))
+        finite = numba_kernels.finite_function(str(grads[0].dtype).removeprefix("torch."))
         return all(finite.ctypes(grad.data_ptr(), grad.numel()) for grad in grads)
     moved = [grad.to(backend.device) for grad in grads]
     others = [(torch.empty_like(g), torch.empty_like(g, dtype=COMPUTE[g.dtype])) for g in moved]
@@ -23,13 +23,13 @@ def all_finite(backend: Backend, *grads: torch.Tensor) -> bool:
         [check_operands(param, grad, ms) for grad, (param, ms) in zip(moved, others, strict=True)]
     )
     if backend.name == "numpy":
-        from hogstream.kernels import numpy_backend
+        from hogstream.kernels.backends import numpy_kernels
 
-        return numpy_backend.all_finite(table)
-    from hogstream.kernels import triton_backend
+        return numpy_kernels.all_finite(table)
+    from hogstream.kernels.backends import triton_kernels
 
     verdict = torch.tensor([7], dtype=torch.int32, device=backend.device)
-    triton_backend.check_finite_(table, verdict)
+    triton_kernels.check_finite_(table, verdict)
     assert verdict.item() in (0, 1)
     return verdict.item() == 0
 

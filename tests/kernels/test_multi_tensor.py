@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hogstream.kernels import multi_tensor_rmsprop_
-from hogstream.kernels.cpu_threads import MIN_BYTES_PER_THREAD, PIECE_ELEMENTS
+from hogstream.kernels.backends.cpu_threads import MIN_BYTES_PER_THREAD, PIECE_ELEMENTS
 from update_testing import (
     BACKENDS,
     COMPUTE,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
-from hogstream.kernels.backends import select_backend
+from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import check_operands

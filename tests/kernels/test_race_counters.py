@@ -28,14 +28,14 @@ from update_testing import (
 
 def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
     """Begins an update of a block at the first mention of a letter, and ends it at the second."""
-    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
     where = counters.counts.data_ptr(), counters.blocks, block
     under_way: dict[str, tuple[int, int]] = {}
     for update in interleaving:
         if update in under_way:
-            numba_backend.end_block(*where, *under_way.pop(update))
+            numba_kernels.end_block(*where, *under_way.pop(update))
         else:
-            under_way[update] = numba_backend.begin_block(*where)
+            under_way[update] = numba_kernels.begin_block(*where)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_blocks_are_counted_apart():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [None, 1, 48, 1 << 13], ids=str)
 def test_compiled_code_updates_and_counts(block, dtype, switches):
-    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
     size = (1 << 14) + 37
     inside, coupled = switches
     hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
     options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
     factors = np.array(hyperparameters.scalars)
-    update = numba_backend.update_function(str(dtype).removeprefix("torch."), inside, coupled)
+    update = numba_kernels.update_function(str(dtype).removeprefix("torch."), inside, coupled)
 
     param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
     expected = State(param.clone(), ms.clone())
@@ -121,19 +121,19 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
 
 @pytest.mark.parametrize(("row", "counts"), ALIASED)
 def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
-    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
+    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
     counters = RaceCounters.zeros(1, 1)
     operands = aliased(counters, row)
     addresses = [tensor.data_ptr() for tensor in operands]
-    update = numba_backend.update_function("float64", True, False)
+    update = numba_kernels.update_function("float64", True, False)
     factors = np.array(ADDS_2_TO_A_COUNT.scalars)
     update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
     assert counters.counts.flatten().tolist() == counts
 
 
 def test_threads_that_race_are_all_counted():
-    numba_backend = pytest.importorskip("hogstream.kernels.numba_backend")
-    update = numba_backend.update_function("float64", True, False)
+    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
+    update = numba_kernels.update_function("float64", True, False)
     # Each update that survives in an element adds exactly 1 to it.
     factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).scalars)
     param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))

@@ -86,7 +86,7 @@ def test_a_step_makes_no_call_for_each_tensor(
         move(optimizer)
         with counted_calls() as counts:
             optimizer.step()
-        assert counts["numba_backend.update_"] == 1
+        assert counts["numba_kernels.update_"] == 1
         hold(f"calls in a step of {tensors} tensors, {counts}", counts.total(), calls)
         counted[tensors] = counts
     assert counted[FEW] == counted[MANY]

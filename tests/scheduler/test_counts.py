@@ -18,10 +18,10 @@ import torch
 
 from counting import counted_calls, hold
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
-from hogstream.scheduler import native_loop as native
-from hogstream.scheduler.event_watcher import EventWatcher
-from hogstream.scheduler.lanes import Wakeup
-from hogstream.scheduler.timeline import Timeline
+from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes.base import Wakeup
+from hogstream.scheduler.lanes.cuda_watcher import EventWatcher
+from hogstream.scheduler.tracing.timeline import Timeline
 from lanes_by_hand import end_threads, lanes_by_hand, updates_of, written
 from process_testing import LIMIT_SECONDS
 from scheduler_testing import python_lanes, submit_ones
@@ -85,8 +85,8 @@ async def test_a_batch_is_handed_over_at_once() -> None:
     async with scheduler:
         with counted_calls() as counts:
             await scheduler.run(submit_ones(shared), updates=UPDATES)
-    assert counts["native_lanes.put"] == UPDATES
-    assert counts["native_lanes.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
+    assert counts["native.put"] == UPDATES
+    assert counts["native.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
 
 
 @pytest.mark.parametrize(("depth", "landings"), [(1, 1), (2, 1), (8, 4), (9, 5)])

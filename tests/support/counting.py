@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -16,10 +17,10 @@ import hogstream.kernels
 import hogstream.optim
 import hogstream.scheduler
 
-_OURS = {
-    os.path.dirname(os.path.abspath(str(package.__file__)))
+_OURS = tuple(
+    os.path.join(os.path.dirname(os.path.abspath(str(package.__file__))), "")
     for package in (hogstream.kernels, hogstream.optim, hogstream.scheduler)
-}
+)
 # From Python 3.12 on these are part of the function around them.
 _INLINED = ("<listcomp>", "<dictcomp>", "<setcomp>")
 
@@ -62,7 +63,7 @@ def opcodes(function: Callable[[], object]) -> int:
         return note
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        if os.path.dirname(frame.f_code.co_filename) not in _OURS:
+        if not frame.f_code.co_filename.startswith(_OURS):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return note
@@ -98,7 +99,6 @@ def counted_collections(threshold: int) -> Iterator[Counter[str]]:
 @cache
 def _name(code: CodeType) -> str:
     """What a function of ours is called in the counts; of others, nothing."""
-    folder, file = os.path.split(code.co_filename)
-    if folder not in _OURS or code.co_name in _INLINED:
+    if not code.co_filename.startswith(_OURS) or code.co_name in _INLINED:
         return ""
-    return f"{file.removesuffix('.py')}.{code.co_name}"
+    return f"{Path(code.co_filename).stem}.{code.co_name}"

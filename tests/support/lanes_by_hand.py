@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from hogstream.kernels.backends import select_backend
+from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
-from hogstream.scheduler import native_loop as native
-from hogstream.scheduler.native_lanes import NativeLanes
-from hogstream.scheduler.updates import Checked, LaneSettings, Update
+from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes.native import NativeLanes
+from hogstream.scheduler.update import Checked, LaneSettings, Update
 
 
 @asynccontextmanager

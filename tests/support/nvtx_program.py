@@ -11,7 +11,7 @@ import torch
 
 from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
-from hogstream.scheduler.worker_context import Worker
+from hogstream.scheduler.context import Worker
 
 GRAD = torch.ones(64)
 

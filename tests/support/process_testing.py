@@ -60,7 +60,7 @@ def interrupt_hogstream(line: str, *arguments: object) -> tuple[int, str, str]:
     # Whoever runs the tests in the background may have them, and so the command, ignore SIGINT.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from hogstream.profiling.cli import main; main()"
+        "from hogstream.cli.main import main; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     shown = []

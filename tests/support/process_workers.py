@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hogstream.scheduler import SharedParameters, WorkerContext
-from hogstream.scheduler.worker_context import Worker
+from hogstream.scheduler.context import Worker
 
 
 class OfTwoParts(Exception):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hogstream.profiling.confidence import median_interval
+from hogstream.profiling.results.confidence import median_interval
 
-RESULTS = Path(__file__).resolve().parents[2] / "profiling" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 NAME = "amd-epyc-2-cores"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from hogstream.kernels.backends.numba_kernels import _kernel, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.numba_backend import _kernel, update_function
 
 
 def loops() -> dict[str, list[str]]:

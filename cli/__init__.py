@@ -1,0 +1,1 @@
+"""The command `hogstream`: one file a command, and what commands share."""

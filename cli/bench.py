@@ -1,0 +1,199 @@
+"""``hogstream bench``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+
+from hogstream.cli import options
+from hogstream.cli.console import print_table, print_text, steps
+from hogstream.cli.output import (
+    check_distinct,
+    command_line,
+    finish,
+    traced,
+    write_files,
+    write_json,
+)
+from hogstream.cli.scheduler_options import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
+from hogstream.profiling.measure import bench as job
+from hogstream.profiling.report import summary
+from hogstream.profiling.report.heat_map import plot_gains
+from hogstream.profiling.report.page import write_report
+from hogstream.profiling.results import last
+from hogstream.profiling.results.gains import BASELINES, CONTENDER
+from hogstream.scheduler.policies import ALLOWED
+
+_SWEEP_DEFAULTS = {
+    "elements": "2^10,2^12,2^14,2^16,2^18,2^20,2^22,2^24",
+    "workers": "1,2,4,8,16",
+    "seconds": "1",
+}
+
+
+def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool) -> bool:
+    """Other defaults for what is not given; eager, so that it comes before they are used."""
+    if sweep:
+        context.default_map = _SWEEP_DEFAULTS
+    return sweep
+
+
+@click.command()
+@click.option(
+    "--sweep",
+    is_flag=True,
+    is_eager=True,
+    callback=_set_sweep_defaults,
+    help="Show where lock-free pays and where not: sizes from 2^10 to 2^24, up to 16 workers, and "
+    "1 second each, unless you say otherwise.",
+)
+@options.DEVICE
+@options.BACKEND
+@click.option("--dtype", type=click.Choice(options.DTYPES), default="float32", show_default=True)
+@click.option(
+    "--workers",
+    type=options.worker_counts,
+    metavar="N,N,...",
+    default="1,2,4,8",
+    show_default=True,
+    help="Worker counts.",
+)
+@click.option(
+    "--elements",
+    type=options.sizes,
+    metavar="N,N,...",
+    default="2^16,2^20",
+    show_default=True,
+    help="Sizes of the shared parameters.",
+)
+@click.option(
+    "--policies",
+    type=options.policies,
+    metavar="POLICY,...",
+    help=f"What an update waits for: each {ALLOWED}.  [default: {','.join(policies_over(1))}; over "
+    f"processes {','.join(policies_over(2))}]",
+)
+@options.PROCESSES
+@scheduling_options(depth=8)
+@click.option(
+    "--seconds",
+    type=options.seconds_above_zero,
+    metavar="SECONDS",
+    default=3.0,
+    show_default=True,
+    help=f"Time for each policy, worker count and size, in {job.ROUNDS} rounds.",
+)
+@click.option(
+    "--think-time",
+    type=options.number_from_zero,
+    metavar="SECONDS",
+    default=0.0,
+    show_default=True,
+    help="Median seconds that a worker thinks before it submits.",
+)
+@click.option(
+    "--think-spread",
+    type=options.number_from_zero,
+    metavar="SIGMA",
+    default=0.0,
+    show_default=True,
+    help="Sigma of the log-normal think times; 0 is constant, 1 makes stragglers.",
+)
+@options.SEED
+@options.JSON
+@options.TRACE
+@click.option(
+    "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
+)
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save a heat map of the gain: .png, .svg or .pdf.",
+)
+def bench(
+    sweep: bool,
+    device: torch.device,
+    backend: str | None,
+    dtype: str,
+    workers: tuple[int, ...],
+    elements: tuple[int, ...],
+    policies: tuple[str, ...] | None,
+    processes: int,
+    scheduling: Scheduling,
+    seconds: float,
+    think_time: float,
+    think_spread: float,
+    seed: int,
+    json_file: Path | None,
+    trace: Path | None,
+    report: Path | None,
+    plot: Path | None,
+) -> None:
+    """Measure lock-free updates against locked and ordered ones.
+
+    Simulated workers submit ready gradients as fast as they land. Policies take turns, so that
+    drift of the machine strikes them alike.
+    """
+    check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
+    policies = policies or policies_over(processes)
+    if sweep or plot is not None:
+        _check_compares(policies)
+    check_outputs_over(processes, {"--trace": trace})
+    if trace is not None and len(policies) * len(workers) * len(elements) > 1:
+        raise click.UsageError(
+            "--trace needs one policy, one worker count and one size: give one of each"
+        )
+    resolved = options.resolve_backend(backend, device)
+    scheduling.check(policies, workers, processes, device, resolved)
+    settings = job.BenchSettings(
+        device=device,
+        backend=resolved,
+        dtype=getattr(torch, dtype),
+        workers=workers,
+        elements=elements,
+        policies=policies,
+        processes=processes,
+        scheduling=scheduling,
+        seconds=seconds,
+        think_time=think_time,
+        think_spread=think_spread,
+        seed=seed,
+        sweep=sweep,
+    )
+    try:
+        job.check_memory(settings)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--elements'") from None
+    with traced(trace) as timeline, steps(settings.steps()) as progress:
+        result = job.run_bench(settings, progress.begin, timeline)
+    result["command"] = command_line()
+    last.keep("bench", result)
+    write_files(
+        (json_file, partial(write_json, result)),
+        (report, partial(write_report, result)),
+        (plot, partial(plot_gains, result)),
+    )
+    print_table(summary.kernels_table(result))
+    for table in summary.gains_tables(result) if sweep else summary.results_tables(result):
+        print_table(table)
+    for sentence in summary.sentences(result):
+        print_text(sentence)
+    finish(result, json_file, trace, report, plot)
+
+
+def _check_compares(policies: tuple[str, ...]) -> None:
+    if CONTENDER not in policies or not set(BASELINES) & set(policies):
+        raise click.BadParameter(
+            f"--sweep and --plot need {CONTENDER} and {' or '.join(BASELINES)}, "
+            f"got '{','.join(policies)}'",
+            param_hint="'--policies'",
+        )

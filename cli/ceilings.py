@@ -1,0 +1,59 @@
+"""``hogstream ceilings``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+from rich.table import Table
+
+from hogstream.cli import options
+from hogstream.cli.console import new_table, print_table, print_text
+from hogstream.cli.output import command_line, finish, write_files, write_json
+from hogstream.profiling.ceilings.cache import cache_file
+from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
+from hogstream.profiling.environment import SCHEMA, describe_environment
+from hogstream.profiling.report import summary
+
+
+@click.command("ceilings")
+@options.DEVICE
+@click.option("--fresh", is_flag=True, help="Measure anew, and remember that.")
+@options.JSON
+def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> None:
+    """Say what this machine can do.
+
+    It is measured once, in ten seconds or so, and remembered in the user's cache folder, for each
+    version of hogstream and of what it runs on.
+
+    Bandwidths are with all cores, over half of each level of caches, and beyond them: of copies,
+    and of the traffic of updates without arithmetic. A launch is of next to nothing, down one lane.
+    A turn is one wait of a coroutine on the event loop. Intervals are 95 % confidence intervals of
+    the medians.
+    """
+    ceilings = machine_ceilings(device, fresh=fresh)
+    result = {
+        "schema": SCHEMA,
+        "command": command_line(),
+        "environment": describe_environment(device, options.resolve_backend(None, device)),
+        "ceilings": ceilings,
+    }
+    write_files((json_file, partial(write_json, result)))
+    print_table(_table("Memory", summary.LEVEL_COLUMNS, summary.level_rows(ceilings)))
+    print_table(_table("Host", summary.RATE_COLUMNS, summary.rate_rows(ceilings)))
+    print_text(f"Measured at {ceilings['measured']}.")
+    for sentence in ceiling_warnings(ceilings):
+        print_text(sentence)
+    path = cache_file(device)
+    if path is not None and path.exists():
+        click.echo(f"kept in {path}")
+    finish(result, json_file)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = new_table(title, *columns)
+    for row in rows:
+        table.add_row(*row)
+    return table

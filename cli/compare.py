@@ -1,0 +1,95 @@
+"""``hogstream compare``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+
+from hogstream.cli import options
+from hogstream.cli.console import print_table, print_text, steps
+from hogstream.cli.output import (
+    check_distinct,
+    command_line,
+    finish,
+    write_files,
+    write_json,
+)
+from hogstream.profiling.measure import compare as job
+from hogstream.profiling.measure.peers import PEERS
+from hogstream.profiling.measure.shapes import MODELS, Shape
+from hogstream.profiling.report import plots, summary
+
+
+@click.command()
+@options.DEVICE
+@click.option(
+    "--shapes",
+    type=options.shapes,
+    metavar="SHAPE,...",
+    help=f"What a step updates: {', '.join(MODELS)}, one tensor of N or 2^N elements, or "
+    f"TxN, which is T of them.  [default: {job.DEFAULT_SHAPES}; on a GPU 2^28 too]",
+)
+@click.option(
+    "--peers",
+    type=options.peers,
+    metavar="NAME,...",
+    default=",".join(PEERS),
+    help=f"Optimizers to measure: {', '.join(PEERS)}.  [default: all]",
+)
+@click.option(
+    "--seconds",
+    type=options.seconds_above_zero,
+    metavar="SECONDS",
+    default=6.0,
+    show_default=True,
+    help="Time to measure each shape, in seven rounds at least.",
+)
+@options.SEED
+@options.JSON
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save bandwidths and a roofline: .png, .svg or .pdf.",
+)
+def compare(
+    device: torch.device,
+    shapes: tuple[Shape, ...] | None,
+    peers: tuple[str, ...],
+    seconds: float,
+    seed: int,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Measure hogstream against other optimizers.
+
+    Each does steps of the same tensors, in turn, in a new random order each round. Whatever cannot
+    run here is listed with the reason. Shapes that fit the caches are measured warm: a sample
+    repeats the step for 20 ms.
+    """
+    check_distinct({"--json": json_file, "--plot": plot})
+    try:
+        for shape in shapes or ():
+            job.check_memory(shape, peers, device)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--shapes'") from None
+    settings = job.CompareSettings(
+        device=device,
+        backend=options.resolve_backend(None, device),
+        shapes=shapes or options.shapes(job.default_shapes(device)),
+        peers=peers,
+        seconds=seconds,
+        seed=seed,
+    )
+    with steps(settings.steps()) as progress:
+        result = job.run_compare(settings, progress.begin)
+    result["command"] = command_line()
+    write_files((json_file, partial(write_json, result)), (plot, partial(plots.compare, result)))
+    for table in summary.compare_tables(result):
+        print_table(table)
+    for sentence in summary.compare_sentences(result):
+        print_text(sentence)
+    finish(result, json_file, plot)

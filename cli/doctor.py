@@ -1,0 +1,84 @@
+"""What is installed, what works here, and why the rest does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hogstream.kernels import available_backends, rmsprop_
+from hogstream.kernels.backends.select import select_backend
+from hogstream.profiling.ceilings.machine import machine_ceilings
+from hogstream.profiling.environment import cuda_devices, device_name, installed_version
+from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.nsight.tools import NCU, NSYS, find_tool
+from hogstream.scheduler.tracing.nvtx import why_no_ranges
+
+_OPTIONAL = (
+    *("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn"),
+    *("uvloop", "nvtx"),
+)
+WORKS = "works"
+
+
+def installed_packages() -> dict[str, str]:
+    """Version of each package of use here, or that it is not installed."""
+    return {
+        package: installed_version(package) or "not installed"
+        for package in ("hogstream", "torch", "numpy", *_OPTIONAL)
+    }
+
+
+def check_profilers() -> dict[str, str]:
+    """Whether NVTX ranges are shown to a tool, or why not; and Nsight's tools."""
+    tools = {"NVTX ranges": why_no_ranges() or "a tool is attached"}
+    for tool in (NSYS, NCU):
+        try:
+            found = find_tool(tool)
+        except MeasurementError as error:
+            tools[tool.title] = str(error)
+        else:
+            tools[tool.title] = f"{found.version} ({found.path})"
+    return tools
+
+
+def check_backends() -> dict[str, str]:
+    """For each backend, that it works (one update was made and was right), or why not."""
+    return {name: missing or _try_backend(name) for name, missing in available_backends().items()}
+
+
+def check_devices() -> dict[str, str]:
+    """For each kind of device, its name and lanes, or why there is none."""
+    devices = {"cpu": f"{device_name(torch.device('cpu'))}; lanes are threads"}
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        lanes = "lanes are CUDA streams" if cuda_devices() else "kernels only: no lanes on ROCm yet"
+        devices[str(device)] = f"{device_name(device)}; {lanes}"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        devices["cuda"] = (
+            "torch sees no CUDA device: is the driver loaded?"
+            if built
+            else "this torch is built for the CPU only: install a CUDA build of torch"
+        )
+    return devices
+
+
+def memory_ceilings() -> dict[str, tuple[dict[str, Any], str]]:
+    """For each device, the bandwidths of its memory beyond caches, and when they were measured."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    ceilings = {str(device): machine_ceilings(device) for device in devices}
+    return {name: (each["levels"][-1], each["measured"]) for name, each in ceilings.items()}
+
+
+def _try_backend(name: str) -> str:
+    device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
+    param, grad = torch.ones(3, device=device), torch.ones(3, device=device)
+    try:
+        select_backend(name, device)
+        rmsprop_(param, grad, torch.zeros_like(param), backend=name)
+    except Exception as error:  # whatever it is, the doctor's job is to tell it
+        return f"fails: {type(error).__name__}: {error}".splitlines()[0]
+    expected = torch.full_like(param, 0.90000005)
+    return WORKS if torch.equal(param, expected) else f"wrong result: {param.tolist()}"

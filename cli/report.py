@@ -1,0 +1,70 @@
+"""``hogstream report``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from hogstream.cli import options
+from hogstream.cli.console import print_text
+from hogstream.profiling.report.page import render_report, write_page
+from hogstream.profiling.results import last
+from hogstream.profiling.results.comparison import compare_runs, comparison_sentences
+from hogstream.profiling.results.result_files import KINDS, BadResultError, ResultFile, read_result
+
+
+@click.command()
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=options.output_file,
+    metavar="FILE",
+    default="report.html",
+    show_default=True,
+    help="Where to write it.",
+)
+def report(files: tuple[Path, ...], output: Path) -> None:
+    """Write a report that opens in a browser, offline.
+
+    Each FILE is the JSON output of bench, train or compare. Of two of one kind the second is
+    compared with the first. Without FILE: the last result of bench and of train on this machine.
+    """
+    paths = files or tuple(filter(None, map(last.last, ("bench", "train"))))
+    if not paths:
+        raise click.UsageError(
+            "there is no last result on this machine: run hogstream bench, or name a FILE"
+        )
+    for path in files:
+        if path.resolve() == output.resolve():
+            raise click.UsageError(f"FILE and --output must be different files, got '{path}' twice")
+    results = _read(paths)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise click.UsageError(f"each FILE must be another one, got '{paths[0]}' twice")
+    write_page(render_report(results), output)
+    for kind in KINDS:
+        alike = [result for result in results if result.kind == kind]
+        if len(alike) == 2:
+            for sentence in comparison_sentences(compare_runs(*alike)):
+                print_text(_plain(sentence))
+    click.echo(f"wrote {output}")
+
+
+def _plain(text: str) -> str:
+    """Text that a terminal shows as it is: names out of files may hold anything."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _read(paths: tuple[Path, ...]) -> list[ResultFile]:
+    try:
+        results = [read_result(path) for path in paths]
+    except BadResultError as error:
+        raise click.UsageError(str(error)) from None
+    for kind, count in Counter(result.kind for result in results).items():
+        if count > 2:
+            third = [result.name for result in results if result.kind == kind][2]
+            raise click.UsageError(
+                f"{third}: is the third of hogstream {kind}: two at most can be compared"
+            )
+    return results

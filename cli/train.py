@@ -1,0 +1,127 @@
+"""``hogstream train``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+
+from hogstream.cli import options
+from hogstream.cli.console import print_table, print_text, steps
+from hogstream.cli.output import (
+    check_distinct,
+    command_line,
+    finish,
+    traced,
+    write_files,
+    write_json,
+)
+from hogstream.cli.scheduler_options import (
+    Scheduling,
+    check_outputs_over,
+    policies_over,
+    scheduling_options,
+)
+from hogstream.profiling.measure import digits as job
+from hogstream.profiling.report import plots, summary
+from hogstream.profiling.results import last
+from hogstream.scheduler.policies import ALLOWED
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def train(context: click.Context) -> None:
+    """Train a model with asynchronous workers."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@train.command("digits")
+@options.DEVICE
+@options.BACKEND
+@click.option(
+    "--workers",
+    type=click.IntRange(1, options.MAX_WORKERS),
+    default=4,
+    show_default=True,
+    help="How many workers.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    type=options.policy_or_all,
+    metavar="POLICY",
+    default="lock-free",
+    show_default=True,
+    help=f"What an update waits for: {ALLOWED}; all runs each in turn, but for bounded.",
+)
+@options.PROCESSES
+@scheduling_options(depth=1)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="How often each image is seen, over all workers.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many times each policy trains, in turn.",
+)
+@options.SEED
+@options.JSON
+@options.TRACE
+@click.option(
+    "--plot",
+    type=options.picture_file,
+    metavar="FILE",
+    help="Save loss against time: .png, .svg or .pdf.",
+)
+def train_digits(
+    device: torch.device,
+    backend: str | None,
+    workers: int,
+    policies: tuple[str, ...],
+    processes: int,
+    scheduling: Scheduling,
+    epochs: int,
+    rounds: int,
+    seed: int,
+    json_file: Path | None,
+    trace: Path | None,
+    plot: Path | None,
+) -> None:
+    """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
+    check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
+    check_outputs_over(processes, {"--trace": trace, "--plot": plot})
+    policies = policies or policies_over(processes)
+    resolved = options.resolve_backend(backend, device)
+    scheduling.check(policies, (workers,), processes, device, resolved)
+    settings = job.TrainSettings(
+        device=device,
+        backend=resolved,
+        workers=workers,
+        processes=processes,
+        epochs=epochs,
+        rounds=rounds,
+        seed=seed,
+        scheduling=scheduling,
+    )
+    digits = job.load_digits(settings)
+    with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:
+        result = job.run_training(settings, policies, digits, progress.begin, timeline)
+    result["command"] = command_line()
+    last.keep("train", result)
+    write_files(
+        (json_file, partial(write_json, result)),
+        (plot, partial(plots.loss_against_time, result["results"])),
+    )
+    print_table(summary.training_table(result["results"]))
+    for sentence in summary.training_sentences(result):
+        print_text(sentence)
+    finish(result, json_file, trace, plot)

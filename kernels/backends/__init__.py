@@ -1,0 +1,1 @@
+"""The backends: one file a backend, and how one is chosen."""

@@ -1,0 +1,126 @@
+"""Which backends there are, which of them run here, and which one takes an update."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from hogstream.kernels.backends.cpu_threads import run_in_pieces
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the update.
+
+    Attributes:
+        name: As in ``backend=``.
+        kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
+            the current stream. Triton's takes ``lr_on_device``, ``counters`` and ``verdict``
+            besides; others may be given ``Pieces`` to share with other threads.
+        threaded: Whether a large update is worth sharing among CPU threads.
+        race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype
+            and device; None if this backend has no atomic operations to count with.
+    """
+
+    name: str
+    kernel: Callable[..., Any]
+    threaded: bool
+    race_block: Callable[[torch.dtype, torch.device], int] | None
+
+    @property
+    def counts_races(self) -> bool:
+        """Whether it can keep ``RaceCounters``."""
+        return self.race_block is not None
+
+    def update_(self, table: LaunchTable, hyperparameters: Hyperparameters, *more: Any) -> None:
+        """Applies a table's updates in place, with all the threads that they are worth."""
+        if self.threaded:
+            run_in_pieces(self.kernel, table, hyperparameters, *more)
+        else:
+            self.kernel(table, hyperparameters, *more)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Maps each backend's name to None if it runs here, else to the reason that it does not."""
+    return {name: missing() for name, missing in _MISSING.items()}
+
+
+def check_backend(name: str | None) -> None:
+    """Checks a ``backend=`` argument.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If it cannot run here; the message says what it lacks.
+    """
+    if name is None:
+        return
+    if not isinstance(name, str) or name not in _MISSING:
+        raise ValueError(f"backend must be one of {', '.join(_MISSING)} or None, got {name!r}")
+    missing = _MISSING[name]()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} is not available: {missing}")
+
+
+def select_backend(name: str | None, device_type: str) -> Backend:
+    """The backend to use on a type of device: the one named, or the device's default.
+
+    Args:
+        name: A backend, or None for Triton on a GPU, and on a CPU Numba if installed, else NumPy.
+        device_type: Where the operands are, as ``torch.device.type``.
+
+    Raises:
+        ValueError: If the name is unknown, or the backend cannot take tensors of that device.
+        RuntimeError: If the backend is not available.
+    """
+    check_backend(name)
+    return _select(name, device_type)
+
+
+@cache
+def _select(name: str | None, device_type: str) -> Backend:
+    if name is None:
+        on_cpu = "numpy" if _numba_missing() else "numba"
+        name = "triton" if device_type == "cuda" else on_cpu
+        check_backend(name)
+    takes = "cuda" if name == "triton" and not _interpreted() else "cpu"
+    if device_type != takes:
+        raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
+    module = importlib.import_module(f"hogstream.kernels.backends.{name}_kernels")
+    race_block = None if name == "numpy" else module.race_block
+    return Backend(name, module.update_, threaded=name != "triton", race_block=race_block)
+
+
+@cache
+def _numba_missing() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed; pip install 'hogstream[cpu]'"
+    return None
+
+
+@cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton (Linux only)"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "no CUDA or ROCm device (with TRITON_INTERPRET=1 it runs on the CPU, slowly)"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+_MISSING: dict[str, Callable[[], str | None]] = {
+    "triton": _triton_missing,
+    "numba": _numba_missing,
+    "numpy": lambda: None,
+}

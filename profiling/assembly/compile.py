@@ -1,0 +1,105 @@
+"""Compiles kernels ahead of time, for devices that need not be here.
+
+``kernel_inspection`` runs this module in an interpreter of its own, in which Triton does not
+interpret: ``python -m hogstream.profiling.assembly.compile TARGET STAGE,... WORDS``. It prints a
+line for each kernel: a JSON object of its code by stage.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+from functools import partial
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hogstream.kernels.backends.triton_kernels import (
+    BLOCK,
+    COMPILE_OPTIONS,
+    EXPONENTS,
+    STORAGE,
+    finite_kernel,
+    multi_tensor_finite_kernel,
+    multi_tensor_rmsprop_kernel,
+    rmsprop_kernel,
+)
+from hogstream.profiling.assembly.inspection import Variant, variants_named
+from hogstream.profiling.environment import usable_cores
+
+# Each kernel, and whether it counts races and heeds a verdict.
+_KERNELS = {
+    "rmsprop": (rmsprop_kernel, False),
+    "multi_tensor": (multi_tensor_rmsprop_kernel, False),
+    "watched_rmsprop": (rmsprop_kernel, True),
+    "watched_multi_tensor": (multi_tensor_rmsprop_kernel, True),
+    "finite": (finite_kernel, False),
+    "multi_tensor_finite": (multi_tensor_finite_kernel, False),
+}
+_CUOBJDUMP_OPTIONS = {"sass": "-sass", "resources": "-res-usage"}
+_MAX_PROCESSES = 8
+
+
+def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[str, str]:
+    """The code of one kernel by stage, compiled as it is for a launch.
+
+    Args:
+        target: Such as ``sm_90`` or ``gfx942``.
+        stages: ``llir``, ``ptx`` or ``amdgcn``, and of what ``cuobjdump`` says of NVIDIA's machine
+            code, ``sass`` or ``resources``.
+        variant: Which kernel.
+    """
+    dtype = getattr(torch, variant.dtype)
+    kernel, watched = _KERNELS[variant.kernel]
+    bits, exponent = EXPONENTS[dtype]
+    values = {
+        "STORAGE": STORAGE[dtype],
+        "EPS_INSIDE_SQRT": variant.eps_inside_sqrt,
+        "COUPLED": variant.coupled,
+        "LR_ON_DEVICE": variant.lr_on_device,
+        "CHECKED": watched,
+        "COUNTED": watched,
+        "BITS": bits,
+        "EXPONENT": exponent,
+        "BLOCK": BLOCK[dtype],
+    }
+    constants = {name: values[name] for name in kernel.arg_names if name in values}
+    signature = {name: "constexpr" if name in constants else "i64" for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants)
+    code = triton.compile(source, _gpu_target(target), COMPILE_OPTIONS).asm
+    return {
+        stage: _cuobjdump(stage, code["cubin"]) if stage in _CUOBJDUMP_OPTIONS else code[stage]
+        for stage in stages
+    }
+
+
+def _gpu_target(target: str) -> GPUTarget:
+    if target.startswith("sm_"):
+        return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    return GPUTarget("hip", target, 64)
+
+
+def _cuobjdump(stage: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, _CUOBJDUMP_OPTIONS[stage], file.name]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Compiles what the command line names, in as many processes as there are cores."""
+    target, stages, words = sys.argv[1:]
+    compile_one = partial(compile_variant, target, stages.split(","))
+    with multiprocessing.get_context("fork").Pool(min(usable_cores(), _MAX_PROCESSES)) as pool:
+        for code in pool.imap(compile_one, variants_named(words)):
+            print(json.dumps(code), flush=True)
+
+
+if __name__ == "__main__":
+    main()

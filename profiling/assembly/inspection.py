@@ -1,0 +1,201 @@
+"""What compiled kernels take and do, on devices that need not be here: ``hogstream inspect``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby, product, starmap, zip_longest
+from typing import Any
+
+from rich.table import Table
+
+from hogstream.cli.console import new_table
+from hogstream.cli.options import DTYPES
+from hogstream.profiling.assembly.parse import Findings, Widths, inspect_amd, inspect_nvidia
+
+#: The code of one kernel, by stage of its compilation.
+Code = dict[str, str]
+
+#: Devices that kernels are compiled for, and the assembly that each has.
+TARGETS = {
+    "sm_80": ("ptx", "sass"),
+    "sm_90": ("ptx", "sass"),
+    "sm_100": ("ptx", "sass"),
+    "gfx942": ("amdgcn",),
+}
+
+# What ``inspect_kernel`` reads, for an NVIDIA device or not.
+_STAGES = {True: ("ptx", "resources"), False: ("llir", "amdgcn")}
+
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "registers",
+    "spills",
+    "loads",
+    "stores",
+    "masked",
+    "fma",
+    "approx",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a kernel is compiled for.
+
+    Attributes:
+        kernel: ``rmsprop`` (one tensor) or ``multi_tensor``; these ``watched``, with race counters
+            (one tensor only) and a verdict; ``finite`` or ``multi_tensor_finite``, which find it.
+        dtype: Of parameters and gradients.
+        eps_inside_sqrt: As in ``rmsprop_``; None, as what follows, if the kernel updates nothing.
+        coupled: Whether weight decay goes through the gradient.
+        lr_on_device: Whether the kernel reads lr from the device's memory.
+    """
+
+    kernel: str
+    dtype: str
+    eps_inside_sqrt: bool | None = None
+    coupled: bool | None = None
+    lr_on_device: bool | None = None
+
+    @property
+    def updates(self) -> bool:
+        """Whether it is a kernel of the update."""
+        return self.eps_inside_sqrt is not None
+
+    @property
+    def name(self) -> str:
+        """Words, such as ``rmsprop float32 inside coupled host-lr`` or ``finite float32``."""
+        words = [self.kernel, self.dtype]
+        if self.updates:
+            words.append("inside" if self.eps_inside_sqrt else "outside")
+            words.append("coupled" if self.coupled else "uncoupled")
+            words.append("device-lr" if self.lr_on_device else "host-lr")
+        return " ".join(words)
+
+
+#: All that an update may take, and of what watches it those that take the most registers.
+VARIANTS = (
+    *starmap(
+        Variant,
+        product(("rmsprop", "multi_tensor"), DTYPES, (True, False), (True, False), (False, True)),
+    ),
+    *starmap(
+        Variant,
+        product(("watched_rmsprop", "watched_multi_tensor"), DTYPES, (True,), (True,), (True,)),
+    ),
+    *starmap(Variant, product(("finite", "multi_tensor_finite"), DTYPES)),
+)
+
+
+def variants_named(words: str) -> list[Variant]:
+    """The variants whose names have all of these words; all variants, if there are none.
+
+    Raises:
+        ValueError: If no name has them all.
+    """
+    wanted = set(words.split())
+    found = [variant for variant in VARIANTS if wanted <= set(variant.name.split())]
+    if not found:
+        columns = zip_longest(*(variant.name.split() for variant in VARIANTS))
+        known = dict.fromkeys(word for column in columns for word in column if word is not None)
+        raise ValueError(f"must be words of one kernel's name ({', '.join(known)}), got {words!r}")
+    return found
+
+
+def compile_kernels(
+    target: str, words: str = "", emit: str | None = None
+) -> Iterator[tuple[Variant, Code]]:
+    """Compiles kernels in another process, one in which Triton does not interpret.
+
+    Args:
+        target: One of ``TARGETS``.
+        words: Which kernels, as in ``variants_named``.
+        emit: Assembly that is wanted besides what ``inspect_kernel`` reads.
+
+    Yields:
+        Each kernel with its code, as soon as that is there.
+
+    Raises:
+        RuntimeError: If Triton, or one of its tools, is missing or fails.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("Triton is not installed; pip install triton (Linux only)")
+    stages = {*_STAGES[_is_nvidia(target)], *([emit] if emit else [])}
+    command = [sys.executable, "-m", "hogstream.profiling.assembly.compile"]
+    environment = {name: os.environ[name] for name in os.environ if name != "TRITON_INTERPRET"}
+    environment["PYTHONSAFEPATH"] = "1"  # -m would import from the working directory
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [*command, target, ",".join(sorted(stages)), words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        yield from zip(variants_named(words), map(json.loads, process.stdout), strict=False)
+        if process.wait() != 0:
+            errors.seek(0)
+            reason = errors.read().rstrip().rpartition("\n")[2]
+            raise RuntimeError(f"cannot compile for {target}: {reason}")
+
+
+def inspect_kernel(target: str, code: Code) -> Findings:
+    """What the code of one kernel says."""
+    if _is_nvidia(target):
+        return inspect_nvidia(code["ptx"], code["resources"])
+    return inspect_amd(code["llir"], code["amdgcn"])
+
+
+def describe(target: str, variant: Variant, findings: Findings) -> dict[str, Any]:
+    """One kernel's result in the JSON output."""
+    return {"target": target, **asdict(variant), **asdict(findings)}
+
+
+def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:
+    """What the variants of each kernel and dtype take and do: the most of any of them.
+
+    Registers are a range; loads and stores are all that occur.
+    """
+    table = new_table(f"Kernels for {target}", *COLUMNS, text_columns=2)
+    for key, group in groupby(inspected, lambda variant: (variant.kernel, variant.dtype)):
+        found = [inspected[variant] for variant in group]
+        masked = {bits for each in found for bits in (*each.masked_loads, *each.masked_stores)}
+        table.add_row(
+            *key,
+            _range([findings.registers for findings in found]),
+            str(max(findings.spills for findings in found)),
+            _counts([findings.loads for findings in found]),
+            _counts([findings.stores for findings in found]),
+            ",".join(map(str, sorted(masked))) or "-",
+            str(max(findings.fused for findings in found)),
+            str(max(findings.approximate for findings in found)),
+        )
+    return table
+
+
+def _is_nvidia(target: str) -> bool:
+    return "ptx" in TARGETS[target]
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _counts(widths: list[Widths]) -> str:
+    """Such as ``2x64 1x128``: two accesses of 64 bits and one of 128."""
+    different = [
+        " ".join(f"{each[bits]}x{bits}" for bits in sorted(each)) or "-" for each in widths
+    ]
+    return " or ".join(dict.fromkeys(different))

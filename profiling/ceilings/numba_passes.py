@@ -1,0 +1,125 @@
+"""What memory can do, as Numba kernels: copies, and the traffic of updates without arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from hogstream.kernels.backends.cpu_threads import Pieces
+from hogstream.kernels.backends.numba_atomics import atomic_add
+from hogstream.kernels.backends.numba_kernels import await_done
+from hogstream.kernels.launch_table import LaunchTable
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+_LINE = 16  # elements: one cache line of each array, as the update's own kernel goes
+_AHEAD_BYTES = 1024  # of no use in caches, and of no harm
+
+_memcpy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+
+
+def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
+    """Reads three float32 arrays and writes two of them in place, going as the update goes.
+
+    Args:
+        table: Of one update.
+        pieces: Shared with other threads.
+
+    Returns:
+        Whether all is done: if not, other threads are still at it.
+    """
+    done: bool = _update_shaped(table.columns, pieces.counters, pieces.size, pieces.elements)
+    return done
+
+
+def update_shaped_passes(buffer: Floats, passes: int) -> None:
+    """The same over the thirds of a buffer, again and again on this thread, without the GIL.
+
+    Args:
+        buffer: float32, shape (3 n,): ``param``, ``grad`` and ``ms``. The middle is added to both
+            others, once a pass.
+        passes: How many.
+    """
+    _update_shaped_passes(buffer.ctypes.data, len(buffer) // 3, passes)
+
+
+def copy_passes(buffer: Floats, passes: int) -> None:
+    """Copies one half of a buffer to the other, again and again on this thread, without the GIL.
+
+    Args:
+        buffer: float32, shape (2 n,); the second half is copied.
+        passes: How often.
+    """
+    _copy_passes(buffer.ctypes.data, buffer.nbytes // 2, passes)
+
+
+@numba.njit(nogil=True, cache=True)
+def _update_shaped(columns: Int64s, counters: Int64s, size: int, elements: int) -> bool:
+    taken, done = counters.ctypes.data, counters.ctypes.data + 64
+    start = atomic_add(taken, size)
+    while start < elements:
+        stop = min(start + size, elements)
+        param, grad, ms = columns[0, 0], columns[1, 0], columns[2, 0]
+        _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start)
+        atomic_add(done, stop - start)
+        start = atomic_add(taken, size)
+    return await_done(done, elements)
+
+
+@numba.njit(nogil=True, cache=True)
+def _update_shaped_passes(param: int, elements: int, passes: int) -> None:
+    for _ in range(passes):
+        _add(param, param + 4 * elements, param + 8 * elements, elements)
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy_passes(target: int, size: int, passes: int) -> None:
+    for _ in range(passes):
+        _memcpy(target, target + size, size)
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(param: int, grad: int, ms: int, elements: int) -> None:
+    """Adds so many elements at ``grad`` to those at ``param`` and at ``ms``."""
+    for _ in range(elements // _LINE):
+        _add_vector(param, grad, ms, _LINE)
+        param += 4 * _LINE
+        grad += 4 * _LINE
+        ms += 4 * _LINE
+    for _ in range(elements % _LINE):
+        _add_vector(param, grad, ms, 1)
+        param += 4
+        grad += 4
+        ms += 4
+
+
+def _add_vector_intrinsic(
+    _context: Any, param: types.Type, grad: types.Type, ms: types.Type, elements: Any
+) -> Any:
+    """Adds a few elements at once, and asks for those that follow."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        i8, i32, i64 = (ir.IntType(bits) for bits in (8, 32, 64))
+        vector = ir.VectorType(ir.FloatType(), elements.literal_value).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (i8.as_pointer(),), kind)
+        for address in args[:3]:
+            ahead = builder.inttoptr(builder.add(address, i64(_AHEAD_BYTES)), i8.as_pointer())
+            builder.call(prefetch, [ahead, i32(0), i32(3), i32(1)])
+        p, g, m = (builder.inttoptr(address, vector) for address in args[:3])
+        added = builder.load(g, align=4)
+        for target in (m, p):
+            builder.store(builder.fadd(builder.load(target, align=4), added), target, align=4)
+        return ir.Constant(i8.as_pointer(), None)
+
+    return types.void(param, grad, ms, elements), emit
+
+
+_add_vector: Any = intrinsic(prefer_literal=True)(_add_vector_intrinsic)

@@ -1,0 +1,1 @@
+"""What is measured: the scheduler, the optimizer beside others, training, kernels alone."""

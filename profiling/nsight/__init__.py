@@ -1,0 +1,1 @@
+"""NVIDIA's Nsight tools: their command lines, and what their reports say."""

@@ -1,0 +1,1 @@
+"""One page of HTML of results: plots, tables and sentences."""

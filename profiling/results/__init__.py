@@ -1,0 +1,1 @@
+"""Results: their types, their statistics, and two beside each other."""

@@ -1,0 +1,318 @@
+"""One run of a command against an earlier one: what has changed beyond noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hogstream.cli.console import counted, figure, size_name
+from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, ratio_interval
+from hogstream.profiling.results.result_files import ResultFile
+
+FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
+CHANGE_COLUMNS = (
+    "what",
+    "first",
+    "second",
+    "unit",
+    "second over first",
+    "interval from",
+    "to",
+    "verdict",
+)
+# What a change of code is expected to change: it makes no difference of machine or settings.
+_SUBJECT = ("commit", "hogstream")
+_MACHINE_DRIFT = 1.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A configuration in one run.
+
+    Attributes:
+        value: A median, in ``unit``.
+        unit: What it counts.
+        faster: Samples of which more is faster.
+    """
+
+    value: float
+    unit: str
+    faster: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A configuration that both runs measured.
+
+    Attributes:
+        name: What was measured.
+        first: In the first run.
+        second: In the second.
+        speed: The second's speed over the first's, with its interval if there are samples enough.
+    """
+
+    name: str
+    first: Measured
+    second: Measured
+    speed: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the second is faster or slower beyond noise."""
+        if self.speed is None or not math.isfinite(self.speed.high - self.speed.low):
+            return UNKNOWN
+        if not self.speed.excludes(1):
+            return SAME
+        return FASTER if self.speed.median > 1 else SLOWER
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs.
+
+    Attributes:
+        kind: Of the command.
+        first: Name of the first file.
+        second: Name of the second.
+        changes: From the greatest effect to the least; what cannot be told comes last.
+        only_first: What only the first measured.
+        only_second: What only the second measured.
+        differences: Name, first and second value of what differs in environment and settings.
+        ceilings: Name, first, second and ratio of what the machine could do.
+    """
+
+    kind: str
+    first: str
+    second: str
+    changes: tuple[Change, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    differences: tuple[tuple[str, str, str], ...]
+    ceilings: tuple[tuple[str, str, str, str], ...]
+
+
+def compare_runs(first: ResultFile, second: ResultFile) -> Comparison:
+    """Compares two results of one command.
+
+    Each configuration's speed in the second run is set against that in the first, with a 95 %
+    bootstrap interval of the ratio of medians over the raw rounds.
+
+    Args:
+        first: The earlier one.
+        second: The later one.
+    """
+    mine, theirs = dict(_measured(second)), dict(_measured(first))
+    changes = [
+        Change(name, theirs[name], mine[name], _speed(mine[name], theirs[name]))
+        for name in theirs
+        if name in mine
+    ]
+    changes.sort(key=_effect, reverse=True)
+    return Comparison(
+        first.kind,
+        first.name,
+        second.name,
+        tuple(changes),
+        tuple(name for name in theirs if name not in mine),
+        tuple(name for name in mine if name not in theirs),
+        tuple(_differences(first.result, second.result)),
+        tuple(_ceilings(first.result, second.result)),
+    )
+
+
+def comparison_sentences(comparison: Comparison) -> list[str]:
+    """What has changed, what chance alone would show, and whether like was compared with like."""
+    verdicts = [change.verdict for change in comparison.changes]
+    told = [verdict for verdict in verdicts if verdict != UNKNOWN]
+    said = []
+    if not verdicts:
+        said.append("The two runs have no configuration in common.")
+    elif not told:
+        said.append("Neither faster nor slower can be told: there are too few rounds.")
+    else:
+        said += _change_sentences(comparison, told)
+    said += cautions(comparison)
+    for which, only in (("first", comparison.only_first), ("second", comparison.only_second)):
+        if only:
+            said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
+    return said
+
+
+def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """All changes in ``CHANGE_COLUMNS``."""
+    rows: list[tuple[str, ...]] = []
+    for change in comparison.changes:
+        speed, sure = change.speed, change.verdict != UNKNOWN
+        ratio = change.second.value / change.first.value if change.first.value else None
+        if change.first.unit == "ms":  # less is faster
+            ratio = None if not ratio else 1 / ratio
+        rows.append(
+            (
+                change.name,
+                _digits(change.first.value),
+                _digits(change.second.value),
+                change.first.unit,
+                figure(ratio if speed is None else speed.median, 3, "x"),
+                f"{speed.low:.3f}x" if speed and sure else "-",
+                f"{speed.high:.3f}x" if speed and sure else "-",
+                change.verdict,
+            )
+        )
+    return rows
+
+
+def false_alarms(count: int) -> int:
+    """How many of ``count`` true null results may seem changed by chance: no more, 95 times in 100.
+
+    The verdicts are taken as independent, each wrong once in twenty.
+    """
+    wrong, total = 1 - LEVEL, 0.0
+    for number in range(count + 1):
+        total += math.comb(count, number) * wrong**number * LEVEL ** (count - number)
+        if total >= LEVEL:
+            return number
+    return count
+
+
+def _change_sentences(comparison: Comparison, told: list[str]) -> list[str]:
+    faster, slower, count = told.count(FASTER), told.count(SLOWER), len(told)
+    changed, chance = faster + slower, false_alarms(len(told))
+    by_chance = (
+        f"An interval of 95 % is wrong once in twenty: of {counted(count, 'configuration')} up to "
+        f"{chance} may seem changed by chance alone"
+    )
+    said = []
+    if not changed:
+        said.append(f"Nothing changed beyond noise, of {counted(count, 'configuration')}.")
+    else:
+        most = next(each for each in comparison.changes if each.verdict in (FASTER, SLOWER))
+        assert most.speed is not None
+        said.append(
+            f"The second run is faster beyond noise in {faster} and slower in {slower} of "
+            f"{counted(count, 'configuration')}; most of all {most.name}: {most.speed.median:.2f}x "
+            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f})."
+        )
+        by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
+        by_chance += "no more than that" if changed <= chance else "more than that"
+    said.append(f"{by_chance}. The verdicts are not corrected for it.")
+    said.append(
+        "Rounds of one run share the state of the machine. To see what two runs of the same code "
+        "differ by, run it twice and compare those."
+    )
+    return said
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """Why the two runs are not alike but for what was to be compared, if they are not."""
+    said = []
+    names = [name for name, _, _ in comparison.differences if name not in _SUBJECT]
+    if names:
+        said.append(f"This is no like-for-like comparison: the runs differ in {', '.join(names)}.")
+    drift = [f"{name} {ratio}" for name, _, _, ratio in comparison.ceilings if _has_drifted(ratio)]
+    if drift:
+        said.append(
+            f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."
+        )
+    return said
+
+
+def _has_drifted(ratio: str) -> bool:
+    value = float(ratio.removesuffix("x"))
+    return not 1 / _MACHINE_DRIFT <= value <= _MACHINE_DRIFT
+
+
+def _effect(change: Change) -> tuple[bool, float]:
+    if change.speed is None or change.speed.median <= 0:
+        return False, 0.0
+    return change.verdict != UNKNOWN, abs(math.log(change.speed.median))
+
+
+def _speed(mine: Measured, theirs: Measured) -> Interval | None:
+    if min(len(mine.faster), len(theirs.faster)) < FEWEST:
+        return None
+    return ratio_interval(mine.faster, theirs.faster, paired=False)
+
+
+def _measured(file: ResultFile) -> Iterator[tuple[str, Measured]]:
+    """Each configuration of a run by name."""
+    for result in file.result["results"]:
+        if file.kind == "compare":
+            name = f"{result['peer']}, {result['shape']}"
+            yield name, _time(result)
+            continue
+        workers, size = counted(result["workers"], "worker"), size_name(result["elements"])
+        rounds = tuple(result.get("updates_per_second_of_rounds") or ())  # training has none
+        name = f"{result['policy']}, {workers}, {size} elements"
+        yield name, Measured(result["updates_per_second"], "updates/s", rounds)
+    for kernel in file.result.get("kernels", ()):
+        yield f"{kernel['name']}, {size_name(kernel['elements'])} elements, alone", _time(kernel)
+
+
+def _time(result: dict[str, Any]) -> Measured:
+    samples = result["milliseconds_of_rounds"] or ()
+    faster = tuple(1 / sample for sample in samples) if all(samples) else ()
+    return Measured(result["milliseconds"], "ms", faster)
+
+
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    mine, theirs = described(second), described(first)
+    for name in dict.fromkeys([*theirs, *mine]):
+        before, after = theirs.get(name, "not told"), mine.get(name, "not told")
+        if before != after:
+            yield name, before, after
+
+
+def described(result: dict[str, Any]) -> dict[str, str]:
+    """Environment and settings as text by name, nested entries under their own names."""
+    told = {}
+    entries = {**result["environment"], **result["settings"]}
+    dtypes = dict.fromkeys(each["dtype"] for each in result["results"] if each.get("dtype"))
+    if dtypes:
+        entries["dtype"] = ", ".join(dtypes)
+    for name, value in entries.items():
+        for key, each in value.items() if isinstance(value, dict) else [(name, value)]:
+            told[key] = as_text(each)
+    return told
+
+
+def as_text(value: Any) -> str:
+    """A value of the environment or the settings."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(as_text, value))
+    return str(value)
+
+
+def _ceilings(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    mine, theirs = dict(ceiling_medians(second)), dict(ceiling_medians(first))
+    for name, before in theirs.items():
+        if name in mine:
+            after = mine[name]
+            yield name, _digits(before), _digits(after), f"{after / before:.2f}x"
+
+
+def ceiling_medians(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What the machine can do, by name with its unit."""
+    ceilings = result.get("ceilings")
+    if not ceilings:
+        return
+    for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
+        if speed := ceilings.get(f"{key}_gigabytes_per_second"):  # train does not measure it
+            yield f"memory, {name} (GB/s)", speed
+    for level in ceilings["levels"] or ():
+        for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
+            if rate := level[f"{key}_gigabytes_per_second"]:
+                yield f"{level['level']} level, {name} (GB/s)", rate["median"]
+    for key, name in (("launches", "launches"), ("event_loop_turns", "event loop turns")):
+        if ceilings[f"{key}_per_second"]:
+            yield f"{name} (per s)", ceilings[f"{key}_per_second"]["median"]
+
+
+def _digits(value: float) -> str:
+    """A number in about four digits."""
+    return figure(value, 0 if value >= 1000 else 1 if value >= 100 else 3)

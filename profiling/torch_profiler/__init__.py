@@ -1,0 +1,1 @@
+"""Torch's profiler: operations, lanes and workers on one clock."""

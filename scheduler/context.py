@@ -1,0 +1,358 @@
+"""What a worker is, and what it may see and do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+
+import torch
+
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands, check_disjoint, check_grad
+from hogstream.scheduler.gates import Passage
+from hogstream.scheduler.lanes.base import Lane
+from hogstream.scheduler.update import Checked, Update
+
+if TYPE_CHECKING:
+    from hogstream.scheduler.scheduler import StreamScheduler
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CHECKED_GRADIENTS = 64
+
+
+class WorkerError(Exception):
+    """A worker, or one of its updates, failed.
+
+    Attributes:
+        failures: The exception of each worker that failed, by its index.
+    """
+
+    def __init__(self, failures: dict[int, BaseException]) -> None:
+        self.failures = dict(failures)
+        workers: dict[str, list[str]] = {}  # who failed alike is named together
+        for index, error in sorted(failures.items()):
+            workers.setdefault(f"{type(error).__name__}: {error}", []).append(str(index))
+        super().__init__(
+            "; ".join(
+                f"{'worker' if len(each) == 1 else 'workers'} {', '.join(each)} failed: {text}"
+                for text, each in workers.items()
+            )
+        )
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[dict[int, BaseException]]]:
+        """Pickles what it was made of, and not the text."""
+        return WorkerError, (self.failures,)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One iteration, as the scheduler sees it.
+
+    Attributes:
+        read_version: Version of the parameters that it read.
+        passage: Its way through the policy's gate, if there is one.
+        submitted: Whether ``submit`` was called for it.
+        launched: Whether its update is on the lane.
+    """
+
+    read_version: int = 0
+    passage: Passage | None = None
+    submitted: bool = False
+    launched: bool = False
+
+
+class WorkerContext:
+    """What a worker may see and do.
+
+    Attributes:
+        index: The worker's number, from 0.
+        lane: The lane that the worker's updates go down.
+        iteration: How many iterations this worker has finished.
+        depth: How many of its updates may be in flight at once.
+        flat: The parameters that this iteration reads, shape (elements,): the shared ones, which
+            change as updates land, or with ``read="snapshot"`` this worker's copy of them.
+        parameters: Views of ``flat`` by name.
+    """
+
+    def __init__(
+        self,
+        scheduler: StreamScheduler,
+        index: int,
+        lane: Lane,
+        ms: torch.Tensor,
+        snapshot: torch.Tensor | None,
+        iteration: int,
+    ) -> None:
+        shared = scheduler.shared
+        self.index = index
+        self.lane = lane
+        self.iteration = iteration
+        self.depth = scheduler.depth
+        self.flat = shared.flat if snapshot is None else snapshot
+        self.parameters: Mapping[str, torch.Tensor] = (
+            shared.views if snapshot is None else shared.views_of(snapshot)
+        )
+        self._scheduler = scheduler
+        self._launch: Callable[[Update], None] = scheduler._launch
+        self._gate = scheduler._gate
+        self._gradients = _CheckedGradients(shared.flat, ms)
+        self._reads_at_once = scheduler._gate is None and snapshot is None
+        self._turn: _Turn | None = None
+        self._snapshot: Update | None = None
+        self._in_flight = 0
+        self._error: BaseException | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._busy_since: float | None = None
+        self._overdue = False
+
+    @property
+    def read_version(self) -> int:
+        """Version of the parameters that this iteration reads; of a snapshot, at least."""
+        return 0 if self._turn is None else self._turn.read_version
+
+    async def submit(self, grad: torch.Tensor) -> None:
+        """Sends this iteration's update down the worker's lane.
+
+        Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
+        when half of them have landed: with a depth of 1, when this one has. Until its update has
+        landed, the gradient must neither change nor be resized. Cancelling the wait for a landing
+        does not take the update back; cancelling that for a lock or a bound does.
+
+        Args:
+            grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
+                device. ``SharedParameters.views_of`` gives views of it by name.
+
+        Raises:
+            TypeError: If ``grad`` is of another type or dtype.
+            ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
+                the shared parameters.
+            RuntimeError: If this iteration has submitted its update already, or has ended.
+            FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
+                ``on_nonfinite="raise"``.
+            Exception: Whatever an earlier update of this worker failed with on its lane.
+        """
+        turn = self._turn
+        if turn is None or turn.submitted:
+            raise RuntimeError(
+                f"worker {self.index} must submit one gradient an iteration, got a second"
+            )
+        grad, checked = self._gradients.check(grad)
+        submitted_ns = time.perf_counter_ns()
+        turn.submitted = True
+        if self._gate is not None or self._in_flight >= self.depth:
+            await self._wait_to_launch(turn)
+        hyperparameters = self._scheduler._hyperparameters
+        update = Update(self.index, grad, checked, hyperparameters, turn.read_version, submitted_ns)
+        update.passage = turn.passage
+        self._launch(update)
+        turn.launched = True
+        self._in_flight += 1
+        if self._in_flight >= self.depth:
+            await self._wait(self._landing(), "landing")
+        if self._error is not None:
+            self._raise_error()
+
+    async def run_blocking(
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Calls a function that computes or blocks, on the worker's own thread.
+
+        Other workers go on meanwhile. Its CUDA work goes down the worker's lane: after what the
+        caller's current stream was given before, and ahead of the update submitted after it.
+        """
+        computing = self.lane.computing()
+
+        def call() -> T:
+            with computing:
+                try:
+                    return function(*args, **kwargs)
+                except StopIteration as stop:  # which no future can carry
+                    raise RuntimeError(f"{function!r} raised StopIteration") from stop
+
+        return await self._scheduler._run_blocking(self.index, call)
+
+    def _begin(self) -> bool:
+        """Begins an iteration; whether it may read at once, without ``_read``."""
+        self._overdue = False
+        if not self._reads_at_once:
+            self._turn = _Turn()
+            return False
+        self._turn = _Turn(self._scheduler.shared.version)
+        if self._scheduler.deadline is not None:
+            self._set_busy()
+        return True
+
+    async def _read(self) -> None:
+        """Reads the parameters as soon as the policy lets it."""
+        turn = self._turn
+        assert turn is not None
+        if self._gate is not None:
+            turn.passage = await self._wait(self._gate.begin(), self._gate.reason)
+            turn.read_version = turn.passage.read_version
+        if self._scheduler.read == "snapshot":
+            turn.read_version = await self._wait(self._take_snapshot(), "snapshot")
+
+    async def _wait_to_launch(self, turn: _Turn) -> None:
+        """Waits until the lane has room for an update, and the policy lets it go there."""
+        passage = turn.passage
+        try:
+            while self._in_flight >= self.depth:  # a wait for a landing was cancelled before
+                await self._wait(self._landing(), "landing")
+                self._raise_error()
+            if self._gate is not None and passage is not None:
+                await self._wait(self._gate.launch(passage), self._gate.reason)
+        except BaseException:
+            turn.submitted = False  # nothing was launched
+            raise
+        if self._turn is not turn:
+            if self._gate is not None and passage is not None:
+                self._gate.end(passage)
+            raise RuntimeError(f"worker {self.index} must await submit within its iteration")
+
+    def _set_busy(self) -> None:
+        if self._scheduler.deadline is not None:
+            self._busy_since = time.perf_counter()
+
+    def _end(self) -> None:
+        """Ends an iteration that has returned."""
+        turn = self._turn
+        if turn is None or not turn.launched:
+            submits = turn is not None and turn.submitted
+            raise RuntimeError(
+                "it returned before submit did: await that"
+                if submits
+                else "it returned without submitting a gradient"
+            )
+        self._turn = None
+        self._busy_since = None
+        self.iteration += 1
+
+    def _abandon(self) -> bool:
+        """Gives up an iteration that failed; whether its update was launched all the same."""
+        turn, self._turn = self._turn, None
+        self._busy_since = None
+        self._error = None
+        if turn is None:
+            return False
+        if turn.launched:
+            self.iteration += 1
+        elif self._gate is not None and turn.passage is not None:
+            self._gate.end(turn.passage)
+        return turn.launched
+
+    def _deliver(self, landed: Sequence[Update], updates: int) -> None:
+        """Takes note of what is through on the lane: so many updates, and maybe a snapshot."""
+        self._in_flight -= updates
+        for update in landed:
+            if update.error is not None and self._error is None:
+                self._error = update.error
+            if update is self._snapshot:
+                self._snapshot = None
+        if self._busy_since is not None:
+            self._set_busy()  # it may be for this that it has waited
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _landing(self) -> None:
+        """Waits until enough of the updates in flight have landed, or one has failed."""
+        while self._in_flight > self._scheduler._low_water and self._error is None:
+            await self._delivery()
+
+    async def _take_snapshot(self) -> int:
+        """Copies the parameters down the lane: under the policy, as an update would go.
+
+        Returns:
+            The version that the copy holds at least.
+        """
+        while self._snapshot is not None:  # one that was given up
+            await self._delivery()
+        passage = await self._scheduler._snapshot_passage()
+        snapshot = Update(
+            self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
+        )
+        snapshot.passage = passage
+        self._launch(snapshot)
+        self._snapshot = snapshot
+        while self._snapshot is not None:
+            await self._delivery()
+        self._raise_error()
+        return snapshot.staleness
+
+    async def _delivery(self) -> None:
+        """Waits for anything to be through on the lane."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    async def _wait(self, wait: Awaitable[T], reason: str) -> T:
+        """Waits for the scheduler: such time is not the worker's own."""
+        self._busy_since = None
+        start = time.perf_counter_ns()
+        try:
+            return await wait
+        finally:
+            self._set_busy()
+            timeline = self._scheduler.timeline
+            if timeline is not None:
+                timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
+
+
+class _Kept(NamedTuple):
+    """A gradient that was checked: itself, its memory, and what came of the check."""
+
+    reference: weakref.ref[torch.Tensor]
+    plain: torch.Tensor
+    checked: Checked
+
+
+class _CheckedGradients:
+    """Checks a worker's gradients: each once, as long as it has the same memory, all of it."""
+
+    def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
+        self._flat, self._ms = flat, ms
+        self._elements = flat.numel()
+        self._kept: dict[int, _Kept] = {}
+
+    def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
+        """The gradient to keep alive until its update has landed, and where it lies."""
+        kept = self._kept.get(id(grad))
+        if kept is not None:
+            reference, plain, checked = kept
+            if (
+                reference() is grad
+                and grad.data_ptr() == checked.address
+                and grad.numel() == self._elements
+            ):
+                return plain, checked
+        if not isinstance(grad, torch.Tensor):
+            raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
+        check_grad(self._flat, grad)
+        if not grad.is_contiguous():
+            raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
+        plain = grad.detach().resolve_neg()
+        operands = Operands(self._flat, plain, self._ms)
+        check_disjoint([(("param", "grad", "ms"), operands)])
+        checked = Checked(LaunchTable([operands]), plain.data_ptr(), self._ms.data_ptr())
+        if not grad.is_neg():
+            if len(self._kept) == _CHECKED_GRADIENTS:
+                self._kept.clear()
+            key = id(grad)
+            reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
+            self._kept[key] = _Kept(reference, plain, checked)
+        return plain, checked
+
+
+Worker = Callable[[WorkerContext], Awaitable[None]]

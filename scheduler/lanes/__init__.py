@@ -1,0 +1,1 @@
+"""Lanes: in-order queues of updates that run beside each other."""

@@ -1,0 +1,228 @@
+"""Lanes: in-order queues of updates that run beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.update import LaneSettings, Update
+
+#: Called on the event loop with the index of a lane, and what is through on it, in its order.
+Deliver = Callable[[int, Sequence[Update]], None]
+
+
+class Lane(Protocol):
+    """An in-order queue of updates; a CPU thread or a CUDA stream.
+
+    All methods are for the event loop's thread.
+    """
+
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it: ``put``, and ``flush`` of this lane."""
+
+    def put(self, update: Update) -> None:
+        """Queues an update, to be launched at the next ``flush`` of the lanes.
+
+        It is delivered when it has landed. A failure is carried in it too, and raised nowhere.
+        """
+
+    def computing(self) -> AbstractContextManager[object]:
+        """A context in which a thread's device work goes down this lane, ahead of later updates.
+
+        Call it where the inputs of that work were made: they are waited for on the device. Enter
+        the context on the thread that works.
+        """
+
+    def record_event(self) -> Any:
+        """An event that is done when all that was put on the lane until now has landed.
+
+        On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
+        """
+
+    async def done(self, event: Any) -> None:
+        """Waits for an event without blocking the event loop; may be cancelled.
+
+        Nothing calls back into Python from the device's driver, so it cannot deadlock: the thread
+        that watches the lanes looks at the event, and wakes the loop.
+
+        Args:
+            event: From ``record_event`` of any lane of the scheduler. On a GPU, any
+                ``torch.cuda.Event`` that was recorded.
+
+        Raises:
+            TypeError: If it is no such event.
+            ValueError: If it was not recorded.
+            RuntimeError: If the lanes are closed before it is done.
+        """
+
+
+class Lanes(Protocol):
+    """All lanes of a scheduler, opened and closed together."""
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """In order."""
+
+    def flush(self, lanes: Sequence[int]) -> None:
+        """Launches what was put on some lanes, together where the device can do that.
+
+        Args:
+            lanes: Their indices.
+        """
+
+    def close(self) -> None:
+        """Ends every lane; all updates must have landed."""
+
+
+def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
+    """Opens lanes on the device of the shared parameters: CUDA streams, or CPU threads.
+
+    Args:
+        settings: What is the same for all updates.
+        count: How many lanes.
+        depth: How many updates and snapshots may be in flight on each.
+        deliver: Takes what is through.
+
+    Raises:
+        ValueError: If there are no lanes for the device.
+        RuntimeError: If the device refuses; nothing is left open.
+    """
+    device = settings.shared.flat.device
+    if device.type == "cuda":
+        from hogstream.scheduler.lanes.cuda import CudaLanes
+
+        return CudaLanes(settings, count, deliver)
+    if device.type != "cpu":
+        raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
+    if settings.backend.name == "numba":
+        from hogstream.scheduler.lanes.native import NativeLanes
+
+        return NativeLanes(settings, count, depth, deliver)
+    from hogstream.scheduler.lanes.threads import ThreadLanes
+
+    return ThreadLanes(settings, count, deliver)
+
+
+def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
+    """Compiles whatever lanes need for updates of this form, before any worker can need it."""
+    if settings.backend.name == "numba":
+        from hogstream.scheduler.lanes import native
+
+        native.warm_up(settings, hyperparameters)
+        return
+    shared = settings.shared
+    spare = Operands(
+        *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
+    )
+    table, device = LaunchTable([spare]), shared.flat.device
+    if device.type != "cuda":
+        settings.backend.update_(table, hyperparameters)
+        return
+    races = settings.races
+    settings.backend.kernel(
+        table,
+        hyperparameters,
+        counters=None if races is None else RaceCounters.zeros(1, races.block, device),
+        verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
+    )
+
+
+class Wakeup:
+    """Calls a function on the event loop's thread, at the request of any thread.
+
+    Many requests cost one wake-up of the loop: a thread wakes it only if no wake-up is under way.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        """Remembers the function, and the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._function = function
+        self._requested = False
+
+    def request(self) -> None:
+        """Has the function called once more after this; from any thread, without a lock."""
+        if not self._requested:
+            self._requested = True
+            self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._requested = False  # first: what is requested from here on is seen below, or wakes
+        self._function()
+
+
+class Position:
+    """An event of a CPU lane: the place in its queue that was the last when it was recorded."""
+
+    def __init__(self, queue: Queue, position: int) -> None:
+        """Made by ``Queue.position``."""
+        self.queue = queue
+        self.position = position
+
+
+class Queue:
+    """How far a CPU lane has come, for those who wait for it.
+
+    Attributes:
+        put: How many updates were put on the lane.
+        delivered: How many of them have landed and were delivered.
+    """
+
+    def __init__(self) -> None:
+        """An empty one."""
+        self.put = self.delivered = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def position(self) -> Position:
+        """The present end of the queue."""
+        return Position(self, self.put)
+
+    def advance(self, delivered: int) -> None:
+        """Takes note that more were delivered, and wakes who waited for that."""
+        self.delivered += delivered
+        if not self._waiting:
+            return
+        for position, waiter in self._waiting:
+            if position <= self.delivered and not waiter.done():
+                waiter.set_result(None)
+        self._waiting = [each for each in self._waiting if not each[1].done()]
+
+    @staticmethod
+    async def done(event: Any) -> None:
+        """Waits until the lane has come to a position."""
+        if not isinstance(event, Position):
+            raise TypeError(f"event must be one that a lane recorded, got {type(event).__name__}")
+        if event.queue.delivered < event.position:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            event.queue._waiting.append((event.position, waiter))
+            await waiter
+
+
+class CpuLane:
+    """What lanes that are CPU threads have in common."""
+
+    _queue: Queue
+
+    def flush(self) -> None:
+        """Hands over what was put."""
+        raise NotImplementedError
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Nothing to set: a CPU thread computes at once."""
+        return nullcontext()
+
+    def record_event(self) -> Position:
+        """The present end of the lane; what waits for its batch is handed over."""
+        self.flush()
+        return self._queue.position()
+
+    async def done(self, event: Any) -> None:
+        """Waits until a lane has come to an event."""
+        await Queue.done(event)

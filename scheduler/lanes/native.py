@@ -1,0 +1,252 @@
+"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hogstream.kernels.backends.numba_kernels import finite_function, update_function
+from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
+from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue
+from hogstream.scheduler.lanes.native_loop import (
+    FACTORS,
+    MS,
+    NONFINITE,
+    OUTCOME,
+    READ_VERSION,
+    ROW,
+    ROWS,
+    SOURCE,
+    STARTED,
+    UPDATE,
+)
+from hogstream.scheduler.update import LaneSettings, Update
+
+_FORM_END = FACTORS + len(Scalars._fields)
+
+
+class NativeLane(CpuLane):
+    """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
+
+    def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+        self._index = index
+        self._lanes = lanes
+        self._event = os.eventfd(0)
+        self._mask = rows - 1
+        self._memory = np.zeros(ROWS + rows * ROW, np.int64)
+        self._words = self._memory.data
+        self._words[native.LANE_EVENT] = self._event
+        self._words[native.MASK] = self._mask
+        self._words[native.ONE] = 1
+        self._words[native.LOW_WATER] = lanes.low_water
+        self._address = self._memory.ctypes.data
+        table = self._memory[ROWS:].reshape(rows, ROW)
+        self._results = table[:, STARTED : OUTCOME + 1]
+        self._launched: deque[Update] = deque()
+        self._hyperparameters: Hyperparameters | None = None
+        self._form: memoryview = self._words[:0]
+        self._forms: list[memoryview | None] = [None] * rows  # what is in each row
+        self._queue = Queue()
+        self._flushed = 0
+        self._thread = threading.Thread(
+            target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            os.close(self._event)
+            raise
+
+    def launch(self, update: Update) -> None:
+        """Queues an update and launches it."""
+        self.put(update)
+        if self._lanes.ordered:
+            self.flush()
+        else:
+            self._flushed = put = self._queue.put
+            native.hand_over(self._address, put)
+
+    def put(self, update: Update) -> None:
+        """Queues an update, to be launched at the next ``flush``."""
+        if self._queue.put - self._queue.delivered > self._mask:
+            raise RuntimeError(f"the lane has room for {self._mask + 1} updates, got one more")
+        index = self._queue.put & self._mask
+        row = ROWS + index * ROW
+        words, checked = self._words, update.checked
+        if checked is None:
+            self._forms[index] = None
+            words[row + UPDATE] = 0
+            words[row + SOURCE] = update.tensor.data_ptr()
+        else:
+            if update.hyperparameters is not self._hyperparameters:
+                self._hyperparameters = update.hyperparameters
+                self._form = _as_words(self._lanes.dtype, update.hyperparameters)
+            if self._forms[index] is not self._form:
+                self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
+            words[row + SOURCE] = checked.address
+            words[row + MS] = checked.ms_address
+        words[row + READ_VERSION] = update.read_version
+        self._queue.put += 1
+        self._launched.append(update)
+
+    def flush(self) -> None:
+        """Hands over what was put: no system call, unless the lane sleeps."""
+        if self._lanes.ordered:
+            for index in range(self._flushed, self._queue.put):
+                row = ROWS + (index & self._mask) * ROW
+                self._words[row + native.TICKET] = self._lanes.take_ticket(self._address)
+        self._flushed = self._queue.put
+        native.hand_over(self._address, self._queue.put)
+
+    def collect(self) -> None:
+        """Delivers what has landed."""
+        through = native.landed(self._address) - self._queue.delivered
+        if not through:
+            return
+        landed = [self._launched.popleft() for _ in range(through)]
+        first = self._queue.delivered & self._mask
+        results = self._results[first : first + through].tolist()
+        results += self._results[: through - len(results)].tolist()  # round the end of the ring
+        for update, result in zip(landed, results, strict=True):
+            update.started_ns, update.landed_ns, update.staleness, outcome = result
+            if outcome:
+                update.nonfinite = outcome == NONFINITE
+                if outcome < 0:
+                    update.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
+        self._queue.advance(through)
+        self._lanes.deliver(self._index, landed)
+
+    def close(self) -> None:
+        """Ends the thread, which has been told to stop."""
+        native.wake(self._address)
+        self._thread.join()
+        os.close(self._event)
+
+    def _carry_out(self) -> None:
+        native.carry_out(self._address, self._lanes.settings.address)
+
+
+class NativeLanes:
+    """A thread for each lane, and the event by which they wake the loop."""
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        count: int,
+        depth: int,
+        deliver: Deliver,
+    ) -> None:
+        self.deliver = deliver
+        self.ordered = settings.ordered
+        self.low_water = settings.low_water
+        self.dtype = _dtype(settings)
+        self._loop = asyncio.get_running_loop()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK)
+        # As many words as tickets may be out, or more.
+        self._owners = np.zeros(1 << (count * (depth + 1)).bit_length(), np.int64)
+        self.settings = _Settings(settings, self._event, self._owners)
+        self._tickets = 0
+        self.lanes: list[NativeLane] = []
+        self._loop.add_reader(self._event, self._collect)
+        try:
+            rows = 1 << (depth - 1).bit_length()
+            for index in range(count):
+                self.lanes.append(NativeLane(index, self, rows))
+        except BaseException:
+            self.close()
+            raise
+
+    def take_ticket(self, lane: int) -> int:
+        """The place of the next update among those of all lanes, which is this lane's."""
+        ticket = self._tickets
+        self._tickets += 1
+        self._owners[ticket & (len(self._owners) - 1)] = lane
+        return ticket
+
+    def flush(self, lanes: Sequence[int]) -> None:
+        """Hands over what was put on some lanes."""
+        for index in lanes:
+            self.lanes[index].flush()
+
+    def close(self) -> None:
+        """Ends every thread."""
+        self.settings.words[native.STOP] = 1
+        for lane in self.lanes:
+            lane.close()
+        self._loop.remove_reader(self._event)
+        os.close(self._event)
+
+    def _collect(self) -> None:
+        os.eventfd_read(self._event)
+        # Then the flag: what lands from here on is either seen below, or wakes again.
+        native.listen(self.settings.address)
+        for lane in self.lanes:
+            lane.collect()
+
+
+class _Settings:
+    """The settings of the lanes, as compiled code reads them."""
+
+    def __init__(
+        self, settings: LaneSettings, loop_event: int, owners: npt.NDArray[np.int64]
+    ) -> None:
+        self._settings = settings  # whose tensors must live as long
+        shared, races, lock = settings.shared, settings.races, settings.lock
+        self._memory = np.zeros(native.SETTINGS, np.int64)
+        self.address = self._memory.ctypes.data
+        self.words = self._memory.data
+        for word, value in (
+            (native.PARAM, shared.flat.data_ptr()),
+            (native.ELEMENTS, shared.elements),
+            (native.BYTES, shared.flat.nbytes),
+            (native.VERSIONS, shared.versions.data_ptr()),
+            (native.SLOTS, len(shared.versions)),
+            (native.SLOT, shared.slot),
+            (native.RACES, races.counts.data_ptr() if races else 0),
+            (native.BLOCKS, races.counts.shape[1] if races else 0),
+            (native.BLOCK, races.block if races else 0),
+            (native.FINITE, _finite(settings)),
+            (native.STALENESS_AWARE, settings.staleness_aware),
+            (native.OWNERS, owners.ctypes.data if settings.ordered else 0),
+            (native.OWNERS_MASK, len(owners) - 1),
+            (native.LOCK, lock.address if lock else 0),
+            (native.LOOP_EVENT, loop_event),
+        ):
+            self.words[word] = value
+
+
+def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
+    """Compiles what lanes call, by way of a lane that is told to stop at once."""
+    lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
+    words[native.STOP] = 1
+    native.hand_over(lane.ctypes.data, 0)
+    native.landed(lane.ctypes.data)
+    native.listen(words.ctypes.data)
+    native.carry_out(lane.ctypes.data, words.ctypes.data)
+    _as_words(_dtype(settings), hyperparameters)
+    _finite(settings)
+
+
+def _as_words(dtype: str, hyperparameters: Hyperparameters) -> memoryview:
+    """The words of a row that depend on these: which function updates, and its factors' bits."""
+    h = hyperparameters
+    function = update_function(dtype, h.eps_inside_sqrt, h.coupled).address
+    words = np.empty(_FORM_END - UPDATE, np.int64)
+    words[0], words[1:] = function, np.array(h.scalars).view(np.int64)
+    return words.data
+
+
+def _finite(settings: LaneSettings) -> int:
+    """The address of the function that looks at gradients, or 0 if none has to."""
+    return finite_function(_dtype(settings)).address if settings.check_finite else 0
+
+
+def _dtype(settings: LaneSettings) -> str:
+    return str(settings.shared.flat.dtype).removeprefix("torch.")

@@ -1,0 +1,325 @@
+"""A process that runs workers of its own, and how its parent starts it, hears of it and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing import connection, parent_process, resource_tracker
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+from hogstream.scheduler.cancellation import uncancelled
+from hogstream.scheduler.context import WorkerError
+from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.processes.channel import Channel, ChannelClosed
+from hogstream.scheduler.report import RunReport
+from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.worker_thread import WorkerThread
+
+# A process at work shows a sign of life so many times in a deadline.
+_SIGNS = 4
+# How long a process may take to end that has nothing left to do.
+_GRACE_SECONDS = 10.0
+_REAPING_SECONDS = 1e-3
+
+
+class ProcessDied(Exception):
+    """A process ended before it had done what it was asked for.
+
+    Attributes:
+        pid: Its process id.
+        exitcode: What it returned; minus the number of the signal, if one killed it.
+    """
+
+    def __init__(self, text: str, pid: int, exitcode: int) -> None:
+        super().__init__(text, pid, exitcode)
+        self.pid, self.exitcode = pid, exitcode
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WorkerProcess:
+    """A process with a ``StreamScheduler`` of its own, as its parent sees it.
+
+    It is spawned: a forked one hangs in torch's threads, and cannot use CUDA. Messages to it are
+    ``make`` a worker, ``go`` and ``stop``; from it, that it is ``open``, that it has ``made`` the
+    worker, what it ``failed`` with, and its ``report``.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    def __init__(self, index: int, process: Any, channel: Channel) -> None:
+        """Made by ``start``."""
+        self.pid: int = process.pid
+        self._name = f"process {index} (pid {self.pid})"
+        self._process = process
+        self._channel = channel
+        self._ended = asyncio.Event()
+        self._exitcode: int | None = None
+        self._overdue: float | None = None
+        asyncio.get_running_loop().add_reader(process.sentinel, self._note_end)
+        atexit.register(self.kill)  # should the event loop never come to end it
+
+    @classmethod
+    async def start(
+        cls,
+        index: int,
+        shared: SharedParameters,
+        lock: ProcessLock | None,
+        settings: Mapping[str, Any],
+    ) -> WorkerProcess:
+        """Starts it; it says when it is ``open``.
+
+        Args:
+            index: Its number, from 0.
+            shared: In memory that it can reach.
+            lock: Held for each update, if there is one.
+            settings: Of its ``StreamScheduler``.
+
+        Raises:
+            OSError: If there is no more room for a process, or it died at once.
+        """
+        mine, its = socket.socketpair()
+        context = torch.multiprocessing.get_context("spawn")
+        arguments = index, its, shared, lock, settings
+        process = context.Process(target=_serve, args=arguments, name=f"hogstream-process-{index}")
+        # On a thread: it may write more than a pipe holds, which is read after torch's import.
+        thread = WorkerThread(f"hogstream-start-{index}")
+        try:
+            started = thread.call(partial(_start, process), lambda: None)
+            await uncancelled(lambda: asyncio.wait({started}))
+            started.result()
+            return cls(index, process, await Channel.open(mine))
+        except BaseException:
+            mine.close()
+            if process.pid is not None:
+                process.kill()
+                process.join()
+            raise
+        finally:
+            its.close()
+            thread.close()
+
+    def send(self, kind: str, content: Any = None) -> None:
+        """Sends it a message, without waiting."""
+        self._channel.send(kind, content)
+
+    async def receive(self, kind: str) -> Any:
+        """Waits for its next message; a wait that is cancelled loses none.
+
+        Args:
+            kind: What it is to be.
+
+        Returns:
+            What came with it.
+
+        Raises:
+            ProcessDied: If the process ends instead.
+            TimeoutError: If it was killed because it showed no sign of life.
+            Exception: Whatever it failed with instead.
+        """
+        try:
+            received, content = await self._channel.receive()
+        except ChannelClosed:
+            await self.end()
+            raise self._why_ended() from None
+        if received == "failed":
+            raise content
+        assert received == kind
+        return content
+
+    @contextmanager
+    def watched(self, deadline: float | None) -> Iterator[None]:
+        """Kills the process, while in here, if it shows no sign of life for a deadline.
+
+        It is timed in turns of the parent's own loop, so a parent that hangs blames no child.
+        """
+        if deadline is None:
+            yield
+            return
+        watching = asyncio.ensure_future(self._watch(deadline))
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is no more."""
+        return self._ended.is_set()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if not self.has_ended:
+            self._process.kill()
+
+    async def end(self) -> None:
+        """Lets it end, or kills it if it does not; may be begun again."""
+        self._channel.hang_up()
+        try:
+            await asyncio.wait_for(self._ended.wait(), _GRACE_SECONDS)
+        except asyncio.TimeoutError:
+            self.kill()
+            await self._ended.wait()
+        await self._channel.close()
+        while self._exitcode is None:  # it is about to be there: its files are closed already
+            self._exitcode = self._process.exitcode
+            await asyncio.sleep(0 if self._exitcode is not None else _REAPING_SECONDS)
+        self._process.close()
+        atexit.unregister(self.kill)
+
+    async def _watch(self, deadline: float) -> None:
+        self._channel.silence = 0
+        while self._channel.silence <= _SIGNS:
+            await asyncio.sleep(deadline / _SIGNS)
+            self._channel.silence += 1
+        self._overdue = deadline
+        self.kill()
+
+    def _note_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._ended.set()
+
+    def _why_ended(self) -> Exception:
+        code = self._exitcode
+        assert code is not None
+        if self._overdue is not None:
+            return TimeoutError(
+                f"{self._name} showed no sign of life for deadline={self._overdue:g} s, "
+                f"and was killed"
+            )
+        signals = {each.value: each.name for each in signal.Signals}
+        fate = (
+            f"ended with exit code {code}"
+            if code >= 0
+            else f"was killed by {signals.get(-code, f'signal {-code}')}"
+        )
+        return ProcessDied(f"{self._name} {fate}", self.pid, code)
+
+
+def _start(process: Any) -> None:
+    """Starts a process on a thread of its own, with SIGINT held back until it can ignore it."""
+    resource_tracker.ensure_running()  # first, or its start would let SIGINT through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    process.start()
+
+
+def _serve(
+    index: int,
+    end: socket.socket,
+    shared: SharedParameters,
+    lock: ProcessLock | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """The process, from its start to its end."""
+    # Ctrl-C goes to the whole process group, but it is for the parent to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, name="hogstream-parent", daemon=True).start()
+    torch.set_num_threads(1)
+    if shared.flat.is_cuda:
+        torch.cuda.set_device(shared.flat.device)
+    shared.enter_process(index)
+    asyncio.run(_take_orders(index, end, shared, lock, settings))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)  # nobody is left to report to
+
+
+async def _take_orders(
+    index: int,
+    end: socket.socket,
+    shared: SharedParameters,
+    lock: ProcessLock | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Opens a scheduler, and runs workers with it as often as the parent asks for it."""
+    channel = await Channel.open(end)
+    try:
+        async with StreamScheduler(shared, process_lock=lock, **settings) as scheduler:
+            channel.send("open")
+            while True:
+                kind, make_worker = await channel.receive()
+                if kind == "make":  # and not a stop that has come too late
+                    await _take_part(index, channel, scheduler, make_worker)
+    except ChannelClosed:
+        pass  # the parent wants nothing more
+    except Exception as error:
+        channel.send("failed", _portable(error))
+    finally:
+        await channel.close()
+
+
+async def _take_part(
+    index: int, channel: Channel, scheduler: StreamScheduler, make_worker: bytes
+) -> None:
+    """Makes a worker, and runs it when all are ready, until it is done or told to stop."""
+    try:
+        worker = pickle.loads(make_worker)(scheduler.shared, index)
+    except Exception as error:
+        channel.send("failed", _portable(error))
+        return
+    channel.send("made")
+    kind, budget = await channel.receive()
+    if kind == "stop":
+        return
+    signs = asyncio.ensure_future(_show_signs_of_life(channel, scheduler.deadline))
+    run = asyncio.ensure_future(scheduler.run(worker, **budget))
+    told = asyncio.ensure_future(channel.receive())
+    await asyncio.wait({run, told}, return_when=asyncio.FIRST_COMPLETED)
+    run.cancel()
+    await asyncio.wait({run})
+    signs.cancel()
+    told.cancel()
+    if told.done():
+        await told  # the channel may be closed
+    failure = None if run.cancelled() else run.exception()
+    if failure is None or isinstance(failure, WorkerError):
+        assert scheduler.report is not None
+        channel.send("report", (_portable_report(scheduler.report), time.perf_counter()))
+    else:
+        channel.send("failed", _portable(failure))
+
+
+async def _show_signs_of_life(channel: Channel, deadline: float | None) -> None:
+    while deadline is not None:
+        channel.send_sign_of_life()
+        await asyncio.sleep(deadline / _SIGNS)
+
+
+def _portable_report(report: RunReport) -> RunReport:
+    failures = {worker: _portable(error) for worker, error in report.failures.items()}
+    return replace(report, failures=failures)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error with its traceback as a note, or if it cannot be sent one of the same text."""
+    note = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    portable = error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    if hasattr(portable, "add_note"):  # from Python 3.11 on
+        portable.add_note(f"In another process:\n{note}")
+    return portable

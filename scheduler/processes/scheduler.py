@@ -1,0 +1,362 @@
+"""Workers as processes: one set of parameters in shared memory, a scheduler in each process."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.cancellation import uncancelled
+from hogstream.scheduler.checks import check_choice, check_integer
+from hogstream.scheduler.context import Worker, WorkerError
+from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.processes.process import WorkerProcess
+from hogstream.scheduler.report import RunRecord, RunReport
+from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW, StreamScheduler
+
+POLICIES = ("lock-free", "locked")
+
+MakeWorker = Callable[[SharedParameters, int], Worker]
+
+
+class ProcessScheduler:
+    """Runs asynchronous workers in several processes, which update the same shared parameters.
+
+    Models that are run by Python do not scale over threads; over processes they do. Each process
+    has an event loop and a ``StreamScheduler`` of its own; parameters, ``ms`` and counts are in
+    shared memory from the start (on a GPU, shared by CUDA's inter-process handles)::
+
+        async with ProcessScheduler(shared, processes=4, policy="lock-free") as scheduler:
+            report = await scheduler.run(make_worker, updates=10_000)
+
+    The processes are spawned, so a script needs its ``if __name__ == "__main__":``. They end with
+    the scope, however it is left, and with this process, however it ends. They ignore Ctrl-C,
+    which cancels a run here: one cancellation has them stop and report, another kills them.
+
+    Attributes:
+        shared: What the workers update.
+        report: Of the run that ended last, also if it failed or was cancelled; None before.
+    """
+
+    def __init__(
+        self,
+        shared: SharedParameters,
+        *,
+        processes: int,
+        workers: int = 1,
+        policy: str = "lock-free",
+        on_error: str = "stop",
+        deadline: float | None = None,
+        **settings: Any,
+    ) -> None:
+        """Checks everything; starts nothing.
+
+        Args:
+            shared: What the workers update.
+            processes: How many, at least 1.
+            workers: How many each process has, at least 1. They are numbered through: the first of
+                process 2 is worker ``2 * workers``.
+            policy: ``"lock-free"``, or ``"locked"``: one lock for all processes, which the death of
+                its holder releases.
+            on_error: When a worker fails or a process dies: ``"stop"`` all, let the others
+                ``"continue"``, or ``"restart"`` it: a new process makes what was left of its share,
+                unless it died three times without an update in between.
+            deadline: How many seconds a worker may take between two waits for the scheduler, and a
+                process that works may show no sign of life, > 0: then it is killed. None: any time.
+            settings: Others of ``StreamScheduler``, hyperparameters among them.
+
+        Raises:
+            TypeError: If an argument is unknown or of a wrong type.
+            ValueError: If a name is unknown, or a number is out of range.
+            RuntimeError: If the backend is not available here, or cannot count races.
+        """
+        for name in ("timeline", "process_lock"):
+            if settings.get(name) is not None:
+                raise ValueError(f"{name} must be None over processes, got {settings[name]!r}")
+        check_choice("policy", policy, POLICIES)
+        self.processes = check_integer("processes", processes, at_least=1)
+        self._settings = {
+            "workers": workers,
+            "policy": policy,
+            "on_error": on_error,
+            "deadline": deadline,
+            **settings,
+        }
+        # One like that of each process: it checks the settings, and is never opened.
+        self._like = StreamScheduler(shared, **self._settings)
+        self.shared = shared
+        self.report: RunReport | None = None
+        self._open = False
+        self._stopping = False
+        self._started: dict[int, WorkerProcess] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> ProcessScheduler:
+        """Moves the parameters to shared memory, and starts the processes.
+
+        Raises:
+            ProcessDied: If a process ends meanwhile; what it printed says why.
+            Exception: Whatever kept the scheduler of a process from opening.
+        """
+        if self._open:
+            raise RuntimeError("the scheduler is open already: enter it once")
+        shared, like = self.shared, self._like
+        if like.telemetry:
+            like._count_races()
+        if like.state == "per-worker":
+            shared.make_worker_ms(self.processes * like.workers)
+        shared.share_memory_(self.processes)
+        self._lock = ProcessLock() if like.policy.exclusive else None
+        self._open = True
+        opening = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
+        try:
+            await asyncio.gather(*opening)
+        except BaseException:
+            for task in opening:
+                task.cancel()
+            await uncancelled(lambda: asyncio.wait(opening))
+            self._kill()
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends a run under way, and every process."""
+        self._open = False
+        self._stop()
+        tasks = self._tasks
+        if tasks:
+            await uncancelled(lambda: asyncio.wait(tasks), self._kill)
+        started = self._started.values()
+        await uncancelled(lambda: asyncio.gather(*(process.end() for process in started)))
+        self._started.clear()
+
+    async def run(
+        self, make_worker: MakeWorker, *, updates: int | None = None, seconds: float | None = None
+    ) -> RunReport:
+        """Runs workers in all processes until enough updates have landed, or for a time.
+
+        Args:
+            make_worker: Called in each process with the shared parameters and the number of the
+                process, from 0; returns what ``StreamScheduler.run`` takes. It is pickled: a
+                function of a module, or a ``functools.partial`` of one. There it makes the model,
+                attaches it to the shared parameters, opens the data.
+            updates: How many updates to make, over all workers; at least 1. Each process makes the
+                same share of them, give or take one.
+            seconds: How long to start iterations, from when all are ready; > 0. With both, what
+                ends first.
+
+        Returns:
+            What was done and how fast. After an error or a cancellation, it is in ``report``. Of a
+            process that died, only the number of its updates is known, and counted as of its first
+            worker.
+
+        Raises:
+            TypeError: If a number is of a wrong type, or ``make_worker`` cannot be pickled.
+            ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
+            RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
+            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed.
+                When a process has died, its workers have failed: with ``ProcessDied``, or with
+                ``TimeoutError`` if it was killed because it showed no sign of life.
+        """
+        budget = Budget(updates, seconds)
+        try:
+            pickled = pickle.dumps(make_worker)
+        except Exception as error:
+            raise TypeError(
+                f"make_worker must be a function of a module, or something else that can be "
+                f"pickled, got {make_worker!r}"
+            ) from error
+        if not self._open:
+            raise RuntimeError("the scheduler is not open: use 'async with ProcessScheduler(...)'")
+        if self._tasks:
+            raise RuntimeError("the scheduler runs already: await that run first")
+        self._stopping = False
+        run = _Run(
+            pickled, self._divide(budget), self.shared.races if self._like.telemetry else None
+        )
+        tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
+        try:
+            await uncancelled(lambda: asyncio.wait(tasks), self._stop, self._kill)
+        finally:
+            self._tasks = []
+            self.report = run.report()
+        failures = self.report.failures
+        if failures and (self._like.on_error == "stop" or not self.report.updates):
+            raise WorkerError(failures) from next(iter(failures.values()))
+        if not self._open:
+            raise RuntimeError("the scheduler was closed while it ran: await the run first")
+        return self.report
+
+    def _divide(self, budget: Budget) -> list[_Share]:
+        described = self._like._described()
+        return [
+            _Share(
+                index,
+                part,
+                [RunRecord(self._like.workers).report(**described, partial=not part.is_spent())],
+            )
+            for index, part in enumerate(budget.divided(self.processes))
+        ]
+
+    async def _work(self, share: _Share, run: _Run) -> None:
+        """Has a process make a share; if it dies and may be replaced, another makes the rest."""
+        failures = 0
+        again = not share.budget.is_spent()
+        try:
+            while again:
+                before = self._landed(share)
+                try:
+                    await self._conduct(share, run)
+                    return
+                except Exception as error:
+                    landed = self._landed(share) - before
+                    failures = 1 if landed else failures + 1
+                    share.budget.spend(landed)
+                    again = (
+                        self._like.on_error == "restart"
+                        and failures < MAX_FAILURES_IN_A_ROW
+                        and not self._stopping
+                        and not share.budget.is_spent()
+                    )
+                    share.reports.append(self._make_report(share, landed, error, again))
+                    run.ends.append(time.perf_counter())
+                    if self._like.on_error == "stop":
+                        self._stop()
+        finally:
+            run.arrive(share)
+
+    async def _conduct(self, share: _Share, run: _Run) -> None:
+        """Sees a process through its share, to its report."""
+        process = await self._process(share.index)
+        if self._stopping:
+            return
+        process.send("make", run.make_worker)
+        await process.receive("made")
+        run.arrive(share)
+        await run.begun.wait()
+        if self._stopping or share.budget.is_spent():
+            process.send("stop")
+            return
+        process.send("go", {"updates": share.budget.updates, "seconds": share.budget.seconds})
+
+        async def finish() -> None:
+            report, end = await process.receive("report")
+            share.reports.append(report)
+            run.ends.append(end)
+            if report.failures and self._like.on_error == "stop":
+                self._stop()
+
+        with process.watched(self._like.deadline):
+            await uncancelled(finish, partial(process.send, "stop"), process.kill)
+
+    async def _process(self, index: int) -> WorkerProcess:
+        """The process of that number, started if there is none."""
+        process = self._started.get(index)
+        if process is None:
+            process = await WorkerProcess.start(index, self.shared, self._lock, self._settings)
+            self._started[index] = process
+            await process.receive("open")
+        return process
+
+    def _make_report(self, share: _Share, landed: int, error: Exception, again: bool) -> RunReport:
+        """The report of a process that sent none; forgets the process, if it is no more."""
+        dead = []
+        process = self._started.get(share.index)
+        if process is not None and process.has_ended:
+            dead.append(process.pid)
+            del self._started[share.index]
+        workers = self._like.workers
+        return replace(
+            share.reports[0],
+            updates_by_worker=[landed] + [0] * (workers - 1),
+            restarts=[int(again)] * workers,
+            failures=dict.fromkeys(range(workers), error),
+            dead=dead,
+            partial=not share.budget.is_spent(),
+        )
+
+    def _landed(self, share: _Share) -> int:
+        return int(self.shared.versions[share.index + 1])
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for process in self._started.values():
+            process.send("stop")
+
+    def _kill(self) -> None:
+        self._stopping = True
+        for process in self._started.values():
+            process.kill()
+
+
+@dataclass
+class _Share:
+    """What one process is to do of a run, and what it has done.
+
+    Attributes:
+        index: Number of the process.
+        budget: What is left to do.
+        reports: An empty one, and one of each process that did some of it.
+    """
+
+    index: int
+    budget: Budget
+    reports: list[RunReport]
+
+    def report(self) -> RunReport:
+        """All that was done."""
+        return replace(RunReport.joined(self.reports), partial=self.reports[-1].partial)
+
+
+class _Run:
+    """A run while it goes on.
+
+    Attributes:
+        make_worker: Pickled.
+        shares: One of each process.
+        begun: Set when every process is ready, or will never be.
+        ends: When each process ended its part.
+    """
+
+    def __init__(
+        self, make_worker: bytes, shares: list[_Share], races: RaceCounters | None
+    ) -> None:
+        self.make_worker = make_worker
+        self.shares = shares
+        self.begun = asyncio.Event()
+        self.ends: list[float] = []
+        self._awaited = {share.index for share in shares}
+        self._record = RunRecord(0, races)
+        self._start = time.perf_counter()
+
+    def arrive(self, share: _Share) -> None:
+        """Takes note that nobody need wait for a process any more; the last one starts all."""
+        self._awaited.discard(share.index)
+        if not self._awaited and not self.begun.is_set():
+            self._start = time.perf_counter()
+            self.ends.clear()  # of those that never began
+            for each in self.shares:
+                each.budget.start()
+            self.begun.set()
+
+    def report(self) -> RunReport:
+        """What all processes have done."""
+        return RunReport.beside(
+            [share.report() for share in self.shares],
+            seconds=max(self.ends, default=time.perf_counter()) - self._start,
+            **self._record.races(),
+        )

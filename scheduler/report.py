@@ -1,0 +1,315 @@
+"""What a run did, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.latencies import Latencies
+from hogstream.scheduler.update import Update
+
+_BUFFERED = 1024
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run of the scheduler did.
+
+    Attributes:
+        policy: Name of the policy.
+        workers: Number of workers.
+        elements: Number of shared parameters.
+        dtype: Their dtype, such as ``"float32"``.
+        backend: Name of the backend.
+        device: Such as ``"cpu"`` or ``"cuda:0"``.
+        seconds: From the start of the workers until the last update had landed.
+        latencies: From submission to landing of each update, all waits included.
+        staleness: How many updates had each staleness: versions that went by between the read of
+            the parameters, at the start of an iteration, and the landing of its update.
+        updates_by_worker: How many updates of each worker landed.
+        dropped: How many updates of each worker were submitted and did not land, because their
+            lane failed.
+        nonfinite: How many updates of each worker were left out because of an infinity or NaN.
+        restarts: How often each worker was started again.
+        failures: What made workers fail, by their index: the first error of each.
+        dead: Process ids of workers that were killed.
+        partial: Whether the run ended before it had done what it was asked for.
+        block_updates: With telemetry, how many updates landed, counted for each block of the
+            parameters; else None.
+        lost_block_updates: How many of those were lost.
+        overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
+    """
+
+    policy: str
+    workers: int
+    elements: int
+    dtype: str
+    backend: str
+    device: str
+    seconds: float
+    latencies: Latencies = field(repr=False)
+    staleness: Counter[int] = field(repr=False)
+    updates_by_worker: list[int]
+    dropped: list[int]
+    nonfinite: list[int]
+    restarts: list[int]
+    failures: dict[int, BaseException]
+    dead: list[int] = field(default_factory=list)
+    partial: bool = False
+    block_updates: int | None = None
+    lost_block_updates: int | None = None
+    overwritten_block_updates: int | None = None
+
+    @property
+    def updates(self) -> int:
+        """How many updates landed."""
+        return sum(self.updates_by_worker)
+
+    @property
+    def updates_per_second(self) -> float:
+        """Updates that landed, for each second of the run."""
+        return self.updates / self.seconds
+
+    @property
+    def bytes_per_update(self) -> int:
+        """The least memory traffic that an update needs.
+
+        It reads grad, ms and param and writes ms and param: 20 bytes an element in float32.
+        """
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.elements * (3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize)
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """The least memory traffic of all updates, in 1e9 bytes/s."""
+        return self.updates_per_second * self.bytes_per_update / 1e9
+
+    @property
+    def lost_updates_fraction(self) -> float | None:
+        """The share of updates that were lost, block by block; None without telemetry."""
+        if not self.block_updates or self.lost_block_updates is None:
+            return None
+        return self.lost_block_updates / self.block_updates
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as one entry of ``results`` in the JSON; null where nothing was measured."""
+        return {
+            "policy": self.policy,
+            "workers": self.workers,
+            "elements": self.elements,
+            "dtype": self.dtype,
+            "backend": self.backend,
+            "device": self.device,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "updates_per_second": self.updates_per_second,
+            "gigabytes_per_second": self.gigabytes_per_second,
+            "latency_us": {
+                **{
+                    f"p{percent}": self.latencies.percentile_us(percent) for percent in (50, 90, 99)
+                },
+                "histogram": self.latencies.histogram(),
+            },
+            "staleness": staleness_summary(self.staleness),
+            "lost_updates_fraction": self.lost_updates_fraction,
+            "overwrites_per_update": None
+            if not self.block_updates or self.overwritten_block_updates is None
+            else self.overwritten_block_updates / self.block_updates,
+            "updates_by_worker": self.updates_by_worker,
+            "dropped_by_worker": self.dropped,
+            "nonfinite_by_worker": self.nonfinite,
+            "restarts_by_worker": self.restarts,
+            "failures": {
+                str(worker): f"{type(error).__name__}: {error}"
+                for worker, error in self.failures.items()
+            },
+            "dead": self.dead,
+            "partial": self.partial,
+        }
+
+    @classmethod
+    def joined(cls, reports: Sequence[RunReport]) -> RunReport:
+        """Several runs of one configuration as one: samples together, seconds added up.
+
+        Raises:
+            ValueError: If there are none, or their configurations differ.
+        """
+        if not reports:
+            raise ValueError("reports must hold at least one, got none")
+        for report in reports:
+            for name in (each.name for each in fields(cls)[:6]):
+                mine, value = getattr(report, name), getattr(reports[0], name)
+                if mine != value:
+                    raise ValueError(f"{name} must be {value!r} in all reports, got {mine!r}")
+        return _merged(
+            reports,
+            workers=reports[0].workers,
+            seconds=sum(report.seconds for report in reports),
+            **{
+                name: np.sum([getattr(report, name) for report in reports], axis=0).tolist()
+                for name in _BY_WORKER
+            },
+            failures={
+                worker: error
+                for report in reversed(reports)
+                for worker, error in report.failures.items()
+            },
+        )
+
+    @classmethod
+    def beside(cls, reports: Sequence[RunReport], **ended: Any) -> RunReport:
+        """Runs of several processes at the same time as one; workers are numbered through.
+
+        Args:
+            reports: One of each process, at least one.
+            ended: Attributes that the processes cannot know, such as ``seconds`` or ``dead``.
+        """
+        firsts = np.cumsum([0, *(report.workers for report in reports)]).tolist()
+        return _merged(
+            reports,
+            **{
+                "workers": firsts[-1],
+                "seconds": max(report.seconds for report in reports),
+                **{
+                    name: [count for report in reports for count in getattr(report, name)]
+                    for name in _BY_WORKER
+                },
+                "failures": {
+                    first + worker: error
+                    for first, report in zip(firsts, reports, strict=False)
+                    for worker, error in report.failures.items()
+                },
+                **ended,
+            },
+        )
+
+
+_BY_WORKER = ("updates_by_worker", "dropped", "nonfinite", "restarts")
+_RACES = ("block_updates", "lost_block_updates", "overwritten_block_updates")
+
+
+def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
+    first = reports[0]
+    races = {name: [getattr(report, name) for report in reports] for name in _RACES}
+    return RunReport(
+        **{
+            **{each.name: getattr(first, each.name) for each in fields(RunReport)[:6]},
+            "latencies": Latencies.merged([report.latencies for report in reports]),
+            "staleness": sum((report.staleness for report in reports), Counter()),
+            "dead": [pid for report in reports for pid in report.dead],
+            "partial": any(report.partial for report in reports),
+            **{name: None if None in each else sum(each) for name, each in races.items()},
+            **attributes,
+        }
+    )
+
+
+def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
+    """Mean, percentiles, the largest, and how many updates had each; null if there are none."""
+    if not staleness:
+        return dict.fromkeys(("mean", "p50", "p99", "max", "histogram"))
+    ages = np.array(sorted(staleness))
+    counts = np.array([staleness[int(age)] for age in ages])
+    reached = np.cumsum(counts) / counts.sum()
+    return {
+        "mean": float((ages * counts).sum() / counts.sum()),
+        "p50": float(ages[np.searchsorted(reached, 0.5)]),
+        "p99": float(ages[np.searchsorted(reached, 0.99)]),
+        "max": float(ages[-1]),
+        "histogram": {str(age): int(count) for age, count in zip(ages, counts, strict=True)},
+    }
+
+
+class RunRecord:
+    """Takes down a run while it goes on, in a fixed amount of memory, for its report.
+
+    Attributes:
+        failures: The first exception of each worker that failed, by its index.
+        restarts: How often each worker was started again.
+    """
+
+    def __init__(self, workers: int, races: RaceCounters | None = None) -> None:
+        """Starts the clock.
+
+        Args:
+            workers: How many there are.
+            races: Where races are counted, if they are.
+        """
+        self.failures: dict[int, BaseException] = {}
+        self.restarts = [0] * workers
+        self._start = time.perf_counter()
+        self._races = races
+        self._races_before = _totals(races)
+        self._latencies = Latencies()
+        self._staleness: Counter[int] = Counter()
+        self._updates_by_worker = [0] * workers
+        self._dropped = [0] * workers
+        self._nonfinite = [0] * workers
+        self._waits_ns: list[int] = []
+        self._ages: list[int] = []
+
+    def add(self, worker: int, updates: Sequence[Update]) -> None:
+        """Takes down updates of a worker that are through."""
+        before = len(self._ages)
+        add_wait, add_age = self._waits_ns.append, self._ages.append
+        for update in updates:
+            if update.error is not None:
+                self._dropped[worker] += 1
+            elif update.nonfinite:
+                self._nonfinite[worker] += 1
+            else:
+                add_wait(update.landed_ns - update.submitted_ns)
+                add_age(update.staleness)
+        self._updates_by_worker[worker] += len(self._ages) - before
+        if len(self._ages) >= _BUFFERED:
+            self._count()
+
+    def report(self, **attributes: Any) -> RunReport:
+        """Stops the clock.
+
+        Args:
+            attributes: Those of the report that say what ran, and how it ended.
+        """
+        seconds = time.perf_counter() - self._start
+        self._count()
+        return RunReport(
+            **attributes,
+            **self.races(),
+            seconds=seconds,
+            latencies=self._latencies,
+            staleness=self._staleness,
+            updates_by_worker=self._updates_by_worker,
+            dropped=self._dropped,
+            nonfinite=self._nonfinite,
+            restarts=self.restarts,
+            failures=self.failures,
+        )
+
+    def races(self) -> dict[str, Any]:
+        """What races were counted since the start, as attributes of a report."""
+        if self._races is None:
+            return dict.fromkeys(_RACES)
+        landed, survived, overwritten = (
+            now - before
+            for now, before in zip(_totals(self._races), self._races_before, strict=True)
+        )
+        return dict(zip(_RACES, (landed, landed - survived, overwritten), strict=True))
+
+    def _count(self) -> None:
+        self._latencies.add(self._waits_ns)
+        self._staleness.update(self._ages)
+        self._waits_ns.clear()
+        self._ages.clear()
+
+
+def _totals(races: RaceCounters | None) -> list[int]:
+    """How many updates of a block landed, survived and were overwritten until now."""
+    return [] if races is None else races.counts.sum(dim=1).tolist()

@@ -1,0 +1,420 @@
+"""The commands as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hogstream.profiling.interruption import gather_until_interrupted
+from hogstream.scheduler import WorkerError
+from process_testing import run_python
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_bench_measures_every_policy_and_writes_what_it_says(
+    hogstream: Command, tmp_path: Path
+) -> None:
+    json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
+    status, out, err = hogstream(
+        *("bench", "--device", "cpu", "--workers", "1,3", "--elements", "1000,2^11"),
+        *("--seconds", "0.05", "--dtype", "bfloat16", "--think-time", "0.0001"),
+        *("--think-spread", "1", "--json", json_file, "--report", report),
+    )
+    assert (status, err.count("\n")) == (0, 2 + 2 * 2 * 7)  # a line a step
+    assert f"wrote {json_file}" in out
+    assert f"wrote {report}" in out
+    bench = json.loads(json_file.read_text())
+    check_bench(bench)
+    assert "Lock-free takes, of this machine's ceilings: at 1,000 elements" in " ".join(out.split())
+    check_report(report.read_text("utf-8"), bench)
+
+
+def check_bench(bench: dict[str, Any]) -> None:
+    assert (bench["schema"], bench["partial"], bench["telemetry_cost"]) == (1, False, None)
+    assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
+    assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
+    assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
+    assert bench["ceilings"]["update_shaped_gigabytes_per_second"] > 0
+    assert bench["ceilings"]["levels"][-1]["level"] == "memory"
+    assert {kernel["name"]: kernel["differing_bits"] for kernel in bench["kernels"]} == {
+        "hogstream, numba": 0,
+        "hogstream, numpy": 0,
+        "NumPy expression": None,
+        "torch RMSprop (foreach)": None,
+    }
+    policies = ["lock-free", "locked", "ordered"]
+    assert [(r["elements"], r["workers"], r["policy"]) for r in bench["results"]] == [
+        (elements, workers, policy)
+        for elements in (1000, 2048)
+        for workers in (1, 3)
+        for policy in policies
+    ]
+    for result in bench["results"]:
+        assert (result["dtype"], result["backend"], result["device"]) == (
+            "bfloat16",
+            "numba",
+            "cpu",
+        )
+        speed = result["updates_per_second"]
+        rounds = result["updates_per_second_of_rounds"]
+        assert sorted(rounds)[3] == speed
+        low, high = result["updates_per_second_interval"]
+        assert min(rounds) <= low <= speed <= high <= max(rounds)
+        traffic = speed * result["elements"] * 14 / 1e9
+        assert result["gigabytes_per_second"] == pytest.approx(traffic)
+        assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
+        assert result["staleness"]["max"] >= result["staleness"]["mean"] >= 0
+        assert result["lost_updates_fraction"] is None
+        assert result["share_of_ceilings"]["launch_rate"] > 0
+        assert sum(result["staleness"]["histogram"].values()) == result["updates"]
+        assert sum(result["latency_us"]["histogram"]["counts"]) == result["updates"]
+        peers = {
+            other["policy"]: other["updates_per_second"]
+            for other in bench["results"]
+            if (other["elements"], other["workers"]) == (result["elements"], result["workers"])
+        }
+        for baseline in ("locked", "ordered"):
+            gain = result[f"gain_over_{baseline}"]
+            interval = result[f"gain_over_{baseline}_interval"]
+            if result["policy"] == baseline:
+                assert gain is interval is None
+            else:
+                assert gain == pytest.approx(speed / peers[baseline])
+                assert interval[0] <= gain <= interval[1]
+
+
+def check_report(html: str, bench: dict[str, Any]) -> None:
+    assert html.count('<svg class="plot"') >= 9
+    assert escape(bench["command"]) in html.replace("&#39;", "&#x27;")
+
+
+def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: Path) -> None:
+    json_file, plot = tmp_path / "sweep.json", tmp_path / "gain.svg"
+    status, out, _ = hogstream(
+        *("bench", "--device", "cpu", "--elements", "64,2^10", "--seconds", "0.07", "--sweep"),
+        *("--json", json_file, "--plot", plot),
+    )
+    assert status == 0
+    sweep = json.loads(json_file.read_text())
+    assert sweep["settings"]["seconds"] == 0.07  # given, so no default
+    assert [(r["elements"], r["workers"], r["policy"]) for r in sweep["results"]] == [
+        (elements, workers, policy)
+        for elements in (64, 1024)
+        for workers in (1, 2, 4, 8, 16)
+        for policy in ("lock-free", "locked", "ordered")
+    ]
+    picture = plot.read_text("utf-8")
+    for baseline in ("locked", "ordered"):
+        assert f"Lock-free over {baseline}" in out
+        assert f"Lock-free clearly gains over {baseline}" in out
+        assert f"over {baseline}" in picture
+    for result in sweep["results"]:
+        if result["policy"] == "lock-free" and result["gain_over_locked"] is not None:
+            gain = f"{result['gain_over_locked']:.2f}x"
+            assert gain in out
+            assert gain in picture
+    for label in ("elements of the shared parameters", "workers", "gain in updates/s"):
+        assert label in picture
+
+
+def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Path) -> None:
+    json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
+    status, out, _ = hogstream(
+        *("bench", "--device", "cpu", "--workers", "1,4", "--elements", "2^10,2^17"),
+        *("--policies", "lock-free,locked,bounded:007", "--seconds", "0.2", "--telemetry"),
+        *("--batch", "11", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
+        *("--staleness-aware", "--on-error", "restart", "--on-nonfinite", "skip"),
+        *("--deadline", "60", "--json", json_file, "--report", report),
+    )
+    assert status == 0
+    bench = json.loads(json_file.read_text())
+    assert (
+        bench["settings"].items()
+        >= {
+            "depth": 11,  # as many as a batch
+            "batch": 11,
+            "batch_of": "lane",
+            "state": "per-worker",
+            "read": "snapshot",
+            "staleness_aware": True,
+            "telemetry": True,
+            "on_error": "restart",
+            "on_nonfinite": "skip",
+            "deadline": 60.0,
+        }.items()
+    )
+    assert [(result["policy"], result["batch"]) for result in bench["results"]] == [
+        *(("lock-free", 11), ("locked", 1), ("bounded:7", 1))
+    ] * 4
+    assert max(each["staleness"]["max"] for each in bench["results"][2::3]) <= 7
+    for result in bench["results"]:
+        if result["policy"] == "locked" or result["workers"] == 1:
+            assert result["lost_updates_fraction"] == result["overwrites_per_update"] == 0
+        else:
+            assert 0 <= result["lost_updates_fraction"] <= result["overwrites_per_update"]
+    costs = [(cost["elements"], cost["workers"]) for cost in bench["telemetry_cost"]]
+    assert costs == [(2**10, 4), (2**17, 4)]
+    for cost in bench["telemetry_cost"]:
+        low, high = cost["ratio_interval"]
+        assert 0 < low <= cost["ratio"] <= high
+    said = " ".join(out.split())
+    assert "batches of 11 of one worker; with locked and bounded:7, one by one." in said
+    for text in (said, report.read_text("utf-8")):
+        assert "Lost with lock-free of the updates, block by block, at most: at 2^10" in text
+        assert "Telemetry costs lock-free, of its updates/s: at 2^10 elements" in text
+        assert "Races" in text
+    assert max(len(line) for line in out.splitlines()) <= 84
+
+
+def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: Path) -> None:
+    json_file, trace = tmp_path / "train.json", tmp_path / "trace.json"
+    status, out, _ = hogstream(
+        *("train", "digits", "--device", "cpu", "--workers", "2", "--policy", "all"),
+        *("--epochs", "1", "--rounds", "2", "--telemetry"),
+        *("--json", json_file, "--trace", trace),
+    )
+    assert status == 0
+    assert f"wrote {trace}" in out
+    results = json.loads(json_file.read_text())["results"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    updates = [event for event in events if event.get("cat") == "update"]
+    assert len(updates) == sum(result["updates"] for result in results) == 3 * 2 * 45
+    tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {"lane 0", "lane 1", "worker 0", "worker 1"} <= tracks
+    for result in results:
+        assert f"Lost with {result['policy']} of the updates" in " ".join(out.split())
+
+
+def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
+    json_file = tmp_path / "result.json"
+    hogstream = ("-m", "hogstream.cli.main")  # spawned processes import what runs as main
+    over = ("--device", "cpu", "--processes", "2", "--json", str(json_file))
+    out = run_python(
+        *(*hogstream, "bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
+    )
+    bench = json.loads(json_file.read_text())
+    assert bench["settings"]["processes"] == 2
+    assert bench["environment"]["event_loop"] == "asyncio"  # that of the processes
+    results = bench["results"]
+    assert [result["policy"] for result in results] == ["lock-free", "locked"]
+    for result in results:
+        assert (result["processes"], result["workers"]) == (2, 4)
+        assert min(result["updates_by_worker"]) > 0
+        assert len(result["updates_by_worker"]) == 4
+    assert "Workers were spread over 2 processes." in " ".join(out.split())
+
+    run_python(
+        *hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8", "--rounds", "1"
+    )
+    (result,) = json.loads(json_file.read_text())["results"]
+    assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
+    assert result["losses"] == []
+    assert result["test_accuracy"] > 0.9
+    assert result["final_loss"] < 0.5
+
+
+def test_failed_workers_end_a_measurement_in_one_line(hogstream: Command, tmp_path: Path) -> None:
+    json_file = tmp_path / "bench.json"
+    bench = ("bench", "--device", "cpu", "--workers", "1", "--elements", "64", "--json", json_file)
+    late = ("--policies", "lock-free", "--think-time", "0.2", "--deadline", "0.01")
+    status, out, err = hogstream(*bench, *late, "--seconds", "0.5")
+    assert (status, out) == (1, "")
+    failed = (
+        "hogstream: worker 0 failed: TimeoutError: iteration 0 took longer than deadline=0.01 s"
+    )
+    assert err.splitlines()[-1] == failed
+    assert not json_file.exists()
+
+
+def test_what_was_measured_before_workers_failed_is_kept() -> None:
+    async def measure() -> AsyncIterator[int]:
+        yield 1
+        raise WorkerError({3: LookupError("no data")})
+
+    error = "worker 3 failed: LookupError: no data"
+    assert gather_until_interrupted(measure()) == ([1], {"partial": True, "error": error})
+
+
+def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Path) -> None:
+    json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
+    status, out, _ = hogstream(
+        *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "all"),
+        *("--epochs", "8", "--rounds", "2", "--json", json_file, "--plot", plot),
+    )
+    assert status == 0
+    results = json.loads(json_file.read_text())["results"]
+    assert [result["policy"] for result in results] == ["lock-free", "locked", "ordered"]
+    for result in results:
+        assert result["workers"] == 3
+        assert result["updates"] == 2 * 8 * 45  # 1,437 training images in batches of 32
+        assert len(result["losses"]) == 8 * 45
+        assert result["test_accuracy"] > 0.9
+        assert result["final_loss"] < 0.5
+        for name in (
+            "test_accuracy",
+            "final_loss",
+            "updates_per_second",
+            "training_seconds",
+            "epochs",
+        ):
+            rounds = result[f"{name}_of_rounds"]
+            assert len(rounds) == 2
+            assert result[name] == pytest.approx(sum(rounds) / 2)  # the median of two
+            assert result[f"{name}_interval"] is None  # two rounds bound nothing
+        assert min(result["training_seconds_of_rounds"]) > 0
+        assert sum(result["training_seconds_of_rounds"]) == pytest.approx(result["seconds"])
+        assert result["epochs"] == 8
+        assert result["policy"] in out
+    said = " ".join(out.split())
+    assert "As fast is lock-free" not in said
+    assert "the seconds of lock-free (fewer than 5 rounds)" in said
+    text = plot.read_text()
+    for result in results:
+        assert f"{result['policy']}: {result['test_accuracy']:.1%}" in text
+
+
+def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hogstream.cli.main", "train", "digits"]
+    options = [
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "train.json"),
+    ]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run([*command, *options], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert process.stderr.count("Traceback") == 0
+    assert len(json.loads((tmp_path / "train.json").read_text())["results"]) == 1
+
+
+def test_doctor_tells_what_works_and_why_the_rest_does_not(hogstream: Command) -> None:
+    status, out, _ = hogstream("doctor")
+    assert status == 0
+    assert re.search(r"numba +works", out)
+    assert re.search(r"numpy +works", out)
+    assert re.search(r"torch +2\.", out)
+    assert re.search(r"cpu +\d+\.\d +\d+\.\d", out)
+
+
+def test_commands_explain_themselves(hogstream: Command) -> None:
+    for arguments in (
+        [],
+        ["train"],
+        ["--help"],
+        ["bench", "--help"],
+        ["compare", "-h"],
+        ["train", "digits", "-h"],
+    ):
+        status, out, err = hogstream(*arguments)
+        assert (status, err) == (0, "")
+        assert out.startswith("Usage: hogstream")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--workers", "0"], "'--workers': each must be .* 1 to 1024, got '0'"),
+        (["bench", "--workers", "2,x"], "'--workers': each must be .* 1 to 1024, got 'x'"),
+        (["bench", "--elements", "2^x"], "'--elements': each must be a number .* got '2\\^x'"),
+        (["bench", "--elements", "0"], "'--elements': each must be a number .* got '0'"),
+        (["bench", "--policies", "zap"], "'--policies': must be one of lock-free.* got 'zap'"),
+        (
+            ["bench", "--policies", "bounded:x"],
+            "'--policies': must be .* or bounded:K with",
+        ),
+        (["bench", "--batch", "0"], "'--batch': 0 is not in the range"),
+        (["bench", "--batch", "3", "--depth", "2"], "'--batch': must be an integer <= 2, as many"),
+        (["bench", "--batch", "9", "--batch-of", "lanes"], "'--batch': must be an integer <= 8"),
+        (
+            ["bench", "--batch", "2", "--policies", "locked,bounded:1"],
+            "'--batch': must be 1 with locked, bounded:1, which waits for each update, got 2",
+        ),
+        (["bench", "--telemetry", "--backend", "numpy"], "'--telemetry': needs a backend that"),
+        (["bench", "--deadline", "0"], "'--deadline': must be a finite number > 0, got '0'"),
+        (["bench", "--read", "zap"], "'--read': 'zap' is not one of"),
+        (["bench", "--trace", "trace.json"], "--trace needs one policy, one worker count and one"),
+        (["bench", "--processes", "0"], "'--processes': 0 is not in the range"),
+        (
+            ["bench", "--processes", "2", "--policies", "ordered"],
+            "'--processes': must be 1 with policies other than lock-free and locked, got 2",
+        ),
+        (["bench", "--processes", "2", "--trace", "x"], "--trace needs --processes 1, got 2"),
+        (["train", "digits", "--processes", "2", "--plot", "x.svg"], "--plot needs --processes 1"),
+        (["bench", "--trace", "x", "--json", "x"], "--json and --trace must be different files"),
+        (["bench", "--device", "tpu"], "'--device': must be best, cpu, cuda.* got 'tpu'"),
+        (["bench", "--device", "cuda:99"], "'--device': .*CUDA devices, got 'cuda:99'"),
+        (["bench", "--backend", "zap"], "'--backend': 'zap' is not one of"),
+        (["bench", "--dtype", "int8"], "'--dtype': 'int8' is not one of"),
+        (["bench", "--depth", "0"], "'--depth': 0 is not in the range"),
+        (["bench", "--elements", "2^39"], "'--elements': must fit the memory of cpu, of which"),
+        (["bench", "--json", "x", "--report", "./x"], "--json and --report must be different"),
+        (
+            ["bench", "--plot", "x.svg", "--report", "x.svg"],
+            "--report and --plot must be different",
+        ),
+        (["bench", "--plot", "x.txt"], "'--plot': must end in .png, .svg or .pdf"),
+        (
+            ["bench", "--sweep", "--policies", "lock-free"],
+            "'--policies': --sweep and --plot need lock-free and locked or ordered, got",
+        ),
+        (["bench", "--plot", "x.svg", "--policies", "locked,ordered"], "need lock-free and locked"),
+        (["bench", "--seconds", "nan"], "'--seconds': must be a finite number > 0, got 'nan'"),
+        (["bench", "--think-time", "-1"], "'--think-time': must be a finite number >= 0"),
+        (["bench", "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["bench", "--json", "/no/such/folder/x"], "'--json': cannot write '/no/such/folder/x'"),
+        (["bench", "--report", "/"], "'--report': cannot write '/'"),
+        (["compare", "--shapes", "0"], "'--shapes': each must be resnet50, gpt2, .* got '0'"),
+        (["compare", "--shapes", "3x"], "'--shapes': each must be resnet50, gpt2, .* got '3x'"),
+        (
+            ["compare", "--shapes", "10001x1"],
+            "'--shapes': each .* 10,000 tensors .* '10001x1'",
+        ),
+        (["compare", "--shapes", "2^39"], "'--shapes': must fit the memory of cpu, .* got 2\\^39"),
+        (["compare", "--peers", "zap"], "'--peers': each must be one of hogstream, .* got 'zap'"),
+        (["compare", "--seconds", "0"], "'--seconds': must be a finite number > 0, got '0'"),
+        (["compare", "--plot", "bars.zap"], "'--plot': must end in .png, .svg or .pdf"),
+        (["compare", "--json", "x.png", "--plot", "x.png"], "--json and --plot must be different"),
+        (["train", "digits", "--workers", "0"], "'--workers': 0 is not in the range"),
+        (
+            ["train", "digits", "--policy", "zap"],
+            "'--policy': must be one of .* got 'zap'",
+        ),
+        (
+            ["train", "digits", "--policy", "locked", "--batch", "2"],
+            "'--batch': must be 1 with",
+        ),
+        (["train", "digits", "--epochs", "0"], "'--epochs': 0 is not in the range"),
+        (["train", "digits", "--plot", "loss.zap"], "'--plot': must end in .png, .svg or .pdf"),
+        (["bench", "--zap"], "No such option"),
+        (["zap"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(
+    hogstream: Command,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = hogstream(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err), err
+    assert list(tmp_path.iterdir()) == []  # checking a path leaves nothing

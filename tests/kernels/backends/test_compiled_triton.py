@@ -1,0 +1,152 @@
+"""The compiled kernels: what they do is what was written, on every target, and gives its bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+
+from hogstream.kernels import rmsprop_
+from hogstream.profiling.assembly.inspection import (
+    TARGETS,
+    VARIANTS,
+    Code,
+    Variant,
+    compile_kernels,
+    inspect_kernel,
+)
+from update_testing import DTYPES, Backend, State, assert_same_bits, extreme, fresh_state, normal
+from update_testing import VARIANTS as OPTIONS
+
+CodeOf = Callable[[str, Variant], Code]
+
+NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
+
+for_each_kernel = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+for_each_update = pytest.mark.parametrize(
+    "variant",
+    [variant for variant in VARIANTS if variant.updates],
+    ids=lambda variant: variant.name,
+)
+
+
+@pytest.fixture(scope="module")
+def code_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeOf]:
+    """The code of a kernel; all kernels of a target are compiled when its first is asked for."""
+    pytest.importorskip("triton")
+
+    @cache
+    def compile_for(target: str) -> dict[Variant, Code]:
+        return dict(compile_kernels(target))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield lambda target, variant: compile_for(target)[variant]
+
+
+@for_each_update
+@pytest.mark.parametrize("target", NVIDIA)
+def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
+    code = code_of(target, variant)
+    kind = "f64" if variant.dtype == "float64" else "f32"
+    assert f"sqrt.rn.{kind}" in code["ptx"]
+    assert f"div.rn.{kind}" in code["ptx"]
+    findings = inspect_kernel(target, code)
+    assert (findings.fused, findings.approximate) == (0, 0)
+
+
+@for_each_kernel
+@pytest.mark.parametrize("target", NVIDIA)
+def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, variant):
+    from hogstream.kernels.backends.triton_kernels import BLOCK, COMPILE_OPTIONS
+
+    dtype = getattr(torch, variant.dtype)
+    threads = 32 * COMPILE_OPTIONS["num_warps"]
+    param = grad = BLOCK[dtype] // threads * dtype.itemsize  # bytes of each that a thread takes
+    ms = BLOCK[dtype] // threads * max(dtype.itemsize, 4)
+    findings = inspect_kernel(target, code_of(target, variant))
+    assert findings.loads == {128: (param + grad + ms if variant.updates else grad) // 16}
+    assert findings.stores == ({128: (param + ms) // 16} if variant.updates else {})
+    assert findings.masked_loads
+    assert findings.masked_stores
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", NVIDIA)
+def test_a_block_is_read_and_written_between_reading_and_writing_its_witness(
+    code_of, target, dtype
+):
+    name = str(dtype).removeprefix("torch.")
+    ptx = code_of(target, Variant("watched_rmsprop", name, True, True, True))["ptx"]
+    accesses = re.findall(r"\b(?:ld|st|atom|red)\.global\S*|\bbar\.sync\b", ptx)
+    of_block = [at for at, access in enumerate(accesses) if ".v" in access]
+    read = max(at for at, access in enumerate(accesses) if ".gpu.acquire." in access)
+    write = next(at for at, access in enumerate(accesses) if ".release.exch." in access)
+    landed = next(at for at, access in enumerate(accesses) if ".acq_rel.add." in access)
+    assert read < of_block[0] < of_block[-1] < write < landed
+    # The one thread that holds the witness waits for all others, and they for it.
+    assert "bar.sync" in accesses[read : of_block[0]]
+    assert "bar.sync" in accesses[of_block[-1] : write]
+
+
+@for_each_kernel
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_fit_the_registers(code_of, target, variant):
+    findings = inspect_kernel(target, code_of(target, variant))
+    assert findings.spills == 0
+    assert findings.registers <= 64  # eight blocks of 128 threads at once on a multiprocessor
+
+
+@for_each_update
+def test_hip_rounds_every_operation_by_itself(code_of, variant):
+    # The instructions of a correctly rounded root and division are fused ones, so LLVM's language
+    # is read: no operation may be relaxed, and these two are not the device's approximations.
+    code = code_of("gfx942", variant)
+    operations = re.findall(r"= (f(?:add|sub|mul|div)) (\S+)", code["llir"])
+    assert {name for name, _ in operations} == {"fadd", "fsub", "fmul", "fdiv"}
+    assert {kind for _, kind in operations} <= {"float", "double", "<2"}
+    # Triton 3.6 refines the root by itself.
+    assert "@llvm.sqrt." in code["llir"] or "@llvm.fma." in code["llir"]
+    findings = inspect_kernel("gfx942", code)
+    assert (findings.fused, findings.approximate) == (0, 0)
+    assert ".amdhsa_float_denorm_mode_32 3" in code["amdgcn"]  # kept, in operands and in results
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_device_gives_the_bits_of_numpy(dtype, options):
+    size = 10**6 + 7
+    on_device = on_cpu = fresh_state(normal(size, dtype, seed=0))
+    for step in range(3):
+        grad = extreme(size, dtype, seed=1 + step)
+        on_device = Backend("triton", "cuda").update(on_device, grad, **options)
+        on_cpu = Backend("numpy", "cpu").update(on_cpu, grad, **options)
+    assert_same_bits(on_device, on_cpu)
+
+
+@pytest.mark.gpu
+def test_launches_on_the_current_stream():
+    stream = torch.cuda.Stream()
+    param, grad, ms = (torch.zeros(1 << 20, device="cuda") for _ in range(3))
+    rmsprop_(param, grad, ms)  # compiles, and changes nothing
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        # Had the update not waited for these, it would have read a gradient of zero.
+        torch.cuda._sleep(10**8)
+        grad.fill_(1.0)
+        rmsprop_(param, grad, ms)
+    stream.synchronize()
+    assert torch.all(param < 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_cpu_backends_refuse_a_device(name):
+    operands = State(*(torch.ones(3, device="cuda") for _ in range(2)))
+    with pytest.raises(ValueError, match=f"backend '{name}' takes cpu tensors, got one on cuda"):
+        rmsprop_(operands.param, torch.ones(3, device="cuda"), operands.ms, backend=name)
+    assert torch.all(operands.param == 1)

@@ -1,0 +1,177 @@
+"""An update that is split over CPU threads: the same bits, every element once, and after a fork."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hogstream.kernels import rmsprop_
+from hogstream.kernels.backends.cpu_threads import MIN_BYTES_PER_THREAD, Pieces, run_in_pieces
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
+from process_testing import may_fork_with_threads, run_to_end
+from update_testing import (
+    CPU_BACKENDS,
+    DTYPES,
+    State,
+    assert_same_bits,
+    extreme,
+    fresh_state,
+    normal,
+)
+
+THREADS = 3
+
+
+@pytest.fixture(autouse=True)
+def _several_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(threads)
+
+
+def splittable(dtype: torch.dtype, seed: int) -> tuple[State, torch.Tensor]:
+    """The operands of an update that is worth ``THREADS`` threads."""
+    size = THREADS * MIN_BYTES_PER_THREAD // dtype.itemsize + 1001
+    return fresh_state(normal(size, dtype, seed)), extreme(size, dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_threads_change_no_bit(backend, dtype):
+    state, grad = splittable(dtype, seed=0)
+    split = backend.update(state, grad)
+    torch.set_num_threads(1)
+    assert_same_bits(split, backend.update(state, grad))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_many_threads_may_update_at_once(backend):
+    operands = [splittable(torch.float32, seed) for seed in range(4)]
+    with ThreadPoolExecutor(len(operands)) as callers:
+        together = list(callers.map(lambda both: backend.update(*both), operands))
+    for state, (before, grad) in zip(together, operands, strict=True):
+        assert_same_bits(state, backend.update(before, grad))
+
+
+@may_fork_with_threads
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_forked_child_may_update(backend):
+    (param, ms), grad = splittable(torch.float32, seed=0)
+    expected = backend.update(State(param, ms), grad)  # its threads are running by now
+    for tensor in (param, ms):
+        tensor.share_memory_()
+    child = multiprocessing.get_context("fork").Process(
+        target=rmsprop_, args=(param, grad, ms), kwargs={"backend": backend.name}
+    )
+    assert run_to_end(child) == 0
+    assert_same_bits(State(param, ms), expected)
+
+
+class Refused(ArithmeticError):
+    pass
+
+
+def table_of(param: torch.Tensor) -> LaunchTable:
+    return LaunchTable([Operands(param, param, param)])
+
+
+@pytest.mark.parametrize("bad", [0, -1], ids=["first", "last"])
+def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
+    array = torch.zeros(THREADS * MIN_BYTES_PER_THREAD // 4)
+    array[bad] = 1
+    at_work: set[int] = set()
+
+    def refuse_ones(_: LaunchTable, pieces: Pieces) -> bool:
+        at_work.add(threading.get_ident())
+        try:
+            for start, stop in pieces:
+                if array[start:stop].any():
+                    raise Refused
+        finally:
+            at_work.remove(threading.get_ident())
+        return pieces.done()
+
+    with pytest.raises(Refused):
+        run_in_pieces(refuse_ones, table_of(array))
+    assert not at_work
+
+
+class Exhausted(ThreadPoolExecutor):
+    """Starts one thread; for another, there is no room."""
+
+    def _adjust_thread_count(self) -> None:
+        if self._threads:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_goes_on_with_the_threads_that_there_are(backend, monkeypatch):
+    with Exhausted(THREADS) as pool:
+        monkeypatch.setattr("hogstream.kernels.backends.cpu_threads._pool", pool)
+        state, grad = splittable(torch.float32, seed=0)
+        split = backend.update(state, grad)
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    assert_same_bits(split, backend.update(state, grad))
+
+
+@given(
+    elements=st.integers(0, 500),
+    size=st.integers(0, 100),
+    turns=st.lists(st.integers(0, 3), max_size=60),
+)
+def test_pieces_are_taken_once_and_cover_all(elements, size, turns):
+    pieces = Pieces(elements, size)
+    threads = [iter(pieces) for _ in range(4)]
+    taken: list[int] = []
+    for turn in [*turns, *range(4)]:  # each goes on where it was, in any order
+        for start, stop in itertools.islice(threads[turn], 1):
+            taken += range(start, stop)
+    for thread in threads:
+        for start, stop in thread:
+            taken += range(start, stop)
+    assert sorted(taken) == list(range(elements))
+    assert pieces.done()
+
+
+def test_pieces_are_not_done_while_one_is_worked_on():
+    pieces = Pieces(10, 5)
+    first, second = iter(pieces), iter(pieces)
+    next(first)
+    assert list(second) == [(5, 10)]
+    assert not pieces.done()
+    assert list(first) == []
+    assert pieces.done()
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "threads"),
+    [
+        (2 * MIN_BYTES_PER_THREAD - 4, 1),
+        (2 * MIN_BYTES_PER_THREAD, 2),
+        (9 * MIN_BYTES_PER_THREAD, THREADS),
+    ],
+)
+def test_small_updates_run_on_one_thread(bytes_, threads):
+    everyone = threading.Barrier(threads)
+    seen = []
+
+    def meet(_: LaunchTable, pieces: Pieces) -> bool:
+        seen.append(threading.get_ident())
+        everyone.wait(timeout=60)
+        list(pieces)
+        return False  # so that all are waited for
+
+    run_in_pieces(meet, table_of(torch.empty(bytes_ // 4)))
+    assert len(set(seen)) == threads

@@ -1,0 +1,266 @@
+"""Ceilings are measured once a machine, and what is kept of them is trusted only if it is whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.profiling import turns
+from hogstream.profiling.ceilings import machine
+from hogstream.profiling.ceilings.cache import cache_file, remember
+from process_testing import run_python
+
+Command = Callable[..., tuple[int, str, str]]
+
+CPU = torch.device("cpu")
+
+
+def rate(median: float) -> dict[str, Any]:
+    return {"median": median, "interval": [median - 1, median + 1], "samples": [median] * 3}
+
+
+CEILINGS = {
+    "measured": "2026-01-02T03:04:05+00:00",
+    "levels": [
+        {
+            "level": "L1",
+            "bytes": 1 << 14,
+            "threads": 2,
+            "cache_bytes": 1 << 14,
+            "copy_gigabytes_per_second": None,
+            "update_shaped_gigabytes_per_second": None,
+        },
+        {
+            "level": "memory",
+            "bytes": 1 << 28,
+            "threads": 2,
+            "cache_bytes": None,
+            "copy_gigabytes_per_second": rate(20.0),
+            "update_shaped_gigabytes_per_second": rate(40.0),
+        },
+    ],
+    "launches_per_second": rate(500_000.0),
+    "event_loop_turns_per_second": {"median": 4e5, "interval": [3e5, 5e5], "samples": [4e5]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "hogstream"
+
+
+class Measured:
+    """Counts how often it measures."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> dict[str, Any]:
+        self.times += 1
+        return {**copy.deepcopy(CEILINGS), "launches_per_second": rate(1000.0 * self.times)}
+
+
+def test_it_is_measured_once(folder):
+    measure = Measured()
+    first = remember(CPU, measure, fresh=False)
+    assert remember(CPU, measure, fresh=False) == first
+    assert measure.times == 1
+    assert [path.parent for path in folder.iterdir()] == [folder]  # one file, and no other left
+
+
+def test_fresh_ceilings_take_the_place_of_those_before(folder):
+    measure = Measured()
+    first = remember(CPU, measure, fresh=False)
+    second = remember(CPU, measure, fresh=True)
+    assert first["launches_per_second"]["median"] == 1000.0
+    assert second["launches_per_second"]["median"] == 2000.0
+    assert remember(CPU, measure, fresh=False) == second
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("platform.node", lambda: "elsewhere"),
+        ("os.sched_getaffinity", lambda _: set(range(1000))),
+        ("importlib.metadata.version", lambda _: "9.9"),
+    ],
+)
+def test_another_machine_or_version_is_measured_by_itself(folder, name, value, monkeypatch, capsys):
+    measure = Measured()
+    here = remember(CPU, measure, fresh=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(name, value, raising=False)
+        elsewhere = remember(CPU, measure, fresh=False)
+        assert remember(CPU, measure, fresh=False) == elsewhere != here
+    assert remember(CPU, measure, fresh=False) == here
+    assert measure.times == len(list(folder.iterdir())) == 2
+    assert capsys.readouterr().err == ""
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("break_", "reason"),
+    [
+        (lambda text: text[: len(text) // 2], "Expecting|Unterminated"),
+        (lambda text: "", "Expecting value"),
+        (lambda text: "\0\1\2", "Expecting value"),
+        (lambda text: "[1, 2]", "it is not whole"),
+        (lambda text: "{}", "it is not whole"),
+        (changed(lambda content: content.update(schema=0)), "of another version of hogstream"),
+        (changed(lambda content: content["machine"].update(cores=0)), "it is of another machine"),
+        (changed(lambda content: content.pop("levels")), "it is not whole"),
+        (changed(lambda content: content.update(levels=[])), "it has no level"),
+        (changed(lambda content: content["levels"][1].pop("bytes")), "it is not whole"),
+        (changed(lambda content: content["levels"][1].pop("cache_bytes")), "it is not whole"),
+        (
+            changed(lambda content: content["levels"][1].update(threads=-2)),
+            "without a name or size",
+        ),
+        (changed(lambda content: content.update(measured="yesterday")), "yesterday"),
+        (changed(lambda content: content.update(launches_per_second=None)), "it is not whole"),
+        (
+            changed(lambda content: content["launches_per_second"].update(median=-5.0)),
+            "it has a rate that is none",
+        ),
+        (
+            changed(lambda content: content["launches_per_second"].update(samples=["x"])),
+            "it is not whole",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_measured_anew(folder, break_, reason, capsys):
+    measure = Measured()
+    remember(CPU, measure, fresh=False)
+    (path,) = folder.iterdir()
+    path.write_text(break_(path.read_text()))
+    again = remember(CPU, measure, fresh=False)
+    assert measure.times == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"hogstream: measuring ceilings anew, as {path} cannot be used: ")
+    assert said.count("\n") == 1
+    assert re.search(reason, said), said
+    assert remember(CPU, measure, fresh=False) == again
+    assert measure.times == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    measure = Measured()
+    for _ in range(2):
+        assert remember(CPU, measure, fresh=False)["levels"] == CEILINGS["levels"]
+    assert measure.times == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hogstream: ceilings are measured each time, as they cannot be kept: ")
+    assert said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_there_need_be_no_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which does not count
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without one
+    assert cache_file(CPU) is None
+    remember(CPU, Measured(), fresh=False)
+    assert "there is no home folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_explains_itself(hogstream: Command) -> None:
+    status, out, _ = hogstream("ceilings", "--help")
+    assert status == 0
+    assert "Say what this machine can do." in out
+
+
+def check_rate(rate: dict[str, Any]) -> None:
+    assert list(rate) == ["median", "interval", "samples"]
+    low, high = rate["interval"] or (min(rate["samples"]), max(rate["samples"]))
+    assert 0 < min(rate["samples"]) <= low <= rate["median"] <= high <= max(rate["samples"])
+    assert len(rate["samples"]) == machine.REPEATS
+
+
+def test_command_measures_once_and_says_when_and_where(
+    hogstream: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(machine, "REPEATS", 3)
+    json_file = tmp_path / "machine.json"
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    status, out, err = hogstream("ceilings", "--device", "cpu", "--json", json_file)
+    assert (status, err) == (0, "")
+    result = json.loads(json_file.read_text())
+    found = result["ceilings"]
+    assert (result["schema"], result["environment"]["device"]) == (1, "cpu")
+    measured = datetime.fromisoformat(found["measured"])
+    assert before <= measured <= datetime.now(timezone.utc)
+    sizes = [level["bytes"] for level in found["levels"]]
+    assert sizes == sorted(sizes)
+    assert found["levels"][-1]["level"] == "memory"
+    for level in found["levels"]:
+        assert level["threads"] == result["environment"]["cores"]
+        assert re.search(rf"^ {level['level']} +{level['bytes'] / 1024:,.0f} ", out, re.MULTILINE)
+        check_rate(level["copy_gigabytes_per_second"])
+        check_rate(level["update_shaped_gigabytes_per_second"])
+    check_rate(found["launches_per_second"])
+    check_rate(found["event_loop_turns_per_second"])
+    (kept,) = folder.iterdir()
+    assert f"kept in {kept}" in out
+    assert f"Measured at {found['measured']}" in out
+    assert f"{found['launches_per_second']['median']:,.0f}" in out
+    status, again, _ = hogstream("ceilings", "--device", "cpu")
+    assert (status, again) == (0, out.replace(f"wrote {json_file}\n", ""))  # not measured again
+    status, doctor, _ = hogstream("doctor")
+    assert status == 0
+    assert found["measured"] in doctor
+    status, out, _ = hogstream("ceilings", "--device", "cpu", "--fresh", "--json", json_file)
+    assert json.loads(json_file.read_text())["ceilings"]["levels"] != found["levels"]
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+import json, torch
+from hogstream.profiling import turns
+from hogstream.profiling.ceilings import machine
+turns._SAMPLE_SECONDS = 1e-4
+machine.REPEATS = 2
+print(json.dumps(machine.machine_ceilings(torch.device("cpu"))))
+"""
+
+
+def test_caches_too_small_for_numpy_are_null_without_numba(folder):
+    found = json.loads(run_python("-c", WITHOUT_NUMBA))
+    for level in found["levels"]:
+        for kind in ("copy", "update_shaped"):
+            rate = level[f"{kind}_gigabytes_per_second"]
+            assert (rate is None) == (level["bytes"] / level["threads"] < 1 << 20)
+    assert found["launches_per_second"]["median"] > 0
+    assert found["event_loop_turns_per_second"]["median"] > 0
+
+
+@pytest.mark.gpu
+def test_a_device_has_levels_of_its_own(folder):
+    found = machine.machine_ceilings(torch.device("cuda", 0))
+    assert [level["level"] for level in found["levels"]] == ["L2", "memory"]
+    for level in found["levels"]:
+        check_rate(level["copy_gigabytes_per_second"])
+        check_rate(level["update_shaped_gigabytes_per_second"])
+    check_rate(found["launches_per_second"])
+    check_rate(found["event_loop_turns_per_second"])

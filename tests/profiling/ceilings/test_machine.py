@@ -1,0 +1,314 @@
+"""What a machine can do: passes over memory, levels, rates, and shares of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hogstream.profiling import environment
+from hogstream.profiling.ceilings.machine import ceiling_warnings, shares, update_shaped_pass
+from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
+from hogstream.profiling.turns import Rate, describe, sample_in_turn
+from process_testing import run_python
+
+CPU = torch.device("cpu")
+
+
+def passes_of(module: str) -> tuple[Any, Any]:
+    if module == "numpy":
+        return _copy_passes, _update_shaped_passes
+    numba_passes = pytest.importorskip("hogstream.profiling.ceilings.numba_passes")
+    return numba_passes.copy_passes, numba_passes.update_shaped_passes
+
+
+# Elements of each array: less than a cache line, whole lines, and lines and a rest.
+@pytest.mark.parametrize("size", [1, 15, 16, 64, 1_000, 100_003])
+@pytest.mark.parametrize("module", ["numba", "numpy"])
+def test_passes_read_and_write_every_element(module, size):
+    copy, update_shaped = passes_of(module)
+    buffer = np.arange(3 * size, dtype=np.float32)
+    param, grad, ms = buffer.reshape(3, -1).astype(np.float64)
+    update_shaped(buffer, 2)
+    assert np.array_equal(buffer.reshape(3, -1), [param + 2 * grad, grad, ms + 2 * grad])
+    buffer = np.arange(2 * size, dtype=np.float32)
+    copy(buffer, 2)
+    assert np.array_equal(buffer.reshape(2, -1), [range(size, 2 * size)] * 2)
+
+
+def test_threads_that_share_a_pass_add_each_element_once():
+    pytest.importorskip("numba")
+    call: Any = update_shaped_pass(CPU, (1 << 21) + 7)  # more than one thread, and a rest
+    param, grad, ms = call()
+    assert torch.all(grad == 1)
+    assert torch.all(param == 2)
+    assert torch.all(ms == 2)
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 4_096])
+def test_kernels_pass_over_every_element(size):
+    triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    param, grad, ms = torch.arange(3.0 * size, device=device).chunk(3)
+    expected = param + grad, grad.clone(), ms + grad
+    triton_passes.update_shaped(param, grad, ms)
+    assert all(map(torch.equal, (param, grad, ms), expected))
+    triton_passes.copy(param, ms, passes=3)
+    assert torch.equal(param, ms)
+
+
+def test_every_pass_of_a_kernel_goes_over_all_blocks():
+    triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
+    if torch.cuda.is_available():
+        pytest.skip("programs of a GPU do not wait for each other, and may lose additions")
+    param, grad, ms = torch.arange(9_000.0).chunk(3)
+    expected = param + 3 * grad, grad.clone(), ms + 3 * grad
+    triton_passes.update_shaped(param, grad, ms, passes=3)
+    assert all(map(torch.equal, (param, grad, ms), expected))
+
+
+def test_each_launch_runs_the_counting_kernel_once():
+    triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counter = torch.zeros(1, dtype=torch.int64, device=device)
+    launch = triton_passes.launcher(counter)
+    before = counter.item()
+    for _ in range(5):
+        launch()
+    assert counter.item() == before + 5
+
+
+COMPILE = """
+import json, re, sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hogstream.profiling.ceilings import triton_passes
+
+def asm(kernel, target):
+    arrays = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    signature = {
+        **dict.fromkeys(arrays, "*fp32"), "elements": "i32", "passes": "i32", "BLOCK": "constexpr"
+    }
+    aligned = {(index,): [["tt.divisibility", 16]] for index in range(len(arrays) + 1)}
+    source = ASTSource(kernel, signature, {"BLOCK": triton_passes.BLOCK}, aligned)
+    code = triton.compile(source, target, triton_passes.COMPILE_OPTIONS).asm
+    return code.get("ptx") or code["amdgcn"]
+
+targets = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+kernels = {
+    "copy": triton_passes._copy_kernel, "update_shaped": triton_passes._update_shaped_kernel
+}
+print(json.dumps({
+    f"{name} {target}": asm(kernel, targets[target])
+    for name, kernel in kernels.items() for target in targets
+}))
+"""
+
+
+def test_compiled_kernels_go_to_memory_in_every_pass(tmp_path):
+    pytest.importorskip("triton")
+    code = json.loads(run_python("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)))
+    for name, loads, stores in (("copy", 2, 2), ("update_shaped", 6, 4)):
+        # All of it is in the loop, 8 elements a thread of each array, and goes past the L1.
+        ptx = code[f"{name} sm_90"]
+        loop = re.search(r"^(\$L__BB\w+):(.*?)\bbra\S*\s+\1;", ptx, re.DOTALL | re.MULTILINE)
+        assert loop
+        assert loop[2].count("ld.global.cg.v4") == ptx.count("ld.global") == loads
+        assert loop[2].count("st.global.v4") == ptx.count("st.global") == stores
+        # A load that LLVM has taken out of the loop would have lost its mark.
+        lines = [line for line in code[f"{name} gfx942"].splitlines() if "global_load" in line]
+        assert lines
+        assert all(line.rstrip().endswith("nt") for line in lines)
+
+
+def lay_out_caches(folder: Path, rows: list[tuple[str, str, str, str, str]]) -> None:
+    for row, (core, level, kind, size, cores) in enumerate(rows):
+        index = folder / f"cpu{core}" / "cache" / f"index{row}"
+        index.mkdir(parents=True)
+        (index / "level").write_text(level + "\n")
+        (index / "type").write_text(kind + "\n")
+        (index / "shared_cpu_list").write_text(cores + "\n")
+        if size:
+            (index / "size").write_text(size + "\n")
+
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "levels"),
+    [
+        pytest.param([], [("memory", 192 * MIB, None)], id="nothing told"),
+        pytest.param(
+            [
+                *((core, "1", "Instruction", "64K", "0-1") for core in "01"),
+                *((core, "1", "Data", "32K", core) for core in "01"),
+                *((core, "2", "Unified", "512K", core) for core in "01"),
+                *((core, "3", "Unified", "65536K", "0-1") for core in "01"),
+            ],
+            [
+                ("L1", 32 * KIB, 32 * KIB),
+                ("L2", 512 * KIB, 512 * KIB),
+                ("L3", 32 * MIB, 64 * MIB),
+                ("memory", 256 * MIB, None),
+            ],
+            id="own caches and a shared one",
+        ),
+        pytest.param(
+            [
+                *((core, "1", "Data", "48K", "0-1") for core in "01"),
+                *((core, "2", "Unified", "2048K", "0-1") for core in "01"),
+                *((core, "3", "Unified", "3072K", "0-1") for core in "01"),
+            ],
+            [("L1", 24 * KIB, 48 * KIB), ("L2", MIB, 2 * MIB), ("memory", 192 * MIB, None)],
+            id="threads of one core, and an L3 hardly larger than the L2",
+        ),
+        pytest.param(
+            [
+                *((core, "1", "Data", "32K", core) for core in "01"),
+                *((core, "2", "Unified", "", core) for core in "01"),
+            ],
+            [("L1", 32 * KIB, 32 * KIB), ("memory", 192 * MIB, None)],
+            id="a size left out",
+        ),
+    ],
+)
+def test_levels_are_those_that_can_be_told_apart(rows, levels, tmp_path, monkeypatch):
+    lay_out_caches(tmp_path, rows)
+    monkeypatch.setattr(environment, "_CPU_FOLDER", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    unit = 2 * 6 * 64  # lines for two threads, of two and of three arrays
+    assert [
+        (level.name, level.bytes, level.threads, level.cache_bytes) for level in memory_levels(CPU)
+    ] == [(name, size - size % unit, 2, cache) for name, size, cache in levels]
+
+
+def test_rates_are_sampled_in_turn():
+    done: list[tuple[str, int]] = []
+
+    def seconds_of(name: str, each: float, times: int) -> float:
+        done.append((name, times))
+        return each * times
+
+    samples = sample_in_turn(
+        {
+            "slow": Rate(lambda times: seconds_of("slow", 0.5, times), 3.0),
+            "fast": Rate(lambda times: seconds_of("fast", 0.003, times), 6.0),
+        },
+        repeats=3,
+    )
+    assert done[-6:] == [("slow", 1), ("fast", 8)] * 3  # 8 times take 20 ms or more, 4 do not
+    assert samples["slow"] == [6.0] * 3
+    assert samples["fast"] == pytest.approx([2000.0] * 3)
+
+
+def test_a_first_call_that_compiles_is_not_taken_for_a_sample():
+    done: list[int] = []
+
+    def seconds_of(times: int) -> float:
+        done.append(times)
+        return 0.004 * times + (1.0 if len(done) == 1 else 0.0)
+
+    sample_in_turn({"rate": Rate(seconds_of, 1.0)}, repeats=2)
+    assert done[-2:] == [8, 8]
+
+
+def test_samples_are_kept_with_their_median_and_its_interval():
+    samples = [3.0, 1.0, 2.0, 4.0, 5.0]
+    assert describe(samples) == {"median": 3.0, "interval": [1.0, 5.0], "samples": samples}
+    assert describe([1.0]) == {"median": 1.0, "interval": None, "samples": [1.0]}
+
+
+def rate(median: float) -> dict[str, Any]:
+    return {"median": median, "interval": [median, median], "samples": [median]}
+
+
+def level(name: str, cache_bytes: int | None, bandwidth: float | None) -> dict[str, Any]:
+    return {
+        "level": name,
+        "cache_bytes": cache_bytes,
+        "update_shaped_gigabytes_per_second": None if bandwidth is None else rate(bandwidth),
+    }
+
+
+CEILINGS = {
+    "levels": [
+        level("L1", 32 * KIB, None),
+        level("L2", 512 * KIB, 200.0),
+        level("memory", None, 40.0),
+    ],
+    "launches_per_second": rate(500_000.0),
+    "event_loop_turns_per_second": rate(400_000.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "depth", "expected"),
+    [
+        # 8 bytes an element: 32 KiB, 32 KiB and a bit, 512 KiB and a bit.
+        ({"elements": 4096}, 1, ("L1", None, 0.2, 0.25)),
+        ({"elements": 4097}, 1, ("L2", 0.05, 0.2, 0.25)),
+        ({"elements": 65_537}, 1, ("memory", 0.25, 0.2, 0.25)),
+        # 6 bytes an element, and 16.
+        ({"elements": 5461, "dtype": "bfloat16"}, 1, ("L1", None, 0.2, 0.25)),
+        ({"elements": 5462, "dtype": "bfloat16"}, 1, ("L2", 0.05, 0.2, 0.25)),
+        ({"elements": 4096, "dtype": "float64"}, 1, ("L2", 0.05, 0.2, 0.25)),
+        # A worker may submit so many in a turn, and each process has a loop of its own.
+        ({"elements": 5000}, 8, ("L2", 0.05, 0.2, 0.25 / 8)),
+        ({"elements": 5000, "processes": 2}, 1, ("L2", 0.05, 0.1, 0.125)),
+        # A batch is one launch where it is a graph.
+        ({"elements": 5000, "batch": 4}, 4, ("L2", 0.05, 0.2, 0.0625)),
+        ({"elements": 5000, "batch": 4, "device": "cuda:0"}, 4, ("L2", 0.05, 0.05, 0.0625)),
+    ],
+)
+def test_shares_are_of_the_smallest_level_that_holds_what_is_updated(changes, depth, expected):
+    result = {
+        "updates_per_second": 100_000.0,
+        "gigabytes_per_second": 10.0,
+        "dtype": "float32",
+        "device": "cpu",
+        **changes,
+    }
+    found = shares(result, CEILINGS, depth=depth)
+    assert list(found) == ["level", "bandwidth", "launch_rate", "event_loop_rate"]
+    assert found["level"] == expected[0]
+    assert list(found.values())[1:] == [
+        None if share is None else pytest.approx(share) for share in expected[1:]
+    ]
+
+
+def test_shares_of_ceilings_that_were_not_measured_are_null():
+    result = {
+        "updates_per_second": 1.0,
+        "gigabytes_per_second": 1.0,
+        "dtype": "float32",
+        "device": "cpu",
+        "elements": 10,
+    }
+    older = {"elements": 1 << 24, "copy_gigabytes_per_second": 20.0}
+    assert set(shares(result, older, depth=1).values()) == {None}
+
+
+def test_ceilings_that_are_none_are_warned_of() -> None:
+    sure = {"median": 100.0, "interval": [99.0, 101.0], "samples": [100.0]}
+    wide = {"median": 100.0, "interval": [80.0, 120.0], "samples": [100.0]}
+    level = {"level": "L2", "copy_gigabytes_per_second": None}
+    ceilings = {
+        "measured": "2026-11-22T19:00:00+00:00",
+        "levels": [{**level, "update_shaped_gigabytes_per_second": wide}],
+        "launches_per_second": sure,
+        "event_loop_turns_per_second": wide,
+    }
+    (said,) = ceiling_warnings(ceilings)
+    assert "to conclude from: turns of the event loop, L2 update-shaped. They" in said
+    assert "exceeded" not in said
+    sure_ceilings = {**ceilings, "levels": [], "event_loop_turns_per_second": sure}
+    share = {"level": "L2", "bandwidth": 1.05, "launch_rate": None}
+    assert ceiling_warnings(sure_ceilings, [{"share_of_ceilings": share}]) == []
+    (said,) = ceiling_warnings(sure_ceilings, [{"share_of_ceilings": {**share, "bandwidth": 1.34}}])
+    assert "are exceeded by some results, to 134 %. They" in said

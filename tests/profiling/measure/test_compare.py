@@ -1,0 +1,300 @@
+"""The comparison of optimizers: what it measures, what it leaves out, and what it makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.cli import options
+from hogstream.kernels.backends.select import select_backend
+from hogstream.profiling.measure.compare import CompareSettings, figures, run_compare
+from hogstream.profiling.measure.peers import (
+    CEILING,
+    COPY,
+    MEMORY,
+    PACKAGES,
+    PEERS,
+    Params,
+    Peer,
+    Step,
+)
+from hogstream.profiling.report.summary import compare_sentences
+from results_page import updated
+
+Command = Callable[..., tuple[int, str, str]]
+
+RMSPROPS = [
+    "hogstream",
+    "hogstream-flat",
+    "hogstream-numpy",
+    "numpy-expression",
+    "torch-loop",
+    "torch-foreach",
+]
+FUSED = ["torch-adagrad-fused", "torch-adam-fused"]
+OTHER_PACKAGES = ["bitsandbytes-rmsprop", "optimi-adam", "pytorch-opt-laprop"]
+
+
+def make_params(*grads: list[float]) -> Params:
+    params = []
+    for values in grads:
+        param = torch.ones(len(values), requires_grad=True)
+        param.grad = torch.tensor(values)
+        params.append(param)
+    return params
+
+
+def compare(shapes: str, *peers: str) -> dict[str, Any]:
+    device = torch.device("cpu")
+    settings = CompareSettings(
+        device=device,
+        backend=select_backend(None, "cpu").name,
+        shapes=options.shapes(shapes),
+        peers=peers,
+        seconds=0.01,
+        seed=0,
+    )
+    return run_compare(settings, lambda step: None)
+
+
+def test_every_peer_is_measured_or_skipped_with_its_reason(
+    hogstream: Command, tmp_path: Path
+) -> None:
+    json_file, plot = tmp_path / "cpu-compare.json", tmp_path / "compare.svg"
+    peers = RMSPROPS + FUSED + OTHER_PACKAGES
+    start = time.perf_counter()
+    status, out, err = hogstream(
+        *("compare", "--device", "cpu", "--shapes", "16,3x5", "--peers", ",".join(peers)),
+        *("--seconds", "0.01", "--json", json_file, "--plot", plot),
+    )
+    assert (status, err.count("\n")) == (0, 2 * 2)  # a line a step
+    assert f"wrote {json_file}" in out
+    assert f"wrote {plot}" in out
+    result = json.loads(json_file.read_text())
+    measured_ms = (
+        sum(entry["milliseconds_of_rounds"]) * entry["steps_per_sample"]
+        for entry in result["results"]
+    )
+    assert sum(measured_ms) < 1e3 * (time.perf_counter() - start)
+    assert result["schema"] == 1
+    assert result["command"].startswith("hogstream compare --device cpu --shapes 16,3x5")
+    assert {"device", "backend", "versions", "cores", "commit"} <= result["environment"].keys()
+    for shape, tensors, elements in (("16", 1, 16), ("3x5", 3, 15)):
+        measured = [entry for entry in result["results"] if entry["shape"] == shape]
+        skipped = {s["peer"]: s["reason"] for s in result["skipped"] if s["shape"] == shape}
+        names = [entry["peer"] for entry in measured]
+        assert sorted([*names, *skipped]) == sorted([*peers, *MEMORY])
+        assert {*RMSPROPS, *FUSED, *MEMORY} <= {*names}
+        for name, reason in skipped.items():
+            assert reason.count("is not installed; pip install") == 1
+            assert name in out
+            assert reason.partition(";")[0] in out
+        for entry in measured:
+            assert (entry["tensors"], entry["elements"]) == (tensors, elements)
+            check_figures(entry, {other["peer"]: other for other in measured})
+            assert entry["peer"] in out
+    picture = plot.read_text()
+    for text in (*RMSPROPS, *FUSED, CEILING, "GB/s, least traffic", "Gop/s", "operations/byte"):
+        assert text in picture
+    check_readme(result, json_file)
+
+
+def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
+    samples = entry["milliseconds_of_rounds"]
+    assert len(samples) == 7  # the fewest rounds, as there is no time for more
+    assert entry["milliseconds"] == pytest.approx(statistics.median(samples))
+    low, high = entry["milliseconds_interval"]
+    assert min(samples) <= low <= entry["milliseconds"] <= high <= max(samples)
+    bytes_per_element = 8 if entry["peer"] == COPY else 20
+    bytes_per_element = (
+        28 if "adam" in entry["peer"] or "laprop" in entry["peer"] else bytes_per_element
+    )
+    traffic = bytes_per_element * entry["elements"] / entry["milliseconds"] * 1e3 / 1e9
+    assert entry["gigabytes_per_second"] == pytest.approx(traffic)
+    share = traffic / others[CEILING]["gigabytes_per_second"]
+    assert entry["share_of_ceiling"] == pytest.approx(share)
+    ratio = entry["milliseconds"] / others["hogstream"]["milliseconds"]
+    assert entry["time_against_hogstream"] == pytest.approx(ratio)
+    low, high = entry["time_against_hogstream_interval"]
+    assert low <= ratio <= high
+    assert entry["launches"] is None  # not measured on a CPU
+    assert entry["host_us"] is None
+
+
+def check_readme(result: dict[str, Any], json_file: Path) -> None:
+    begin = "<!-- results: made by `make readme` from docs/results/, not by hand -->\n"
+    readme = updated("README.md", f"{begin}old\n<!-- end of results -->\n", json_file.parent)
+    assert f"`{result['command']}` on " in readme
+    assert f"(docs/results/{json_file.name})" in readme
+    for entry in result["results"]:
+        assert f"| {entry['shape']} | {entry['peer']} | " in readme
+    for entry in result["skipped"]:
+        assert f"Skipped {entry['peer']} at every shape: {entry['reason']}." in readme
+    assert "Nothing was measured on a GPU yet." in readme
+    json_file.rename(json_file.with_name("nvidia-h100-compare.json"))
+    readme = updated("README.md", readme, json_file.parent)
+    assert "The policies were not compared on a GPU yet." in readme
+
+
+def test_figures_follow_from_times() -> None:
+    medians = {"torch-adam-fused": 2e-3, "hogstream": 1e-3, CEILING: 0.5e-3}
+    adam = figures(PEERS["torch-adam-fused"], 1_000_000, medians)
+    assert adam["milliseconds"] == pytest.approx(2)
+    assert adam["gigabytes_per_second"] == pytest.approx(14)  # 28 MB in 2 ms
+    assert adam["share_of_ceiling"] == pytest.approx(0.35)  # of 20 MB in 0.5 ms
+    assert adam["time_against_hogstream"] == pytest.approx(2)
+    alone = figures(PEERS["torch-adam-fused"], 1_000_000, {"torch-adam-fused": 2e-3})
+    assert alone["share_of_ceiling"] is None
+    assert alone["time_against_hogstream"] is None
+
+
+@pytest.mark.parametrize("name", [*RMSPROPS, "bitsandbytes-rmsprop"])
+def test_peer_does_a_step_of_rmsprop(name: str) -> None:
+    if name == "bitsandbytes-rmsprop":
+        pytest.importorskip("bitsandbytes")
+    params = make_params([0.5, -2.0], [3.0])
+    PEERS[name].build(params)()
+    # ms is 0.01 g^2 after the first step, and its root 0.1 |g|; the learning rate is 1e-3.
+    expected = torch.tensor([0.99, 1.01]), torch.tensor([0.99])
+    torch.testing.assert_close([param.detach() for param in params], list(expected))
+
+
+@pytest.mark.parametrize("name", ["hogstream", "torch-loop", "torch-foreach", *FUSED])
+def test_least_traffic_is_that_of_gradient_parameter_and_state(name: str) -> None:
+    params = make_params([1.0, 2.0, 3.0])
+    step: Any = PEERS[name].build(params)
+    step()
+    state = [s for s in step.__self__.state[params[0]].values() if s.shape == params[0].shape]
+    # The gradient is read, the others are read and written.
+    assert PEERS[name].bytes_per_element == 4 * (1 + 2 * (1 + len(state)))
+
+
+def test_peer_that_fails_is_skipped_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_at_once(params: Params) -> Step:
+        raise RuntimeError("no such kernel\nand much more")
+
+    def fail_later(params: Params) -> Step:
+        steps = iter(range(5))
+
+        def step() -> None:
+            if next(steps, None) is None:
+                raise MemoryError("none left")
+            torch.ones(100_000).sort()  # long enough that few of them make a sample
+
+        return step
+
+    for build in (fail_at_once, fail_later):
+        monkeypatch.setitem(PEERS, build.__name__, Peer(build.__name__, 20, 9, build))
+    result = compare("4", "fail_at_once", "fail_later", "hogstream")
+    assert result["skipped"] == [
+        {"shape": "4", "peer": "fail_at_once", "reason": "RuntimeError: no such kernel"},
+        {"shape": "4", "peer": "fail_later", "reason": "MemoryError: none left"},
+    ]
+    assert [entry["peer"] for entry in result["results"]] == ["hogstream", *MEMORY]
+
+
+def test_what_cannot_run_says_why() -> None:
+    result = compare("201x1,2^39", "hogstream", "torch-compile")
+    reasons = {(entry["shape"], entry["peer"]): entry["reason"] for entry in result["skipped"]}
+    assert reasons.keys() == {("201x1", "torch-compile"), ("2^39", "all")}
+    assert "201 tensors takes minutes" in reasons["201x1", "torch-compile"]
+    assert "must fit the memory of cpu" in reasons["2^39", "all"]
+    assert {entry["shape"] for entry in result["results"]} == {"201x1"}
+
+
+def test_no_peer_always_follows_the_same_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    def recorder(name: str) -> Callable[[Params], Step]:
+        def step() -> None:
+            if not turns or turns[-1] != name:
+                turns.append(name)
+
+        return lambda params: step
+
+    names = ["first", "second", "third"]
+    for name in names:
+        monkeypatch.setitem(PEERS, name, Peer(name, 20, 9, recorder(name)))
+    compare("4", *names)
+    before = defaultdict(set)
+    for previous, name in pairwise(turns[3:]):  # after the warm-up
+        before[name].add(previous)
+    assert before == {name: {*names} - {name} for name in names}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch's compiler
+def test_compiled_step_is_measured() -> None:
+    result = compare("2x4", "torch-compile")
+    assert result["skipped"] == []
+    assert [entry["peer"] for entry in result["results"]] == ["torch-compile", *MEMORY]
+    assert result["results"][0]["time_against_hogstream"] is None
+
+
+def test_sentences_say_what_beats_hogstream() -> None:
+    speeds = {"2^24": {"hogstream": 40.0, "torch-loop": 10.0, "torch-compile": 38.0}}
+    speeds["gpt2"] = {"hogstream": 20.0, "torch-loop": 10.0, "torch-adam-fused": 30.0}
+    speeds["2^20"] = {"torch-loop": 10.0, "torch-foreach": 38.0}
+    results = [
+        {
+            "shape": shape,
+            "peer": peer,
+            "bytes_per_element": 28 if "adam" in peer else 20,
+            "milliseconds_of_rounds": [
+                (28 if "adam" in peer else 20) / speed * drift
+                for drift in (1.0, 1.1, 1.2, 1.3, 1.4)
+            ],
+        }
+        for shape, of_peers in speeds.items()
+        for peer, speed in {**of_peers, "hogstream-flat": 45.0, COPY: 60.0, CEILING: 50.0}.items()
+    ]
+    said = compare_sentences({"results": results})
+    assert len(said) == 3  # nothing to say of 2^20
+    assert said[0] == (
+        "2^24: nothing moves more bytes/s than hogstream; the nearest is torch-compile (0.95x)."
+    )
+    assert said[1] == "gpt2: more bytes/s than hogstream: torch-adam-fused (1.50x)."
+
+
+def test_sentences_say_what_noise_does_not_tell_apart() -> None:
+    rounds = {
+        "hogstream": [1.0, 1.5, 2.0, 2.5, 3.0],
+        "torch-loop": [1.1, 1.4, 1.9, 2.6, 3.1],
+        "torch-foreach": [9.0] * 5,
+    }
+    results = [
+        {"shape": "4", "peer": peer, "bytes_per_element": 20, "milliseconds_of_rounds": samples}
+        for peer, samples in rounds.items()
+    ]
+    assert compare_sentences({"results": results})[0] == (
+        "4: nothing moves more bytes/s than hogstream; as many, within noise: torch-loop (1.05x)."
+    )
+
+
+@pytest.mark.gpu
+def test_launches_and_host_time_are_measured_on_a_gpu(hogstream: Command, tmp_path: Path) -> None:
+    hogstream(
+        *("compare", "--device", "cuda", "--shapes", "3x1000", "--seconds", "0.01"),
+        *("--peers", "hogstream,hogstream-numpy,torch-loop", "--json", tmp_path / "x.json"),
+    )
+    result = json.loads((tmp_path / "x.json").read_text())
+    measured = {entry["peer"]: entry for entry in result["results"]}
+    assert measured.keys() == {"hogstream", "torch-loop", *MEMORY}
+    assert [entry["peer"] for entry in result["skipped"]] == ["hogstream-numpy"]
+    assert 1 <= measured["hogstream"]["launches"] <= 3
+    assert measured["torch-loop"]["launches"] >= 3
+    assert all(entry["host_us"] > 0 for entry in measured.values())
+
+
+def test_versions_of_other_packages_are_told() -> None:
+    assert compare("4", "torch-loop")["peer_versions"].keys() == {*PACKAGES.values()}

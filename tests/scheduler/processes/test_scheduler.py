@@ -1,0 +1,318 @@
+"""Schedulers over real processes: each spawned one imports torch, so tests share few of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import resource_tracker
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.scheduler import (
+    ProcessDied,
+    ProcessScheduler,
+    SharedParameters,
+    StreamScheduler,
+    WorkerError,
+)
+from process_testing import LIMIT_SECONDS
+from process_workers import (
+    die_once,
+    fail_in_making,
+    fail_in_working,
+    misbehave,
+    submit_ones,
+    until_landed,
+)
+from scheduler_testing import COUNTING
+
+SCRIPT = Path(__file__).parents[2] / "support" / "process_script.py"
+
+
+@pytest.fixture(autouse=True)
+def no_main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spawned process imports that of its parent, and pytest's may run all tests again."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No process, file descriptor or segment of shared memory; threads are looked for elsewhere."""
+    resource_tracker.ensure_running()  # Python's own, one for all, until Python ends
+    gc.collect()
+    segments, before = os.listdir("/dev/shm"), len(os.listdir("/proc/self/fd"))
+    yield
+    assert multiprocessing.active_children() == []
+    gc.collect()
+    assert os.listdir("/dev/shm") == segments
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def counters(elements: int = 1 << 12) -> SharedParameters:
+    return SharedParameters({"counters": torch.zeros(elements)})
+
+
+async def test_locked_processes_lose_no_update() -> None:
+    """Several runs of the same processes: of a number, of a time, of failures, and cancelled."""
+    shared = counters(1 << 16)
+    async with ProcessScheduler(
+        shared, processes=2, workers=2, policy="locked", depth=2, **COUNTING
+    ) as scheduler:
+        report = await scheduler.run(submit_ones, updates=101)
+        assert shared.flat.eq(-101).all()
+        assert shared.versions.tolist() == [0, 50, 51]
+        assert report.workers == len(report.updates_by_worker) == 4
+        assert [sum(report.updates_by_worker[:2]), sum(report.updates_by_worker[2:])] == [50, 51]
+        assert sum(report.staleness.values()) == len(report.latencies) == 101
+        assert (report.policy, report.partial, report.failures) == ("locked", False, {})
+
+        report = await scheduler.run(submit_ones, updates=1)  # less than processes
+        assert (report.updates, report.partial, shared.version) == (1, False, 102)
+
+        report = await scheduler.run(submit_ones, seconds=0.1)
+        assert sum(report.updates_by_worker[:2]) > 0
+        assert sum(report.updates_by_worker[2:]) > 0
+        assert 0.1 <= report.seconds < LIMIT_SECONDS
+        assert shared.version == 102 + report.updates
+
+        with pytest.raises(WorkerError, match="workers 2, 3 failed: LookupError: no data"):
+            await scheduler.run(fail_in_making, updates=10_000)
+        assert scheduler.report is not None
+        assert scheduler.report.partial
+        with pytest.raises(WorkerError, match="worker 3 failed: RuntimeError: OfTwoParts: no data"):
+            await scheduler.run(fail_in_working, updates=1_000_000)
+        assert 1 <= scheduler.report.updates < 1_000_000
+
+        before = shared.version
+        run = asyncio.create_task(scheduler.run(submit_ones, updates=1_000_000))
+        await until_landed(shared, before + 10)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert scheduler.report.partial
+        assert scheduler.report.dead == []
+        assert scheduler.report.updates == shared.version - before
+        with pytest.raises(TypeError, match="make_worker must be a function of a module"):
+            await scheduler.run(lambda shared, process: submit_ones(shared, process), updates=1)
+
+        run = asyncio.create_task(scheduler.run(submit_ones, updates=1_000_000))
+        await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="closed while it ran"):
+        await run
+    assert shared.flat.eq(-shared.version).all()  # each update that was counted, and no other
+
+
+async def test_lock_free_processes_race_and_are_counted() -> None:
+    shared = counters(1 << 16)
+    settings = {**COUNTING, "alpha": 0.5, "state": "per-worker"}
+    async with ProcessScheduler(shared, processes=2, telemetry=True, **settings) as scheduler:
+        first = await scheduler.run(submit_ones, updates=7)
+        assert shared.worker_ms is not None
+        # ms = 1 - 0.5**updates: each worker has its own
+        assert shared.worker_ms[:, 0].tolist() == [1 - 0.5**3, 1 - 0.5**4]
+        assert shared.worker_ms.eq(shared.worker_ms[:, :1]).all()
+        report = await scheduler.run(submit_ones, seconds=0.5)
+    assert shared.races is not None
+    blocks = shared.races.blocks
+    assert first.block_updates == 7 * blocks
+    assert report.block_updates == report.updates * blocks
+    assert report.lost_block_updates is not None
+    assert report.overwritten_block_updates is not None
+    assert 0 <= report.lost_block_updates <= report.overwritten_block_updates
+    assert max(report.staleness) > 0  # by updates of the other process
+    assert shared.ms.eq(0).all()
+    async with StreamScheduler(shared, workers=1, **COUNTING) as alone:  # still of use here
+        assert (await alone.run(submit_ones(shared, 0), updates=3)).updates == 3
+    assert shared.version == 7 + report.updates + 3
+
+
+async def test_others_go_on_when_processes_die_or_hang() -> None:
+    """One is killed while it holds the lock that others need; another blocks its event loop."""
+    shared = counters()
+    fates = {1: "killed with the lock", 2: "blocked"}
+    async with ProcessScheduler(
+        shared, processes=3, policy="locked", on_error="continue", deadline=4.0, **COUNTING
+    ) as scheduler:
+        report = await scheduler.run(partial(misbehave, fates), updates=300)
+        assert report.updates_by_worker == [100, 3, 3]
+        assert report.partial
+        died, hung = report.failures[1], report.failures[2]
+        assert isinstance(died, ProcessDied)
+        assert str(died) == f"process 1 (pid {died.pid}) was killed by SIGKILL"
+        assert isinstance(hung, TimeoutError)
+        assert "process 2 (pid" in str(hung)
+        assert "showed no sign of life for deadline=4 s" in str(hung)
+        assert len(report.dead) == 2
+        assert report.dead[0] == died.pid
+        assert shared.flat.eq(-106).all()
+
+
+async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
+    shared = counters(1 << 20)
+    async with ProcessScheduler(shared, processes=2, on_error="restart", **COUNTING) as scheduler:
+        report = await scheduler.run(partial(die_once, tmp_path / "died"), updates=40)
+    assert shared.versions.tolist() == [0, 20, 20]
+    assert report.updates_by_worker == [20, 20]
+    assert report.restarts == [0, 1]
+    assert isinstance(report.failures[1], ProcessDied)
+    assert len(report.dead) == 1
+    assert not report.partial
+    # Races lose updates, and the one in which it died counts for none; but each is whole.
+    assert shared.flat.eq(shared.flat.round()).all()
+    assert -41 <= shared.flat.min() <= shared.flat.max() < 0
+
+
+async def test_stopped_process_is_killed_and_ends_the_run() -> None:
+    shared = counters()
+    async with ProcessScheduler(
+        shared, processes=2, policy="locked", deadline=4.0, **COUNTING
+    ) as scheduler:
+        with pytest.raises(WorkerError, match="worker 0 failed: TimeoutError: process 0"):
+            await scheduler.run(partial(misbehave, {0: "stopped"}), updates=2_000_000)
+        assert scheduler.report is not None
+        assert scheduler.report.partial
+        assert scheduler.report.updates_by_worker[0] == 3
+        assert 0 < scheduler.report.updates_by_worker[1] < 1_000_000
+    assert shared.flat.eq(-shared.version).all()
+
+
+async def test_second_cancellation_does_not_wait_for_a_process_that_hangs() -> None:
+    shared = counters()
+    async with ProcessScheduler(shared, processes=1, backend="numpy") as scheduler:
+        run = asyncio.create_task(
+            scheduler.run(partial(misbehave, {0: "stopped"}), updates=1_000_000)
+        )
+        await until_landed(shared, 3)
+        for _ in range(2):
+            run.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(run), LIMIT_SECONDS)
+        assert scheduler.report is not None
+        assert len(scheduler.report.dead) == 1
+        report = await scheduler.run(submit_ones, updates=30)  # by a new one in its place
+        assert (report.updates, report.dead, report.partial) == (30, [], False)
+
+
+@contextmanager
+def running_script(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A script whose run goes on, and the ids of its processes."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as script:
+        try:
+            assert script.stdout is not None
+            yield script, [int(pid) for pid in script.stdout.readline().split()]
+        finally:
+            script.kill()
+
+
+def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
+    with running_script() as (script, pids):
+        os.killpg(script.pid, signal.SIGINT)
+        out, err = script.communicate(timeout=LIMIT_SECONDS)
+    assert out.split() == ["partial", "whole", "dead=[]"], err
+    assert "spawn_main" not in err  # no traceback but the parent's own
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_processes_end_with_a_parent_that_is_killed() -> None:
+    """Also one that blocks its event loop."""
+    with running_script("blocked") as (script, pids):
+        ends = [os.pidfd_open(pid) for pid in pids]
+        script.kill()
+        script.communicate(timeout=LIMIT_SECONDS)
+    for end in ends:
+        assert select.select([end], [], [], LIMIT_SECONDS)[0]
+        os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"processes": 0}, ValueError, "processes must be an integer >= 1, got 0"),
+        ({"workers": 0}, ValueError, "workers must be an integer >= 1, got 0"),
+        (
+            {"policy": "ordered"},
+            ValueError,
+            "policy must be one of lock-free, locked, got 'ordered'",
+        ),
+        (
+            {"policy": "bounded:3"},
+            ValueError,
+            "policy must be one of lock-free, locked, got 'bounded:3'",
+        ),
+        ({"timeline": object()}, ValueError, "timeline must be None over processes"),
+        ({"on_error": "ignore"}, ValueError, "on_error must be one of stop, continue, restart"),
+        ({"deadline": 0}, ValueError, "deadline must be a finite number > 0, got 0"),
+        ({"momentum": 0.9}, TypeError, "hyperparameters must be among lr"),
+        ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
+    ],
+)
+def test_bad_settings_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ProcessScheduler(**{"shared": counters(), "processes": 1, **arguments})
+
+
+async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
+    scheduler = ProcessScheduler(counters(), processes=1)
+    with pytest.raises(RuntimeError, match="not open"):
+        await scheduler.run(submit_ones, updates=1)
+    with pytest.raises(ValueError, match="updates or seconds must be given"):
+        await scheduler.run(submit_ones)
+
+
+async def test_process_may_be_killed_at_any_moment_again_and_again() -> None:
+    """Under one lock nothing is lost: a kill leaves one update half done at most."""
+    chance = random.Random(0)
+    shared = counters(1 << 18)
+    async with ProcessScheduler(
+        shared, processes=2, policy="locked", on_error="restart", **COUNTING
+    ) as scheduler:
+        run = asyncio.create_task(scheduler.run(submit_ones, updates=10**9))
+        for _ in range(3):
+            await until_updates(shared, chance.randrange(50, 500))
+            (victim,) = (
+                each.pid
+                for each in multiprocessing.active_children()
+                if each.name == "hogstream-process-0"
+            )
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+        await until_updates(shared, 50)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        report = scheduler.report
+    assert report is not None
+    assert len(report.dead) == 3
+    assert report.updates == shared.version >= 500
+    assert shared.flat.eq(shared.flat.round()).all()
+    assert -report.updates - 3 <= shared.flat.min() <= shared.flat.max() <= -report.updates
+
+
+async def until_updates(shared: SharedParameters, updates: int) -> None:
+    """Waits until process 0 has made so many from now on."""
+    end = shared.versions[1] + updates
+    while shared.versions[1] < end:  # noqa: ASYNC110, another process counts them
+        await asyncio.sleep(0.001)
