@@ -75,7 +75,7 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
 async def test_an_update_takes_few_calls(case: str) -> None:
     settings, most = CALLS[case]
     calls = await calls_for_each_update(**settings)
-    assert calls["stream_scheduler._launch"] >= 1
+    assert calls["scheduler._launch"] >= 1
     hold(f"{calls}\ncalls for each update, {case}", calls.total(), most)
 
 
