@@ -34,17 +34,6 @@ def print_text(text: str) -> None:
     Console(highlight=False, markup=False).print(text)
 
 
-def counted(count: int, thing: str) -> str:
-    """A number and its noun, such as ``1 worker`` and ``2 workers``."""
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
-
-
-def size_name(elements: int) -> str:
-    """A number of elements as one says it: 2^20 rather than 1048576."""
-    power = elements.bit_length() - 1
-    return f"2^{power}" if elements == 1 << power and power >= 10 else f"{elements:,}"
-
-
 def new_table(title: str, *columns: str, text_columns: int = 1) -> Table:
     """An empty table: the first columns hold text, the others numbers, set to the right.
 
@@ -111,8 +100,3 @@ def steps(total: int) -> Iterator[Steps]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Steps(progress, total)
-
-
-def figure(value: float | None, digits: int = 0, unit: str = "") -> str:
-    """A number for a table, with thousands separated; a dash for one that was not measured."""
-    return "-" if value is None else f"{value:,.{digits}f}{unit}"

@@ -23,7 +23,7 @@ from hogstream.cli import doctor as doctor_job
 from hogstream.cli.bench import bench
 from hogstream.cli.ceilings import show_ceilings
 from hogstream.cli.compare import compare
-from hogstream.cli.console import figure, new_table, print_table
+from hogstream.cli.console import new_table, print_table
 from hogstream.cli.inspect import inspect_kernels
 from hogstream.cli.profile_nsight import profile
 from hogstream.cli.profile_torch import torch_command
@@ -31,6 +31,7 @@ from hogstream.cli.report import report
 from hogstream.cli.train import train
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.turns import COPY, UPDATE_SHAPED
+from hogstream.profiling.wording import number_text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -62,8 +63,8 @@ def doctor() -> None:
     for name, (memory, measured) in doctor_job.memory_ceilings().items():
         table.add_row(
             name,
-            figure(memory[COPY]["median"], 1),
-            figure(memory[UPDATE_SHAPED]["median"], 1),
+            number_text(memory[COPY]["median"], 1),
+            number_text(memory[UPDATE_SHAPED]["median"], 1),
             measured,
         )
     print_table(table)

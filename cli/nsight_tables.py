@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from hogstream.cli.console import counted, figure, new_table
+from hogstream.cli.console import new_table
 from hogstream.profiling.nsight.compute import READ_BYTES, WRITTEN_BYTES
 from hogstream.profiling.nsight.systems import WHOLE
+from hogstream.profiling.wording import counted, number_text
 
 Result = dict[str, Any]
 
@@ -38,7 +39,7 @@ def kernels_table(result: Result) -> Table:
     table = new_table("Kernels", "kernel", "launches", "total ms")
     for kernel in result["kernels"][:_KERNELS]:
         table.add_row(
-            _short(kernel["name"]), figure(kernel["count"]), figure(kernel["total_ms"], 3)
+            _short(kernel["name"]), number_text(kernel["count"]), number_text(kernel["total_ms"], 3)
         )
     return table
 
@@ -95,18 +96,18 @@ def counters_table(result: Result) -> Table:
     for entry in result["results"]:
         table.add_row(
             _short(entry["kernel"], _NARROW),
-            figure(entry["launches"]),
-            figure(entry["time_us"], 1),
-            figure(entry["dram_percent"], 1),
-            figure(entry["gigabytes_per_second"]),
+            number_text(entry["launches"]),
+            number_text(entry["time_us"], 1),
+            number_text(entry["dram_percent"], 1),
+            number_text(entry["gigabytes_per_second"]),
             *(
-                figure(entry[f"{way}_per_element"], 2)
+                number_text(entry[f"{way}_per_element"], 2)
                 if each
-                else figure(entry[way] and entry[way] / 1e6, 1)
+                else number_text(entry[way] and entry[way] / 1e6, 1)
                 for way in ("bytes_read", "bytes_written")
             ),
-            figure(entry["registers"]),
-            figure(entry["occupancy_percent"], 1),
+            number_text(entry["registers"]),
+            number_text(entry["occupancy_percent"], 1),
         )
     return table
 
@@ -145,7 +146,7 @@ def _elements_known(result: Result) -> bool:
 
 def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
     def at(key: str, digits: int, scale: float = 1.0) -> Callable[[Result], str]:
-        return lambda entry: figure(None if entry[key] is None else scale * entry[key], digits)
+        return lambda entry: number_text(None if entry[key] is None else scale * entry[key], digits)
 
     def spread(key: str) -> Callable[[Result], str]:
         return lambda entry: _spread_text(entry[key])
@@ -157,7 +158,7 @@ def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
     return [
         ("runs", at("runs", 0)),
         ("kernels", at("kernels", 0)),
-        ("streams", lambda entry: figure(len(entry["streams"]) or None)),
+        ("streams", lambda entry: number_text(len(entry["streams"]) or None)),
         ("kernels per stream", _per_stream),
         ("kernels per s", at("kernels_per_second", 0)),
         ("busy, ms", at("busy_ms", 3)),

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hogstream.cli import options
 from hogstream.cli.bench import bench
-from hogstream.cli.console import figure, new_table, print_table, print_text
+from hogstream.cli.console import new_table, print_table, print_text
 from hogstream.cli.output import (
     check_distinct,
     command_line,
@@ -33,6 +33,7 @@ from hogstream.profiling.environment import SCHEMA, best_device, describe_enviro
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.torch_profiler import trace as job
 from hogstream.profiling.torch_profiler.sample import train_sample
+from hogstream.profiling.wording import number_text
 from hogstream.scheduler import Timeline
 
 _OPERATORS_SHOWN = 15
@@ -171,10 +172,10 @@ def _operators_table(recording: job.Recording) -> Table:
         table.add_row(
             _shortened(row["name"]),
             row["where"],
-            figure(row["count"]),
-            figure(row["self_us"] / 1e3, 2),
-            figure(row["total_us"] / 1e3, 2),
-            figure(row["total_us"] / row["count"], 1),
+            number_text(row["count"]),
+            number_text(row["self_us"] / 1e3, 2),
+            number_text(row["total_us"] / 1e3, 2),
+            number_text(row["total_us"] / row["count"], 1),
         )
     return table
 
@@ -190,10 +191,10 @@ def _scheduler_table(recording: job.Recording) -> Table:
             row["label"],
             row["policy"] or "-",
             "all" if row["lane"] is None else str(row["lane"]),
-            figure(row["count"]),
-            figure(row["total_us"] / 1e3, 2),
-            figure(row["mean_us"], 1),
-            figure(row["p99_us"], 1),
+            number_text(row["count"]),
+            number_text(row["total_us"] / 1e3, 2),
+            number_text(row["mean_us"], 1),
+            number_text(row["p99_us"], 1),
         )
     return table
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hogstream.cli.console import figure, size_name
 from hogstream.profiling.report import summary
 from hogstream.profiling.results.gains import gain_columns, gain_tables
+from hogstream.profiling.wording import number_text, size_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -72,11 +72,11 @@ def _race_row(result: dict[str, Any]) -> tuple[str, ...]:
         size_name(result["elements"]),
         str(result["workers"]),
         result["policy"],
-        figure(result["updates_per_second"]),
-        figure(None if lost is None else 100 * lost, 2, " %"),
-        figure(result["overwrites_per_update"], 4),
-        figure(staleness["mean"], 1),
-        *(figure(staleness[name]) for name in ("p50", "p99", "max")),
+        number_text(result["updates_per_second"]),
+        number_text(None if lost is None else 100 * lost, 2, " %"),
+        number_text(result["overwrites_per_update"], 4),
+        number_text(staleness["mean"], 1),
+        *(number_text(staleness[name]) for name in ("p50", "p99", "max")),
     )
 
 

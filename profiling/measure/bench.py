@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from hogstream.cli.console import counted, size_name
 from hogstream.cli.scheduler_options import Scheduling
 from hogstream.profiling.capture import captured
 from hogstream.profiling.ceilings.machine import (
@@ -29,6 +28,7 @@ from hogstream.profiling.results.confidence import (
     spread_warnings,
 )
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
+from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler import (
     ProcessScheduler,
     RunReport,

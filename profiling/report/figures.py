@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hogstream.cli.console import counted, size_name
 from hogstream.profiling.measure.peers import CEILING, HOGSTREAM, MEMORY, PEERS
 from hogstream.profiling.report import charts
 from hogstream.profiling.report.charts import Bar, Cell, Panel
@@ -23,6 +22,7 @@ from hogstream.profiling.results.gains import (
     gains_over,
     share_text,
 )
+from hogstream.profiling.wording import counted, size_name
 
 Result = dict[str, Any]
 

@@ -12,7 +12,6 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from hogstream.cli.console import size_name
 from hogstream.profiling.report.plots import STYLES
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.gains import (
@@ -22,6 +21,7 @@ from hogstream.profiling.results.gains import (
     share_text,
     shares_alone,
 )
+from hogstream.profiling.wording import size_name
 
 # From the colour of the baselines over white to that of lock-free, as in the other plots.
 _COLORS = LinearSegmentedColormap.from_list(

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hogstream.cli.console import counted, figure, new_table, size_name
+from hogstream.cli.console import new_table
 from hogstream.profiling.measure.peers import HOGSTREAM, MEMORY
 from hogstream.profiling.results.confidence import FEWEST, Interval, ratio_interval
 from hogstream.profiling.results.gains import (
@@ -18,6 +18,7 @@ from hogstream.profiling.results.gains import (
     gains_over,
     share_text,
 )
+from hogstream.profiling.wording import counted, number_text, size_name
 
 Result = dict[str, Any]
 
@@ -90,13 +91,13 @@ def result_row(result: Result) -> tuple[str, ...]:
         size_name(result["elements"]),
         str(result["workers"]),
         result["policy"],
-        figure(result["updates_per_second"]),
-        figure(result["gigabytes_per_second"], 1),
-        figure(result["latency_us"]["p50"]),
-        figure(result["latency_us"]["p99"]),
+        number_text(result["updates_per_second"]),
+        number_text(result["gigabytes_per_second"], 1),
+        number_text(result["latency_us"]["p50"]),
+        number_text(result["latency_us"]["p99"]),
         _staleness(result),
-        figure(result["gain_over_locked"], 2, "x"),
-        figure(result["gain_over_ordered"], 2, "x"),
+        number_text(result["gain_over_locked"], 2, "x"),
+        number_text(result["gain_over_ordered"], 2, "x"),
     )
 
 
@@ -107,11 +108,11 @@ def race_rows(bench: dict[str, Any]) -> list[tuple[str, ...]]:
             size_name(result["elements"]),
             str(result["workers"]),
             result["policy"],
-            figure(result["staleness"]["mean"], 1),
-            figure(result["staleness"]["p99"]),
-            figure(result["staleness"]["max"]),
+            number_text(result["staleness"]["mean"], 1),
+            number_text(result["staleness"]["p99"]),
+            number_text(result["staleness"]["max"]),
             lost_text(result["lost_updates_fraction"]),
-            figure(result["overwrites_per_update"], 4),
+            number_text(result["overwrites_per_update"], 4),
         )
         for result in bench["results"]
         if result.get("lost_updates_fraction") is not None  # older files do not say
@@ -123,10 +124,10 @@ def kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
     return (
         kernel["name"],
         size_name(kernel["elements"]),
-        figure(kernel["milliseconds"], 2),
+        number_text(kernel["milliseconds"], 2),
         _interval_text(kernel.get("milliseconds_interval"), 2),
-        figure(kernel["gigabytes_per_second"], 1),
-        figure(kernel["differing_bits"]),
+        number_text(kernel["gigabytes_per_second"], 1),
+        number_text(kernel["differing_bits"]),
     )
 
 
@@ -174,18 +175,20 @@ def training_row(result: Result) -> tuple[str, ...]:
     return (
         result["policy"],
         str(result["workers"]),
-        figure(100 * result["test_accuracy"], 1, " %"),
-        figure(result["final_loss"], 4),
-        figure(result["updates_per_second"]),
+        number_text(100 * result["test_accuracy"], 1, " %"),
+        number_text(result["final_loss"], 4),
+        number_text(result["updates_per_second"]),
         _staleness(result),
-        figure(result.get("training_seconds", result["seconds"]), 1),  # older files had one round
+        number_text(
+            result.get("training_seconds", result["seconds"]), 1
+        ),  # older files had one round
         _interval_text(result.get("training_seconds_interval"), 1),
     )
 
 
 def _interval_text(bounds: list[float] | None, digits: int) -> str:
     """Both ends of an interval; a dash where there is none, as in older files."""
-    return " to ".join(figure(end, digits) for end in bounds or ()) or "-"
+    return " to ".join(number_text(end, digits) for end in bounds or ()) or "-"
 
 
 def training_table(results: list[Result]) -> Table:
@@ -235,8 +238,8 @@ def level_rows(ceilings: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             level["level"],
-            figure(level["bytes"] and level["bytes"] / 1024),
-            figure(level["threads"]),
+            number_text(level["bytes"] and level["bytes"] / 1024),
+            number_text(level["threads"]),
             *_rate_cells(level["copy_gigabytes_per_second"], 1),
             *_rate_cells(level["update_shaped_gigabytes_per_second"], 1),
         )
@@ -258,7 +261,7 @@ def _rate_cells(rate: dict[str, Any] | None, digits: int) -> tuple[str, str]:
     """Median and interval; dashes for what was not measured."""
     if rate is None:
         return "-", "-"
-    return figure(rate["median"], digits), _interval_text(rate["interval"], digits)
+    return number_text(rate["median"], digits), _interval_text(rate["interval"], digits)
 
 
 def compare_row(result: Result) -> tuple[str, ...]:
@@ -268,11 +271,11 @@ def compare_row(result: Result) -> tuple[str, ...]:
         result["peer"],
         _milliseconds(result["milliseconds"]),
         f"{_milliseconds(low)} to {_milliseconds(high)}",
-        figure(result["gigabytes_per_second"], 1),
+        number_text(result["gigabytes_per_second"], 1),
         share_text(result["share_of_ceiling"]),
-        figure(result["launches"]),
-        figure(result["host_us"]),
-        figure(result["time_against_hogstream"], 2, "x"),
+        number_text(result["launches"]),
+        number_text(result["host_us"]),
+        number_text(result["time_against_hogstream"], 2, "x"),
     )
 
 
@@ -504,7 +507,7 @@ def _losses(result: Result) -> str:
     staleness = result["staleness"]
     return (
         f"{lost_text(result['lost_updates_fraction'])} (staleness: mean "
-        f"{figure(staleness['mean'], 1)}, max {figure(staleness['max'])})"
+        f"{number_text(staleness['mean'], 1)}, max {number_text(staleness['max'])})"
     )
 
 
@@ -541,7 +544,7 @@ def _gains(bench: dict[str, Any], elements: int, baseline: str) -> list[str]:
 
 def lost_text(share: float | None) -> str:
     """A share of lost updates as per cent; never 0 if there were any."""
-    return "<0.01 %" if share and share < 1e-4 else figure(share and 100 * share, 2, " %")
+    return "<0.01 %" if share and share < 1e-4 else number_text(share and 100 * share, 2, " %")
 
 
 def _taken(ratio: float) -> str:
@@ -550,8 +553,10 @@ def _taken(ratio: float) -> str:
 
 def _milliseconds(value: float) -> str:
     """Milliseconds in three digits or more."""
-    return figure(value, 3 if value < 10 else 1 if value < 100 else 0)
+    return number_text(value, 3 if value < 10 else 1 if value < 100 else 0)
 
 
 def _staleness(result: Result) -> str:
-    return f"{figure(result['staleness']['mean'], 1)}/{figure(result['staleness']['max'])}"
+    return (
+        f"{number_text(result['staleness']['mean'], 1)}/{number_text(result['staleness']['max'])}"
+    )

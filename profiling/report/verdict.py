@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from hogstream.cli.console import counted, figure, size_name
 from hogstream.profiling.report.figures import range_text
 from hogstream.profiling.report.summary import lost_text, shares_text
 from hogstream.profiling.results.confidence import Interval, ratio_interval
 from hogstream.profiling.results.gains import BASELINES, CONTENDER, gain_sentences, share_text
+from hogstream.profiling.wording import counted, number_text, size_name
 
 Result = dict[str, Any]
 
@@ -88,7 +88,7 @@ def headlines(bench: Result) -> list[Headline]:
         lost = stale["lost_updates_fraction"]
         told.append(
             Headline(
-                figure(stale["staleness"]["mean"], 1),
+                number_text(stale["staleness"]["mean"], 1),
                 f"updates of mean staleness, {stale['policy']}",
                 f"{_where(stale)}; lost: " + ("not counted" if lost is None else lost_text(lost)),
             )
@@ -154,10 +154,10 @@ def size_rows(bench: Result) -> list[tuple[str, ...]]:
                 size_name(result["elements"]),
                 result["policy"],
                 str(result["workers"]),
-                figure(result["updates_per_second"]),
+                number_text(result["updates_per_second"]),
                 *over,
-                figure(result["staleness"]["mean"], 1),
-                figure(result["staleness"]["max"]),
+                number_text(result["staleness"]["mean"], 1),
+                number_text(result["staleness"]["max"]),
                 lost_text(result["lost_updates_fraction"]),
             )
         )
@@ -190,9 +190,9 @@ def _winners(bench: Result) -> str:
 def _cost(result: Result) -> str:
     staleness = result["staleness"]
     said = (
-        f"It costs staleness: with {_where(result)}, {figure(staleness['mean'], 1)} updates on "
-        f"average and {figure(staleness['max'])} at most landed between a read and the update made "
-        "from it"
+        f"It costs staleness: with {_where(result)}, {number_text(staleness['mean'], 1)} updates "
+        f"on average and {number_text(staleness['max'])} at most landed between a read and the "
+        "update made from it"
     )
     lost = result["lost_updates_fraction"]
     if lost is None:

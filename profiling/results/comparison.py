@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hogstream.cli.console import counted, figure, size_name
 from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, ratio_interval
 from hogstream.profiling.results.result_files import ResultFile
+from hogstream.profiling.wording import counted, number_text, size_name
 
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
 CHANGE_COLUMNS = (
@@ -154,7 +154,7 @@ def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
                 _digits(change.first.value),
                 _digits(change.second.value),
                 change.first.unit,
-                figure(ratio if speed is None else speed.median, 3, "x"),
+                number_text(ratio if speed is None else speed.median, 3, "x"),
                 f"{speed.low:.3f}x" if speed and sure else "-",
                 f"{speed.high:.3f}x" if speed and sure else "-",
                 change.verdict,
@@ -315,4 +315,4 @@ def ceiling_medians(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _digits(value: float) -> str:
     """A number in about four digits."""
-    return figure(value, 0 if value >= 1000 else 1 if value >= 100 else 3)
+    return number_text(value, 0 if value >= 1000 else 1 if value >= 100 else 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from hogstream.cli.console import counted, figure, size_name
 from hogstream.profiling.results.confidence import Interval, ratio_interval
+from hogstream.profiling.wording import counted, number_text, size_name
 
 Result = dict[str, Any]
 
@@ -134,7 +134,7 @@ def share_text(share: float | None) -> str:
     """A share as per cent, never 0 if there is some, or a dash."""
     if share and share < 0.005:
         return "<1 %"
-    return figure(None if share is None else 100 * share, 0, " %")
+    return number_text(None if share is None else 100 * share, 0, " %")
 
 
 def _worker_counts(results: list[Result]) -> list[int]:
