@@ -1,4 +1,4 @@
-"""Writes the measured parts of README.md and docs/ from committed results: ``make readme``."""
+"""Writes the measured parts of README.md and docs/ from committed results: ``make results``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hogstream.profiling.wording import number_text, size_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-_BEGIN = "<!-- {}: made by `make readme` from docs/results/, not by hand -->\n"
+_BEGIN = "<!-- {}: made by `make results`, not by hand -->\n"
 _END = "<!-- end of {} -->\n"
 _RACE_COLUMNS = (
     "elements",
@@ -80,12 +80,19 @@ def _race_row(result: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def result(folder: Path) -> str:
+    """What README shows: the picture that was drawn beside the results, and where the rest is."""
+    picture = "![Gain of lock-free over locked and ordered](docs/results/gain.png)\n\n"
+    link = "[All results](docs/results.md), with 95 % intervals and the commands that made them.\n"
+    return (picture if (folder / "gain.png").exists() else "") + link
+
+
 def results(folder: Path) -> str:
-    """What README shows: ``*-bench.json``, ``*-sweep.json`` and so on, each made by a command."""
+    """What ``docs/results.md`` shows: ``*-bench.json`` and so on, each made by a command."""
     parts = []
     for path in sorted(folder.glob("*-bench.json")):
         bench = json.loads(path.read_text("utf-8"))
-        parts += [f"`{bench['command']}` ([JSON](docs/results/{path.name})):"]
+        parts += [f"`{bench['command']}` ([JSON](results/{path.name})):"]
         parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(bench))]
         parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
         if races := summary.race_rows(bench):
@@ -94,19 +101,19 @@ def results(folder: Path) -> str:
         parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
     for path in sorted(folder.glob("*-ceilings.json")):
         ceilings = json.loads(path.read_text("utf-8"))
-        parts += [f"`{ceilings['command']}` ([JSON](docs/results/{path.name})):"]
+        parts += [f"`{ceilings['command']}` ([JSON](results/{path.name})):"]
         parts += [_table(summary.LEVEL_COLUMNS, summary.level_rows(ceilings["ceilings"]), 1)]
         parts += [_table(summary.RATE_COLUMNS, summary.rate_rows(ceilings["ceilings"]), 1)]
     for path in sorted(folder.glob("*-sweep.json")):
         sweep = json.loads(path.read_text("utf-8"))
-        parts += [f"`{sweep['command']}` ([JSON](docs/results/{path.name})):"]
+        parts += [f"`{sweep['command']}` ([JSON](results/{path.name})):"]
         parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(sweep))]
         for title, gains in gain_tables(sweep).items():
             parts += [f"{title}:", _table(gain_columns(sweep), gains, 1)]
     for path in sorted(folder.glob("*-compare.json")):
         compare = json.loads(path.read_text("utf-8"))
         name = compare["environment"]["device_name"]
-        parts += [f"`{compare['command']}` on {name} ([JSON](docs/results/{path.name})):"]
+        parts += [f"`{compare['command']}` on {name} ([JSON](results/{path.name})):"]
         said = summary.compare_sentences(compare) + summary.skipped_sentences(compare)
         parts += ["\n".join(f"- {sentence}" for sentence in said)]
         rows = map(summary.compare_readme_row, compare["results"])
@@ -114,7 +121,7 @@ def results(folder: Path) -> str:
     for path in sorted(folder.glob("*-train-digits.json")):
         train = json.loads(path.read_text("utf-8"))
         name = train["environment"]["device_name"]
-        parts += [f"`{train['command']}` on {name} ([JSON](docs/results/{path.name})):"]
+        parts += [f"`{train['command']}` on {name} ([JSON](results/{path.name})):"]
         said = summary.training_sentences(train)
         parts += ["\n".join(f"- {sentence}" for sentence in said)]
         rows = map(summary.training_row, train["results"])
@@ -140,7 +147,11 @@ def _table(columns: tuple[str, ...], rows: Any, text_columns: int) -> str:
 
 
 #: Each document, what its marks call the measured part, and what makes that.
-DOCUMENTS = {"README.md": ("results", results), "docs/lock-free.md": ("races", races)}
+DOCUMENTS = {
+    "README.md": ("result", result),
+    "docs/results.md": ("results", results),
+    "docs/lock-free.md": ("races", races),
+}
 
 
 if __name__ == "__main__":

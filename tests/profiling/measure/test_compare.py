@@ -106,7 +106,7 @@ def test_every_peer_is_measured_or_skipped_with_its_reason(
     picture = plot.read_text()
     for text in (*RMSPROPS, *FUSED, CEILING, "GB/s, least traffic", "Gop/s", "operations/byte"):
         assert text in picture
-    check_readme(result, json_file)
+    check_results_page(result, json_file)
 
 
 def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
@@ -131,19 +131,19 @@ def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> N
     assert entry["host_us"] is None
 
 
-def check_readme(result: dict[str, Any], json_file: Path) -> None:
-    begin = "<!-- results: made by `make readme` from docs/results/, not by hand -->\n"
-    readme = updated("README.md", f"{begin}old\n<!-- end of results -->\n", json_file.parent)
-    assert f"`{result['command']}` on " in readme
-    assert f"(docs/results/{json_file.name})" in readme
+def check_results_page(result: dict[str, Any], json_file: Path) -> None:
+    begin = "<!-- results: made by `make results`, not by hand -->\n"
+    page = updated("docs/results.md", f"{begin}old\n<!-- end of results -->\n", json_file.parent)
+    assert f"`{result['command']}` on " in page
+    assert f"(results/{json_file.name})" in page
     for entry in result["results"]:
-        assert f"| {entry['shape']} | {entry['peer']} | " in readme
+        assert f"| {entry['shape']} | {entry['peer']} | " in page
     for entry in result["skipped"]:
-        assert f"Skipped {entry['peer']} at every shape: {entry['reason']}." in readme
-    assert "Nothing was measured on a GPU yet." in readme
+        assert f"Skipped {entry['peer']} at every shape: {entry['reason']}." in page
+    assert "Nothing was measured on a GPU yet." in page
     json_file.rename(json_file.with_name("nvidia-h100-compare.json"))
-    readme = updated("README.md", readme, json_file.parent)
-    assert "The policies were not compared on a GPU yet." in readme
+    page = updated("docs/results.md", page, json_file.parent)
+    assert "The policies were not compared on a GPU yet." in page
 
 
 def test_figures_follow_from_times() -> None:

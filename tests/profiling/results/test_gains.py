@@ -124,7 +124,7 @@ def test_heat_map_shows_a_policy_that_stood_still() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.00x", "3.00x"]
 
 
-def test_readme_tells_of_a_sweep(tmp_path: Path) -> None:
+def test_results_page_tells_of_a_sweep(tmp_path: Path) -> None:
     sweep = bench_of([CLEAR, CLEAR], [NOISE, NOISE]) | {
         "command": "hogstream bench --sweep",
         "settings": {"depth": 2, "sweep": True},
@@ -137,10 +137,10 @@ def test_readme_tells_of_a_sweep(tmp_path: Path) -> None:
     }
     sweep["ceilings"]["copy_gigabytes_per_second"] = 30.0
     (tmp_path / "some-sweep.json").write_text(json.dumps(sweep))
-    begin = "<!-- results: made by `make readme` from docs/results/, not by hand -->\n"
-    readme = updated("README.md", f"{begin}<!-- end of results -->\n", tmp_path)
-    assert "`hogstream bench --sweep` ([JSON](docs/results/some-sweep.json)):" in readme
-    assert f"- {gain_sentences(sweep)[0]}\n" in readme
-    assert "Lock-free over locked:\n\n| elements | 1 worker | 2 workers |" in readme
-    assert "| 2^12 | (1.10x) | (1.10x) | 50 % |" in readme
+    begin = "<!-- results: made by `make results`, not by hand -->\n"
+    page = updated("docs/results.md", f"{begin}<!-- end of results -->\n", tmp_path)
+    assert "`hogstream bench --sweep` ([JSON](results/some-sweep.json)):" in page
+    assert f"- {gain_sentences(sweep)[0]}\n" in page
+    assert "Lock-free over locked:\n\n| elements | 1 worker | 2 workers |" in page
+    assert "| 2^12 | (1.10x) | (1.10x) | 50 % |" in page
     assert "Lock-free against" not in "".join(summary.sentences(sweep))  # too many, in a sweep
