@@ -28,7 +28,9 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
 def main() -> None:
     """Prints the last loss of each."""
     model = make_model()
-    print(f"torch.optim.RMSprop         {train(model, torch.optim.RMSprop(model.parameters())):.4f}")
+    print(
+        f"torch.optim.RMSprop         {train(model, torch.optim.RMSprop(model.parameters())):.4f}"
+    )
     model = make_model()
     print(f"RMSpropAsync                {train(model, RMSpropAsync(model.parameters())):.4f}")
     model = make_model()

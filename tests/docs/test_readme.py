@@ -1,24 +1,18 @@
-"""README's examples run, and its figures are those of the committed results."""
+"""README's examples run, and what it names is there."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from hogstream.scheduler import Checkpoint
-from results_page import DOCUMENTS, RESULTS, updated
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"```python\n(import .*?)```", README, flags=re.DOTALL)
+from documents import README, ROOT, blocks, page_text
 
 
 def run_example(word: str) -> dict[str, object]:
     """Runs the one example with this word in it, and returns the names that it defines."""
-    (example,) = (example for example in EXAMPLES if word in example)
+    (example,) = (block.code for block in blocks(README, "python") if word in block.code)
     names: dict[str, object] = {}
     exec(example, names)
     return names
@@ -37,32 +31,14 @@ def test_example_of_the_scheduler_says_how_stale_updates_were(
     assert "'mean'" in capsys.readouterr().out
 
 
-def test_example_of_a_checkpoint_loads_what_it_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    checkpoint = run_example("save_checkpoint")["checkpoint"]
-    assert isinstance(checkpoint, Checkpoint)
-    assert checkpoint.iterations == (120, 118)
+def test_there_are_no_other_examples() -> None:
+    assert len(blocks(README, "python")) == 2
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_figures_are_those_of_the_committed_results(name: str) -> None:
-    text = (ROOT / name).read_text("utf-8")
-    assert updated(name, text, RESULTS) == text
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_to_files(name: str) -> None:
-    path = ROOT / name
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text("utf-8"))
-    assert links
-    assert [link for link in links if not (path.parent / link).exists()] == []
-
-
-def test_files_that_the_page_on_races_names_are_there() -> None:
-    page = (ROOT / "docs" / "lock-free.md").read_text("utf-8")
-    tests = (ROOT / "tests").rglob("test_*.py")
-    named = set(re.findall(r"`(?:[a-z/]*/)?(test_\w+)\.py`", page))
-    assert named
-    assert named <= {path.stem for path in tests}
+def test_where_things_are_names_every_package() -> None:
+    _, _, table = page_text(README).partition("## Where things are")
+    named = set(re.findall(r"^\| \[`(\w+)/`\]\(\1\) \|", table, flags=re.MULTILINE))
+    settings = (ROOT / "pyproject.toml").read_text("utf-8")
+    packages = set(re.findall(r'^"hogstream\.(\w+)" = "\1"$', settings, flags=re.MULTILINE))
+    assert packages
+    assert packages | {"docs", "examples", "scripts", "tests"} == named

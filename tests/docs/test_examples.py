@@ -1,0 +1,51 @@
+"""Programs under examples/ run as they are, and say what they promise."""
+
+from __future__ import annotations
+
+import io
+import re
+import runpy
+from contextlib import redirect_stdout
+from functools import cache
+
+import pytest
+import torch
+
+from documents import ROOT, blocks
+
+PROGRAMS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+# What a line of their output must match.
+PROMISED = {
+    "asynchronous_training.py": r"accuracy (0\.9\d|1\.00) after 600 updates$",
+    "decide.py": r"ordered +[\d,]+ +\d+\.\d   \d+\.\d\dx \(",
+    "optimizer_swap.py": r"RMSpropAsync  +0\.\d{4}$",
+}
+
+
+@cache
+def output_of(name: str) -> str:
+    """Runs an example, once for all tests, and returns what it prints."""
+    threads, said = torch.get_num_threads(), io.StringIO()
+    with torch.random.fork_rng(devices=[]), redirect_stdout(said):
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    torch.set_num_threads(threads)
+    return said.getvalue()
+
+
+def test_every_example_is_tested_and_shown() -> None:
+    assert list(PROMISED) == PROGRAMS
+    included = [block.code for block in blocks("docs/examples.md", "python")]
+    shown = [re.fullmatch(r'--8<-- "examples/(\w+\.py)"\n', code) for code in included]
+    assert sorted(match[1] for match in shown if match) == PROGRAMS
+    assert len(shown) == len(PROGRAMS)
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_example_says_what_it_promises(name: str) -> None:
+    assert re.search(f"^{PROMISED[name]}", output_of(name), flags=re.MULTILINE)
+
+
+def test_torch_and_its_replacement_learn_alike() -> None:
+    lines = output_of("optimizer_swap.py").splitlines()
+    torchs, _, outside = (float(line.split()[-1]) for line in lines)
+    assert outside == pytest.approx(torchs, rel=0.05, abs=1e-4)
