@@ -30,8 +30,6 @@ COMMANDS = [
     for block in blocks(page, "shell")
     for line in block.code.splitlines()
 ]
-# Commands that fetch from the network: nothing to look at here.
-_FETCHING = ("git", "pip")
 
 
 def test_every_page_with_code_is_tested() -> None:
@@ -80,7 +78,11 @@ def test_command_is_there(page: str, line: str, in_folder: Path) -> None:
     elif program == "python":
         assert (ROOT / arguments[0]).is_file()
     else:
-        assert program in _FETCHING
+        assert program == "pip"
+        (extras,) = re.findall(r"^\.\[([\w,]+)\]$", arguments[-1])
+        settings = (ROOT / "pyproject.toml").read_text("utf-8")
+        for extra in extras.split(","):
+            assert re.search(rf"^{extra} = \[", settings, flags=re.MULTILINE)
 
 
 def check_hogstream(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs_site import on_post_build
+from docs_site import on_page_content, on_post_build
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,10 @@ def test_own_files_and_links_to_click_are_fine(tmp_path: Path) -> None:
     )
     (tmp_path / "a.css").write_text('a { background: url("a.png"); content: "https://test" }')
     on_post_build({"site_dir": str(tmp_path)})
+
+
+def test_colons_of_docstrings_are_not_shown() -> None:
+    html = "<p>It runs.</p>\n<p>::</p>\n<pre>run()</pre><p>as in::</p>\n<pre>a::b</pre>"
+    assert on_page_content(html, page=None) == (
+        "<p>It runs.</p>\n<pre>run()</pre><p>as in:</p>\n<pre>a::b</pre>"
+    )
