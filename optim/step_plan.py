@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hogstream.kernels.backends.select import Backend, select_backend
+from hogstream.kernels.backends import Backend, select_backend
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import (
     Operands,

@@ -62,7 +62,7 @@ def test_a_cache_line_is_updated_in_few_instructions(
 LAUNCH = {
     "numpy": "numpy_kernels.update_",
     "numba": "numba_kernels.update_",
-    "triton": "triton_kernels._launch",
+    "triton": "triton_launch._launch",
 }
 
 

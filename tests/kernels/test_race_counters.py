@@ -99,7 +99,7 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     inside, coupled = switches
     hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
     options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
-    factors = np.array(hyperparameters.scalars)
+    factors = np.array(hyperparameters.factors)
     update = numba_kernels.update_function(str(dtype).removeprefix("torch."), inside, coupled)
 
     param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
@@ -126,7 +126,7 @@ def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
     operands = aliased(counters, row)
     addresses = [tensor.data_ptr() for tensor in operands]
     update = numba_kernels.update_function("float64", True, False)
-    factors = np.array(ADDS_2_TO_A_COUNT.scalars)
+    factors = np.array(ADDS_2_TO_A_COUNT.factors)
     update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
     assert counters.counts.flatten().tolist() == counts
 
@@ -135,7 +135,7 @@ def test_threads_that_race_are_all_counted():
     numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
     update = numba_kernels.update_function("float64", True, False)
     # Each update that survives in an element adds exactly 1 to it.
-    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).scalars)
+    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).factors)
     param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
     counters = RaceCounters.zeros(4000, 100)
     where = counters.counts.data_ptr(), counters.blocks, counters.block
