@@ -10,6 +10,7 @@ import torch
 
 from hogstream.cli import options
 from hogstream.cli.console import print_table, steps
+from hogstream.cli.inspection_table import inspection_table
 from hogstream.cli.output import command_line, finish, write_files, write_json
 from hogstream.profiling.assembly import inspection as job
 from hogstream.profiling.environment import SCHEMA, describe_environment
@@ -62,7 +63,7 @@ def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path 
         for variant, code in compiled.items():
             click.echo(f"// {variant.name}\n{code[emit]}")
         return
-    print_table(job.inspection_table(target, inspected))
+    print_table(inspection_table(target, inspected))
     finish(result, json_file)
 
 

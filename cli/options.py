@@ -17,6 +17,7 @@ import torch
 
 from hogstream.kernels import available_backends
 from hogstream.kernels.backends.select import select_backend
+from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.measure.peers import PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
@@ -27,7 +28,7 @@ T = TypeVar("T")
 #: More threads or streams than this are a slip of the hand.
 MAX_WORKERS = 1024
 MAX_TENSORS = 10_000
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(DTYPE_NAMES.values())
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -69,12 +69,12 @@ class Hyperparameters:
         return self.weight_decay != 0.0 and not self.decoupled_weight_decay
 
     @cached_property
-    def scalars(self) -> Scalars:
-        """The factors of the update; a kernel rounds each once to its compute type."""
-        return Scalars(
+    def factors(self) -> Factors:
+        """What the update multiplies by and adds, in float64; a kernel rounds each once."""
+        return Factors(
             lr=self.lr,
             alpha=self.alpha,
-            beta=1.0 - self.alpha,
+            beta=1.0 - self.alpha,  # here, in float64, and rounded once with the others
             eps=self.eps,
             weight_decay=self.weight_decay,
             shrink=1.0 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0,
@@ -83,25 +83,34 @@ class Hyperparameters:
 
     @cached_property
     def in_float32(self) -> tuple[np.float32, ...]:
-        """The factors in order, each rounded once; one too large is infinite."""
+        """The factors in their order, each rounded once to nearest even; too large is infinite."""
         with np.errstate(over="ignore"):
-            return tuple(np.asarray(self.scalars, np.float32))
+            return tuple(np.asarray(self.factors, np.float32))
 
     @cached_property
     def in_float64(self) -> tuple[np.float64, ...]:
-        """The factors in order."""
-        return tuple(np.asarray(self.scalars, np.float64))
+        """The factors in their order."""
+        return tuple(np.asarray(self.factors, np.float64))
 
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
 HYPERPARAMETERS = tuple(field.name for field in fields(Hyperparameters))
 
 
-class Scalars(NamedTuple):
-    """The factors that a kernel multiplies by, as float64.
+class Factors(NamedTuple):
+    """What the formula has besides arrays, as float64; in every backend in this order.
 
-    ``shrink`` (decoupled weight decay) and ``sign`` (maximize) are exactly 1 when unused: a product
-    with 1 changes no bit, so kernels need no branch for them.
+    ``shrink`` and ``sign`` are exactly 1 when unused: a product with 1 changes no bit, so kernels
+    need no branch for them.
+
+    Attributes:
+        lr: Learning rate.
+        alpha: What stays of the mean square.
+        beta: ``1 - alpha``.
+        eps: Keeps the denominator from zero.
+        weight_decay: What of the parameter is added to the gradient, if ``coupled``.
+        shrink: ``1 - lr * weight_decay`` if weight decay is decoupled.
+        sign: -1 to maximize.
     """
 
     lr: float

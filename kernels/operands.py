@@ -18,6 +18,8 @@ COMPUTE_DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
+#: What parameter dtypes are called in options, results and compiled kernels.
+DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPES}
 _ALLOWED = "float16, bfloat16, float32 or float64"
 
 

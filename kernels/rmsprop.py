@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hogstream.kernels.backends.select import check_backend, select_backend
+from hogstream.kernels.backends import check_backend, select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable, make_tables
 from hogstream.kernels.operands import ArrayLike, Operands, check_disjoint, check_operands

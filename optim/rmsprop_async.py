@@ -9,12 +9,11 @@ from typing import Any, overload
 import torch
 from torch.optim import Optimizer
 
-from hogstream.kernels.backends.select import check_backend, select_backend
+from hogstream.kernels.backends import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.optim.flat_buffers import FlatBuffer, check_params_disjoint, make_flat_buffers
 from hogstream.optim.step_plan import Reached, StepPlan, make_plan
-from hogstream.scheduler.tracing.nvtx import open_ranges
 
 
 class RMSpropAsync(Optimizer):
@@ -95,7 +94,6 @@ class RMSpropAsync(Optimizer):
         }
         Hyperparameters.from_group(defaults)
         self.backend, self.flat, self.capturable = backend, False, capturable
-        self._ranges = open_ranges()
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         # By group: its hyperparameters, and what a launch takes for them.
@@ -231,12 +229,6 @@ class RMSpropAsync(Optimizer):
             ValueError: If a gradient is sparse, or of another shape or device, or a group's
                 hyperparameter is out of range.
         """
-        if self._ranges is None:
-            return self._step(closure)
-        with self._ranges.around("step"):
-            return self._step(closure)
-
-    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -334,7 +326,7 @@ class RMSpropAsync(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
-        self._plan, self._settings, self._ranges = None, {}, open_ranges()
+        self._plan, self._settings = None, {}
         if len(self.__dict__.setdefault("_flat_buffers", [])) != len(self.param_groups):
             self._flat_buffers = [[] for _ in self.param_groups]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hogstream.kernels.backends.select import Backend, select_backend
+from hogstream.kernels.backends import Backend, select_backend
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import (
     Operands,
@@ -45,7 +45,7 @@ class Reached(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Launch:
+class PlannedLaunch:
     """One launch of a step.
 
     Attributes:
@@ -157,7 +157,7 @@ class StepPlan:
         premises: What else they depend on; None if they hold for one step only.
     """
 
-    launches: list[Launch]
+    launches: list[PlannedLaunch]
     counters: list[torch.Tensor]
     grad_pointers: list[int]
     written: _Written
@@ -218,7 +218,7 @@ def make_plan(
     ]
     check_disjoint(named)
     operands = [each for _, each in named]
-    launches: list[Launch] = []
+    launches: list[PlannedLaunch] = []
     counters: list[torch.Tensor] = []
     first = 0
     for index, group in enumerate(groups):
@@ -226,7 +226,7 @@ def make_plan(
         positions = range(first, first + len(here))
         for table, of in _tables_of(positions, reached, operands, flat_buffers[index]):
             chosen = select_backend(backend, table.device.type)
-            launches.append(Launch(index, chosen, table, of))
+            launches.append(PlannedLaunch(index, chosen, table, of))
         counters += _counters([state[param]["step"] for param in here])
         first += len(here)
     pointers = [grad.data_ptr() for grad in reached.grads]
@@ -289,7 +289,7 @@ def _tables_of(
         flat_buffers: Those of the group.
 
     Returns:
-        Each table, with its ``Launch.positions``.
+        Each table, with its ``PlannedLaunch.positions``.
     """
     where = {id(reached.params[position]): position for position in positions}
     tables: list[tuple[LaunchTable, list[int] | None]] = []

@@ -31,6 +31,40 @@ _STORED: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 
+def _rmsprop_(
+    p: Array,  # elements of the parameter: compute type, (n,)
+    g: Array,  # those of its gradient: compute type, (n,)
+    ms: Array,  # their mean square, updated in place: compute type, (n,)
+    hyperparameters: Hyperparameters,
+    scratch: Array,  # compute type, (4, n)
+    out: Array,  # where the new p goes, which may be p itself: compute type, (n,)
+) -> None:
+    """The update: each operation is rounded once.
+
+    ``ms`` and ``out`` are written once, whole: who updates them at the same time finds no product
+    yet to be added to.
+    """
+    h = hyperparameters
+    factors = h.in_float64 if ms.dtype == np.float64 else h.in_float32
+    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
+    t, u, v, w = scratch  # for products, and for the new g, ms and p
+    if h.maximize:
+        g = np.multiply(sign, g, out=u)
+    if h.coupled:  # g = g + weight_decay * p
+        g = np.add(g, np.multiply(weight_decay, p, out=t), out=u)
+    if h.decoupled_weight_decay:
+        p = np.multiply(shrink, p, out=w)
+    # ms = alpha * ms + (beta * g) * g
+    np.multiply(np.multiply(beta, g, out=t), g, out=t)
+    ms[...] = np.add(np.multiply(alpha, ms, out=v), t, out=v)
+    if h.eps_inside_sqrt:  # d = sqrt(ms + eps)
+        d = np.sqrt(np.add(v, eps, out=v), out=v)
+    else:  # d = sqrt(ms) + eps
+        d = np.add(np.sqrt(v, out=v), eps, out=v)
+    # p = p - (lr * g) / d
+    np.subtract(p, np.divide(np.multiply(lr, g, out=t), d, out=t), out=out)
+
+
 def update_(
     table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces | None = None
 ) -> bool:
@@ -48,7 +82,7 @@ def update_(
     stored = _STORED[table.dtype]
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
     block = min(BLOCK_BYTES // compute.itemsize, pieces.size)
-    scratch = np.empty((5 if stored != compute else 3, block), compute)
+    scratch = np.empty((6 if stored != compute else 4, block), compute)
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
             _update_range(table, hyperparameters, start, stop, stored, scratch)
@@ -110,41 +144,20 @@ def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
 
 
 def _update_block(
-    param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters, scratch: Array
+    param: Array,  # as stored, (n,)
+    grad: Array,  # as stored, (n,)
+    ms: Array,  # compute type, (n,)
+    hyperparameters: Hyperparameters,
+    scratch: Array,  # compute type: (4, n), or (6, n) if param and grad are of another
 ) -> None:
-    wide = ms.dtype == np.float64
-    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
-    # Param and ms are written once, whole: who updates them at the same time finds no product yet
-    # to be added to.
-    t, u, v = scratch[:3]
-    p, g = param, grad
-    if param.dtype != ms.dtype:
-        p, g = scratch[3:]
-        _widen(param, out=p)
-        _widen(grad, out=g)
-    if hyperparameters.maximize or hyperparameters.coupled:
-        g = np.multiply(g, sign, out=u)
-    if hyperparameters.coupled:
-        np.add(g, np.multiply(p, weight_decay, out=t), out=u)
-    np.multiply(g, beta, out=t)
-    np.multiply(t, g, out=t)
-    np.multiply(ms, alpha, out=v)
-    np.add(v, t, out=v)
-    ms[...] = v
-    if hyperparameters.eps_inside_sqrt:
-        np.add(v, eps, out=v)
-        np.sqrt(v, out=v)
-    else:
-        np.sqrt(v, out=v)
-        np.add(v, eps, out=v)
-    np.multiply(g, lr, out=u)
-    np.divide(u, v, out=u)
-    if hyperparameters.decoupled_weight_decay:
-        p = np.multiply(p, shrink, out=t)
-    np.subtract(p, u, out=param if param.dtype == ms.dtype else p)
-    if param.dtype != ms.dtype:
-        _narrow(p, out=param, scratch=v)
+    if param.dtype == ms.dtype:
+        _rmsprop_(param, grad, ms, hyperparameters, scratch, out=param)
+        return
+    p, g = scratch[4:]
+    _widen(param, out=p)
+    _widen(grad, out=g)
+    _rmsprop_(p, g, ms, hyperparameters, scratch[:4], out=p)
+    _narrow(p, out=param, scratch=g)
 
 
 def _widen(narrow: Array, out: Array) -> None:

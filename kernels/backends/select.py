@@ -94,7 +94,7 @@ def _select(name: str | None, device_type: str) -> Backend:
     takes = "cuda" if name == "triton" and not _interpreted() else "cpu"
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
-    module = importlib.import_module(f"hogstream.kernels.backends.{name}_kernels")
+    module = importlib.import_module(f"hogstream.kernels.backends.{_MODULES[name]}")
     race_block = None if name == "numpy" else module.race_block
     return Backend(name, module.update_, threaded=name != "triton", race_block=race_block)
 
@@ -119,6 +119,10 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+# Where each backend's ``update_`` is: imported on first use, as what it needs may not be here.
+_MODULES = {"triton": "triton_launch", "numba": "numba_kernels", "numpy": "numpy_kernels"}
+
+# What tells why each of them does not run here.
 _MISSING: dict[str, Callable[[], str | None]] = {
     "triton": _triton_missing,
     "numba": _numba_missing,

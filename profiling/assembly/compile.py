@@ -1,6 +1,6 @@
 """Compiles kernels ahead of time, for devices that need not be here.
 
-``kernel_inspection`` runs this module in an interpreter of its own, in which Triton does not
+``inspection`` runs this module in an interpreter of its own, in which Triton does not
 interpret: ``python -m hogstream.profiling.assembly.compile TARGET STAGE,... WORDS``. It prints a
 line for each kernel: a JSON object of its code by stage.
 """
@@ -20,15 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hogstream.kernels.backends.triton_kernels import (
-    BLOCK,
-    COMPILE_OPTIONS,
-    EXPONENTS,
-    STORAGE,
     finite_kernel,
     multi_tensor_finite_kernel,
     multi_tensor_rmsprop_kernel,
     rmsprop_kernel,
 )
+from hogstream.kernels.backends.triton_launch import BLOCK, COMPILE_OPTIONS, EXPONENTS, STORAGE
 from hogstream.profiling.assembly.inspection import Variant, variants_named
 from hogstream.profiling.environment import usable_cores
 

@@ -1,4 +1,4 @@
-"""What compiled kernels take and do, on devices that need not be here: ``hogstream inspect``."""
+"""What compiled kernels take and do, on devices that need not be here."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby, product, starmap, zip_longest
+from itertools import product, starmap, zip_longest
 from typing import Any
 
-from rich.table import Table
-
-from hogstream.cli.console import new_table
-from hogstream.cli.options import DTYPES
-from hogstream.profiling.assembly.parse import Findings, Widths, inspect_amd, inspect_nvidia
+from hogstream.kernels.operands import DTYPE_NAMES
+from hogstream.profiling.assembly.parse import Findings, inspect_amd, inspect_nvidia
 
 #: The code of one kernel, by stage of its compilation.
 Code = dict[str, str]
@@ -32,18 +29,6 @@ TARGETS = {
 
 # What ``inspect_kernel`` reads, for an NVIDIA device or not.
 _STAGES = {True: ("ptx", "resources"), False: ("llir", "amdgcn")}
-
-COLUMNS = (
-    "kernel",
-    "dtype",
-    "registers",
-    "spills",
-    "loads",
-    "stores",
-    "masked",
-    "fma",
-    "approx",
-)
 
 
 @dataclass(frozen=True)
@@ -81,17 +66,19 @@ class Variant:
         return " ".join(words)
 
 
+_DTYPES = DTYPE_NAMES.values()
+
 #: All that an update may take, and of what watches it those that take the most registers.
 VARIANTS = (
     *starmap(
         Variant,
-        product(("rmsprop", "multi_tensor"), DTYPES, (True, False), (True, False), (False, True)),
+        product(("rmsprop", "multi_tensor"), _DTYPES, (True, False), (True, False), (False, True)),
     ),
     *starmap(
         Variant,
-        product(("watched_rmsprop", "watched_multi_tensor"), DTYPES, (True,), (True,), (True,)),
+        product(("watched_rmsprop", "watched_multi_tensor"), _DTYPES, (True,), (True,), (True,)),
     ),
-    *starmap(Variant, product(("finite", "multi_tensor_finite"), DTYPES)),
+    *starmap(Variant, product(("finite", "multi_tensor_finite"), _DTYPES)),
 )
 
 
@@ -162,40 +149,5 @@ def describe(target: str, variant: Variant, findings: Findings) -> dict[str, Any
     return {"target": target, **asdict(variant), **asdict(findings)}
 
 
-def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:
-    """What the variants of each kernel and dtype take and do: the most of any of them.
-
-    Registers are a range; loads and stores are all that occur.
-    """
-    table = new_table(f"Kernels for {target}", *COLUMNS, text_columns=2)
-    for key, group in groupby(inspected, lambda variant: (variant.kernel, variant.dtype)):
-        found = [inspected[variant] for variant in group]
-        masked = {bits for each in found for bits in (*each.masked_loads, *each.masked_stores)}
-        table.add_row(
-            *key,
-            _range([findings.registers for findings in found]),
-            str(max(findings.spills for findings in found)),
-            _counts([findings.loads for findings in found]),
-            _counts([findings.stores for findings in found]),
-            ",".join(map(str, sorted(masked))) or "-",
-            str(max(findings.fused for findings in found)),
-            str(max(findings.approximate for findings in found)),
-        )
-    return table
-
-
 def _is_nvidia(target: str) -> bool:
     return "ptx" in TARGETS[target]
-
-
-def _range(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def _counts(widths: list[Widths]) -> str:
-    """Such as ``2x64 1x128``: two accesses of 64 bits and one of 128."""
-    different = [
-        " ".join(f"{each[bits]}x{bits}" for bits in sorted(each)) or "-" for each in widths
-    ]
-    return " or ".join(dict.fromkeys(different))

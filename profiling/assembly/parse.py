@@ -90,7 +90,7 @@ def inspect_amd(llir: str, amdgcn: str) -> Findings:
 def _total(pattern: str, text: str) -> int:
     """The sum of the numbers that a pattern finds, at least one."""
     numbers = re.findall(pattern, text)
-    if not numbers:  # 0 would pass for a good figure
+    if not numbers:  # 0 would pass for a good number
         raise ValueError(f"code must hold {pattern!r}")
     return sum(map(int, numbers))
 

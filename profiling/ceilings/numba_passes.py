@@ -61,7 +61,12 @@ def copy_passes(buffer: Floats, passes: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _update_shaped(columns: Int64s, counters: Int64s, size: int, elements: int) -> bool:
+def _update_shaped(
+    columns: Int64s,  # of a ``LaunchTable`` of one update: (4, 1)
+    counters: Int64s,  # of ``Pieces``: (16,)
+    size: int,  # elements of a piece
+    elements: int,  # of the update
+) -> bool:
     taken, done = counters.ctypes.data, counters.ctypes.data + 64
     start = atomic_add(taken, size)
     while start < elements:
@@ -74,19 +79,32 @@ def _update_shaped(columns: Int64s, counters: Int64s, size: int, elements: int) 
 
 
 @numba.njit(nogil=True, cache=True)
-def _update_shaped_passes(param: int, elements: int, passes: int) -> None:
+def _update_shaped_passes(
+    param: int,  # address, where grad and ms follow: float32, (3 * elements,)
+    elements: int,
+    passes: int,
+) -> None:
     for _ in range(passes):
         _add(param, param + 4 * elements, param + 8 * elements, elements)
 
 
 @numba.njit(nogil=True, cache=True)
-def _copy_passes(target: int, size: int, passes: int) -> None:
+def _copy_passes(
+    target: int,  # address, where the source follows
+    size: int,  # bytes of each
+    passes: int,
+) -> None:
     for _ in range(passes):
         _memcpy(target, target + size, size)
 
 
 @numba.njit(nogil=True, cache=True)
-def _add(param: int, grad: int, ms: int, elements: int) -> None:
+def _add(
+    param: int,  # address: float32, (elements,)
+    grad: int,  # the same
+    ms: int,  # the same
+    elements: int,
+) -> None:
     """Adds so many elements at ``grad`` to those at ``param`` and at ``ms``."""
     for _ in range(elements // _LINE):
         _add_vector(param, grad, ms, _LINE)
@@ -101,7 +119,11 @@ def _add(param: int, grad: int, ms: int, elements: int) -> None:
 
 
 def _add_vector_intrinsic(
-    _context: Any, param: types.Type, grad: types.Type, ms: types.Type, elements: Any
+    _context: Any,
+    param: types.Type,  # address: int64
+    grad: types.Type,  # the same
+    ms: types.Type,  # the same
+    elements: Any,  # how many there are: literal
 ) -> Any:
     """Adds a few elements at once, and asks for those that follow."""
 

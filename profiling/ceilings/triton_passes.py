@@ -55,7 +55,14 @@ def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None
 
 
 @triton.jit(do_not_specialize=["passes"])
-def _update_shaped_kernel(param_ptr, grad_ptr, ms_ptr, elements, passes, BLOCK: tl.constexpr):
+def _update_shaped_kernel(
+    param_ptr,  # float32, (elements,)
+    grad_ptr,  # float32, (elements,)
+    ms_ptr,  # float32, (elements,)
+    elements,
+    passes,  # how often to go over them
+    BLOCK: tl.constexpr,  # elements that one program takes in a pass: a power of 2
+):
     for step in range(passes):
         offsets = _offsets(step, BLOCK)
         mask = offsets < elements
@@ -67,7 +74,13 @@ def _update_shaped_kernel(param_ptr, grad_ptr, ms_ptr, elements, passes, BLOCK: 
 
 
 @triton.jit(do_not_specialize=["passes"])
-def _copy_kernel(target_ptr, source_ptr, elements, passes, BLOCK: tl.constexpr):
+def _copy_kernel(
+    target_ptr,  # any dtype, (elements,)
+    source_ptr,  # the same
+    elements,
+    passes,  # how often to copy them
+    BLOCK: tl.constexpr,  # elements that one program takes in a pass: a power of 2
+):
     for step in range(passes):
         offsets = _offsets(step, BLOCK)
         mask = offsets < elements
@@ -83,6 +96,8 @@ def _offsets(step, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["counter"])
-def _count_kernel(counter: tl.int64):
+def _count_kernel(
+    counter: tl.int64,  # address: int64, (1,)
+):
     address = counter.to(tl.int64).to(tl.pointer_type(tl.int64))
     tl.store(address, tl.load(address) + 1)

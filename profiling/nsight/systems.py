@@ -49,7 +49,7 @@ from hogstream.profiling.nsight.tools import FoundTool, Program
 from hogstream.scheduler.tracing.nvtx import DOMAIN
 
 # Texts of hogstream's ranges.
-_OURS = re.compile(r"run \S+|iteration|submit|update|snapshot|step|wait \S.*")
+_OURS = re.compile(r"run \S+|iteration|submit|update|snapshot|wait \S.*")
 
 #: The name of the one column if no run of the scheduler is in the file.
 WHOLE = "all"

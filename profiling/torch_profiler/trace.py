@@ -41,8 +41,8 @@ class Label(NamedTuple):
 
     Attributes:
         text: What it is around.
-        policy: Of its scheduler; None for a step of an optimizer.
-        lane: Index of its worker and lane; None for a run or a step.
+        policy: Of its scheduler.
+        lane: Index of its worker and lane; None for a run.
         start_ns: When it began, by ``time.perf_counter_ns``.
         end_ns: When it ended.
     """

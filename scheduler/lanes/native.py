@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
-from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
+from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.scheduler.lanes import native_loop as native
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue
 from hogstream.scheduler.lanes.native_loop import (
@@ -29,7 +29,7 @@ from hogstream.scheduler.lanes.native_loop import (
 )
 from hogstream.scheduler.update import LaneSettings, Update
 
-_FORM_END = FACTORS + len(Scalars._fields)
+_FORM_END = FACTORS + len(Factors._fields)
 
 
 class NativeLane(CpuLane):
@@ -239,7 +239,7 @@ def _as_words(dtype: str, hyperparameters: Hyperparameters) -> memoryview:
     h = hyperparameters
     function = update_function(dtype, h.eps_inside_sqrt, h.coupled).address
     words = np.empty(_FORM_END - UPDATE, np.int64)
-    words[0], words[1:] = function, np.array(h.scalars).view(np.int64)
+    words[0], words[1:] = function, np.array(h.factors).view(np.int64)
     return words.data
 
 

@@ -174,7 +174,7 @@ def apply(lane: int, row: int, settings: int) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def divide_lr(factors: int, divisor: int) -> None:
-    """Divides ``lr`` among the factors, in the order of ``Scalars``, and what depends on it."""
+    """Divides ``lr`` among the factors, in the order of ``Factors``, and what depends on it."""
     lr, weight_decay, shrink = factors, factors + 4 * WORD, factors + 5 * WORD
     float_store(lr, float_load(lr) / divisor)
     if float_load(shrink) != 1.0:

@@ -12,7 +12,6 @@ text               around                                                       
 ``wait REASON``    a wait for ``lock``, ``bound``, ``landing`` or ``snapshot``   policy    lane
 ``update``         the hand-over of an update to its lane, on the host           policy    lane
 ``snapshot``       the same of a copy of the parameters                          policy    lane
-``step``           ``RMSpropAsync.step``                                         none      none
 =================  ============================================================  ========  =======
 
 A lane has its worker's index; the payload is an int64. On a GPU a hand-over launches the kernel; of

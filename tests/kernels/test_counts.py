@@ -1,68 +1,18 @@
-"""What the kernels cost, in numbers that no clock blurs: instructions, and launches."""
+"""What an update costs, in numbers that no clock blurs: calls, and launches."""
 
 from __future__ import annotations
-
-import json
-import platform
-from pathlib import Path
 
 import pytest
 import torch
 
 from counting import counted_calls, hold
 from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
-from process_testing import run_python
 from update_testing import BACKENDS, Backend
-
-SCRIPT = Path(__file__).parents[1] / "support" / "update_loops.py"
-
-# Instructions of Haswell (256-bit vectors) for one cache line of ms. In float32 these are two
-# vectors' eleven operations (a product each for sign, shrink, alpha, beta, grad, lr; two sums and
-# a difference; root; division), which read their operands from memory as they go; 4 stores; 3
-# requests for lines ahead; 4 counters, and 2 to go on. 16-bit formats convert, 4 in and 2 out, or
-# by hand for bfloat16. float64 has half the elements in a line. Counted with LLVM 22; others,
-# which may take more moves, are held less closely.
-INSTRUCTIONS = {
-    "optimizer, float32": 35,
-    "lane, float32": 35,
-    "lane, float32, coupled, eps outside": 41,
-    "lane, float16": 39,
-    "lane, bfloat16": 61,
-    "lane, float64": 35,
-}
-LLVM, SLACK = 22, 6
-
-
-@pytest.fixture(scope="module")
-def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The inner loops, as compiled for one processor whichever this is."""
-    pytest.importorskip("numba")
-    if platform.machine() != "x86_64":
-        pytest.skip(f"LLVM is asked for x86-64 code on that only, not on {platform.machine()}")
-    cache = str(tmp_path_factory.mktemp("numba"))
-    printed = run_python(
-        str(SCRIPT),
-        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=cache,
-    )  # fmt: skip
-    found: dict[str, list[str]] = json.loads(printed)
-    return found
-
-
-@pytest.mark.parametrize("loop", INSTRUCTIONS)
-def test_a_cache_line_is_updated_in_few_instructions(
-    loops: dict[str, list[str]], loop: str
-) -> None:
-    from llvmlite.binding import llvm_version_info
-
-    most = INSTRUCTIONS[loop] + (0 if llvm_version_info[0] == LLVM else SLACK)
-    listing = "\n".join(loops[loop])
-    hold(f"{listing}\ninstructions for a cache line, {loop}", len(loops[loop]), most)
-
 
 LAUNCH = {
     "numpy": "numpy_kernels.update_",
     "numba": "numba_kernels.update_",
-    "triton": "triton_kernels._launch",
+    "triton": "triton_launch._launch",
 }
 
 

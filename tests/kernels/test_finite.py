@@ -26,10 +26,10 @@ def all_finite(backend: Backend, *grads: torch.Tensor) -> bool:
         from hogstream.kernels.backends import numpy_kernels
 
         return numpy_kernels.all_finite(table)
-    from hogstream.kernels.backends import triton_kernels
+    from hogstream.kernels.backends import triton_launch
 
     verdict = torch.tensor([7], dtype=torch.int32, device=backend.device)
-    triton_kernels.check_finite_(table, verdict)
+    triton_launch.check_finite_(table, verdict)
     assert verdict.item() in (0, 1)
     return verdict.item() == 0
 

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
-from update_testing import (
-    ADDS_2_TO_A_COUNT,
-    ALIASED,
-    COMPUTE,
-    DTYPES,
-    State,
-    aliased,
-    assert_same_bits,
-    extreme,
-    formula,
-    normal,
-)
 
 
 def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
@@ -88,74 +72,6 @@ def test_blocks_are_counted_apart():
     assert counters.counts[SURVIVED].tolist() == [0, 1, 1]
     assert counters.counts[OVERWRITTEN].tolist() == [0, 1, 0]
     assert (counters.landed, counters.lost, counters.overwritten) == (3, 1, 1)
-
-
-@pytest.mark.parametrize("switches", [(True, False), (False, True)], ids=["inside", "coupled"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block", [None, 1, 48, 1 << 13], ids=str)
-def test_compiled_code_updates_and_counts(block, dtype, switches):
-    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
-    size = (1 << 14) + 37
-    inside, coupled = switches
-    hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
-    options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
-    factors = np.array(hyperparameters.scalars)
-    update = numba_kernels.update_function(str(dtype).removeprefix("torch."), inside, coupled)
-
-    param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
-    expected = State(param.clone(), ms.clone())
-    counters = RaceCounters.zeros(size, block or size)
-    counts = counters.counts.data_ptr() if block else 0
-    for step in range(2):
-        grad = extreme(size, dtype, seed=1 + step)
-        addresses = (tensor.data_ptr() for tensor in (param, grad, ms))
-        update.ctypes(
-            *addresses, size, factors.ctypes.data, counts, counters.blocks, counters.block
-        )
-        expected = formula(expected, grad, **options)
-    assert_same_bits(State(param, ms), expected)
-    assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
-        [0] * counters.blocks
-    ]
-
-
-@pytest.mark.parametrize(("row", "counts"), ALIASED)
-def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
-    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
-    counters = RaceCounters.zeros(1, 1)
-    operands = aliased(counters, row)
-    addresses = [tensor.data_ptr() for tensor in operands]
-    update = numba_kernels.update_function("float64", True, False)
-    factors = np.array(ADDS_2_TO_A_COUNT.scalars)
-    update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
-    assert counters.counts.flatten().tolist() == counts
-
-
-def test_threads_that_race_are_all_counted():
-    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
-    update = numba_kernels.update_function("float64", True, False)
-    # Each update that survives in an element adds exactly 1 to it.
-    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).scalars)
-    param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
-    counters = RaceCounters.zeros(4000, 100)
-    where = counters.counts.data_ptr(), counters.blocks, counters.block
-
-    def race() -> None:
-        for _ in range(2000):
-            addresses = param.data_ptr(), grad.data_ptr(), ms.data_ptr()
-            update.ctypes(*addresses, 4000, factors.ctypes.data, *where)
-
-    threads = [threading.Thread(target=race) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    landed, survived, overwritten = counters.counts
-    assert torch.all(landed == 8000)
-    assert torch.all((survived >= 1) & (survived <= landed))
-    assert torch.all(landed - survived <= overwritten)
-    untouched = (overwritten == 0).repeat_interleave(100)
-    assert torch.all(param[untouched] == 8000)
 
 
 def test_counts_may_be_shared_or_kept():

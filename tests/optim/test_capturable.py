@@ -20,7 +20,7 @@ SHAPES = [(3, 5), (7,)]
 
 MISSING = available_backends()["triton"]
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), INTERPRETER_WARNS]
-triton_kernels = pytest.importorskip("hogstream.kernels.backends.triton_kernels")
+triton_launch = pytest.importorskip("hogstream.kernels.backends.triton_kernels")
 
 
 def on_device(*shapes: tuple[int, ...]) -> list[Parameter]:
@@ -195,8 +195,8 @@ def test_a_thousand_tensors_are_one_launch_and_new_numbers_compile_nothing():
     params = [Parameter(torch.randn(1000, device="cuda")) for _ in range(1000)]
     optimizer = RMSpropAsync(params)
     launches_of(optimizer)
-    compiled = dict(triton_kernels._compiled)
+    compiled = dict(triton_launch._compiled)
     for number in (0.0, 0.1, 0.5):
         optimizer.param_groups[0].update(lr=number, alpha=number, eps=16 * number)
         assert launches_of(optimizer) == 1
-    assert triton_kernels._compiled == compiled
+    assert triton_launch._compiled == compiled

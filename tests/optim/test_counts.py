@@ -16,10 +16,10 @@ from counting import counted_calls, counted_collections, hold, opcodes
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters
 
-# Calls of our Python functions in a step, however many tensors there are: step (2), its settings
-# and gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its
+# Calls of our Python functions in a step, however many tensors there are: step, its settings and
+# gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its
 # form, and the compiled kernel, which some Python versions count as a call.
-CALLS = 12
+CALLS = 11
 # Where gradients have moved: a look whether they overlap anything, and a table with new addresses.
 CALLS_AFTER_A_MOVE = CALLS + 2
 # Python's instructions for each tensor: 5 and 6 in loops over the parameters and their gradients,

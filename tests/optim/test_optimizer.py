@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import nan
 from typing import Any
 
@@ -69,6 +70,25 @@ def test_saves_the_names_of_named_parameters():
     module = torch.nn.Linear(3, 2)
     saved = RMSpropAsync(module.named_parameters()).state_dict()
     assert saved["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torchs_profiler_sees_each_step(fails):
+    param = Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([param])
+
+    def closure() -> float:
+        param.grad = torch.ones(3)
+        if fails:
+            raise ArithmeticError("the closure failed")
+        return 0.0
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(2):
+            with pytest.raises(ArithmeticError) if fails else nullcontext():
+                optimizer.step(closure)
+    counts = {row.key: row.count for row in profiler.key_averages()}
+    assert counts["Optimizer.step#RMSpropAsync.step"] == 2
 
 
 def test_a_closure_is_called_once_with_gradients_on():

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
 from hogstream.scheduler.context import Worker
 
@@ -48,21 +47,6 @@ async def run(worker: Worker, **settings: Any) -> list[int]:
         return scheduler.report.updates_by_worker
 
 
-def step(*, fails: bool) -> None:
-    """A step of the optimizer, with a closure that may fail."""
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = RMSpropAsync([param], backend="numpy")
-
-    def closure() -> float:
-        param.grad = torch.ones(3)
-        if fails:
-            raise ArithmeticError("the closure failed")
-        return 0.0
-
-    with suppress(ArithmeticError):
-        optimizer.step(closure)
-
-
 def main() -> None:
     """Runs each policy once, to different ends."""
     runs: dict[str, tuple[Worker, dict[str, Any]]] = {
@@ -76,8 +60,6 @@ def main() -> None:
         policy: asyncio.run(run(worker, policy=policy, **settings))
         for policy, (worker, settings) in runs.items()
     }
-    step(fails=False)
-    step(fails=True)
     print(json.dumps(made))
 
 

@@ -61,7 +61,7 @@ def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
 @for_each_kernel
 @pytest.mark.parametrize("target", NVIDIA)
 def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, variant):
-    from hogstream.kernels.backends.triton_kernels import BLOCK, COMPILE_OPTIONS
+    from hogstream.kernels.backends.triton_launch import BLOCK, COMPILE_OPTIONS
 
     dtype = getattr(torch, variant.dtype)
     threads = 32 * COMPILE_OPTIONS["num_warps"]

@@ -268,11 +268,10 @@ def test_runs_a_script_and_shows_the_steps_of_its_optimizer(tmp_path, monkeypatc
     assert (sys.path, sys.argv) == before
     result = json.loads(figures.read_text())
     assert result["settings"] == {"script": [str(script), "3"]}
-    (steps,) = result["scheduler"]
-    assert (steps["policy"], steps["label"], steps["count"]) == (None, "step", 3)
-    (torchs,) = [row for row in result["operators"] if row["name"].startswith("Optimizer.step#")]
-    assert torchs["count"] == 3
-    assert 0 < steps["total_us"] < torchs["total_us"] + 6 * result["clock_error_us"]
+    assert result["scheduler"] == []
+    (steps,) = [row for row in result["operators"] if row["name"].startswith("Optimizer.step#")]
+    assert (steps["name"], steps["count"]) == ("Optimizer.step#RMSpropAsync.step", 3)
+    assert steps["total_us"] > 0
 
 
 def test_a_script_that_fails_leaves_no_trace(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What an NVTX tool sees of runs and steps: a tool of our own, attached to a program."""
+"""What an NVTX tool sees of runs: a tool of our own, attached to a program."""
 
 from __future__ import annotations
 
@@ -153,12 +153,6 @@ def test_a_failed_iteration_ends_without_an_update(log):
     made = sum(log.made["bounded:1"])
     assert len(iterations) > made
     assert made < 6
-
-
-def test_steps_of_the_optimizer(log):
-    steps = list(log.of(None))
-    assert [(each.text, each.lane) for each in steps] == [("step", None)] * 2
-    assert all(each.end > each.start for each in steps)
 
 
 def test_without_a_tool_nvtx_is_not_even_loaded():

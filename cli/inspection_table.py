@@ -1,0 +1,58 @@
+"""The table of ``hogstream inspect``."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.table import Table
+
+from hogstream.cli.console import new_table
+from hogstream.profiling.assembly.inspection import Variant
+from hogstream.profiling.assembly.parse import Findings, Widths
+
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "registers",
+    "spills",
+    "loads",
+    "stores",
+    "masked",
+    "fma",
+    "approx",
+)
+
+
+def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:
+    """What the variants of each kernel and dtype take and do: the most of any of them.
+
+    Registers are a range; loads and stores are all that occur.
+    """
+    table = new_table(f"Kernels for {target}", *COLUMNS, text_columns=2)
+    for key, group in groupby(inspected, lambda variant: (variant.kernel, variant.dtype)):
+        found = [inspected[variant] for variant in group]
+        masked = {bits for each in found for bits in (*each.masked_loads, *each.masked_stores)}
+        table.add_row(
+            *key,
+            _range([findings.registers for findings in found]),
+            str(max(findings.spills for findings in found)),
+            _counts([findings.loads for findings in found]),
+            _counts([findings.stores for findings in found]),
+            ",".join(map(str, sorted(masked))) or "-",
+            str(max(findings.fused for findings in found)),
+            str(max(findings.approximate for findings in found)),
+        )
+    return table
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _counts(widths: list[Widths]) -> str:
+    """Such as ``2x64 1x128``: two accesses of 64 bits and one of 128."""
+    different = [
+        " ".join(f"{each[bits]}x{bits}" for bits in sorted(each)) or "-" for each in widths
+    ]
+    return " or ".join(dict.fromkeys(different))

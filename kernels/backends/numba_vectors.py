@@ -1,0 +1,206 @@
+"""Arithmetic on vectors in LLVM's language, for functions that Numba compiles.
+
+Numba's cache looks at the file of what is compiled alone: after a change here, touch the files that
+use it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from hogstream.kernels.hyperparameters import Factors
+
+#: Bytes of a line of the CPU's caches.
+CACHE_LINE = 64
+# How far ahead memory is asked for: 8 to 24 lines do as well, fewer or more do not.
+_LINES_AHEAD = 16
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Format(NamedTuple):
+    """How a parameter's elements are stored, and the type that they are computed in.
+
+    Attributes:
+        stored: LLVM's type of an element in memory.
+        stored_bytes: Its size.
+        exponent: Its bits, which are all set if an element is infinite or NaN, and only then.
+        compute: LLVM's type of an element in a register, and of one of ``ms`` in memory.
+        compute_bytes: Its size.
+    """
+
+    stored: ir.Type
+    stored_bytes: int
+    exponent: int
+    compute: ir.Type
+    compute_bytes: int
+
+
+#: Formats by the name of the parameter's dtype.
+FORMATS = {
+    "float16": Format(ir.HalfType(), 2, 0x7C00, ir.FloatType(), 4),
+    # LLVM's own bfloat16 rounds by a library.
+    "bfloat16": Format(ir.IntType(16), 2, 0x7F80, ir.FloatType(), 4),
+    "float32": Format(ir.FloatType(), 4, 0x7F80_0000, ir.FloatType(), 4),
+    "float64": Format(ir.DoubleType(), 8, 0x7FF0_0000_0000_0000, ir.DoubleType(), 8),
+}
+
+
+class Vector:
+    """Elements in a register, with Python's operators; each rounds once, and none is fused.
+
+    Attributes:
+        value: Of LLVM's type of vectors.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        """Made by ``Emitter``."""
+        self.builder, self.value = builder, value
+
+    def __add__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fsub(self.value, other.value))
+
+    def __mul__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fmul(self.value, other.value))
+
+    def __truediv__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fdiv(self.value, other.value))
+
+
+def sqrt(vector: Vector) -> Vector:
+    """The correctly rounded root of each element."""
+    kind = vector.value.type
+    bits = 64 if kind.element == ir.DoubleType() else 32
+    root = vector.builder.module.declare_intrinsic(
+        f"llvm.sqrt.v{kind.count}f{bits}", (), ir.FunctionType(kind, [kind])
+    )
+    return Vector(vector.builder, vector.builder.call(root, [vector.value]))
+
+
+class Emitter:
+    """Writes code that works on ``width`` elements at once; addresses are int64."""
+
+    def __init__(self, builder: ir.IRBuilder, form: Format, width: int) -> None:
+        """Writes where the builder is, of elements in a format."""
+        self._builder, self._form, self._width = builder, form, width
+        self._compute = ir.VectorType(form.compute, width)
+
+    def load_stored(self, address: ir.Value) -> Vector:
+        """Stored elements in the compute type; exact."""
+        b = self._builder
+        value = b.load(self._at(address, self._form.stored), align=1)
+        if self._form.stored == ir.IntType(16):
+            bits = b.shl(b.zext(value, ir.VectorType(_I32, self._width)), self._i32(16))
+            value = b.bitcast(bits, self._compute)
+        elif self._form.stored != self._form.compute:
+            value = b.fpext(value, self._compute)
+        return Vector(b, value)
+
+    def load_computed(self, address: ir.Value) -> Vector:
+        """Elements that are of the compute type in memory too."""
+        pointer = self._at(address, self._form.compute)
+        return Vector(self._builder, self._builder.load(pointer, align=1))
+
+    def store_rounded(self, vector: Vector, address: ir.Value) -> None:
+        """Stores elements as a parameter's are, rounded to nearest even."""
+        pointer = self._at(address, self._form.stored)
+        self._builder.store(self._narrowed(vector.value), pointer, align=1)
+
+    def store_computed(self, vector: Vector, address: ir.Value) -> None:
+        """Stores elements in the compute type."""
+        self._builder.store(vector.value, self._at(address, self._form.compute), align=1)
+
+    def spread(self, scalar: ir.Value) -> Vector:
+        """A scalar of the compute type, in every element."""
+        empty = ir.Constant(self._compute, ir.Undefined)
+        first = self._builder.insert_element(empty, scalar, _I32(0))
+        return Vector(self._builder, self._builder.shuffle_vector(first, empty, self._i32(0)))
+
+    def read_ahead(self, address: ir.Value, element_bytes: int) -> None:
+        """Asks for memory that will be wanted after a few more turns of a loop."""
+        pointer = ir.IntType(8).as_pointer()
+        ahead = _I64(_LINES_AHEAD * self._width * element_bytes)
+        prefetch = self._builder.module.declare_intrinsic(
+            "llvm.prefetch", (pointer,), ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        )
+        where = self._builder.inttoptr(self._builder.add(address, ahead), pointer)
+        read, into_every_cache, data = _I32(0), _I32(3), _I32(1)
+        self._builder.call(prefetch, [where, read, into_every_cache, data])
+
+    def finite(self, address: ir.Value) -> ir.Value:
+        """Whether no stored element is infinite or NaN."""
+        b, width = self._builder, self._width
+        kind = ir.VectorType(ir.IntType(8 * self._form.stored_bytes), width)
+        exponent = ir.Constant(kind, [self._form.exponent] * width)
+        values = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+        beyond = b.icmp_unsigned("==", b.and_(values, exponent), exponent)
+        none = ir.IntType(width)(0)
+        return b.icmp_unsigned("==", b.bitcast(beyond, none.type), none)
+
+    def _at(self, address: ir.Value, element: ir.Type) -> ir.Value:
+        return self._builder.inttoptr(address, ir.VectorType(element, self._width).as_pointer())
+
+    def _i32(self, value: int) -> ir.Constant:
+        return ir.Constant(ir.VectorType(_I32, self._width), [value] * self._width)
+
+    def _narrowed(self, value: ir.Value) -> ir.Value:
+        b, stored = self._builder, self._form.stored
+        if stored == self._form.compute:
+            return value
+        narrow = ir.VectorType(stored, self._width)
+        if stored != ir.IntType(16):
+            return b.fptrunc(value, narrow)
+        bits = b.bitcast(value, ir.VectorType(_I32, self._width))
+        odd = b.and_(b.lshr(bits, self._i32(16)), self._i32(1))
+        rounded = b.lshr(b.add(bits, b.add(odd, self._i32(0x7FFF))), self._i32(16))
+        is_nan = b.fcmp_unordered("uno", value, value)
+        return b.trunc(b.select(is_nan, self._i32(0x7FC0), rounded), narrow)
+
+
+def _factors_at_intrinsic(
+    _context: Any,
+    address: types.Type,  # of ``Factors``: int64
+    dtype: Any,  # name of the parameter's: literal
+) -> Any:
+    """The factors of an update, from float64 in memory, each rounded to the compute type."""
+    wide = dtype.literal_value == "float64"
+    compute = types.float64 if wide else types.float32
+    result = types.UniTuple(compute, len(Factors._fields))
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        first = builder.inttoptr(args[0], ir.DoubleType().as_pointer())
+        values = [
+            builder.load(builder.gep(first, [_I64(index)]), align=8) for index in range(len(result))
+        ]
+        if not wide:
+            values = [builder.fptrunc(value, ir.FloatType()) for value in values]
+        return context.make_tuple(builder, result, values)
+
+    return result(address, dtype), emit
+
+
+factors_at: Any = intrinsic(prefer_literal=True)(_factors_at_intrinsic)
+
+
+def _finite_intrinsic(
+    _context: Any,
+    grad: types.Type,  # address: int64
+    dtype: Any,  # name of its dtype: literal
+    width: Any,  # how many elements to look at: literal
+) -> Any:
+    """Whether a few elements are finite."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        emitter = Emitter(builder, FORMATS[dtype.literal_value], width.literal_value)
+        return emitter.finite(args[0])
+
+    return types.boolean(grad, dtype, width), emit
+
+
+finite: Any = intrinsic(prefer_literal=True)(_finite_intrinsic)

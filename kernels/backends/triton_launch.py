@@ -1,0 +1,216 @@
+"""Launches Triton's kernels on tables of updates, and keeps what was compiled.
+
+This module needs Triton; ``select`` imports it when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from hogstream.kernels.backends.triton_kernels import (
+    finite_kernel,
+    multi_tensor_finite_kernel,
+    multi_tensor_rmsprop_kernel,
+    rmsprop_kernel,
+)
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
+from hogstream.kernels.race_counters import RaceCounters
+
+#: How a parameter's dtype is stored, as Triton knows it; bfloat16 goes by its bits.
+STORAGE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.int16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+#: By dtype, an integer of its size, and the bits of an element's exponent: they are all set if the
+#: element is infinite or NaN, and only then.
+EXPONENTS = {
+    torch.float16: (tl.int16, 0x7C00),
+    torch.bfloat16: (tl.int16, 0x7F80),
+    torch.float32: (tl.int32, 0x7F80_0000),
+    torch.float64: (tl.int64, 0x7FF0_0000_0000_0000),
+}
+
+#: Elements that one program updates, by dtype of the parameters: two 128-bit accesses a thread to
+#: ``ms``, one in float64, whose root and division take more registers.
+BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.float64: 256}
+#: How kernels are compiled: no operation is fused with another.
+COMPILE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+# The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
+_INTERPRETED_BLOCK = 1 << 16
+
+# What a compiled kernel depends on, and the kernel. No argument is specialised on: this key is all.
+_compiled: dict[tuple[Any, ...], Any] = {}
+_compiling = threading.Lock()  # Triton's compiler is not safe from several threads
+
+
+def race_block(dtype: torch.dtype, device: torch.device) -> int:
+    """How many elements one program updates; race counters count as many together.
+
+    Args:
+        dtype: Of the parameters.
+        device: Where they are.
+    """
+    return BLOCK[dtype] if device.type == "cuda" else _INTERPRETED_BLOCK
+
+
+def update_(
+    table: LaunchTable,
+    hyperparameters: Hyperparameters,
+    lr_on_device: torch.Tensor | None = None,
+    counters: RaceCounters | None = None,
+    verdict: torch.Tensor | None = None,
+) -> None:
+    """Updates the parameters and ``ms`` of a table in place, in one launch on the current stream.
+
+    A table of one update costs no copy to the device: its addresses are arguments.
+
+    Args:
+        table: Of tensors on one CUDA device, or on the CPU if Triton interprets.
+        hyperparameters: The numbers and switches of the update.
+        lr_on_device: In place of the number, where the kernel reads it: float64, shape (), on the
+            device of the table.
+        counters: To count the only update of the table with: for its elements, in blocks of
+            ``race_block``, on its device.
+        verdict: To be found first, by ``check_finite_``; if a gradient is not finite, the kernel
+            leaves parameters, ``ms`` and counters alone.
+
+    Raises:
+        TypeError: If ``verdict`` is of another dtype.
+        ValueError: If counters do not fit the table, or ``verdict`` is of another shape or device.
+    """
+    block = race_block(table.dtype, table.device)
+    if counters is not None:
+        _check_counters(counters, table, block)
+    if verdict is not None:
+        check_finite_(table, verdict)
+    if table.elements == 0:
+        return
+    constants = {
+        "STORAGE": STORAGE[table.dtype],
+        "EPS_INSIDE_SQRT": hyperparameters.eps_inside_sqrt,
+        "COUPLED": hyperparameters.coupled,
+        "LR_ON_DEVICE": lr_on_device is not None,
+        "CHECKED": verdict is not None,
+        "BLOCK": block,
+    }
+    factors = _factors(hyperparameters, lr_on_device)
+    with _programs(table, block) as (programs, where):
+        arguments = [*where, *factors, 0 if verdict is None else verdict.data_ptr()]
+        if table.updates == 1:
+            arguments.append(0 if counters is None else counters.counts.data_ptr())
+            constants["COUNTED"] = counters is not None
+            _launch(rmsprop_kernel, programs, arguments, constants, table.device)
+        else:
+            _launch(multi_tensor_rmsprop_kernel, programs, arguments, constants, table.device)
+
+
+def check_finite_(table: LaunchTable, verdict: torch.Tensor) -> None:
+    """Finds whether the gradients of a table are finite, in one launch on the current stream.
+
+    Args:
+        table: Of tensors on one CUDA device, or on the CPU if Triton interprets.
+        verdict: Becomes 1 if an element is infinite or NaN, else 0: int32, shape (1,), on the
+            device of the table. Streams that run side by side need one each.
+
+    Raises:
+        TypeError: If ``verdict`` is of another dtype.
+        ValueError: If ``verdict`` is of another shape or device.
+    """
+    if verdict.dtype != torch.int32:
+        raise TypeError(f"verdict must be int32, got {verdict.dtype}")
+    if verdict.shape != (1,) or verdict.device != table.device:
+        raise ValueError(
+            f"verdict must be of shape (1,) and on {table.device}, "
+            f"got {tuple(verdict.shape)} on {verdict.device}"
+        )
+    verdict.zero_()
+    if table.elements == 0:
+        return
+    block = race_block(table.dtype, table.device)
+    bits, exponent = EXPONENTS[table.dtype]
+    constants = {"BITS": bits, "EXPONENT": exponent, "BLOCK": block}
+    with _programs(table, block) as (programs, where):
+        if table.updates == 1:
+            arguments = [where[GRAD], where[ELEMENTS], verdict.data_ptr()]
+            _launch(finite_kernel, programs, arguments, constants, table.device)
+        else:
+            arguments = [*where, verdict.data_ptr()]
+            _launch(multi_tensor_finite_kernel, programs, arguments, constants, table.device)
+
+
+def _check_counters(counters: RaceCounters, table: LaunchTable, block: int) -> None:
+    if table.updates != 1:
+        raise ValueError(f"counters must be for a table of one update, got {table.updates}")
+    fit = (table.elements, block, table.device)
+    given = (counters.elements, counters.block, counters.counts.device)
+    if given != fit:
+        raise ValueError(
+            "counters must be for {} elements in blocks of {} on {}, ".format(*fit)
+            + "got {} in blocks of {} on {}".format(*given)
+        )
+
+
+@contextmanager
+def _programs(table: LaunchTable, block: int) -> Iterator[tuple[int, list[int]]]:
+    """How many programs to launch in this context, and what a kernel takes first.
+
+    That is the addresses and length of a table's only update, or where the table is.
+    """
+    with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+        if table.updates == 1:
+            yield triton.cdiv(table.elements, block), table.columns[:, 0].tolist()
+            return
+        with table.on_device(block) as on:
+            programs = on.blocks.shape[1]
+            where = [on.columns.data_ptr(), table.updates, on.blocks.data_ptr(), programs]
+            yield programs, where
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    arguments: list[int],
+    constants: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Launches a compiled kernel that was kept, or else compiles it and keeps it."""
+    key = (kernel, device, *constants.values())
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*arguments, *constants.values())
+        return
+    with _compiling:
+        compiled = kernel[programs,](*arguments, **constants, **COMPILE_OPTIONS)
+    if compiled is not None:  # the interpreter has nothing to keep
+        _compiled[key] = compiled
+
+
+def _factors(hyperparameters: Hyperparameters, lr_on_device: torch.Tensor | None) -> list[int]:
+    """What the kernels of the update take for factors, in their order."""
+    h, factors = hyperparameters, hyperparameters.factors
+    return [
+        _bits(factors.lr) if lr_on_device is None else lr_on_device.data_ptr(),
+        _bits(factors.alpha),
+        _bits(factors.beta),
+        _bits(factors.eps),
+        _bits(factors.weight_decay),
+        _bits(h.weight_decay if h.decoupled_weight_decay else 0.0),
+        _bits(factors.sign),
+    ]
+
+
+def _bits(value: float) -> int:
+    """A float64's bits, as which it reaches a kernel whole."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])

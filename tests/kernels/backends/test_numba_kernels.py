@@ -1,0 +1,139 @@
+"""What Numba compiles: its instructions, and what other compiled code calls, with race counters."""
+
+from __future__ import annotations
+
+import json
+import platform
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from counting import hold
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.race_counters import RaceCounters
+from process_testing import run_python
+from update_testing import (
+    ADDS_2_TO_A_COUNT,
+    ALIASED,
+    COMPUTE,
+    DTYPES,
+    State,
+    aliased,
+    assert_same_bits,
+    extreme,
+    formula,
+    normal,
+)
+
+numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
+
+SCRIPT = Path(__file__).parents[2] / "support" / "update_loops.py"
+
+# Instructions of Haswell (256-bit vectors) for one cache line of ms. In float32 these are two
+# vectors' eleven operations (a product each for sign, shrink, alpha, beta, grad, lr; two sums and
+# a difference; root; division), which read their operands from memory as they go; 4 stores; 3
+# requests for lines ahead; 4 counters, and 2 to go on. 16-bit formats convert, 4 in and 2 out, or
+# by hand for bfloat16. float64 has half the elements in a line. Counted with LLVM 22; others,
+# which may take more moves, are held less closely.
+INSTRUCTIONS = {
+    "optimizer, float32": 35,
+    "lane, float32": 35,
+    "lane, float32, coupled, eps outside": 41,
+    "lane, float16": 39,
+    "lane, bfloat16": 61,
+    "lane, float64": 35,
+}
+LLVM, SLACK = 22, 6
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The inner loops, as compiled for one processor whichever this is."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"LLVM is asked for x86-64 code on that only, not on {platform.machine()}")
+    cache = str(tmp_path_factory.mktemp("numba"))
+    printed = run_python(
+        str(SCRIPT),
+        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=cache,
+    )  # fmt: skip
+    found: dict[str, list[str]] = json.loads(printed)
+    return found
+
+
+@pytest.mark.parametrize("loop", INSTRUCTIONS)
+def test_a_cache_line_is_updated_in_few_instructions(
+    loops: dict[str, list[str]], loop: str
+) -> None:
+    from llvmlite.binding import llvm_version_info
+
+    most = INSTRUCTIONS[loop] + (0 if llvm_version_info[0] == LLVM else SLACK)
+    listing = "\n".join(loops[loop])
+    hold(f"{listing}\ninstructions for a cache line, {loop}", len(loops[loop]), most)
+
+
+@pytest.mark.parametrize("switches", [(True, False), (False, True)], ids=["inside", "coupled"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [None, 1, 48, 1 << 13], ids=str)
+def test_compiled_code_updates_and_counts(block, dtype, switches):
+    size = (1 << 14) + 37
+    inside, coupled = switches
+    hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
+    options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
+    factors = np.array(hyperparameters.factors)
+    update = numba_kernels.update_function(str(dtype).removeprefix("torch."), inside, coupled)
+
+    param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
+    expected = State(param.clone(), ms.clone())
+    counters = RaceCounters.zeros(size, block or size)
+    counts = counters.counts.data_ptr() if block else 0
+    for step in range(2):
+        grad = extreme(size, dtype, seed=1 + step)
+        addresses = (tensor.data_ptr() for tensor in (param, grad, ms))
+        update.ctypes(
+            *addresses, size, factors.ctypes.data, counts, counters.blocks, counters.block
+        )
+        expected = formula(expected, grad, **options)
+    assert_same_bits(State(param, ms), expected)
+    assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
+        [0] * counters.blocks
+    ]
+
+
+@pytest.mark.parametrize(("row", "counts"), ALIASED)
+def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
+    counters = RaceCounters.zeros(1, 1)
+    operands = aliased(counters, row)
+    addresses = [tensor.data_ptr() for tensor in operands]
+    update = numba_kernels.update_function("float64", True, False)
+    factors = np.array(ADDS_2_TO_A_COUNT.factors)
+    update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
+    assert counters.counts.flatten().tolist() == counts
+
+
+def test_threads_that_race_are_all_counted():
+    update = numba_kernels.update_function("float64", True, False)
+    # Each update that survives in an element adds exactly 1 to it.
+    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).factors)
+    param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
+    counters = RaceCounters.zeros(4000, 100)
+    where = counters.counts.data_ptr(), counters.blocks, counters.block
+
+    def race() -> None:
+        for _ in range(2000):
+            addresses = param.data_ptr(), grad.data_ptr(), ms.data_ptr()
+            update.ctypes(*addresses, 4000, factors.ctypes.data, *where)
+
+    threads = [threading.Thread(target=race) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    landed, survived, overwritten = counters.counts
+    assert torch.all(landed == 8000)
+    assert torch.all((survived >= 1) & (survived <= landed))
+    assert torch.all(landed - survived <= overwritten)
+    untouched = (overwritten == 0).repeat_interleave(100)
+    assert torch.all(param[untouched] == 8000)
