@@ -13,8 +13,8 @@ import torch
 
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
-from hogstream.scheduler.gates import Passage
 from hogstream.scheduler.lanes.base import Lane
+from hogstream.scheduler.policies import Passage
 from hogstream.scheduler.update import Checked, Update
 
 if TYPE_CHECKING:

@@ -19,17 +19,16 @@ from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import check_choice, check_integer, check_number, check_switch
 from hogstream.scheduler.context import Worker, WorkerContext, WorkerError
-from hogstream.scheduler.gates import Gate, LockGate, Passage, make_gate
-from hogstream.scheduler.lanes.base import Lanes, open_lanes, warm_up
+from hogstream.scheduler.lanes.base import Lanes, LaneSettings
+from hogstream.scheduler.lanes.factory import open_lanes, warm_up
 from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.nvtx_context import RangedContext
-from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.parameters import SharedParameters, allocate_zeros
+from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
 from hogstream.scheduler.report import RunRecord, RunReport
 from hogstream.scheduler.tracing.nvtx import Ranges, open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.update import Update
 from hogstream.scheduler.worker_thread import WorkerThread
 
 T = TypeVar("T")

@@ -7,13 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.race_counters import RaceCounters
-from hogstream.scheduler.gates import Passage
-from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.policies import Passage
 
 
 class Checked(NamedTuple):
@@ -28,34 +24,6 @@ class Checked(NamedTuple):
     table: LaunchTable
     address: int
     ms_address: int
-
-
-@dataclass(frozen=True)
-class LaneSettings:
-    """What is the same for all updates of a scheduler.
-
-    Attributes:
-        shared: What they update.
-        backend: With which kernels.
-        ordered: Each waits for the one submitted before it.
-        staleness_aware: ``lr`` is divided by the staleness of the update, if that is above 1
-            (Zhang et al. 2016, arXiv 1511.05950).
-        check_finite: An update whose gradient holds an infinity or NaN is left out.
-        races: Where races are counted, if they are.
-        lock: Held from before an update until it has landed, against other processes.
-        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
-        timed: A GPU takes the times of updates, which costs it something; for a timeline.
-    """
-
-    shared: SharedParameters
-    backend: Backend
-    ordered: bool = False
-    staleness_aware: bool = False
-    check_finite: bool = False
-    races: RaceCounters | None = None
-    lock: ProcessLock | None = None
-    low_water: int = 0
-    timed: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -15,8 +15,9 @@ from hogstream.kernels.operands import Operands
 from hogstream.profiling.event_loop import run
 from hogstream.profiling.turns import Rate
 from hogstream.scheduler import SharedParameters
-from hogstream.scheduler.lanes.base import open_lanes, warm_up
-from hogstream.scheduler.update import Checked, LaneSettings, Update
+from hogstream.scheduler.lanes.base import LaneSettings
+from hogstream.scheduler.lanes.factory import open_lanes, warm_up
+from hogstream.scheduler.update import Checked, Update
 
 # How many updates a CPU lane is handed before any is waited for, and how many of them at once.
 _QUEUE = 4096

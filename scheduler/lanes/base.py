@@ -5,18 +5,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
-from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import Operands
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.update import Update
 
 #: Called on the event loop with the index of a lane, and what is through on it, in its order.
 Deliver = Callable[[int, Sequence[Update]], None]
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """What is the same for all updates of a scheduler.
+
+    Attributes:
+        shared: What they update.
+        backend: With which kernels.
+        ordered: Each waits for the one submitted before it.
+        staleness_aware: ``lr`` is divided by the staleness of the update, if that is above 1
+            (Zhang et al. 2016, arXiv 1511.05950).
+        check_finite: An update whose gradient holds an infinity or NaN is left out.
+        races: Where races are counted, if they are.
+        lock: Held from before an update until it has landed, against other processes.
+        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
+        timed: A GPU takes the times of updates, which costs it something; for a timeline.
+    """
+
+    shared: SharedParameters
+    backend: Backend
+    ordered: bool = False
+    staleness_aware: bool = False
+    check_finite: bool = False
+    races: RaceCounters | None = None
+    lock: ProcessLock | None = None
+    low_water: int = 0
+    timed: bool = False
 
 
 class Lane(Protocol):
@@ -80,59 +107,6 @@ class Lanes(Protocol):
 
     def close(self) -> None:
         """Ends every lane; all updates must have landed."""
-
-
-def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
-    """Opens lanes on the device of the shared parameters: CUDA streams, or CPU threads.
-
-    Args:
-        settings: What is the same for all updates.
-        count: How many lanes.
-        depth: How many updates and snapshots may be in flight on each.
-        deliver: Takes what is through.
-
-    Raises:
-        ValueError: If there are no lanes for the device.
-        RuntimeError: If the device refuses; nothing is left open.
-    """
-    device = settings.shared.flat.device
-    if device.type == "cuda":
-        from hogstream.scheduler.lanes.cuda import CudaLanes
-
-        return CudaLanes(settings, count, deliver)
-    if device.type != "cpu":
-        raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
-    if settings.backend.name == "numba":
-        from hogstream.scheduler.lanes.native import NativeLanes
-
-        return NativeLanes(settings, count, depth, deliver)
-    from hogstream.scheduler.lanes.threads import ThreadLanes
-
-    return ThreadLanes(settings, count, deliver)
-
-
-def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
-    """Compiles whatever lanes need for updates of this form, before any worker can need it."""
-    if settings.backend.name == "numba":
-        from hogstream.scheduler.lanes import native
-
-        native.warm_up(settings, hyperparameters)
-        return
-    shared = settings.shared
-    spare = Operands(
-        *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
-    )
-    table, device = LaunchTable([spare]), shared.flat.device
-    if device.type != "cuda":
-        settings.backend.update_(table, hyperparameters)
-        return
-    races = settings.races
-    settings.backend.kernel(
-        table,
-        hyperparameters,
-        counters=None if races is None else RaceCounters.zeros(1, races.block, device),
-        verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
-    )
 
 
 class Wakeup:

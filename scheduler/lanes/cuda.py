@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hogstream.scheduler.lanes.base import Deliver, Position, Queue
+from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Position, Queue
 from hogstream.scheduler.lanes.cuda_graphs import RepeatCache, capture
 from hogstream.scheduler.lanes.cuda_marks import DeviceClock, Mark, Pool
 from hogstream.scheduler.lanes.cuda_streams import (
@@ -30,7 +30,7 @@ from hogstream.scheduler.lanes.cuda_streams import (
 )
 from hogstream.scheduler.lanes.cuda_watcher import EventWatcher
 from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.update import Update
 
 _GRAPHS = 256
 _LOCK_SLICE_SECONDS = 1.0

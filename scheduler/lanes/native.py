@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters, Scalars
 from hogstream.scheduler.lanes import native_loop as native
-from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue
+from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
     FACTORS,
     MS,
@@ -27,7 +27,7 @@ from hogstream.scheduler.lanes.native_loop import (
     STARTED,
     UPDATE,
 )
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.update import Update
 
 _FORM_END = FACTORS + len(Scalars._fields)
 

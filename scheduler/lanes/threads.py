@@ -10,8 +10,8 @@ from dataclasses import replace
 from queue import SimpleQueue
 
 from hogstream.kernels.backends.numpy_kernels import all_finite
-from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue, Wakeup
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
+from hogstream.scheduler.update import Update
 
 _LOCK_SLICE_SECONDS = 1.0
 

@@ -20,8 +20,9 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.native import NativeLanes
-from hogstream.scheduler.update import Checked, LaneSettings, Update
+from hogstream.scheduler.update import Checked, Update
 
 
 @asynccontextmanager

@@ -6,8 +6,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from hogstream.scheduler.gates import BoundGate, LockGate, Passage, make_gate
-from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.policies import BoundGate, LockGate, Passage, make_gate, select_policy
 
 
 class Versions:
