@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
@@ -174,6 +175,15 @@ class SharedParameters:
                 f"block must be {self.races.block}, for which races are counted, got {block}"
             )
         return self.races
+
+    def count_races_with(self, backend: Backend) -> RaceCounters:
+        """The counters of races, in blocks as a backend that counts them wants them.
+
+        Raises:
+            ValueError: If they were made for blocks of another size.
+        """
+        assert backend.race_block is not None
+        return self.count_races(backend.race_block(self.flat.dtype, self.flat.device))
 
     def share_memory_(self, processes: int) -> None:
         """Moves everything to where other processes can reach it; views and modules follow.

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from hogstream.scheduler.checks import SettingError
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -24,6 +26,11 @@ class Policy:
     exclusive: bool = False
     ordered: bool = False
     bound: int | None = None
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether updates may wait for a batch: not where each waits for others to land."""
+        return not self.exclusive and self.bound is None
 
 
 POLICIES = {
@@ -43,7 +50,7 @@ def select_policy(name: str) -> Policy:
     """The policy of that name.
 
     Raises:
-        ValueError: If there is none.
+        SettingError: If there is none.
     """
     if isinstance(name, str):
         if name in POLICIES:
@@ -51,7 +58,7 @@ def select_policy(name: str) -> Policy:
         bounded = re.fullmatch(r"bounded:([0-9]{1,9})", name)
         if bounded is not None:
             return Policy(f"bounded:{int(bounded[1])}", bound=int(bounded[1]))
-    raise ValueError(f"policy must be {ALLOWED}, got {name!r}")
+    raise SettingError("policy", f"must be {ALLOWED}, got {name!r}")
 
 
 @dataclass(eq=False)
@@ -61,16 +68,16 @@ class Passage:
     Attributes:
         read_version: Version of the parameters that it read.
         ended_before: How many others were through this gate by then.
-        launched: Whether its update is on a lane.
+        admitted: Whether its update may go on a lane, and maybe has.
     """
 
     read_version: int
     ended_before: int = 0
-    launched: bool = False
+    admitted: bool = False
 
 
 class Gate(Protocol):
-    """Makes a worker wait before it reads, and before its update is launched.
+    """Makes a worker wait before it reads, and before its update goes on a lane.
 
     Attributes:
         reason: What one waits for there, as a trace shows it.
@@ -81,15 +88,15 @@ class Gate(Protocol):
     async def begin(self) -> Passage:
         """Waits until the parameters may be read for a new update."""
 
-    async def launch(self, passage: Passage) -> None:
-        """Waits until its update may be launched; cancelled, it has not been."""
+    async def admit(self, passage: Passage) -> None:
+        """Waits until its update may go on a lane; cancelled, it may not."""
 
     def end(self, passage: Passage) -> None:
-        """Lets others in: its update has landed or failed, or will never be launched."""
+        """Lets others in: its update has landed or failed, or there will be none."""
 
 
 class LockGate:
-    """A lock, held from before the launch until the landing. Whoever waits longest is next."""
+    """A lock, held from before an update is enqueued until it lands; who waits longest is next."""
 
     reason = "lock"
 
@@ -101,22 +108,22 @@ class LockGate:
         """Never waits: workers read without the lock."""
         return Passage(self._version())
 
-    async def launch(self, passage: Passage) -> None:
+    async def admit(self, passage: Passage) -> None:
         """Waits for the lock."""
         await self._lock.acquire()
-        passage.launched = True
+        passage.admitted = True
 
     def end(self, passage: Passage) -> None:
         """Releases the lock, if it is held for this passage."""
-        if passage.launched:
-            passage.launched = False
+        if passage.admitted:
+            passage.admitted = False
             self._lock.release()
 
 
 class BoundGate:
     """Staleness of at most K: stale-synchronous parallel (Ho et al. 2013), update by update.
 
-    An update is launched only if all that have read before and not landed yet can still land, one
+    An update is admitted only if all that have read before and not landed yet can still land, one
     after the other in the order of their reads, with a staleness of at most K each. So whoever read
     first can always go on, and nobody waits for ever but for a worker that never submits.
 
@@ -139,32 +146,32 @@ class BoundGate:
         self._under_way.append(passage)
         return passage
 
-    async def launch(self, passage: Passage) -> None:
+    async def admit(self, passage: Passage) -> None:
         """Waits until everybody's staleness stays within the bound whatever lands first."""
-        await self._until(lambda: self._may_launch(passage))
-        passage.launched = True
+        await self._until(lambda: self._may_admit(passage))
+        passage.admitted = True
 
     def end(self, passage: Passage) -> None:
         """Forgets a passage, and has all who wait look again."""
         if passage in self._under_way:
             self._under_way.remove(passage)
-            self._ended += passage.launched
+            self._ended += passage.admitted
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _may_launch(self, passage: Passage) -> bool:
-        in_flight = 1 + sum(other.launched for other in self._under_way)
-        elders = 0  # read before, and not launched
+    def _may_admit(self, passage: Passage) -> bool:
+        in_flight = 1 + sum(other.admitted for other in self._under_way)
+        elders = 0  # read before, and not admitted
         for other in self._under_way:
             if other is passage:
                 continue
             # What may land before it: all in flight but itself, and its elders.
-            first = in_flight - 1 if other.launched else in_flight + elders
+            first = in_flight - 1 if other.admitted else in_flight + elders
             if self._ended + first - other.ended_before > self._bound:
                 return False
-            elders += not other.launched
+            elders += not other.admitted
         return self._ended + in_flight - 1 - passage.ended_before <= self._bound
 
     async def _until(self, holds: Callable[[], bool]) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.latencies import Latencies
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.update import Update
 
 _BUFFERED = 1024
@@ -225,6 +228,26 @@ def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
         "p99": float(ages[np.searchsorted(reached, 0.99)]),
         "max": float(ages[-1]),
         "histogram": {str(age): int(count) for age, count in zip(ages, counts, strict=True)},
+    }
+
+
+def described(
+    settings: SchedulerSettings, shared: SharedParameters, backend: Backend
+) -> dict[str, Any]:
+    """What runs, as attributes of a report.
+
+    Args:
+        settings: How.
+        shared: What is updated.
+        backend: With which kernels.
+    """
+    return {
+        "policy": settings.policy,
+        "workers": settings.workers,
+        "elements": shared.elements,
+        "dtype": str(shared.flat.dtype).removeprefix("torch."),
+        "backend": backend.name,
+        "device": str(shared.flat.device),
     }
 
 

@@ -12,10 +12,10 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.update import Update
+from hogstream.scheduler.update import Work
 
-#: Called on the event loop with the index of a lane, and what is through on it, in its order.
-Deliver = Callable[[int, Sequence[Update]], None]
+#: Called on the event loop with the index of a lane, and what has landed on it, in its order.
+Deliver = Callable[[int, Sequence[Work]], None]
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Lane(Protocol):
     All methods are for the event loop's thread.
     """
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and launches it: ``put``, and ``flush`` of this lane."""
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it: ``enqueue``, and ``flush``."""
 
-    def put(self, update: Update) -> None:
-        """Queues an update, to be launched at the next ``flush`` of the lanes.
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush`` of the lanes.
 
-        It is delivered when it has landed. A failure is carried in it too, and raised nowhere.
+        It is delivered when it has landed. So is one that failed: its error is raised nowhere.
         """
 
     def computing(self) -> AbstractContextManager[object]:
@@ -69,7 +69,7 @@ class Lane(Protocol):
         """
 
     def record_event(self) -> Any:
-        """An event that is done when all that was put on the lane until now has landed.
+        """An event that is done when all that was enqueued on the lane until now has landed.
 
         On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
         """
@@ -99,7 +99,7 @@ class Lanes(Protocol):
         """In order."""
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was put on some lanes, together where the device can do that.
+        """Launches what was enqueued on some lanes, together where the device can do that.
 
         Args:
             lanes: Their indices.
@@ -145,18 +145,18 @@ class Queue:
     """How far a CPU lane has come, for those who wait for it.
 
     Attributes:
-        put: How many updates were put on the lane.
+        enqueued: How many updates and snapshots were enqueued on the lane.
         delivered: How many of them have landed and were delivered.
     """
 
     def __init__(self) -> None:
         """An empty one."""
-        self.put = self.delivered = 0
+        self.enqueued = self.delivered = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def position(self) -> Position:
         """The present end of the queue."""
-        return Position(self, self.put)
+        return Position(self, self.enqueued)
 
     def advance(self, delivered: int) -> None:
         """Takes note that more were delivered, and wakes who waited for that."""
@@ -185,7 +185,7 @@ class CpuLane:
     _queue: Queue
 
     def flush(self) -> None:
-        """Hands over what was put."""
+        """Launches what was enqueued."""
         raise NotImplementedError
 
     def computing(self) -> AbstractContextManager[object]:
@@ -193,7 +193,7 @@ class CpuLane:
         return nullcontext()
 
     def record_event(self) -> Position:
-        """The present end of the lane; what waits for its batch is handed over."""
+        """The present end of the lane; what waits for its batch is launched now."""
         self.flush()
         return self._queue.position()
 

@@ -18,7 +18,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         settings: What is the same for all updates.
         count: How many lanes.
         depth: How many updates and snapshots may be in flight on each.
-        deliver: Takes what is through.
+        deliver: Takes what has landed.
 
     Raises:
         ValueError: If there are no lanes for the device.

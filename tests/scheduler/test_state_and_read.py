@@ -196,7 +196,8 @@ async def test_snapshot_waits_for_the_lock() -> None:
         for _ in range(2):
             for _ in range(20):  # turns of the loop, in which a snapshot would be put on the lane
                 await asyncio.sleep(0)
-            lane = scheduler._contexts[1].lane
+            assert scheduler._dispatch.lanes is not None
+            lane = scheduler._dispatch.lanes.lanes[1]
             await lane.done(lane.record_event())
         assert reads == [0]
         release.set()

@@ -344,8 +344,8 @@ async def test_recorded_event_is_done_when_all_before_it_has_landed() -> None:
     async with StreamScheduler(
         shared, workers=2, depth=2, batch=4, batch_of="lanes", policy="ordered", **COUNTING
     ) as scheduler:
-        assert scheduler._lanes is not None
-        lanes = scheduler._lanes.lanes
+        assert scheduler._dispatch.lanes is not None
+        lanes = scheduler._dispatch.lanes.lanes
         await scheduler.run(worker, updates=12)
     assert len(highest) == 12
     assert all(value <= -(iteration + 1) for iteration, value in highest)
@@ -497,7 +497,8 @@ async def test_closing_destroys_every_stream(workers: int, calls: dict[str, int]
     ) as scheduler:
         assert calls["create_stream"] == workers
         await scheduler.run(submit_ones(shared), updates=100)
-        lane = scheduler._contexts[0].lane
+        assert scheduler._dispatch.lanes is not None
+        lane = scheduler._dispatch.lanes.lanes[0]
     assert calls["destroy_stream"] == calls["create_stream"] >= workers
     with pytest.raises(RuntimeError, match="closed"):
         lane.record_event()
