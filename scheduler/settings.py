@@ -90,7 +90,7 @@ class SchedulerSettings:
         text="When a gradient is not finite: apply it, skip it, or fail its worker.",
     )
     deadline: float | None = _option(
-        None, "A worker that takes longer, in seconds, between two waits has failed."
+        None, "A worker that takes longer between two waits has failed."
     )
 
     def __post_init__(self) -> None:
