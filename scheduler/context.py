@@ -116,7 +116,7 @@ class WorkerContext:
         return 0 if self._turn is None else self._turn.read_version
 
     async def submit(self, grad: torch.Tensor) -> None:
-        """Sends this iteration's update down the worker's lane.
+        """Submits this iteration's update, to go down the worker's lane.
 
         Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
         when half of them have landed: with a depth of 1, when this one has. Until its update has

@@ -37,7 +37,7 @@ Receive = Callable[[Sequence[Work], int], None]
 
 
 class Dispatch:
-    """Sends what workers submit down the lanes, and what has landed back to them.
+    """Enqueues what workers submit on their lanes, and takes back what is delivered.
 
     All methods are for the event loop's thread.
 

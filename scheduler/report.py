@@ -280,7 +280,7 @@ class RunRecord:
         self._ages: list[int] = []
 
     def add(self, worker: int, updates: Sequence[Update]) -> None:
-        """Takes down updates of a worker that are through."""
+        """Takes down updates of a worker that were delivered."""
         before = len(self._ages)
         add_wait, add_age = self._waits_ns.append, self._ages.append
         for update in updates:

@@ -1,4 +1,4 @@
-"""The asyncio scheduler: runs workers, and sends their updates down lanes."""
+"""The asyncio scheduler: runs workers, whose updates go down lanes."""
 
 from __future__ import annotations
 

@@ -225,13 +225,13 @@ class Seen:
 
     def __init__(self, *queues: int) -> None:
         self.queues = queues
-        self.through = False
+        self.done = False
         self.looks = 0
         self.delivered = asyncio.Event()
 
     def query(self) -> bool:
         self.looks += 1
-        return self.through
+        return self.done
 
     def land(self, error: BaseException | None) -> None:
         assert error is None
@@ -245,14 +245,14 @@ async def test_a_device_is_asked_about_the_first_of_each_queue_only() -> None:
     try:
         first, *others = queue = [Seen(0) for _ in range(100)]
         for each in others:
-            each.through = True
+            each.done = True
         beside = Seen(1)
-        beside.through = True
+        beside.done = True
         for each in [*queue, beside]:
             watcher.watch(each)
         await asyncio.wait_for(beside.delivered.wait(), LIMIT_SECONDS)
         assert [each.looks for each in others] == [0] * 99
-        first.through = True
+        first.done = True
         await asyncio.wait_for(others[-1].delivered.wait(), LIMIT_SECONDS)
         assert [each.looks for each in others] == [1] * 99
     finally:
