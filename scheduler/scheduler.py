@@ -173,11 +173,11 @@ class StreamScheduler:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
         if self._running:
             raise RuntimeError("the scheduler runs already: await that run first")
-        self._running, self._stopping = True, False
         contexts = self._make_contexts(self._dispatch.lanes, finished)
         record = RunRecord(
             self.settings.workers, self.shared.races if self.settings.telemetry else None
         )
+        self._running, self._stopping = True, False
         self._dispatch.begin_run(record)
         budget.start()
         self._tasks = {
