@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -19,8 +20,8 @@ from hogstream.cli.output import (
     write_json,
 )
 from hogstream.cli.scheduler_options import (
-    Scheduling,
     check_outputs_over,
+    make_settings,
     policies_over,
     scheduling_options,
 )
@@ -128,7 +129,7 @@ def bench(
     elements: tuple[int, ...],
     policies: tuple[str, ...] | None,
     processes: int,
-    scheduling: Scheduling,
+    scheduling: dict[str, Any],
     seconds: float,
     think_time: float,
     think_spread: float,
@@ -153,7 +154,6 @@ def bench(
             "--trace needs one policy, one worker count and one size: give one of each"
         )
     resolved = options.resolve_backend(backend, device)
-    scheduling.check(policies, workers, processes, device, resolved)
     settings = job.BenchSettings(
         device=device,
         backend=resolved,
@@ -162,7 +162,7 @@ def bench(
         elements=elements,
         policies=policies,
         processes=processes,
-        scheduling=scheduling,
+        scheduling=make_settings(scheduling, policies, workers, processes, device, resolved),
         seconds=seconds,
         think_time=think_time,
         think_spread=think_spread,

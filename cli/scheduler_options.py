@@ -1,9 +1,9 @@
-"""How ``bench`` and ``train`` have the scheduler run: options that they share."""
+"""How ``bench`` and ``train`` have the scheduler run: options made from its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,78 +12,14 @@ import click
 import torch
 
 from hogstream.cli.options import seconds_above_zero
-from hogstream.scheduler import SharedParameters, StreamScheduler
+from hogstream.scheduler import SchedulerSettings, SettingError
 from hogstream.scheduler.policies import POLICIES, select_policy
 from hogstream.scheduler.processes.scheduler import POLICIES as PROCESS_POLICIES
+from hogstream.scheduler.settings import OPTIONS
 
 Command = Callable[..., None]
 
-
-@dataclass(frozen=True)
-class Scheduling:
-    """Arguments of ``StreamScheduler``, which documents them; but for the policy and workers."""
-
-    depth: int = 1
-    batch: int = 1
-    batch_of: str = "lane"
-    state: str = "shared"
-    read: str = "live"
-    staleness_aware: bool = False
-    telemetry: bool = False
-    on_error: str = "stop"
-    on_nonfinite: str = "apply"
-    deadline: float | None = None
-
-    def batch_with(self, policy: str) -> int:
-        """The batch with a policy: 1 if it waits for each update, to be compared with nonetheless.
-
-        Args:
-            policy: Its name.
-        """
-        chosen = select_policy(policy)
-        return 1 if chosen.exclusive or chosen.bound is not None else self.batch
-
-    def arguments(self, policy: str) -> dict[str, Any]:
-        """Keyword arguments of ``StreamScheduler`` with a policy."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "policy": policy, "batch": self.batch_with(policy)}
-
-    def check(
-        self,
-        policies: Iterable[str],
-        workers: Iterable[int],
-        processes: int,
-        device: torch.device,
-        backend: str,
-    ) -> None:
-        """Checks that all policies can run so, with every worker count; starts nothing.
-
-        Raises:
-            click.BadParameter: If one cannot; names the option.
-        """
-        allowed = policies_over(processes)
-        if processes > 1 and not set(policies) <= set(allowed):
-            raise click.BadParameter(
-                f"must be 1 with policies other than {' and '.join(allowed)}, got {processes}",
-                param_hint="'--processes'",
-            )
-        if self.batch > 1 and all(self.batch_with(policy) == 1 for policy in policies):
-            raise click.BadParameter(
-                f"must be 1 with {', '.join(policies)}, which waits for each update, "
-                f"got {self.batch}",
-                param_hint="'--batch'",
-            )
-        shared = SharedParameters({"flat": torch.zeros(1, device=device)})
-        for policy in policies:
-            for count in workers:
-                try:
-                    StreamScheduler(
-                        shared, workers=count, backend=backend, **self.arguments(policy)
-                    )
-                except (ValueError, RuntimeError) as error:
-                    name, _, rest = str(error).partition(" ")
-                    option = f"'--{name.replace('_', '-')}'"
-                    raise click.BadParameter(rest, param_hint=option) from error
+_NOT_BATCHED = "locked and bounded:K, which wait for each update, are compared without."
 
 
 def policies_over(processes: int) -> tuple[str, ...]:
@@ -107,7 +43,7 @@ def check_outputs_over(processes: int, outputs: dict[str, Path | None]) -> None:
 
 
 def scheduling_options(depth: int) -> Callable[[Command], Command]:
-    """Adds the options to a command, which gets them as ``scheduling``.
+    """Adds the options to a command, which gets their values by setting as ``scheduling``.
 
     Args:
         depth: The default of ``--depth``.
@@ -116,63 +52,93 @@ def scheduling_options(depth: int) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**values: Any) -> None:
-            chosen = {each.name: values.pop(each.name) for each in fields(Scheduling)}
+            chosen = {each.name: values.pop(each.name) for each in OPTIONS}
             if chosen["depth"] is None:
                 least = chosen["batch"] if chosen["batch_of"] == "lane" else 1
                 chosen["depth"] = max(depth, least)
-            command(scheduling=Scheduling(**chosen), **values)
+            command(scheduling=chosen, **values)
 
         decorated: Command = run
-        for option in reversed(_options(depth)):
-            decorated = option(decorated)
+        for setting in reversed(OPTIONS):
+            decorated = _option(setting, depth)(decorated)
         return decorated
 
     return decorate
 
 
-def _options(depth: int) -> list[Callable[[Command], Command]]:
-    return [
-        click.option(
-            "--depth",
+def make_settings(
+    scheduling: dict[str, Any],
+    policies: Sequence[str],
+    workers: Sequence[int],
+    processes: int,
+    device: torch.device,
+    backend: str,
+) -> SchedulerSettings:
+    """The settings, checked: all policies can run so, with every worker count.
+
+    Args:
+        scheduling: As from ``scheduling_options``.
+        policies: Names of those to be run.
+        workers: Worker counts.
+        processes: How many the workers are spread over.
+        device: Where.
+        backend: Which kernels.
+
+    Returns:
+        With the least of the worker counts, and the default policy: ``with_policy`` gives others.
+
+    Raises:
+        click.BadParameter: If one cannot; names the option.
+    """
+    allowed = policies_over(processes)
+    if processes > 1 and not set(policies) <= set(allowed):
+        raise click.BadParameter(
+            f"must be 1 with policies other than {' and '.join(allowed)}, got {processes}",
+            param_hint="'--processes'",
+        )
+    batch = scheduling["batch"]
+    if batch > 1 and not any(select_policy(policy).takes_batches for policy in policies):
+        raise click.BadParameter(
+            f"must be 1 with {', '.join(policies)}, which waits for each update, got {batch}",
+            param_hint="'--batch'",
+        )
+    try:
+        settings = SchedulerSettings(workers=min(workers), backend=backend, **scheduling)
+        settings.select_backend(device.type)
+    except SettingError as error:
+        raise click.BadParameter(error.reason, param_hint=f"'{_name(error.name)}'") from error
+    return settings
+
+
+def _option(setting: Field[Any], depth: int) -> Callable[[Command], Command]:
+    """The option of a setting: its name, choices, default and help."""
+    text = setting.metadata["help"]
+    if setting.name == "depth":
+        return click.option(
+            _name(setting.name),
             type=click.IntRange(min=1),
             show_default=f"{depth}, or as many as a batch of one lane",
-            help="How many updates of one worker may be in flight.",
-        ),
-        click.option(
-            "--batch",
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="How many updates are handed over at once. locked and bounded:K, which wait for "
-            "each update, are compared without.",
-        ),
-        _choice("--batch-of", "lane", "lanes", text="A batch is of one worker, or of all."),
-        _choice("--state", "shared", "per-worker", text="One ms for all, or each worker its own."),
-        _choice("--read", "live", "snapshot", text="Workers read live parameters, or a copy."),
-        click.option(
-            "--staleness-aware", is_flag=True, help="Divide lr by the staleness of each update."
-        ),
-        click.option("--telemetry", is_flag=True, help="Count lost updates in the kernel."),
-        _choice(
-            *("--on-error", "stop", "continue", "restart"),
-            text="When a worker fails: stop all, go on without it, or start it again.",
-        ),
-        _choice(
-            *("--on-nonfinite", "apply", "skip", "raise"),
-            text="When a gradient is not finite: apply it, skip it, or fail its worker.",
-        ),
-        click.option(
-            "--deadline",
+            help=text,
+        )
+    if setting.name == "deadline":
+        return click.option(
+            _name(setting.name),
             type=seconds_above_zero,
             metavar="SECONDS",
             show_default="none",
-            help="A worker that takes longer between two waits has failed.",
-        ),
-    ]
-
-
-def _choice(option: str, *choices: str, text: str) -> Callable[[Command], Command]:
-    """An option that takes one of some words, the first by default."""
+            help=text,
+        )
+    if isinstance(setting.default, bool):
+        return click.option(_name(setting.name), is_flag=True, help=text)
+    choices = setting.metadata.get("choices")
     return click.option(
-        option, type=click.Choice(choices), default=choices[0], show_default=True, help=text
+        _name(setting.name),
+        type=click.Choice(choices) if choices else click.IntRange(min=1),
+        default=setting.default,
+        show_default=True,
+        help=f"{text} {_NOT_BATCHED}" if setting.name == "batch" else text,
     )
+
+
+def _name(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -19,8 +20,8 @@ from hogstream.cli.output import (
     write_json,
 )
 from hogstream.cli.scheduler_options import (
-    Scheduling,
     check_outputs_over,
+    make_settings,
     policies_over,
     scheduling_options,
 )
@@ -88,7 +89,7 @@ def train_digits(
     workers: int,
     policies: tuple[str, ...],
     processes: int,
-    scheduling: Scheduling,
+    scheduling: dict[str, Any],
     epochs: int,
     rounds: int,
     seed: int,
@@ -101,16 +102,14 @@ def train_digits(
     check_outputs_over(processes, {"--trace": trace, "--plot": plot})
     policies = policies or policies_over(processes)
     resolved = options.resolve_backend(backend, device)
-    scheduling.check(policies, (workers,), processes, device, resolved)
     settings = job.TrainSettings(
         device=device,
         backend=resolved,
-        workers=workers,
         processes=processes,
         epochs=epochs,
         rounds=rounds,
         seed=seed,
-        scheduling=scheduling,
+        scheduling=make_settings(scheduling, policies, (workers,), processes, device, resolved),
     )
     digits = job.load_digits(settings)
     with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:

@@ -1,12 +1,14 @@
 """Asynchronous training: many workers, one set of parameters, a lane for each worker."""
 
 from hogstream.scheduler.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from hogstream.scheduler.checks import SettingError
 from hogstream.scheduler.context import Worker, WorkerContext, WorkerError
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.process import ProcessDied
 from hogstream.scheduler.processes.scheduler import ProcessScheduler
 from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
 
@@ -16,6 +18,8 @@ __all__ = [
     "ProcessDied",
     "ProcessScheduler",
     "RunReport",
+    "SchedulerSettings",
+    "SettingError",
     "SharedParameters",
     "SimulatedWorker",
     "StreamScheduler",

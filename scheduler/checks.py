@@ -7,12 +7,28 @@ import operator
 from typing import Any
 
 
+class SettingError(ValueError):
+    """A value that is not allowed.
+
+    Attributes:
+        name: Of the argument that has it.
+        reason: What is allowed and what it was given, as follows the name in the error's text.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # from which it is unpickled
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
+
+
 def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
     """An integer argument, NumPy's among them.
 
     Raises:
         TypeError: If it is no integer.
-        ValueError: If it is out of range.
+        SettingError: If it is out of range.
     """
     allowed = f"an integer >= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
     try:
@@ -22,7 +38,7 @@ def check_integer(name: str, value: Any, at_least: int, at_most: int | None = No
     except TypeError:
         raise TypeError(f"{name} must be {allowed}, got {value!r}") from None
     if integer < at_least or (at_most is not None and integer > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise SettingError(name, f"must be {allowed}, got {value!r}")
     return integer
 
 
@@ -31,14 +47,14 @@ def check_number(name: str, value: Any, *, above: float | None = None) -> float:
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is out of range.
+        SettingError: If it is out of range.
     """
     allowed = "a finite number >= 0" if above is None else f"a finite number > {above:g}"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     number = float(value)
     if not math.isfinite(number) or (number < 0 if above is None else number <= above):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise SettingError(name, f"must be {allowed}, got {value!r}")
     return number
 
 
@@ -46,10 +62,10 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """One of some words.
 
     Raises:
-        ValueError: If it is none of them.
+        SettingError: If it is none of them.
     """
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise SettingError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
     return value
 
 
@@ -62,3 +78,13 @@ def check_switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """An object of a class of ours.
+
+    Raises:
+        TypeError: If it is another.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")

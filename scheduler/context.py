@@ -7,18 +7,16 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
-from hogstream.scheduler.gates import Passage
+from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
-from hogstream.scheduler.update import Checked, Update
-
-if TYPE_CHECKING:
-    from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.policies import Passage
+from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,19 +50,19 @@ class WorkerError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """One iteration, as the scheduler sees it.
+    """One iteration on its way.
 
     Attributes:
         read_version: Version of the parameters that it read.
         passage: Its way through the policy's gate, if there is one.
         submitted: Whether ``submit`` was called for it.
-        launched: Whether its update is on the lane.
+        enqueued: Whether its update is on the lane.
     """
 
     read_version: int = 0
     passage: Passage | None = None
     submitted: bool = False
-    launched: bool = False
+    enqueued: bool = False
 
 
 class WorkerContext:
@@ -82,34 +80,35 @@ class WorkerContext:
 
     def __init__(
         self,
-        scheduler: StreamScheduler,
+        dispatch: Dispatch,
         index: int,
         lane: Lane,
         ms: torch.Tensor,
         snapshot: torch.Tensor | None,
         iteration: int,
     ) -> None:
-        shared = scheduler.shared
+        shared = dispatch.shared
         self.index = index
         self.lane = lane
         self.iteration = iteration
-        self.depth = scheduler.depth
+        self.depth = dispatch.settings.depth
         self.flat = shared.flat if snapshot is None else snapshot
         self.parameters: Mapping[str, torch.Tensor] = (
             shared.views if snapshot is None else shared.views_of(snapshot)
         )
-        self._scheduler = scheduler
-        self._launch: Callable[[Update], None] = scheduler._launch
-        self._gate = scheduler._gate
+        self._dispatch = dispatch
+        self._enqueue: Callable[[Work], None] = dispatch.enqueue
+        self._gate = dispatch.gate
+        self._reads_at_once = dispatch.gate is None and snapshot is None
+        self._deadline = dispatch.settings.deadline
         self._gradients = _CheckedGradients(shared.flat, ms)
-        self._reads_at_once = scheduler._gate is None and snapshot is None
         self._turn: _Turn | None = None
-        self._snapshot: Update | None = None
+        self._snapshot: Snapshot | None = None
         self._in_flight = 0
         self._error: BaseException | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._busy_since: float | None = None
-        self._overdue = False
+        dispatch.receivers[index] = self._receive
 
     @property
     def read_version(self) -> int:
@@ -117,7 +116,7 @@ class WorkerContext:
         return 0 if self._turn is None else self._turn.read_version
 
     async def submit(self, grad: torch.Tensor) -> None:
-        """Sends this iteration's update down the worker's lane.
+        """Submits this iteration's update, to go down the worker's lane.
 
         Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
         when half of them have landed: with a depth of 1, when this one has. Until its update has
@@ -146,12 +145,18 @@ class WorkerContext:
         submitted_ns = time.perf_counter_ns()
         turn.submitted = True
         if self._gate is not None or self._in_flight >= self.depth:
-            await self._wait_to_launch(turn)
-        hyperparameters = self._scheduler._hyperparameters
-        update = Update(self.index, grad, checked, hyperparameters, turn.read_version, submitted_ns)
-        update.passage = turn.passage
-        self._launch(update)
-        turn.launched = True
+            await self._wait_to_enqueue(turn)
+        update = Update(
+            self.index,
+            submitted_ns,
+            grad,
+            checked,
+            self._dispatch.hyperparameters,
+            turn.read_version,
+            passage=turn.passage,
+        )
+        self._enqueue(update)
+        turn.enqueued = True
         self._in_flight += 1
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
@@ -175,30 +180,9 @@ class WorkerContext:
                 except StopIteration as stop:  # which no future can carry
                     raise RuntimeError(f"{function!r} raised StopIteration") from stop
 
-        return await self._scheduler._run_blocking(self.index, call)
+        return await self._dispatch.run_blocking(self.index, call)
 
-    def _begin(self) -> bool:
-        """Begins an iteration; whether it may read at once, without ``_read``."""
-        self._overdue = False
-        if not self._reads_at_once:
-            self._turn = _Turn()
-            return False
-        self._turn = _Turn(self._scheduler.shared.version)
-        if self._scheduler.deadline is not None:
-            self._set_busy()
-        return True
-
-    async def _read(self) -> None:
-        """Reads the parameters as soon as the policy lets it."""
-        turn = self._turn
-        assert turn is not None
-        if self._gate is not None:
-            turn.passage = await self._wait(self._gate.begin(), self._gate.reason)
-            turn.read_version = turn.passage.read_version
-        if self._scheduler.read == "snapshot":
-            turn.read_version = await self._wait(self._take_snapshot(), "snapshot")
-
-    async def _wait_to_launch(self, turn: _Turn) -> None:
+    async def _wait_to_enqueue(self, turn: _Turn) -> None:
         """Waits until the lane has room for an update, and the policy lets it go there."""
         passage = turn.passage
         try:
@@ -206,9 +190,9 @@ class WorkerContext:
                 await self._wait(self._landing(), "landing")
                 self._raise_error()
             if self._gate is not None and passage is not None:
-                await self._wait(self._gate.launch(passage), self._gate.reason)
+                await self._wait(self._gate.admit(passage), self._gate.reason)
         except BaseException:
-            turn.submitted = False  # nothing was launched
+            turn.submitted = False  # nothing was enqueued
             raise
         if self._turn is not turn:
             if self._gate is not None and passage is not None:
@@ -216,43 +200,16 @@ class WorkerContext:
             raise RuntimeError(f"worker {self.index} must await submit within its iteration")
 
     def _set_busy(self) -> None:
-        if self._scheduler.deadline is not None:
+        if self._deadline is not None:
             self._busy_since = time.perf_counter()
 
-    def _end(self) -> None:
-        """Ends an iteration that has returned."""
-        turn = self._turn
-        if turn is None or not turn.launched:
-            submits = turn is not None and turn.submitted
-            raise RuntimeError(
-                "it returned before submit did: await that"
-                if submits
-                else "it returned without submitting a gradient"
-            )
-        self._turn = None
-        self._busy_since = None
-        self.iteration += 1
-
-    def _abandon(self) -> bool:
-        """Gives up an iteration that failed; whether its update was launched all the same."""
-        turn, self._turn = self._turn, None
-        self._busy_since = None
-        self._error = None
-        if turn is None:
-            return False
-        if turn.launched:
-            self.iteration += 1
-        elif self._gate is not None and turn.passage is not None:
-            self._gate.end(turn.passage)
-        return turn.launched
-
-    def _deliver(self, landed: Sequence[Update], updates: int) -> None:
-        """Takes note of what is through on the lane: so many updates, and maybe a snapshot."""
+    def _receive(self, landed: Sequence[Work], updates: int) -> None:
+        """Takes note of what was delivered: so many updates, and maybe a snapshot."""
         self._in_flight -= updates
-        for update in landed:
-            if update.error is not None and self._error is None:
-                self._error = update.error
-            if update is self._snapshot:
+        for work in landed:
+            if work.error is not None and self._error is None:
+                self._error = work.error
+            if work is self._snapshot:
                 self._snapshot = None
         if self._busy_since is not None:
             self._set_busy()  # it may be for this that it has waited
@@ -263,7 +220,7 @@ class WorkerContext:
 
     async def _landing(self) -> None:
         """Waits until enough of the updates in flight have landed, or one has failed."""
-        while self._in_flight > self._scheduler._low_water and self._error is None:
+        while self._in_flight > self._dispatch.low_water and self._error is None:
             await self._delivery()
 
     async def _take_snapshot(self) -> int:
@@ -274,20 +231,17 @@ class WorkerContext:
         """
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
-        passage = await self._scheduler._snapshot_passage()
-        snapshot = Update(
-            self.index, self.flat, None, self._scheduler.hyperparameters, 0, time.perf_counter_ns()
-        )
-        snapshot.passage = passage
-        self._launch(snapshot)
+        passage = await self._dispatch.snapshot_passage()
+        snapshot = Snapshot(self.index, time.perf_counter_ns(), self.flat, passage=passage)
+        self._enqueue(snapshot)
         self._snapshot = snapshot
         while self._snapshot is not None:
             await self._delivery()
         self._raise_error()
-        return snapshot.staleness
+        return snapshot.version
 
     async def _delivery(self) -> None:
-        """Waits for anything to be through on the lane."""
+        """Waits until anything of this worker is delivered."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
@@ -305,9 +259,85 @@ class WorkerContext:
             return await wait
         finally:
             self._set_busy()
-            timeline = self._scheduler.timeline
+            timeline = self._dispatch.timeline
             if timeline is not None:
                 timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
+
+
+class ScheduledContext(WorkerContext):
+    """A context as the scheduler has it, which begins and ends the worker's iterations.
+
+    Attributes:
+        overdue: Whether this iteration has taken longer than the deadline.
+    """
+
+    overdue = False
+
+    def begin(self) -> bool:
+        """Begins an iteration; whether it has read the parameters already, without ``read``."""
+        self.overdue = False
+        if not self._reads_at_once:
+            self._turn = _Turn()
+            return False
+        self._turn = _Turn(self._dispatch.shared.version)
+        if self._deadline is not None:
+            self._set_busy()
+        return True
+
+    async def read(self) -> None:
+        """Reads the parameters as soon as the policy lets it."""
+        turn = self._turn
+        assert turn is not None
+        if self._gate is not None:
+            turn.passage = await self._wait(self._gate.begin(), self._gate.reason)
+            turn.read_version = turn.passage.read_version
+        if self._dispatch.settings.read == "snapshot":
+            turn.read_version = await self._wait(self._take_snapshot(), "snapshot")
+
+    def end(self) -> None:
+        """Ends an iteration that has returned.
+
+        Raises:
+            RuntimeError: If it has not submitted a gradient, or not to the end.
+        """
+        turn = self._turn
+        if turn is None or not turn.enqueued:
+            submits = turn is not None and turn.submitted
+            raise RuntimeError(
+                "it returned before submit did: await that"
+                if submits
+                else "it returned without submitting a gradient"
+            )
+        self._turn = None
+        self._busy_since = None
+        self.iteration += 1
+
+    def abandon(self) -> bool:
+        """Gives up an iteration that failed; whether its update was enqueued all the same."""
+        turn, self._turn = self._turn, None
+        self._busy_since = None
+        self._error = None
+        if turn is None:
+            return False
+        if turn.enqueued:
+            self.iteration += 1
+        elif self._gate is not None and turn.passage is not None:
+            self._gate.end(turn.passage)
+        return turn.enqueued
+
+    def becomes_overdue(self, now: float, blocked: float) -> bool:
+        """Whether the worker takes longer than the deadline, and was not known to.
+
+        Args:
+            now: By ``time.perf_counter``.
+            blocked: How many seconds the event loop was blocked since the last call: that is no
+                worker's own fault.
+        """
+        if self._deadline is None or self._busy_since is None or self.overdue or self._in_flight:
+            return False  # with an update in flight, it may wait for an event of its lane
+        self._busy_since += blocked
+        self.overdue = self._busy_since < now - self._deadline
+        return self.overdue
 
 
 class _Kept(NamedTuple):

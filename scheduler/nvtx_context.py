@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
-from hogstream.scheduler.context import WorkerContext
+from hogstream.scheduler.context import ScheduledContext
+from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.tracing.nvtx import Ranges
-from hogstream.scheduler.update import Update
-
-if TYPE_CHECKING:
-    from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.update import Snapshot, Work
 
 T = TypeVar("T")
 
 
-class RangedContext(WorkerContext):
-    """A context whose iterations, submits, waits and hand-overs are ranges; see ``nvtx_ranges``.
+class RangedContext(ScheduledContext):
+    """A context whose iterations, submits, waits and updates are ranges; see ``tracing/nvtx.py``.
 
     It is made in the place of a plain one only while a tool is attached, so that nobody else pays.
     """
 
     def __init__(
         self,
-        scheduler: StreamScheduler,
+        dispatch: Dispatch,
         index: int,
         lane: Lane,
         ms: torch.Tensor,
@@ -34,31 +32,35 @@ class RangedContext(WorkerContext):
         iteration: int,
         ranges: Ranges,
     ) -> None:
-        super().__init__(scheduler, index, lane, ms, snapshot, iteration)
+        super().__init__(dispatch, index, lane, ms, snapshot, iteration)
         self._ranges = ranges
         self._range = ranges.around("iteration", index)
-        self._launch = self._launch_in_range
+        self._enqueue = self._enqueue_in_range
 
     async def submit(self, grad: torch.Tensor) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
             await super().submit(grad)
 
-    def _begin(self) -> bool:
+    def begin(self) -> bool:
+        """As ``ScheduledContext.begin``."""
         self._range.start()
-        return super()._begin()
+        return super().begin()
 
-    def _end(self) -> None:
-        super()._end()  # or else it is abandoned
+    def end(self) -> None:
+        """As ``ScheduledContext.end``."""
+        super().end()  # or else it is abandoned
         self._range.end()
 
-    def _abandon(self) -> bool:
+    def abandon(self) -> bool:
+        """As ``ScheduledContext.abandon``."""
         self._range.end()
-        return super()._abandon()
+        return super().abandon()
 
-    def _launch_in_range(self, update: Update) -> None:
-        with self._ranges.around("snapshot" if update.checked is None else "update", self.index):
-            self._scheduler._launch(update)
+    def _enqueue_in_range(self, work: Work) -> None:
+        text = "snapshot" if isinstance(work, Snapshot) else "update"
+        with self._ranges.around(text, self.index):
+            self._dispatch.enqueue(work)
 
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         with self._ranges.around(f"wait {reason}", self.index):

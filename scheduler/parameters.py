@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
-from hogstream.scheduler.memory import allocate_zeros
 
 
 class SharedParameters:
@@ -176,6 +176,15 @@ class SharedParameters:
             )
         return self.races
 
+    def count_races_with(self, backend: Backend) -> RaceCounters:
+        """The counters of races, in blocks as a backend that counts them wants them.
+
+        Raises:
+            ValueError: If they were made for blocks of another size.
+        """
+        assert backend.race_block is not None
+        return self.count_races(backend.race_block(self.flat.dtype, self.flat.device))
+
     def share_memory_(self, processes: int) -> None:
         """Moves everything to where other processes can reach it; views and modules follow.
 
@@ -257,3 +266,33 @@ class SharedParameters:
 
 def _signature(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def allocate_zeros(
+    what: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A tensor of zeros.
+
+    Args:
+        what: What errors call it, such as ``"ms"``.
+        shape: Its shape.
+        dtype: Its dtype.
+        device: Where it is to lie.
+
+    Raises:
+        MemoryError: If it does not fit; the message says how much was asked, and where.
+    """
+    try:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch has no class of its own for a CPU
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "memory" not in str(error):
+            raise
+        asked = math.prod(shape) * dtype.itemsize
+        raise MemoryError(f"{what} needs {asked:,} bytes on {device}{_free(device)}") from error
+
+
+def _free(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ", more than it can give"
+    free, total = torch.cuda.mem_get_info(device)
+    return f", of whose {total:,} bytes {free:,} are free"

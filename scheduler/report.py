@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.latencies import Latencies
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.update import Update
 
 _BUFFERED = 1024
@@ -228,6 +231,26 @@ def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
     }
 
 
+def described(
+    settings: SchedulerSettings, shared: SharedParameters, backend: Backend
+) -> dict[str, Any]:
+    """What runs, as attributes of a report.
+
+    Args:
+        settings: How.
+        shared: What is updated.
+        backend: With which kernels.
+    """
+    return {
+        "policy": settings.policy,
+        "workers": settings.workers,
+        "elements": shared.elements,
+        "dtype": str(shared.flat.dtype).removeprefix("torch."),
+        "backend": backend.name,
+        "device": str(shared.flat.device),
+    }
+
+
 class RunRecord:
     """Takes down a run while it goes on, in a fixed amount of memory, for its report.
 
@@ -257,7 +280,7 @@ class RunRecord:
         self._ages: list[int] = []
 
     def add(self, worker: int, updates: Sequence[Update]) -> None:
-        """Takes down updates of a worker that are through."""
+        """Takes down updates of a worker that were delivered."""
         before = len(self._ages)
         add_wait, add_age = self._waits_ns.append, self._ages.append
         for update in updates:

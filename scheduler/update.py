@@ -1,19 +1,15 @@
-"""One worker's update on its way from submission to landing."""
+"""What goes down a lane: a worker's update, or a snapshot of the parameters for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
 import torch
 
-from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.race_counters import RaceCounters
-from hogstream.scheduler.gates import Passage
-from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.policies import Passage
 
 
 class Checked(NamedTuple):
@@ -30,67 +26,62 @@ class Checked(NamedTuple):
     ms_address: int
 
 
-@dataclass(frozen=True)
-class LaneSettings:
-    """What is the same for all updates of a scheduler.
-
-    Attributes:
-        shared: What they update.
-        backend: With which kernels.
-        ordered: Each waits for the one submitted before it.
-        staleness_aware: ``lr`` is divided by the staleness of the update, if that is above 1
-            (Zhang et al. 2016, arXiv 1511.05950).
-        check_finite: An update whose gradient holds an infinity or NaN is left out.
-        races: Where races are counted, if they are.
-        lock: Held from before an update until it has landed, against other processes.
-        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
-        timed: A GPU takes the times of updates, which costs it something; for a timeline.
-    """
-
-    shared: SharedParameters
-    backend: Backend
-    ordered: bool = False
-    staleness_aware: bool = False
-    check_finite: bool = False
-    races: RaceCounters | None = None
-    lock: ProcessLock | None = None
-    low_water: int = 0
-    timed: bool = False
-
-
 @dataclass(slots=True, eq=False)
-class Update:
-    """Work for a lane: an update, or a snapshot of the parameters.
+class _OnLane:
+    """What updates and snapshots have in common.
 
     Attributes:
-        worker: Index of the worker that submitted it.
-        tensor: The gradient, referenced until the update has landed; or where the snapshot goes.
-        checked: The gradient as lanes take it. None: this is a snapshot, and nothing changes.
-        hyperparameters: The numbers and switches of the update.
-        read_version: Version of the parameters that the gradient was made from.
+        worker: Index of the worker that submitted it; its lane has the same.
         submitted_ns: When the worker submitted it, by ``time.perf_counter_ns``.
-        after: The update that this one waits for on the device, if any.
-        on_device: The lane's own mark of its landing.
+        passage: Its way through the policy's gate, if there is one.
         started_ns: When the lane began with it.
         landed_ns: When it landed, or failed; 0 before.
-        staleness: Versions that went by between the read and the landing. Of a snapshot, the
-            version that it holds at least.
-        nonfinite: It was left out, because the gradient holds an infinity or NaN.
         error: Why it failed, if it did.
-        passage: Its way through the policy's gate, if there is one.
     """
 
     worker: int
-    tensor: torch.Tensor
-    checked: Checked | None
-    hyperparameters: Hyperparameters
-    read_version: int
     submitted_ns: int
-    after: Update | None = None
-    on_device: Any = None
+    _: KW_ONLY
+    passage: Passage | None = None
     started_ns: int = 0
     landed_ns: int = 0
+    error: BaseException | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Update(_OnLane):
+    """One worker's update on its way from submission to delivery.
+
+    Attributes:
+        grad: The gradient, referenced until the update has landed.
+        checked: The gradient as lanes take it.
+        hyperparameters: The numbers and switches of the update.
+        read_version: Version of the parameters that the gradient was made from.
+        staleness: Versions that went by between the read and the landing.
+        nonfinite: It was left out, because the gradient holds an infinity or NaN.
+    """
+
+    grad: torch.Tensor
+    checked: Checked
+    hyperparameters: Hyperparameters
+    read_version: int
+    _: KW_ONLY
     staleness: int = 0
     nonfinite: bool = False
-    error: BaseException | None = None
-    passage: Passage | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Snapshot(_OnLane):
+    """A copy of the parameters for one worker; its lane makes it in the order of its updates.
+
+    Attributes:
+        target: Where it goes, shape (elements,); referenced until it has landed.
+        version: Of the parameters, that it holds at least; once it has landed.
+    """
+
+    target: torch.Tensor
+    _: KW_ONLY
+    version: int = 0
+
+
+Work = Update | Snapshot

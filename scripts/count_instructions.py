@@ -67,14 +67,14 @@ async def carry_out(counted: bool) -> None:
                 for update in updates_of(lanes, number):
                     lane.launch(update)
                 if number == 1:
-                    lane._carry_out()
-                    lanes._collect()
+                    lane._run()
+                    lanes._deliver_landed()
                     _count_from_here(counted)
                     continue
                 os.getppid()
-                lane._carry_out()
+                lane._run()
                 os.getppid()
-                lanes._collect()
+                lanes._deliver_landed()
 
 
 def _count_from_here(counted: bool) -> None:

@@ -15,10 +15,11 @@ from hogstream.kernels.operands import Operands
 from hogstream.profiling.event_loop import run
 from hogstream.profiling.turns import Rate
 from hogstream.scheduler import SharedParameters
-from hogstream.scheduler.lanes.base import open_lanes, warm_up
-from hogstream.scheduler.update import Checked, LaneSettings, Update
+from hogstream.scheduler.lanes.base import LaneSettings
+from hogstream.scheduler.lanes.factory import open_lanes, warm_up
+from hogstream.scheduler.update import Checked, Update
 
-# How many updates a CPU lane is handed before any is waited for, and how many of them at once.
+# How many updates are enqueued on a CPU lane before any is waited for, and launched at once.
 _QUEUE = 4096
 _BATCH = 64
 # Coroutines that take turns: with fewer of them, the event loop itself takes more of the time.
@@ -29,7 +30,7 @@ def launch_rate(device: torch.device) -> Rate:
     """Launches of next to nothing, from one thread and down one lane.
 
     On a GPU these are launches of a kernel of one thread, by its compiled handle, on one stream.
-    On a CPU they are updates of one element, handed to a lane in batches until its queue is full,
+    On a CPU they are updates of one element, launched in batches until the queue of a lane is full,
     and waited for: what an update needs at least of the thread of the event loop, which launches
     for all lanes of its process.
 
@@ -70,7 +71,7 @@ async def _launch_on_cpu(queues: int) -> float:
     numbers, grad = Hyperparameters(), torch.zeros(1)
     table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
     checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
-    updates = [Update(0, grad, checked, numbers, 0, 0) for _ in range(_QUEUE)]
+    updates = [Update(0, 0, grad, checked, numbers, 0) for _ in range(_QUEUE)]
     warm_up(settings, numbers)
     lanes = open_lanes(settings, 1, _QUEUE, lambda _lane, _landed: None)
     (lane,) = lanes.lanes
@@ -79,7 +80,7 @@ async def _launch_on_cpu(queues: int) -> float:
         for _ in range(queues):
             for first in range(0, _QUEUE, _BATCH):
                 for update in updates[first : first + _BATCH]:
-                    lane.put(update)
+                    lane.enqueue(update)
                 lanes.flush((0,))
             await lane.done(lane.record_event())
         return time.perf_counter() - start

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from hogstream.cli.scheduler_options import Scheduling
 from hogstream.profiling.capture import captured
 from hogstream.profiling.ceilings.machine import (
     ceiling_warnings,
@@ -32,6 +31,7 @@ from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler import (
     ProcessScheduler,
     RunReport,
+    SchedulerSettings,
     SharedParameters,
     SimulatedWorker,
     StreamScheduler,
@@ -56,7 +56,8 @@ class BenchSettings:
         elements: Sizes of the shared parameters.
         policies: Policies, measured in turn.
         processes: How many the workers are spread over; the counts are of each.
-        scheduling: How the scheduler runs. With telemetry, what that costs is measured too.
+        scheduling: How the scheduler runs, but for the policy and the number of workers. With
+            telemetry, what that costs is measured too.
         seconds: Measured for each configuration, over all rounds.
         think_time: Median seconds that a worker thinks.
         think_spread: Sigma of the think times' log-normal distribution.
@@ -71,7 +72,7 @@ class BenchSettings:
     elements: tuple[int, ...]
     policies: tuple[str, ...]
     processes: int
-    scheduling: Scheduling
+    scheduling: SchedulerSettings
     seconds: float
     think_time: float
     think_spread: float
@@ -121,7 +122,7 @@ def run_bench(
         "environment": describe_environment(settings.device, settings.backend, settings.processes),
         "settings": {
             "processes": settings.processes,
-            **asdict(settings.scheduling),
+            **settings.scheduling.options(),
             "rounds": ROUNDS,
             "seconds": settings.seconds,
             "think_time": settings.think_time,
@@ -205,18 +206,16 @@ async def _measure_all(
             rounds = await size.take_turns(
                 counted(settings.processes * workers, "worker"),
                 workers,
-                {
-                    policy: {**settings.scheduling.arguments(policy), "timeline": timeline}
-                    for policy in settings.policies
-                },
+                {policy: settings.scheduling.with_policy(policy) for policy in settings.policies},
+                timeline,
             )
             yield {"results": _results_of(settings, rounds)}
         if settings.scheduling.telemetry:
-            workers, counting = max(settings.workers), settings.scheduling.arguments(CONTENDER)
+            counting = settings.scheduling.with_policy(CONTENDER)
             rounds = await size.take_turns(
                 "cost of telemetry",
-                workers,
-                {"with": counting, "without": {**counting, "telemetry": False}},
+                max(settings.workers),
+                {"with": counting, "without": replace(counting, telemetry=False)},
             )
             yield {"telemetry_cost": [_telemetry_cost(rounds)]}
 
@@ -233,17 +232,24 @@ class _Size:
         self._gradients = make_gradients(settings, elements) if settings.processes == 1 else []
 
     async def take_turns(
-        self, title: str, workers: int, variants: dict[str, dict[str, Any]]
+        self,
+        title: str,
+        workers: int,
+        variants: dict[str, SchedulerSettings],
+        timeline: Timeline | None = None,
     ) -> dict[str, list[RunReport]]:
-        """Measures variants of the scheduler's arguments in turn, for all rounds."""
+        """Measures variants of the scheduler's settings in turn, for all rounds."""
         rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
         names = list(variants)
-        prepare = self._with_threads if self._settings.processes == 1 else self._with_processes
         async with AsyncExitStack() as stack:
-            measures = {
-                name: await prepare(stack, workers, arguments)
-                for name, arguments in variants.items()
-            }
+            measures = {}
+            for name, variant in variants.items():
+                scheduling = replace(variant, workers=workers)
+                measures[name] = (
+                    self._with_threads(scheduling, timeline)
+                    if self._settings.processes == 1
+                    else await self._with_processes(stack, scheduling)
+                )
             for index in range(ROUNDS):
                 self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
                 first = index % len(names)  # each goes first in its turn
@@ -251,37 +257,27 @@ class _Size:
                     rounds[name].append(await measures[name]())
         return rounds
 
-    async def _with_threads(
-        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
-    ) -> Measure:
+    def _with_threads(self, scheduling: SchedulerSettings, timeline: Timeline | None) -> Measure:
         """A scheduler of this process, opened for each round, as streams share hardware queues."""
         shared, settings = self._make_shared(), self._settings
-        worker = _make_worker(settings, self._gradients, workers, settings.seed)
+        worker = _make_worker(settings, self._gradients, scheduling.workers, settings.seed)
 
         async def measure() -> RunReport:
-            async with StreamScheduler(
-                shared, workers=workers, backend=settings.backend, **arguments
-            ) as scheduler:
+            async with StreamScheduler(shared, scheduling, timeline=timeline) as scheduler:
                 await scheduler.run(worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
                 return await scheduler.run(worker, seconds=self._seconds)
 
         return measure
 
     async def _with_processes(
-        self, stack: AsyncExitStack, workers: int, arguments: dict[str, Any]
+        self, stack: AsyncExitStack, scheduling: SchedulerSettings
     ) -> Measure:
         """Other processes, kept for all rounds: they take seconds to start."""
         settings = self._settings
         scheduler = await stack.enter_async_context(
-            ProcessScheduler(
-                self._make_shared(),
-                processes=settings.processes,
-                workers=workers,
-                backend=settings.backend,
-                **arguments,
-            )
+            ProcessScheduler(self._make_shared(), scheduling, processes=settings.processes)
         )
-        make_worker = partial(_make_worker_of_process, settings, workers)
+        make_worker = partial(_make_worker_of_process, settings, scheduling.workers)
         await scheduler.run(make_worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)
         return partial(scheduler.run, make_worker, seconds=self._seconds)
 
@@ -347,7 +343,7 @@ def _results_of(
             {
                 **joined.to_dict(),
                 "processes": settings.processes,
-                "batch": settings.scheduling.batch_with(policy),
+                "batch": settings.scheduling.with_policy(policy).batch,
                 "updates_per_second": speed.median,
                 "updates_per_second_interval": speed.bounds,
                 "gigabytes_per_second": speed.median * joined.bytes_per_update / 1e9,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from hogstream.cli.scheduler_options import Scheduling
 from hogstream.profiling.capture import captured
 from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings, shares
 from hogstream.profiling.environment import SCHEMA, describe_environment
@@ -21,6 +20,7 @@ from hogstream.scheduler import (
     ModelWorker,
     ProcessScheduler,
     RunReport,
+    SchedulerSettings,
     SharedParameters,
     StreamScheduler,
     Timeline,
@@ -56,23 +56,21 @@ class TrainSettings:
     Attributes:
         device: Where.
         backend: Which kernels.
-        workers: How many workers, of each process.
         processes: How many the workers are spread over.
         epochs: How often each training image is seen, over all workers.
         rounds: How many times each policy trains.
         seed: Of the split, the first parameters and the order of the images; the latter two are
             others in each round.
-        scheduling: How the scheduler runs.
+        scheduling: How the scheduler runs, but for the policy; its workers are of each process.
     """
 
     device: torch.device
     backend: str
-    workers: int
     processes: int
     epochs: int
     rounds: int
     seed: int
-    scheduling: Scheduling
+    scheduling: SchedulerSettings
 
 
 def load_digits(settings: TrainSettings) -> Digits:
@@ -134,7 +132,7 @@ def run_training(
             "epochs": settings.epochs,
             "rounds": settings.rounds,
             "processes": settings.processes,
-            **asdict(settings.scheduling),
+            **settings.scheduling.options(),
         },
         **ended,
         "ceilings": ceilings,
@@ -210,7 +208,7 @@ class _Training:
     ) -> None:
         self.report: RunReport | None = None
         self._settings = settings
-        self._policy = policy
+        self._scheduling = settings.scheduling.with_policy(policy)
         self._digits = digits
         self._on_step = on_step
         self._title = f"{policy}, {title}"
@@ -234,18 +232,17 @@ class _Training:
     def _prepare(self, timeline: Timeline | None) -> tuple[Any, Any]:
         """The scheduler, of this process or of others, and what its ``run`` takes."""
         settings, shared = self._settings, SharedParameters.from_module(self._model)
-        arguments: dict[str, Any] = {
-            "workers": settings.workers,
-            "backend": settings.backend,
-            "lr": LEARNING_RATE,
-            **settings.scheduling.arguments(self._policy),
-        }
         if settings.processes > 1:
-            scheduler = ProcessScheduler(shared, processes=settings.processes, **arguments)
+            scheduler = ProcessScheduler(
+                shared, self._scheduling, processes=settings.processes, lr=LEARNING_RATE
+            )
             return scheduler, partial(make_worker_of_process, settings)
         batches = shuffled(self._digits.train, settings.seed)
         worker = ModelWorker(shared, self._model, batch_loss, batches, self._on_loss)
-        return StreamScheduler(shared, timeline=timeline, **arguments), worker
+        return (
+            StreamScheduler(shared, self._scheduling, timeline=timeline, lr=LEARNING_RATE),
+            worker,
+        )
 
     def result(self) -> dict[str, Any]:
         """What it came to, and its ``report``."""
@@ -258,7 +255,7 @@ class _Training:
         return {
             "report": report,
             "processes": self._settings.processes,
-            "batch": self._settings.scheduling.batch_with(self._policy),
+            "batch": self._scheduling.batch,
             "training_seconds": report.seconds,
             "updates_per_second": report.updates_per_second,
             "epochs": report.updates / self._updates_per_epoch,

@@ -5,18 +5,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
-from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import Operands
+from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.update import Work
 
-#: Called on the event loop with the index of a lane, and what is through on it, in its order.
-Deliver = Callable[[int, Sequence[Update]], None]
+#: Called on the event loop with the index of a lane, and what has landed on it, in its order.
+Deliver = Callable[[int, Sequence[Work]], None]
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """What is the same for all updates of a scheduler.
+
+    Attributes:
+        shared: What they update.
+        backend: With which kernels.
+        ordered: Each waits for the one submitted before it.
+        staleness_aware: ``lr`` is divided by the staleness of the update, if that is above 1
+            (Zhang et al. 2016, arXiv 1511.05950).
+        check_finite: An update whose gradient holds an infinity or NaN is left out.
+        races: Where races are counted, if they are.
+        lock: Held from before an update until it has landed, against other processes.
+        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
+        timed: A GPU takes the times of updates, which costs it something; for a timeline.
+    """
+
+    shared: SharedParameters
+    backend: Backend
+    ordered: bool = False
+    staleness_aware: bool = False
+    check_finite: bool = False
+    races: RaceCounters | None = None
+    lock: ProcessLock | None = None
+    low_water: int = 0
+    timed: bool = False
 
 
 class Lane(Protocol):
@@ -25,13 +52,13 @@ class Lane(Protocol):
     All methods are for the event loop's thread.
     """
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and launches it: ``put``, and ``flush`` of this lane."""
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it: ``enqueue``, and ``flush``."""
 
-    def put(self, update: Update) -> None:
-        """Queues an update, to be launched at the next ``flush`` of the lanes.
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush`` of the lanes.
 
-        It is delivered when it has landed. A failure is carried in it too, and raised nowhere.
+        It is delivered when it has landed. So is one that failed: its error is raised nowhere.
         """
 
     def computing(self) -> AbstractContextManager[object]:
@@ -42,7 +69,7 @@ class Lane(Protocol):
         """
 
     def record_event(self) -> Any:
-        """An event that is done when all that was put on the lane until now has landed.
+        """An event that is done when all that was enqueued on the lane until now has landed.
 
         On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
         """
@@ -72,7 +99,7 @@ class Lanes(Protocol):
         """In order."""
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was put on some lanes, together where the device can do that.
+        """Launches what was enqueued on some lanes, together where the device can do that.
 
         Args:
             lanes: Their indices.
@@ -80,59 +107,6 @@ class Lanes(Protocol):
 
     def close(self) -> None:
         """Ends every lane; all updates must have landed."""
-
-
-def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
-    """Opens lanes on the device of the shared parameters: CUDA streams, or CPU threads.
-
-    Args:
-        settings: What is the same for all updates.
-        count: How many lanes.
-        depth: How many updates and snapshots may be in flight on each.
-        deliver: Takes what is through.
-
-    Raises:
-        ValueError: If there are no lanes for the device.
-        RuntimeError: If the device refuses; nothing is left open.
-    """
-    device = settings.shared.flat.device
-    if device.type == "cuda":
-        from hogstream.scheduler.lanes.cuda import CudaLanes
-
-        return CudaLanes(settings, count, deliver)
-    if device.type != "cpu":
-        raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
-    if settings.backend.name == "numba":
-        from hogstream.scheduler.lanes.native import NativeLanes
-
-        return NativeLanes(settings, count, depth, deliver)
-    from hogstream.scheduler.lanes.threads import ThreadLanes
-
-    return ThreadLanes(settings, count, deliver)
-
-
-def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
-    """Compiles whatever lanes need for updates of this form, before any worker can need it."""
-    if settings.backend.name == "numba":
-        from hogstream.scheduler.lanes import native
-
-        native.warm_up(settings, hyperparameters)
-        return
-    shared = settings.shared
-    spare = Operands(
-        *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
-    )
-    table, device = LaunchTable([spare]), shared.flat.device
-    if device.type != "cuda":
-        settings.backend.update_(table, hyperparameters)
-        return
-    races = settings.races
-    settings.backend.kernel(
-        table,
-        hyperparameters,
-        counters=None if races is None else RaceCounters.zeros(1, races.block, device),
-        verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
-    )
 
 
 class Wakeup:
@@ -171,18 +145,18 @@ class Queue:
     """How far a CPU lane has come, for those who wait for it.
 
     Attributes:
-        put: How many updates were put on the lane.
+        enqueued: How many updates and snapshots were enqueued on the lane.
         delivered: How many of them have landed and were delivered.
     """
 
     def __init__(self) -> None:
         """An empty one."""
-        self.put = self.delivered = 0
+        self.enqueued = self.delivered = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def position(self) -> Position:
         """The present end of the queue."""
-        return Position(self, self.put)
+        return Position(self, self.enqueued)
 
     def advance(self, delivered: int) -> None:
         """Takes note that more were delivered, and wakes who waited for that."""
@@ -211,7 +185,7 @@ class CpuLane:
     _queue: Queue
 
     def flush(self) -> None:
-        """Hands over what was put."""
+        """Launches what was enqueued."""
         raise NotImplementedError
 
     def computing(self) -> AbstractContextManager[object]:
@@ -219,7 +193,7 @@ class CpuLane:
         return nullcontext()
 
     def record_event(self) -> Position:
-        """The present end of the lane; what waits for its batch is handed over."""
+        """The present end of the lane; what waits for its batch is launched now."""
         self.flush()
         return self._queue.position()
 

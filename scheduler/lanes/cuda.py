@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hogstream.scheduler.lanes.base import Deliver, Position, Queue
+from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Position, Queue
 from hogstream.scheduler.lanes.cuda_graphs import RepeatCache, capture
 from hogstream.scheduler.lanes.cuda_marks import DeviceClock, Mark, Pool
 from hogstream.scheduler.lanes.cuda_streams import (
@@ -30,7 +30,7 @@ from hogstream.scheduler.lanes.cuda_streams import (
 )
 from hogstream.scheduler.lanes.cuda_watcher import EventWatcher
 from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.update import Snapshot, Update, Work
 
 _GRAPHS = 256
 _LOCK_SLICE_SECONDS = 1.0
@@ -42,30 +42,31 @@ class CudaLane:
     Attributes:
         index: Its number.
         stream: The stream.
-        last: The launch that its latest update was in, on this stream or another's.
+        last: The batch that its latest update was launched in, on this stream or another's.
         computes: Whether threads may launch on the stream too.
     """
 
     def __init__(self, index: int, stream: torch.cuda.Stream, lanes: CudaLanes) -> None:
         self.index = index
         self.stream = stream
-        self.last: Launch | None = None
+        self.last: LaunchedBatch | None = None
         self.computes = False
         self._lanes = lanes
         self._queue = Queue()
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and launches it."""
-        self.put(update)
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.enqueue(work)
         self._lanes.flush((self.index,))
 
-    def put(self, update: Update) -> None:
-        """Queues an update, to be launched at the next ``flush``."""
-        self._queue.put += 1
-        self._lanes.put(_Put(self, update, torch.cuda.current_stream(self.stream.device)))
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
+        self._queue.enqueued += 1
+        maker = torch.cuda.current_stream(self.stream.device)
+        self._lanes.enqueue(_Enqueued(self, work, maker))
 
-    def deliver(self, landed: Sequence[Update]) -> None:
-        """Hands on what has landed."""
+    def deliver(self, landed: Sequence[Work]) -> None:
+        """Delivers what has landed."""
         self._lanes.deliver(self.index, landed)
         self._queue.advance(len(landed))
 
@@ -78,9 +79,10 @@ class CudaLane:
         return torch.cuda.stream(self.stream)
 
     def record_event(self) -> Any:
-        """An event behind all that was put on the lane; what waits for its batch is launched now.
+        """An event behind all that was enqueued on the lane.
 
-        Under a lock of processes, updates are launched later, and it is a place in the queue.
+        What waits for its batch is launched now. Under a lock of processes, updates are launched
+        later, and it is a place in the queue.
         """
         self._check_open()
         self._lanes.flush((self.index,))
@@ -105,76 +107,76 @@ class CudaLane:
             raise RuntimeError("the lanes are closed: their streams are destroyed")
 
 
-class _Put(NamedTuple):
-    """An update on a lane, and the stream that made its gradient."""
+class _Enqueued(NamedTuple):
+    """An update or a snapshot on a lane, and the stream that made its gradient."""
 
     lane: CudaLane
-    update: Update
+    work: Work
     maker: torch.cuda.Stream
 
 
-class Launch:
+class LaunchedBatch:
     """Updates that were launched together, from then until their delivery.
 
     Attributes:
         stream: Which they were launched on.
-        mark: What they leave behind there; None if the launch failed, or once it is through.
+        mark: What they leave behind there; None if the launch failed, or once they were delivered.
         queues: They land in the order of their lanes, or of all if updates are ordered.
         landed: Set when they have.
     """
 
-    def __init__(self, puts: Sequence[_Put], lanes: CudaLanes) -> None:
-        self.stream = puts[0].lane.stream
+    def __init__(self, members: Sequence[_Enqueued], lanes: CudaLanes) -> None:
+        self.stream = members[0].lane.stream
         self.mark: Mark | None = None
         self.queues: Collection[Hashable] = (
-            ("ordered",) if lanes.settings.ordered else {put.lane.index for put in puts}
+            ("ordered",) if lanes.settings.ordered else {each.lane.index for each in members}
         )
         self.landed = threading.Event()
-        self._puts = puts
+        self._members = members
         self._lanes = lanes
-        self._work: _Work | None = None
+        self._prepared: _Prepared | None = None
 
-    def send(self, work: _Work, ready: Sequence[torch.cuda.Event]) -> None:
+    def launch(self, prepared: _Prepared, ready: Sequence[torch.cuda.Event]) -> None:
         """Launches them behind what made their gradients, and behind what their lanes did before.
 
         Args:
-            work: What to launch.
+            prepared: What to launch.
             ready: Behind what made the gradients.
         """
-        mark, stream, lanes = work.marks.take(), self.stream, self._lanes
-        before = {put.lane.last for put in self._puts}
+        mark, stream, lanes = prepared.marks.take(), self.stream, self._lanes
+        before = {each.lane.last for each in self._members}
         if lanes.settings.ordered:
             before.add(lanes.last)
         for event in ready:
             stream.wait_event(event)
-        for launch in before:
-            _wait_for(launch, stream)
+        for batch in before:
+            _wait_for(batch, stream)
         started_ns = time.perf_counter_ns()
         with torch.cuda.stream(stream):
             if mark.started is not None:
                 mark.started.record(stream)
-            work.launch()
-            if mark.verdicts is not None and work.verdicts is not None:
-                copy_to_host(mark.verdicts, work.verdicts, stream)
+            prepared.launch()
+            if mark.verdicts is not None and prepared.verdicts is not None:
+                copy_to_host(mark.verdicts, prepared.verdicts, stream)
             mark.landed.record(stream)
-        self.mark, self._work = mark, work
-        for put in self._puts:
-            put.lane.last = self
-            put.update.started_ns = started_ns
+        self.mark, self._prepared = mark, prepared
+        for each in self._members:
+            each.lane.last = self
+            each.work.started_ns = started_ns
         lanes.last = self
 
     def fail(self, error: BaseException) -> None:
         """Makes an error that of every update."""
-        for put in self._puts:
-            put.update.error = put.update.error or error
+        for each in self._members:
+            each.work.error = each.work.error or error
 
     def query(self) -> bool:
-        """Whether the device is through with them."""
+        """Whether they have landed."""
         return self.mark is None or bool(self.mark.landed.query())
 
     def land(self, error: BaseException | None) -> None:
         """Counts them, and notes when they landed and what became of them."""
-        left_out = [0] * len(self._puts)
+        left_out = [0] * len(self._members)
         if error is not None:
             self._lanes.failed = True
             self.fail(error)
@@ -183,28 +185,28 @@ class Launch:
             if self.mark.verdicts is not None:
                 left_out = self.mark.verdicts.tolist()
         shared, now = self._lanes.settings.shared, time.perf_counter_ns()
-        for (_, update, _), verdict in zip(self._puts, left_out, strict=True):
-            update.landed_ns = update.landed_ns or now
-            update.started_ns = update.started_ns or now
-            if update.error is not None or update.checked is None:
+        for (_, work, _), verdict in zip(self._members, left_out, strict=True):
+            work.landed_ns = work.landed_ns or now
+            work.started_ns = work.started_ns or now
+            if work.error is not None or isinstance(work, Snapshot):
                 continue
-            update.nonfinite = verdict != 0
-            if not update.nonfinite:
-                update.staleness = shared.land(update.read_version)
+            work.nonfinite = verdict != 0
+            if not work.nonfinite:
+                work.staleness = shared.land(work.read_version)
         self.landed.set()
 
     def deliver(self) -> None:
         """Delivers them by lane, and lets go of all that the launch needed."""
-        puts, self._puts = self._puts, ()
+        members, self._members = self._members, ()
         mark, self.mark = self.mark, None
-        work, self._work = self._work, None
-        if mark is not None and work is not None:
-            work.marks.give_back(mark)
-        landed: dict[CudaLane, list[Update]] = {}
-        for lane, update, _ in puts:
-            landed.setdefault(lane, []).append(update)
-        for lane, updates in landed.items():
-            lane.deliver(updates)
+        prepared, self._prepared = self._prepared, None
+        if mark is not None and prepared is not None:
+            prepared.marks.give_back(mark)
+        landed: dict[CudaLane, list[Work]] = {}
+        for lane, work, _ in members:
+            landed.setdefault(lane, []).append(work)
+        for lane, works in landed.items():
+            lane.deliver(works)
 
     def _read_times(self, mark: Mark) -> None:
         """Has the device say when it began with them and when they landed, if it took the time."""
@@ -213,13 +215,13 @@ class Launch:
             return
         started_ns, landed_ns = clock.read(mark.started), clock.read(mark.landed)
         mark.landed = clock.follow(mark.landed)
-        for _, update, _ in self._puts:  # two clocks may differ by some microseconds
-            update.started_ns = max(started_ns, update.submitted_ns)
-            update.landed_ns = max(landed_ns, update.started_ns)
+        for _, work, _ in self._members:  # two clocks may differ by some microseconds
+            work.started_ns = max(started_ns, work.submitted_ns)
+            work.landed_ns = max(landed_ns, work.started_ns)
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Prepared:
     """What is launched on a stream, again and again if it is a graph.
 
     Attributes:
@@ -243,10 +245,10 @@ class CudaLanes:
     Attributes:
         settings: What is the same for all updates.
         lanes: In order.
-        deliver: Takes what is through.
+        deliver: Takes what has landed.
         watcher: Sees them land.
         clock: Tells when they did, if times are taken.
-        last: The latest launch on any lane.
+        last: The batch that was launched last on any lane.
         failed: Whether the device has.
         closed: Whether there are no streams any more.
     """
@@ -258,13 +260,13 @@ class CudaLanes:
         self.settings = settings
         self.deliver = deliver
         self.clock: DeviceClock | None = None
-        self.last: Launch | None = None
+        self.last: LaunchedBatch | None = None
         self.failed = self.closed = False
         self._device = device
-        self._put: list[_Put] = []
+        self._enqueued: list[_Enqueued] = []
         self._events = Pool(torch.cuda.Event)
         self._marks = self._pool_of_marks(1)
-        self._graphs: RepeatCache[_Work] = RepeatCache(_GRAPHS)
+        self._graphs: RepeatCache[_Prepared] = RepeatCache(_GRAPHS)
         self._capturing: list[torch.cuda.Stream] = []
         self._launcher: _LockingLauncher | None = None
         self.lanes: list[CudaLane] = []
@@ -291,16 +293,16 @@ class CudaLanes:
         """Whether updates are launched on a thread that has to wait first."""
         return self._launcher is not None
 
-    def put(self, put: _Put) -> None:
-        """Queues an update, to be launched at the next ``flush`` of its lane."""
-        self._put.append(put)
+    def enqueue(self, enqueued: _Enqueued) -> None:
+        """Keeps an update or a snapshot, to be launched at the next ``flush`` of its lane."""
+        self._enqueued.append(enqueued)
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was put on some lanes, as one graph if it comes again."""
-        chosen = [put for put in self._put if put.lane.index in lanes]
+        """Launches what was enqueued on some lanes, as one graph if it comes again."""
+        chosen = [each for each in self._enqueued if each.lane.index in lanes]
         if not chosen:
             return
-        self._put = [put for put in self._put if put.lane.index not in lanes]
+        self._enqueued = [each for each in self._enqueued if each.lane.index not in lanes]
         try:
             ready = self._record_makers(chosen)
         except BaseException as error:
@@ -309,28 +311,30 @@ class CudaLanes:
         if self._launcher is None:
             self.launch(chosen, ready)
         else:
-            self._launcher.put(chosen, ready)
+            self._launcher.enqueue(chosen, ready)
 
-    def launch(self, puts: Sequence[_Put], ready: Sequence[torch.cuda.Event]) -> list[Launch]:
+    def launch(
+        self, members: Sequence[_Enqueued], ready: Sequence[torch.cuda.Event]
+    ) -> list[LaunchedBatch]:
         """Launches updates and snapshots; whatever goes wrong is their error.
 
         Args:
-            puts: In the order of their lanes.
+            members: In the order of their lanes.
             ready: Behind what made their gradients; to be used again.
         """
-        launches: list[Launch] = []
-        for _, group in groupby(puts, lambda put: put.update.checked is None):
-            launches += self._launch_group(list(group), ready)
+        batches: list[LaunchedBatch] = []
+        for _, group in groupby(members, lambda each: isinstance(each.work, Snapshot)):
+            batches += self._launch_group(list(group), ready)
         for event in ready:  # what waits for it does not wait for what is recorded later
             self._events.give_back(event)
-        return launches
+        return batches
 
-    def fail(self, puts: Sequence[_Put], error: BaseException) -> Launch:
+    def fail(self, members: Sequence[_Enqueued], error: BaseException) -> LaunchedBatch:
         """Has updates land with an error in place of a launch, in their order on the lanes."""
-        launch = Launch(puts, self)
-        launch.fail(error)
-        self.watcher.watch(launch)
-        return launch
+        batch = LaunchedBatch(members, self)
+        batch.fail(error)
+        self.watcher.watch(batch)
+        return batch
 
     def close(self) -> None:
         """Ends the threads, and destroys every stream and event."""
@@ -351,35 +355,40 @@ class CudaLanes:
             if not self.failed:  # else its streams are gone with it, and updates carry the error
                 raise
 
-    def _record_makers(self, puts: Sequence[_Put]) -> list[torch.cuda.Event]:
+    def _record_makers(self, members: Sequence[_Enqueued]) -> list[torch.cuda.Event]:
         """Events behind what makes the gradients, on all streams that may."""
-        makers = dict.fromkeys(put.maker for put in puts)
-        if len(puts) > 1:  # else it is launched on the lane's own stream
-            makers.update((put.lane.stream, None) for put in puts if put.lane.computes)
+        makers = dict.fromkeys(each.maker for each in members)
+        if len(members) > 1:  # else it is launched on the lane's own stream
+            makers.update((each.lane.stream, None) for each in members if each.lane.computes)
         return [maker.record_event(self._events.take()) for maker in makers]
 
     def _launch_group(
-        self, group: list[_Put], ready: Sequence[torch.cuda.Event]
-    ) -> Sequence[Launch]:
+        self, group: list[_Enqueued], ready: Sequence[torch.cuda.Event]
+    ) -> Sequence[LaunchedBatch]:
         """Launches updates together, as a graph if they come again; or snapshots."""
         if not self.settings.ordered:  # else the order among lanes matters too
-            group.sort(key=lambda put: put.lane.index)
+            group.sort(key=lambda each: each.lane.index)
         try:
             graph = self._find_graph(group)
         except BaseException as error:
             return [self.fail(group, self._explain(error))]
         if graph is not None:
-            return [self._send(group, graph, ready)]
-        return [self._send([put], self._make_work(put), ready) for put in group]
+            return [self._launch_batch(group, graph, ready)]
+        return [self._launch_batch([each], self._prepare(each), ready) for each in group]
 
-    def _send(self, puts: Sequence[_Put], work: _Work, ready: Sequence[torch.cuda.Event]) -> Launch:
-        launch = Launch(puts, self)
+    def _launch_batch(
+        self,
+        members: Sequence[_Enqueued],
+        prepared: _Prepared,
+        ready: Sequence[torch.cuda.Event],
+    ) -> LaunchedBatch:
+        batch = LaunchedBatch(members, self)
         try:
-            launch.send(work, ready)
+            batch.launch(prepared, ready)
         except BaseException as error:
-            launch.fail(self._explain(error))
-        self.watcher.watch(launch)  # failed or not, it lands, and nobody waits for ever
-        return launch
+            batch.fail(self._explain(error))
+        self.watcher.watch(batch)  # failed or not, it lands, and nobody waits for ever
+        return batch
 
     def _explain(self, error: BaseException) -> BaseException:
         """The error, or what did not fit if memory ran out."""
@@ -394,50 +403,50 @@ class CudaLanes:
         explained.__cause__ = error
         return explained
 
-    def _find_graph(self, group: Sequence[_Put]) -> _Work | None:
+    def _find_graph(self, group: Sequence[_Enqueued]) -> _Prepared | None:
         """The graph of updates that have come before; None if they are launched one by one."""
-        numbers = group[0].update.hyperparameters
-        if len(group) == 1 or self.settings.staleness_aware:
+        updates = [(lane, work) for lane, work, _ in group if isinstance(work, Update)]
+        if len(updates) < 2 or self.settings.staleness_aware:
             return None
+        numbers = updates[0][1].hyperparameters
         key: list[Hashable] = [numbers]  # and what is the same for all: the settings
-        for lane, update, _ in group:
-            if update.checked is None or update.hyperparameters is not numbers:
+        for lane, update in updates:
+            if update.hyperparameters is not numbers:
                 return None
             key += lane.index, update.checked.address, update.checked.ms_address
-        return self._graphs.find(tuple(key), partial(self._capture, group))
+        return self._graphs.find(tuple(key), partial(self._capture, updates))
 
-    def _capture(self, group: Sequence[_Put]) -> _Work:
+    def _capture(self, updates: Sequence[tuple[CudaLane, Update]]) -> _Prepared:
         """Captures updates: those of a lane one after the other, and lanes beside each other."""
-        verdicts: Sequence[torch.Tensor | None] = [None] * len(group)
+        verdicts: Sequence[torch.Tensor | None] = [None] * len(updates)
         found = None
         if self.settings.check_finite:
-            found = torch.empty(len(group), dtype=torch.int32, device=self._device)
-            _follow_current(group[0].lane.stream)  # where others may still use that memory
+            found = torch.empty(len(updates), dtype=torch.int32, device=self._device)
+            _follow_current(updates[0][0].stream)  # where others may still use that memory
             verdicts = found.split(1)
         branches: dict[Hashable, list[Callable[[], None]]] = {}
-        for put, verdict in zip(group, verdicts, strict=True):
-            branch = branches.setdefault(None if self.settings.ordered else put.lane.index, [])
-            branch.append(partial(self._update, put.update, verdict))
+        for (lane, update), verdict in zip(updates, verdicts, strict=True):
+            branch = branches.setdefault(None if self.settings.ordered else lane.index, [])
+            branch.append(partial(self._update, update, verdict))
         while len(self._capturing) < len(branches):
             self._capturing.append(create_stream(self._device))
         graph = capture(list(branches.values()), self._capturing[: len(branches)])
-        return _Work(graph.replay, found, self._pool_of_marks(len(group)))
+        return _Prepared(graph.replay, found, self._pool_of_marks(len(updates)))
 
-    def _make_work(self, put: _Put) -> _Work:
+    def _prepare(self, enqueued: _Enqueued) -> _Prepared:
         """One update, or a snapshot, to be launched by itself."""
-        update = put.update
-        if update.checked is None:
-            return _Work(partial(self._copy, update), None, self._marks)
-        verdict = self._verdicts[put.lane.index] if self.settings.check_finite else None
-        return _Work(partial(self._update, update, verdict), verdict, self._marks)
+        work = enqueued.work
+        if isinstance(work, Snapshot):
+            return _Prepared(partial(self._take, work), None, self._marks)
+        verdict = self._verdicts[enqueued.lane.index] if self.settings.check_finite else None
+        return _Prepared(partial(self._update, work, verdict), verdict, self._marks)
 
-    def _copy(self, update: Update) -> None:
+    def _take(self, snapshot: Snapshot) -> None:
         shared = self.settings.shared
-        update.staleness = shared.version
-        update.tensor.copy_(shared.flat, non_blocking=True)
+        snapshot.version = shared.version
+        snapshot.target.copy_(shared.flat, non_blocking=True)
 
     def _update(self, update: Update, verdict: torch.Tensor | None) -> None:
-        assert update.checked is not None
         settings, numbers = self.settings, update.hyperparameters
         staleness = settings.shared.version - update.read_version
         if settings.staleness_aware and staleness > 1:
@@ -461,37 +470,37 @@ class _LockingLauncher:
     def __init__(self, lock: ProcessLock, lanes: CudaLanes) -> None:
         self._lock = lock
         self._lanes = lanes
-        self._batches: SimpleQueue[tuple[Sequence[_Put], Sequence[torch.cuda.Event]] | None]
+        self._batches: SimpleQueue[tuple[Sequence[_Enqueued], Sequence[torch.cuda.Event]] | None]
         self._batches = SimpleQueue()
-        self._thread = threading.Thread(
-            target=self._carry_out, name="hogstream-launcher", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="hogstream-launcher", daemon=True)
         self._thread.start()
 
-    def put(self, puts: Sequence[_Put], ready: Sequence[torch.cuda.Event]) -> None:
-        """Queues what to launch together."""
-        self._batches.put((puts, ready))
+    def enqueue(self, members: Sequence[_Enqueued], ready: Sequence[torch.cuda.Event]) -> None:
+        """Enqueues what to launch together."""
+        self._batches.put((members, ready))
 
     def close(self) -> None:
-        """Ends the thread, once it is through with its queue."""
+        """Ends the thread, once all that it was given has landed."""
         self._batches.put(None)
         self._thread.join()
 
-    def _carry_out(self) -> None:
+    def _run(self) -> None:
         while (batch := self._batches.get()) is not None:
             self._launch_locked(*batch)
             del batch  # and gradients, while the thread waits for the next
 
-    def _launch_locked(self, puts: Sequence[_Put], ready: Sequence[torch.cuda.Event]) -> None:
+    def _launch_locked(
+        self, members: Sequence[_Enqueued], ready: Sequence[torch.cuda.Event]
+    ) -> None:
         try:
             make_current(self._lanes.settings.shared.flat.device)
             while not self._lock.acquire(_LOCK_SLICE_SECONDS):
                 pass
         except BaseException as error:
-            self._lanes.fail(puts, error)
+            self._lanes.fail(members, error)
             return
-        for launch in self._lanes.launch(puts, ready):
-            launch.landed.wait()
+        for batch in self._lanes.launch(members, ready):
+            batch.landed.wait()
         self._lock.release()
 
 
@@ -500,8 +509,8 @@ def _follow_current(stream: torch.cuda.Stream) -> None:
     stream.wait_stream(torch.cuda.current_stream(stream.device))
 
 
-def _wait_for(launch: Launch | None, stream: torch.cuda.Stream) -> None:
-    """Has a stream wait for a launch on another one, if that is not through."""
-    mark = None if launch is None or launch.stream is stream else launch.mark
+def _wait_for(batch: LaunchedBatch | None, stream: torch.cuda.Stream) -> None:
+    """Has a stream wait for a batch on another one, if that was not delivered yet."""
+    mark = None if batch is None or batch.stream is stream else batch.mark
     if mark is not None:
         stream.wait_event(mark.landed)

@@ -34,7 +34,7 @@ def make_current(device: torch.device) -> None:
 
 
 def destroy_stream(stream: torch.cuda.Stream) -> None:
-    """Destroys a stream that ``create_stream`` made, once it is through.
+    """Destroys a stream that ``create_stream`` made, once all on it is done.
 
     Raises:
         RuntimeError: If the device has failed.

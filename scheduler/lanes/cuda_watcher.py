@@ -1,4 +1,4 @@
-"""One thread that sees what a device is through with, and tells the event loop."""
+"""One thread that sees what has landed on a device, and wakes the event loop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Watched(Protocol):
     """What the watcher waits for.
 
     Attributes:
-        queues: It is through after all that was watched before it in one of these, so nobody looks
-            at it until then.
+        queues: It lands after all that was watched before it in one of these, so nobody looks at it
+            until then.
     """
 
     @property
@@ -28,17 +28,17 @@ class Watched(Protocol):
         """The queues that it is in."""
 
     def query(self) -> bool:
-        """Whether the device is through with it; called on the watcher's thread."""
+        """Whether the device has done it; called on the watcher's thread."""
 
     def land(self, error: BaseException | None) -> None:
-        """It is through, or nobody will know, because of an error; on the watcher's thread."""
+        """It has landed, or nobody will know, because of an error; on the watcher's thread."""
 
     def deliver(self) -> None:
-        """It has landed; on the event loop's thread."""
+        """Delivers it, once it has landed; on the event loop's thread."""
 
 
 class EventWatcher:
-    """A thread that polls what is watched, and backs off while nothing comes through.
+    """A thread that polls what is watched, and backs off while nothing lands.
 
     A host callback in its place would wait for the GIL while it holds the driver's lock, and
     deadlock; ``event.synchronize`` would need a thread for each event.
@@ -54,7 +54,7 @@ class EventWatcher:
         self._thread.start()
 
     def watch(self, watched: Watched) -> None:
-        """Has something looked at until it is through; from any thread."""
+        """Has something looked at until it has landed; from any thread."""
         self._watched.put(watched)
 
     async def done(self, event: Any) -> None:
@@ -74,7 +74,7 @@ class EventWatcher:
         await waiter.future
 
     def close(self) -> None:
-        """Ends the thread; for what is not through by now, with an error."""
+        """Ends the thread; what has not landed by now lands with an error."""
         self._closed = True
         self._watched.put(None)
         self._thread.join()
@@ -94,7 +94,7 @@ class EventWatcher:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
         for each in watched:
-            each.land(RuntimeError("the lanes were closed before the device was through"))
+            each.land(RuntimeError("the lanes were closed before the device was done"))
             self._landed.append(each)
 
     def _take_more(self, watched: list[Watched]) -> bool:
@@ -107,7 +107,7 @@ class EventWatcher:
         return False
 
     def _sift(self, watched: list[Watched]) -> list[Watched]:
-        """Lands what is through, in the order of the queues, and returns the rest."""
+        """Lands what the device has done, in the order of the queues, and returns the rest."""
         still: list[Watched] = []
         held: set[Hashable] = set()
         for each in watched:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.scheduler.lanes import native_loop as native
-from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue
+from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
     FACTORS,
     MS,
@@ -27,7 +27,7 @@ from hogstream.scheduler.lanes.native_loop import (
     STARTED,
     UPDATE,
 )
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.update import Update, Work
 
 _FORM_END = FACTORS + len(Factors._fields)
 
@@ -49,14 +49,14 @@ class NativeLane(CpuLane):
         self._address = self._memory.ctypes.data
         table = self._memory[ROWS:].reshape(rows, ROW)
         self._results = table[:, STARTED : OUTCOME + 1]
-        self._launched: deque[Update] = deque()
+        self._in_flight: deque[Work] = deque()
         self._hyperparameters: Hyperparameters | None = None
         self._form: memoryview = self._words[:0]
         self._forms: list[memoryview | None] = [None] * rows  # what is in each row
         self._queue = Queue()
-        self._flushed = 0
+        self._launched = 0
         self._thread = threading.Thread(
-            target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
+            target=self._run, name=f"hogstream-lane-{index}", daemon=True
         )
         try:
             self._thread.start()
@@ -64,63 +64,65 @@ class NativeLane(CpuLane):
             os.close(self._event)
             raise
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and launches it."""
-        self.put(update)
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.enqueue(work)
         if self._lanes.ordered:
             self.flush()
         else:
-            self._flushed = put = self._queue.put
-            native.hand_over(self._address, put)
+            self._launched = enqueued = self._queue.enqueued
+            native.launch(self._address, enqueued)
 
-    def put(self, update: Update) -> None:
-        """Queues an update, to be launched at the next ``flush``."""
-        if self._queue.put - self._queue.delivered > self._mask:
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
+        if self._queue.enqueued - self._queue.delivered > self._mask:
             raise RuntimeError(f"the lane has room for {self._mask + 1} updates, got one more")
-        index = self._queue.put & self._mask
+        index = self._queue.enqueued & self._mask
         row = ROWS + index * ROW
-        words, checked = self._words, update.checked
-        if checked is None:
-            self._forms[index] = None
-            words[row + UPDATE] = 0
-            words[row + SOURCE] = update.tensor.data_ptr()
-        else:
-            if update.hyperparameters is not self._hyperparameters:
-                self._hyperparameters = update.hyperparameters
-                self._form = _as_words(self._lanes.dtype, update.hyperparameters)
+        words = self._words
+        if isinstance(work, Update):
+            if work.hyperparameters is not self._hyperparameters:
+                self._hyperparameters = work.hyperparameters
+                self._form = _as_words(self._lanes.dtype, work.hyperparameters)
             if self._forms[index] is not self._form:
                 self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
-            words[row + SOURCE] = checked.address
-            words[row + MS] = checked.ms_address
-        words[row + READ_VERSION] = update.read_version
-        self._queue.put += 1
-        self._launched.append(update)
+            words[row + SOURCE] = work.checked.address
+            words[row + MS] = work.checked.ms_address
+            words[row + READ_VERSION] = work.read_version
+        else:
+            self._forms[index] = None
+            words[row + UPDATE] = 0
+            words[row + SOURCE] = work.target.data_ptr()
+        self._queue.enqueued += 1
+        self._in_flight.append(work)
 
     def flush(self) -> None:
-        """Hands over what was put: no system call, unless the lane sleeps."""
+        """Launches what was enqueued: no system call, unless the lane sleeps."""
         if self._lanes.ordered:
-            for index in range(self._flushed, self._queue.put):
+            for index in range(self._launched, self._queue.enqueued):
                 row = ROWS + (index & self._mask) * ROW
                 self._words[row + native.TICKET] = self._lanes.take_ticket(self._address)
-        self._flushed = self._queue.put
-        native.hand_over(self._address, self._queue.put)
+        self._launched = self._queue.enqueued
+        native.launch(self._address, self._queue.enqueued)
 
-    def collect(self) -> None:
+    def deliver(self) -> None:
         """Delivers what has landed."""
-        through = native.landed(self._address) - self._queue.delivered
-        if not through:
+        count = native.landed(self._address) - self._queue.delivered
+        if not count:
             return
-        landed = [self._launched.popleft() for _ in range(through)]
+        landed = [self._in_flight.popleft() for _ in range(count)]
         first = self._queue.delivered & self._mask
-        results = self._results[first : first + through].tolist()
-        results += self._results[: through - len(results)].tolist()  # round the end of the ring
-        for update, result in zip(landed, results, strict=True):
-            update.started_ns, update.landed_ns, update.staleness, outcome = result
-            if outcome:
-                update.nonfinite = outcome == NONFINITE
-                if outcome < 0:
-                    update.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
-        self._queue.advance(through)
+        results = self._results[first : first + count].tolist()
+        results += self._results[: count - len(results)].tolist()  # round the end of the ring
+        for work, result in zip(landed, results, strict=True):
+            if isinstance(work, Update):
+                work.started_ns, work.landed_ns, work.staleness, outcome = result
+                work.nonfinite = outcome == NONFINITE
+            else:
+                work.started_ns, work.landed_ns, work.version, outcome = result
+            if outcome < 0:
+                work.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
+        self._queue.advance(count)
         self._lanes.deliver(self._index, landed)
 
     def close(self) -> None:
@@ -129,8 +131,8 @@ class NativeLane(CpuLane):
         self._thread.join()
         os.close(self._event)
 
-    def _carry_out(self) -> None:
-        native.carry_out(self._address, self._lanes.settings.address)
+    def _run(self) -> None:
+        native.run(self._address, self._lanes.settings.address)
 
 
 class NativeLanes:
@@ -154,7 +156,7 @@ class NativeLanes:
         self.settings = _Settings(settings, self._event, self._owners)
         self._tickets = 0
         self.lanes: list[NativeLane] = []
-        self._loop.add_reader(self._event, self._collect)
+        self._loop.add_reader(self._event, self._deliver_landed)
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
@@ -171,7 +173,7 @@ class NativeLanes:
         return ticket
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Hands over what was put on some lanes."""
+        """Launches what was enqueued on some lanes."""
         for index in lanes:
             self.lanes[index].flush()
 
@@ -183,12 +185,12 @@ class NativeLanes:
         self._loop.remove_reader(self._event)
         os.close(self._event)
 
-    def _collect(self) -> None:
+    def _deliver_landed(self) -> None:
         os.eventfd_read(self._event)
         # Then the flag: what lands from here on is either seen below, or wakes again.
         native.listen(self.settings.address)
         for lane in self.lanes:
-            lane.collect()
+            lane.deliver()
 
 
 class _Settings:
@@ -226,10 +228,10 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a lane that is told to stop at once."""
     lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
     words[native.STOP] = 1
-    native.hand_over(lane.ctypes.data, 0)
+    native.launch(lane.ctypes.data, 0)
     native.landed(lane.ctypes.data)
     native.listen(words.ctypes.data)
-    native.carry_out(lane.ctypes.data, words.ctypes.data)
+    native.run(lane.ctypes.data, words.ctypes.data)
     _as_words(_dtype(settings), hyperparameters)
     _finite(settings)
 

@@ -1,6 +1,6 @@
 """What a CPU lane does, compiled: takes updates from a ring in memory, and applies them.
 
-It runs on the lane's thread and never holds the GIL. While it has work, handing it more is a write
+It runs on the lane's thread and never holds the GIL. While it has work, launching more is a write
 to memory; a system call is made only to wake a lane that sleeps, or a loop that does.
 
 This module needs Numba. Blocks of memory are int64 words, given by address; the constants below say
@@ -28,11 +28,11 @@ from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 
 WORD = 8
 
-#: A lane: how many rows were handed over, how many are through, whether it sleeps; the file
+#: A lane: how many rows were launched, how many have landed, whether it sleeps; the file
 #: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
 #: 1, space for a time, how many rows may be left when it wakes the loop, space for factors; and
 #: then the rows.
-SUBMITTED, LANDED, ASLEEP = 0, 8, 16
+LAUNCHED, LANDED, ASLEEP = 0, 8, 16
 LANE_EVENT, MASK, ONE, TIME, LOW_WATER, OWN_FACTORS, ROWS = 24, 25, 26, 27, 29, 32, 40
 
 #: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
@@ -72,14 +72,14 @@ _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.
 
 
 @numba.njit(nogil=True, cache=True)
-def hand_over(lane: int, submitted: int) -> None:
+def launch(lane: int, launched: int) -> None:
     """Makes rows visible to a lane, and wakes it if it sleeps.
 
     Args:
         lane: Its address.
-        submitted: How many rows it has been handed since it was opened.
+        launched: How many rows have been launched on it since it was opened.
     """
-    atomic_store(lane + WORD * SUBMITTED, submitted)
+    atomic_store(lane + WORD * LAUNCHED, launched)
     wake(lane)
 
 
@@ -92,7 +92,7 @@ def wake(lane: int) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def landed(lane: int) -> Any:
-    """How many rows of a lane are through; what was done for them can be seen then."""
+    """How many rows of a lane have landed; what was done for them can be seen then."""
     return atomic_load(lane + WORD * LANDED)
 
 
@@ -103,7 +103,7 @@ def listen(settings: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def carry_out(lane: int, settings: int) -> None:
+def run(lane: int, settings: int) -> None:
     """The loop of a lane: returns when it is told to stop and has nothing left to do.
 
     Args:
@@ -127,7 +127,7 @@ def carry_out(lane: int, settings: int) -> None:
         atomic_store(row + WORD * LANDED_NS, now(lane))
         done += 1
         atomic_store(lane + WORD * LANDED, done)
-        tell(lane, row, settings, done)
+        wake_others(lane, row, settings, done)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -185,7 +185,7 @@ def divide_lr(factors: int, divisor: int) -> None:
 def await_row(lane: int, settings: int, done: int) -> bool:
     """Waits until there is another row; False if there is none and the lane is to stop."""
     yields = _YIELDS
-    while atomic_load(lane + WORD * SUBMITTED) == done:
+    while atomic_load(lane + WORD * LAUNCHED) == done:
         if atomic_load(settings + WORD * STOP):
             return False
         if yields > 0:
@@ -193,9 +193,9 @@ def await_row(lane: int, settings: int, done: int) -> bool:
             _yield()
             continue
         atomic_store(lane + WORD * ASLEEP, 1)
-        # Whoever hands over or stops from here on sees that it sleeps, and sends the event.
+        # Whoever launches or stops from here on sees that it sleeps, and sends the event.
         if (
-            atomic_load(lane + WORD * SUBMITTED) == done and not atomic_load(settings + WORD * STOP)
+            atomic_load(lane + WORD * LAUNCHED) == done and not atomic_load(settings + WORD * STOP)
         ) or not atomic_exchange(lane + WORD * ASLEEP, 0):
             _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
         yields = _YIELDS
@@ -204,7 +204,7 @@ def await_row(lane: int, settings: int, done: int) -> bool:
 
 @numba.njit(nogil=True, cache=True)
 def await_turn(lane: int, row: int, settings: int) -> None:
-    """Waits, under an order, until all rows with an earlier ticket are through."""
+    """Waits, under an order, until all rows with an earlier ticket have landed."""
     if atomic_load(settings + WORD * OWNERS) == 0:
         return
     ticket = atomic_load(row + WORD * TICKET)
@@ -251,7 +251,7 @@ def unlock(settings: int) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def land(row: int, settings: int, outcome: int) -> None:
-    """Counts an update that is through, and how stale it was."""
+    """Counts an update that was applied, and how stale it was."""
     atomic_store(row + WORD * OUTCOME, outcome)
     slot = atomic_load(settings + WORD * SLOT)
     mine = atomic_load(settings + WORD * VERSIONS) + WORD * slot
@@ -273,7 +273,7 @@ def version(settings: int) -> int:
 
 
 @numba.njit(nogil=True, cache=True)
-def tell(lane: int, row: int, settings: int, done: int) -> None:
+def wake_others(lane: int, row: int, settings: int, done: int) -> None:
     """Lets the next in order go on, and wakes the event loop, if it is time and nobody has yet."""
     owners = atomic_load(settings + WORD * OWNERS)
     if owners != 0:
@@ -283,7 +283,7 @@ def tell(lane: int, row: int, settings: int, done: int) -> None:
         owner = atomic_load(owners + WORD * slot)
         if owner != 0 and owner != lane:
             wake(owner)  # in vain, if the ticket is not handed out yet
-    left = atomic_load(lane + WORD * SUBMITTED) - done
+    left = atomic_load(lane + WORD * LAUNCHED) - done
     if left > atomic_load(lane + WORD * LOW_WATER):
         return
     if not atomic_exchange(settings + WORD * WOKEN, 1):

@@ -8,12 +8,27 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from hogstream.kernels.backends.numpy_kernels import all_finite
-from hogstream.scheduler.lanes.base import CpuLane, Deliver, Queue, Wakeup
-from hogstream.scheduler.update import LaneSettings, Update
+from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
+from hogstream.scheduler.update import Snapshot, Update, Work
 
 _LOCK_SLICE_SECONDS = 1.0
+
+
+class _Launched(NamedTuple):
+    """Work that a lane was given to do.
+
+    Attributes:
+        work: An update or a snapshot.
+        after: Set when that which it waits for has landed; None if it waits for nothing.
+        landed: Set when it has landed itself.
+    """
+
+    work: Work
+    after: threading.Event | None
+    landed: threading.Event
 
 
 class ThreadLane(CpuLane):
@@ -23,34 +38,31 @@ class ThreadLane(CpuLane):
         self._index = index
         self._lanes = lanes
         self._queue = Queue()
-        self._put: list[Update] = []
-        self._launched: SimpleQueue[list[Update] | None] = SimpleQueue()
-        self._landed: deque[Update] = deque()
+        self._enqueued: list[Work] = []
+        self._launched: SimpleQueue[list[_Launched] | None] = SimpleQueue()
+        self._landed: deque[Work] = deque()
         self._thread = threading.Thread(
-            target=self._carry_out, name=f"hogstream-lane-{index}", daemon=True
+            target=self._run, name=f"hogstream-lane-{index}", daemon=True
         )
         self._thread.start()
 
-    def launch(self, update: Update) -> None:
-        """Queues an update and launches it."""
-        self.put(update)
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.enqueue(work)
         self.flush()
 
-    def put(self, update: Update) -> None:
-        """Queues an update, to be launched at the next ``flush``."""
-        self._queue.put += 1
-        self._put.append(update)
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
+        self._queue.enqueued += 1
+        self._enqueued.append(work)
 
     def flush(self) -> None:
-        """Hands over what was put."""
-        if self._put:
-            for update in self._put:
-                update.on_device = threading.Event()
-                update.after = self._lanes.take_turn(update)
-            self._launched.put(self._put)
-            self._put = []
+        """Launches what was enqueued."""
+        if self._enqueued:
+            self._launched.put([self._lanes.take_turn(work) for work in self._enqueued])
+            self._enqueued = []
 
-    def collect(self) -> None:
+    def deliver(self) -> None:
         """Delivers what has landed."""
         landed = [self._landed.popleft() for _ in range(len(self._landed))]
         if landed:
@@ -58,21 +70,20 @@ class ThreadLane(CpuLane):
             self._queue.advance(len(landed))
 
     def close(self) -> None:
-        """Ends the thread, once it is through with its queue."""
+        """Ends the thread, once all on its queue has landed."""
         self._launched.put(None)
         self._thread.join()
 
-    def _carry_out(self) -> None:
-        while (updates := self._launched.get()) is not None:
-            for update in updates:
-                if update.after is not None:
-                    update.after.on_device.wait()
-                    update.after = None  # or each update would keep all before it alive
-                self._lanes.apply(update)
-                self._landed.append(update)
+    def _run(self) -> None:
+        while (batch := self._launched.get()) is not None:
+            for launched in batch:
+                if launched.after is not None:
+                    launched.after.wait()
+                self._lanes.apply(launched.work)
+                self._landed.append(launched.work)
                 self._lanes.wakeup.request()
-                update.on_device.set()
-            del updates, update  # and gradients, while the lane waits for the next
+                launched.landed.set()
+            del batch, launched  # and gradients, while the lane waits for the next
 
 
 class ThreadLanes:
@@ -80,9 +91,9 @@ class ThreadLanes:
 
     def __init__(self, settings: LaneSettings, count: int, deliver: Deliver) -> None:
         self.deliver = deliver
-        self.wakeup = Wakeup(self._collect)
+        self.wakeup = Wakeup(self._deliver_landed)
         self._settings = settings
-        self._last: Update | None = None
+        self._last: threading.Event | None = None  # of what was launched last on any lane
         self.lanes: list[ThreadLane] = []
         try:
             for index in range(count):
@@ -91,48 +102,48 @@ class ThreadLanes:
             self.close()
             raise
 
-    def take_turn(self, update: Update) -> Update | None:
-        """The update that this one waits for, if updates are ordered."""
+    def take_turn(self, work: Work) -> _Launched:
+        """Work with its place in the order of all, if updates are ordered."""
+        landed = threading.Event()
         if not self._settings.ordered:
-            return None
-        before, self._last = self._last, update
-        return before
+            return _Launched(work, None, landed)
+        after, self._last = self._last, landed
+        return _Launched(work, after, landed)
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Hands over what was put on some lanes."""
+        """Launches what was enqueued on some lanes."""
         for index in lanes:
             self.lanes[index].flush()
 
-    def apply(self, update: Update) -> None:
-        """Carries out an update on the calling thread; whatever goes wrong is its error."""
+    def apply(self, work: Work) -> None:
+        """Applies an update, or takes a snapshot; whatever goes wrong is its error."""
         lock = self._settings.lock
         try:
             while lock is not None and not lock.acquire(_LOCK_SLICE_SECONDS):
                 pass
             try:
-                update.started_ns = time.perf_counter_ns()
-                if update.checked is None:
-                    self._copy(update)
+                work.started_ns = time.perf_counter_ns()
+                if isinstance(work, Snapshot):
+                    self._take(work)
                 else:
-                    self._update(update)
+                    self._update(work)
             finally:
-                update.landed_ns = time.perf_counter_ns()
+                work.landed_ns = time.perf_counter_ns()
                 if lock is not None:
                     lock.release()
         except BaseException as error:
-            update.error = error
+            work.error = error
 
     def close(self) -> None:
         """Ends every thread."""
         for lane in self.lanes:
             lane.close()
 
-    def _copy(self, update: Update) -> None:
-        update.staleness = self._settings.shared.version
-        update.tensor.copy_(self._settings.shared.flat)
+    def _take(self, snapshot: Snapshot) -> None:
+        snapshot.version = self._settings.shared.version
+        snapshot.target.copy_(self._settings.shared.flat)
 
     def _update(self, update: Update) -> None:
-        assert update.checked is not None
         settings, shared = self._settings, self._settings.shared
         backend, table = settings.backend, update.checked.table
         if settings.check_finite and not all_finite(table):
@@ -145,6 +156,6 @@ class ThreadLanes:
         backend.kernel(table, hyperparameters)
         update.staleness = shared.land(update.read_version)
 
-    def _collect(self) -> None:
+    def _deliver_landed(self) -> None:
         for lane in self.lanes:
-            lane.collect()
+            lane.deliver()

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
 from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.worker_thread import WorkerThread
 
 # A process at work shows a sign of life so many times in a deadline.
@@ -82,7 +83,7 @@ class WorkerProcess:
         index: int,
         shared: SharedParameters,
         lock: ProcessLock | None,
-        settings: Mapping[str, Any],
+        settings: SchedulerSettings,
     ) -> WorkerProcess:
         """Starts it; it says when it is ``open``.
 
@@ -225,7 +226,7 @@ def _serve(
     end: socket.socket,
     shared: SharedParameters,
     lock: ProcessLock | None,
-    settings: Mapping[str, Any],
+    settings: SchedulerSettings,
 ) -> None:
     """The process, from its start to its end."""
     # Ctrl-C goes to the whole process group, but it is for the parent to decide.
@@ -251,12 +252,12 @@ async def _take_orders(
     end: socket.socket,
     shared: SharedParameters,
     lock: ProcessLock | None,
-    settings: Mapping[str, Any],
+    settings: SchedulerSettings,
 ) -> None:
     """Opens a scheduler, and runs workers with it as often as the parent asks for it."""
     channel = await Channel.open(end)
     try:
-        async with StreamScheduler(shared, process_lock=lock, **settings) as scheduler:
+        async with StreamScheduler(shared, settings, process_lock=lock) as scheduler:
             channel.send("open")
             while True:
                 kind, make_worker = await channel.receive()
@@ -283,7 +284,7 @@ async def _take_part(
     kind, budget = await channel.receive()
     if kind == "stop":
         return
-    signs = asyncio.ensure_future(_show_signs_of_life(channel, scheduler.deadline))
+    signs = asyncio.ensure_future(_show_signs_of_life(channel, scheduler.settings.deadline))
     run = asyncio.ensure_future(scheduler.run(worker, **budget))
     told = asyncio.ensure_future(channel.receive())
     await asyncio.wait({run, told}, return_when=asyncio.FIRST_COMPLETED)

@@ -14,13 +14,14 @@ from typing import Any
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import check_choice, check_integer
+from hogstream.scheduler.checks import SettingError, check_choice, check_integer, check_type
 from hogstream.scheduler.context import Worker, WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.process import WorkerProcess
-from hogstream.scheduler.report import RunRecord, RunReport
-from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW, StreamScheduler
+from hogstream.scheduler.report import RunRecord, RunReport, described
+from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
+from hogstream.scheduler.settings import SchedulerSettings
 
 POLICIES = ("lock-free", "locked")
 
@@ -43,56 +44,45 @@ class ProcessScheduler:
 
     Attributes:
         shared: What the workers update.
+        settings: How the scheduler of each process runs.
         report: Of the run that ended last, also if it failed or was cancelled; None before.
     """
 
     def __init__(
         self,
         shared: SharedParameters,
+        settings: SchedulerSettings | None = None,
         *,
         processes: int,
-        workers: int = 1,
-        policy: str = "lock-free",
-        on_error: str = "stop",
-        deadline: float | None = None,
-        **settings: Any,
+        **values: Any,
     ) -> None:
         """Checks everything; starts nothing.
 
         Args:
             shared: What the workers update.
+            settings: How the scheduler of each process runs; None for the defaults, and one worker.
+                Workers are numbered through: the first of process 2 is worker ``2 * workers``.
+                The policy is ``"lock-free"``, or ``"locked"``: one lock for all processes, which
+                the death of its holder releases. With ``on_error="restart"``, a new process makes
+                what was left of the share of one that died.
             processes: How many, at least 1.
-            workers: How many each process has, at least 1. They are numbered through: the first of
-                process 2 is worker ``2 * workers``.
-            policy: ``"lock-free"``, or ``"locked"``: one lock for all processes, which the death of
-                its holder releases.
-            on_error: When a worker fails or a process dies: ``"stop"`` all, let the others
-                ``"continue"``, or ``"restart"`` it: a new process makes what was left of its share,
-                unless it died three times without an update in between.
-            deadline: How many seconds a worker may take between two waits for the scheduler, and a
-                process that works may show no sign of life, > 0: then it is killed. None: any time.
-            settings: Others of ``StreamScheduler``, hyperparameters among them.
+            values: By name, in the place of those in ``settings``: settings and hyperparameters.
 
         Raises:
             TypeError: If an argument is unknown or of a wrong type.
             ValueError: If a name is unknown, or a number is out of range.
-            RuntimeError: If the backend is not available here, or cannot count races.
+            RuntimeError: If the backend is not available here.
         """
+        check_type("shared", shared, SharedParameters)
         for name in ("timeline", "process_lock"):
-            if settings.get(name) is not None:
-                raise ValueError(f"{name} must be None over processes, got {settings[name]!r}")
-        check_choice("policy", policy, POLICIES)
+            if values.get(name) is not None:
+                raise SettingError(name, f"must be None over processes, got {values[name]!r}")
         self.processes = check_integer("processes", processes, at_least=1)
-        self._settings = {
-            "workers": workers,
-            "policy": policy,
-            "on_error": on_error,
-            "deadline": deadline,
-            **settings,
-        }
-        # One like that of each process: it checks the settings, and is never opened.
-        self._like = StreamScheduler(shared, **self._settings)
+        one_worker = {} if settings is not None else {"workers": 1}
+        self.settings = SchedulerSettings.make(settings, {**one_worker, **values})
+        check_choice("policy", self.settings.policy, POLICIES)
         self.shared = shared
+        self._backend = self.settings.select_backend(shared.flat.device.type)
         self.report: RunReport | None = None
         self._open = False
         self._stopping = False
@@ -108,13 +98,13 @@ class ProcessScheduler:
         """
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
-        shared, like = self.shared, self._like
-        if like.telemetry:
-            like._count_races()
-        if like.state == "per-worker":
-            shared.make_worker_ms(self.processes * like.workers)
+        shared, settings = self.shared, self.settings
+        if settings.telemetry:
+            shared.count_races_with(self._backend)
+        if settings.state == "per-worker":
+            shared.make_worker_ms(self.processes * settings.workers)
         shared.share_memory_(self.processes)
-        self._lock = ProcessLock() if like.policy.exclusive else None
+        self._lock = ProcessLock() if settings.policy == "locked" else None
         self._open = True
         opening = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
@@ -186,7 +176,7 @@ class ProcessScheduler:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._stopping = False
         run = _Run(
-            pickled, self._divide(budget), self.shared.races if self._like.telemetry else None
+            pickled, self._divide(budget), self.shared.races if self.settings.telemetry else None
         )
         tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
         try:
@@ -195,19 +185,19 @@ class ProcessScheduler:
             self._tasks = []
             self.report = run.report()
         failures = self.report.failures
-        if failures and (self._like.on_error == "stop" or not self.report.updates):
+        if failures and (self.settings.on_error == "stop" or not self.report.updates):
             raise WorkerError(failures) from next(iter(failures.values()))
         if not self._open:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
         return self.report
 
     def _divide(self, budget: Budget) -> list[_Share]:
-        described = self._like._described()
+        ran = described(self.settings, self.shared, self._backend)
         return [
             _Share(
                 index,
                 part,
-                [RunRecord(self._like.workers).report(**described, partial=not part.is_spent())],
+                [RunRecord(self.settings.workers).report(**ran, partial=not part.is_spent())],
             )
             for index, part in enumerate(budget.divided(self.processes))
         ]
@@ -227,14 +217,14 @@ class ProcessScheduler:
                     failures = 1 if landed else failures + 1
                     share.budget.spend(landed)
                     again = (
-                        self._like.on_error == "restart"
+                        self.settings.on_error == "restart"
                         and failures < MAX_FAILURES_IN_A_ROW
                         and not self._stopping
                         and not share.budget.is_spent()
                     )
                     share.reports.append(self._make_report(share, landed, error, again))
                     run.ends.append(time.perf_counter())
-                    if self._like.on_error == "stop":
+                    if self.settings.on_error == "stop":
                         self._stop()
         finally:
             run.arrive(share)
@@ -257,17 +247,17 @@ class ProcessScheduler:
             report, end = await process.receive("report")
             share.reports.append(report)
             run.ends.append(end)
-            if report.failures and self._like.on_error == "stop":
+            if report.failures and self.settings.on_error == "stop":
                 self._stop()
 
-        with process.watched(self._like.deadline):
+        with process.watched(self.settings.deadline):
             await uncancelled(finish, partial(process.send, "stop"), process.kill)
 
     async def _process(self, index: int) -> WorkerProcess:
         """The process of that number, started if there is none."""
         process = self._started.get(index)
         if process is None:
-            process = await WorkerProcess.start(index, self.shared, self._lock, self._settings)
+            process = await WorkerProcess.start(index, self.shared, self._lock, self.settings)
             self._started[index] = process
             await process.receive("open")
         return process
@@ -279,7 +269,7 @@ class ProcessScheduler:
         if process is not None and process.has_ended:
             dead.append(process.pid)
             del self._started[share.index]
-        workers = self._like.workers
+        workers = self.settings.workers
         return replace(
             share.reports[0],
             updates_by_worker=[landed] + [0] * (workers - 1),

@@ -10,14 +10,14 @@ text               around                                                       
 ``iteration``      an iteration of a worker, with its read of the parameters     policy    lane
 ``submit``         the worker's ``submit``                                       policy    lane
 ``wait REASON``    a wait for ``lock``, ``bound``, ``landing`` or ``snapshot``   policy    lane
-``update``         the hand-over of an update to its lane, on the host           policy    lane
+``update``         an update that is enqueued on its lane, on the host           policy    lane
 ``snapshot``       the same of a copy of the parameters                          policy    lane
 =================  ============================================================  ========  =======
 
-A lane has its worker's index; the payload is an int64. On a GPU a hand-over launches the kernel; of
-a batch, the last one launches all. On a CPU, or under a lock of processes, a thread carries it out
-later. How long that takes is not said here: on a GPU the kernel's own row says it, on a CPU, whose
-lanes run without Python, a ``Timeline``.
+A lane has its worker's index; the payload is an int64. An update is launched as it is enqueued; of
+a batch, the last one launches all. On a GPU that is a launch of the kernel; on a CPU, or under a
+lock of processes, a thread does the rest later. How long that takes is not said here: on a GPU the
+kernel's own row says it, on a CPU, whose lanes run without Python, a ``Timeline``.
 
 In the SQLite export of Nsight Systems all are rows of ``NVTX_EVENTS``: the domain has
 ``eventType`` 75 and gives ``domainId``; a range has 60, with its payload in ``int64Value``, its

@@ -1,4 +1,4 @@
-"""A trace of a run, for ui.perfetto.dev: what each lane carried out and what workers waited for."""
+"""A trace of a run, for ui.perfetto.dev: what each lane did and what workers waited for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Timeline:
             worker: Index of the worker that submitted it.
             lane: Index of its lane.
             submitted_ns: When it was submitted.
-            started_ns: When it was launched. A lane is in order, so one that was launched while
+            started_ns: When its lane began with it. A lane is in order, so one that began while
                 another was under way is shown to start when that landed.
             landed_ns: When it landed, or failed.
             staleness: Its staleness.

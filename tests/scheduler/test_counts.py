@@ -53,7 +53,7 @@ async def calls_for_each_update(
 
 
 # Settings, and calls for each update that a worker awaits: to take one of the run's updates and
-# begin (4), submit and check (2), launch (4), wait for the landing (3), collect (5), take note (4),
+# begin (4), submit and check (2), enqueue and launch (4), wait for the landing (3), deliver (9),
 # go on (4), and end (4). An iteration that waits for a gate, or for a snapshot, does so besides.
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "compiled lanes": ({"backend": "numba"}, 30),
@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "deadline": ({"deadline": 60.0}, 31),
     "timeline": ({"timeline": Timeline()}, 35),
     "fresh gradients": ({"fresh": True}, 39),  # each of which is checked
-    "deep": ({"depth": 64}, 12),  # some tens are waited for, collected and noted together
+    "deep": ({"depth": 64}, 12),  # some tens are waited for and delivered together
 }
 
 
@@ -75,17 +75,17 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
 async def test_an_update_takes_few_calls(case: str) -> None:
     settings, most = CALLS[case]
     calls = await calls_for_each_update(**settings)
-    assert calls["scheduler._launch"] >= 1
+    assert calls["dispatch.enqueue"] >= 1
     hold(f"{calls}\ncalls for each update, {case}", calls.total(), most)
 
 
-async def test_a_batch_is_handed_over_at_once() -> None:
+async def test_a_batch_is_launched_at_once() -> None:
     shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
     scheduler = StreamScheduler(shared, workers=1, depth=16, batch=16, backend="numba")
     async with scheduler:
         with counted_calls() as counts:
             await scheduler.run(submit_ones(shared), updates=UPDATES)
-    assert counts["native.put"] == UPDATES
+    assert counts["native.enqueue"] == UPDATES
     assert counts["native.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
 
 
@@ -109,7 +109,7 @@ async def test_a_worker_that_fills_its_lane_goes_on_when_half_is_free(
         await context.submit(ones)
 
     async with python_lanes(shared, kernel, workers=1, depth=depth) as scheduler:
-        lanes: Any = scheduler._lanes
+        lanes: Any = scheduler._dispatch.lanes
         (lane,) = lanes.lanes
         run = asyncio.create_task(scheduler.run(worker, updates=depth + 3 * landings))
         seen = []
@@ -131,9 +131,9 @@ async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
         for _ in range(3):
             for update in updates_of(lanes, 8):
                 lane.launch(update)
-            lane._carry_out()
+            lane._run()
             assert written(lanes._event) == 1
-            lanes._collect()
+            lanes._deliver_landed()
 
 
 # How many of 8 landings wake a loop that listens again after each: when half are left or fewer;
@@ -148,14 +148,14 @@ async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
 ) -> None:
     shared = SharedParameters({"p": torch.zeros(ELEMENTS)})
     async with StreamScheduler(shared, workers=1, backend="numba", **settings) as scheduler:
-        lanes: Any = scheduler._lanes
+        lanes: Any = scheduler._dispatch.lanes
         end_threads(lanes)
         (lane,) = lanes.lanes
-        native.hand_over(lane._address, 8)
+        native.launch(lane._address, 8)
         seen = []
         for done in range(1, 9):
             native.listen(lanes.settings.address)
-            native.tell(lane._address, 0, lanes.settings.address, done)
+            native.wake_others(lane._address, 0, lanes.settings.address, done)
             seen.append(written(lanes._event))
         assert seen == [max(0, wakes + done - 8) for done in range(1, 9)]
 
@@ -179,7 +179,7 @@ async def test_a_landing_wakes_the_next_lane_in_order_only_if_it_sleeps(asleep: 
         for lane in lanes.lanes:
             lane._words[native.ASLEEP] = asleep
         first._words[native.ASLEEP] = 0  # as it is at work
-        first._carry_out()
+        first._run()
         assert [written(lane._event) for lane in lanes.lanes] == [0, asleep, 0]
 
 
@@ -191,7 +191,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_updates_on_a_lane_that_is_busy_take_no_system_call(tmp_path: Path) -> None:
-    """Launched, carried out and timed, all but the one that wakes the event loop."""
+    """Launched, applied and timed, all but the one that wakes the event loop."""
     script = Path(__file__).parents[1] / "support" / "lanes_by_hand.py"
     log = tmp_path / "log"
     # What Python does with files and memory, and a clock that some machines have to ask.
@@ -225,13 +225,13 @@ class Seen:
 
     def __init__(self, *queues: int) -> None:
         self.queues = queues
-        self.through = False
+        self.done = False
         self.looks = 0
         self.delivered = asyncio.Event()
 
     def query(self) -> bool:
         self.looks += 1
-        return self.through
+        return self.done
 
     def land(self, error: BaseException | None) -> None:
         assert error is None
@@ -245,14 +245,14 @@ async def test_a_device_is_asked_about_the_first_of_each_queue_only() -> None:
     try:
         first, *others = queue = [Seen(0) for _ in range(100)]
         for each in others:
-            each.through = True
+            each.done = True
         beside = Seen(1)
-        beside.through = True
+        beside.done = True
         for each in [*queue, beside]:
             watcher.watch(each)
         await asyncio.wait_for(beside.delivered.wait(), LIMIT_SECONDS)
         assert [each.looks for each in others] == [0] * 99
-        first.through = True
+        first.done = True
         await asyncio.wait_for(others[-1].delivered.wait(), LIMIT_SECONDS)
         assert [each.looks for each in others] == [1] * 99
     finally:

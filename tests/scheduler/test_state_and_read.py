@@ -194,9 +194,10 @@ async def test_snapshot_waits_for_the_lock() -> None:
         run = asyncio.create_task(scheduler.run(worker, updates=2))
         await failed.wait()
         for _ in range(2):
-            for _ in range(20):  # turns of the loop, in which a snapshot would be put on the lane
+            for _ in range(20):  # turns of the loop, in which a snapshot would be enqueued
                 await asyncio.sleep(0)
-            lane = scheduler._contexts[1].lane
+            assert scheduler._dispatch.lanes is not None
+            lane = scheduler._dispatch.lanes.lanes[1]
             await lane.done(lane.record_event())
         assert reads == [0]
         release.set()
@@ -338,12 +339,12 @@ def test_switches_take_nothing_but_booleans(name: str) -> None:
         StreamScheduler(SharedParameters({"p": torch.zeros(3)}), workers=1, **settings)
 
 
-async def test_event_of_a_lane_is_done_when_what_was_put_before_has_landed(backend: str) -> None:
+async def test_event_of_a_lane_is_done_when_all_enqueued_before_has_landed(backend: str) -> None:
     shared = SharedParameters({"p": torch.zeros(1 << 16)})
 
     async def worker(context: WorkerContext) -> None:
         nothing = context.lane.record_event()
-        await context.lane.done(nothing)  # at once: nothing was put after it
+        await context.lane.done(nothing)  # at once: nothing was enqueued before
         await context.submit(torch.ones(1 << 16))
         event = context.lane.record_event()
         await context.lane.done(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hogstream.scheduler import SharedParameters, SimulatedWorker, StreamScheduler
+from hogstream.scheduler import SettingError, SharedParameters, SimulatedWorker, StreamScheduler
 from scheduler_testing import COUNTING
 
 N = 1 << 16
@@ -69,5 +69,5 @@ async def test_without_telemetry_nothing_is_counted() -> None:
 
 def test_backend_that_cannot_count_is_refused() -> None:
     shared = SharedParameters({"p": torch.zeros(N)})
-    with pytest.raises(RuntimeError, match="telemetry needs a backend that counts races"):
+    with pytest.raises(SettingError, match="telemetry needs a backend that counts races"):
         StreamScheduler(shared, workers=1, telemetry=True, backend="numpy")

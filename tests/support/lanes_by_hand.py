@@ -1,6 +1,6 @@
 """Compiled CPU lanes whose threads have ended: their loop runs when, and where, a test calls it.
 
-As a script, it carries out updates between two calls of ``getppid``, which whoever traces it sees.
+As a script, it applies updates between two calls of ``getppid``, which whoever traces it sees.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.native import NativeLanes
-from hogstream.scheduler.update import Checked, LaneSettings, Update
+from hogstream.scheduler.update import Checked, Update, Work
 
 
 @asynccontextmanager
@@ -54,13 +55,13 @@ def end_threads(lanes: NativeLanes) -> None:
 
 
 def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
-    """Updates that may be put on any lane."""
+    """Updates that may be enqueued on any lane."""
     shared = lanes.settings._settings.shared
     grad = torch.ones_like(shared.flat)
     table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
     checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
     hyperparameters = Hyperparameters()
-    return [Update(0, grad, checked, hyperparameters, 0, 0) for _ in range(count)]
+    return [Update(0, 0, grad, checked, hyperparameters, 0) for _ in range(count)]
 
 
 def written(event: int) -> int:
@@ -70,12 +71,12 @@ def written(event: int) -> int:
     return int(count.split()[1], 16)
 
 
-def _forget(lane: int, landed: Sequence[Update]) -> None:
-    """Takes what is through."""
+def _forget(lane: int, landed: Sequence[Work]) -> None:
+    """Takes what has landed."""
 
 
 async def main(*counts: int) -> None:
-    """Launches updates on a lane that is awake, and carries them out, between two marks."""
+    """Launches updates on a lane that is awake, and applies them, between two marks."""
     async with lanes_by_hand(depth=max(counts)) as lanes:
         (lane,) = lanes.lanes
         for count in counts:
@@ -83,9 +84,9 @@ async def main(*counts: int) -> None:
             os.getppid()
             for update in updates:
                 lane.launch(update)
-            lane._carry_out()
+            lane._run()
             os.getppid()
-            lanes._collect()
+            lanes._deliver_landed()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def die_once(marker: Path, shared: SharedParameters, process: int) -> Worker:
 async def meet(fate: str, context: WorkerContext) -> None:
     """What may befall a process."""
     if fate == "killed with the lock":
-        lock = context._scheduler.process_lock
+        lock = context._dispatch.process_lock
         assert lock is not None
         assert lock.acquire(60)
         os.kill(os.getpid(), signal.SIGKILL)

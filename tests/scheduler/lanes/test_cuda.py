@@ -177,21 +177,21 @@ async def test_lane_waits_for_its_update_in_a_graph_on_another(
     """The graph hangs back on lane 0, and what follows it on lane 1 must not overtake it."""
     shared = zeros(1 << 16)
     left_out, counted = torch.full_like(shared.flat, float("nan")), torch.ones_like(shared.flat)
-    first_is_put, both_are_put = asyncio.Event(), asyncio.Event()
+    first_is_enqueued, both_are_enqueued = asyncio.Event(), asyncio.Event()
     seen: list[tuple[int, float]] = []
 
     async def worker(context: WorkerContext) -> None:
         if context.index == 0:
             await context.run_blocking(torch.cuda._sleep, LONG)
-            first_is_put.set()
+            first_is_enqueued.set()
             await context.submit(left_out)
-            await both_are_put.wait()
-            both_are_put.clear()
+            await both_are_enqueued.wait()
+            both_are_enqueued.clear()
         else:
             seen.append((context.iteration, context.flat.max().item()))
-            await first_is_put.wait()
-            first_is_put.clear()
-            both_are_put.set()
+            await first_is_enqueued.wait()
+            first_is_enqueued.clear()
+            both_are_enqueued.set()
             await context.submit(counted)
 
     async with StreamScheduler(
@@ -210,7 +210,7 @@ async def test_lane_waits_for_its_update_in_a_graph_on_another(
 
 
 async def test_update_waits_for_the_stream_that_made_its_gradient() -> None:
-    """The gradient is all zeros until a long queue of work on the current stream is through."""
+    """The gradient is all zeros until a long queue of work on the current stream is done."""
     shared = zeros(1 << 20)
 
     async def worker(context: WorkerContext) -> None:
@@ -344,8 +344,8 @@ async def test_recorded_event_is_done_when_all_before_it_has_landed() -> None:
     async with StreamScheduler(
         shared, workers=2, depth=2, batch=4, batch_of="lanes", policy="ordered", **COUNTING
     ) as scheduler:
-        assert scheduler._lanes is not None
-        lanes = scheduler._lanes.lanes
+        assert scheduler._dispatch.lanes is not None
+        lanes = scheduler._dispatch.lanes.lanes
         await scheduler.run(worker, updates=12)
     assert len(highest) == 12
     assert all(value <= -(iteration + 1) for iteration, value in highest)
@@ -497,7 +497,8 @@ async def test_closing_destroys_every_stream(workers: int, calls: dict[str, int]
     ) as scheduler:
         assert calls["create_stream"] == workers
         await scheduler.run(submit_ones(shared), updates=100)
-        lane = scheduler._contexts[0].lane
+        assert scheduler._dispatch.lanes is not None
+        lane = scheduler._dispatch.lanes.lanes[0]
     assert calls["destroy_stream"] == calls["create_stream"] >= workers
     with pytest.raises(RuntimeError, match="closed"):
         lane.record_event()

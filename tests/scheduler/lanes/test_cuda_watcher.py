@@ -75,7 +75,7 @@ async def test_each_wait_ends_with_its_event_in_any_order(watcher: EventWatcher)
 
 
 async def test_delivery_keeps_the_order_of_each_queue(watcher: EventWatcher) -> None:
-    """What is through before its predecessor waits for it; what is in no queue with it does not."""
+    """What is done before its predecessor waits for it; what is in no queue with it does not."""
     first = Event()
     delivered: list[Noted] = []
     held = Noted(first, delivered, 0)
@@ -115,7 +115,7 @@ async def test_what_is_through_at_once_is_delivered_in_one_turn_of_the_loop(
     while len(delivered) < 1000:
         turn += 1
         await asyncio.sleep(0)
-    assert len(turns) <= 2  # two, if it looked at some just before they were through
+    assert len(turns) <= 2  # two, if it looked at some just before they were done
 
 
 async def test_error_of_one_event_is_not_that_of_others(watcher: EventWatcher) -> None:

@@ -130,7 +130,7 @@ def test_ranges_of_a_lane_nest(log, policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_update_is_handed_over_in_its_lane(log, policy):
+def test_every_update_is_enqueued_on_its_lane(log, policy):
     seen = Counter(each.lane for each in log.of(policy) if each.text == "update")
     assert [seen[0], seen[1]] == log.made[policy]
 

@@ -6,8 +6,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from hogstream.scheduler.gates import BoundGate, LockGate, Passage, make_gate
-from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.policies import BoundGate, LockGate, Passage, make_gate, select_policy
 
 
 class Versions:
@@ -35,7 +34,7 @@ async def test_bound_of_zero_lets_one_in_at_a_time() -> None:
     gate = BoundGate(0, Versions())
     first = await gate.begin()
     assert not await is_ready(gate.begin())
-    await gate.launch(first)
+    await gate.admit(first)
     assert not await is_ready(gate.begin())
     gate.end(first)
     assert await is_ready(gate.begin())
@@ -48,13 +47,13 @@ async def test_fast_worker_waits_for_the_one_that_read_first() -> None:
     slow = await gate.begin()
     for _ in range(2):
         fast = await gate.begin()
-        await gate.launch(fast)
+        await gate.admit(fast)
         version.value += 1
         gate.end(fast)
     fast = await gate.begin()
-    waiting = asyncio.ensure_future(gate.launch(fast))
+    waiting = asyncio.ensure_future(gate.admit(fast))
     assert not await is_ready(asyncio.shield(waiting))
-    await asyncio.wait_for(gate.launch(slow), timeout=60)  # who read first always may
+    await asyncio.wait_for(gate.admit(slow), timeout=60)  # who read first always may
     version.value += 1
     gate.end(slow)
     await asyncio.wait_for(waiting, timeout=60)
@@ -85,7 +84,7 @@ async def test_no_order_of_landings_exceeds_the_bound_or_stops(bound: int, worke
                 passage = await gate.begin()
                 for _ in range(chance.randrange(5)):
                     await asyncio.sleep(0)
-                await gate.launch(passage)
+                await gate.admit(passage)
                 in_flight.append(passage)
                 while passage in in_flight:  # noqa: ASYNC110, turns of the loop are the clock
                     await asyncio.sleep(0)
@@ -114,7 +113,7 @@ async def test_lock_is_given_to_who_waits_longest() -> None:
     order: list[int] = []
 
     async def take(index: int) -> None:
-        await gate.launch(passages[index])
+        await gate.admit(passages[index])
         order.append(index)
         await asyncio.sleep(0)
         gate.end(passages[index])

@@ -1,0 +1,272 @@
+"""The way of an update, from a worker to its lane and back.
+
+1. A worker *submits* a gradient (``context.py``), which is checked, and waits for room on the lane
+   and for the policy's gate (``policies.py``). It is an ``Update`` then (``update.py``).
+2. ``Dispatch.enqueue``, here: it is *enqueued* on the worker's lane, and *launched* by that: at
+   once, or when its batch is complete.
+3. ``lanes/``: by ``native.py`` and its compiled loop ``native_loop.py``, by ``threads.py`` or by
+   ``cuda.py``. Once its writes are visible and its version is counted, it has *landed*.
+4. The lane wakes the event loop and *delivers* what has landed to ``Dispatch.deliver``, here: it is
+   taken down for the report (``report.py``) and a trace, and leaves the gate.
+5. Its worker's context receives it last, and the worker goes on if it has waited for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from hogstream.kernels.backends.select import Backend
+from hogstream.scheduler.lanes.base import Lanes, LaneSettings
+from hogstream.scheduler.lanes.factory import open_lanes, warm_up
+from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
+from hogstream.scheduler.report import RunRecord
+from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.tracing.timeline import Timeline
+from hogstream.scheduler.update import Snapshot, Update, Work
+from hogstream.scheduler.worker_thread import WorkerThread
+
+T = TypeVar("T")
+
+#: Called with what is delivered of one worker, and how many updates are among it.
+Receive = Callable[[Sequence[Work], int], None]
+
+
+class Dispatch:
+    """Enqueues what workers submit on their lanes, and takes back what is delivered.
+
+    All methods are for the event loop's thread.
+
+    Attributes:
+        settings: How.
+        shared: What is updated.
+        hyperparameters: What updates are made with that are submitted from now on.
+        timeline: Takes down each update and wait, if there is one.
+        process_lock: Held for each update, if there is one.
+        low_water: A worker that has filled its lane goes on when no more updates than so many are
+            left on it.
+        lanes: One of each worker; None while they are not open.
+        gate: Where the policy makes updates wait on the host, if it does.
+        receivers: Who receives what is delivered of a worker, by its index.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        shared: SharedParameters,
+        timeline: Timeline | None,
+        process_lock: ProcessLock | None,
+    ) -> None:
+        self.settings = settings
+        self.shared = shared
+        self.hyperparameters = settings.hyperparameters
+        self.timeline = timeline
+        self.process_lock = process_lock
+        # When half of its lane is free: so neither wakes the other for each update. Where updates
+        # wait for their batch, they could wait for ever then.
+        self.low_water = settings.depth // 2 if settings.batch == 1 else settings.depth - 1
+        self.lanes: Lanes | None = None
+        self.gate: Gate | None = None
+        self.receivers: dict[int, Receive] = {}
+        self._batch = settings.batch
+        self._enqueued: list[int] = []  # the lane of each update that waits for its batch
+        self._submitting = 0  # workers that a batch may wait for
+        self._record: RunRecord | None = None
+        self._under_way = 0  # updates and snapshots in flight, and blocking calls
+        self._threads: list[WorkerThread] = []
+        self._blocking: dict[int, list[Callable[[], None]]] = {}  # what ends each call, by worker
+
+    async def open(self, backend: Backend) -> None:
+        """Opens the lanes, and compiles the kernel before any worker can need it.
+
+        Whatever goes wrong, ``close`` must follow.
+
+        Args:
+            backend: With which kernels.
+        """
+        settings, shared = self.settings, self.shared
+        policy = select_policy(settings.policy)
+        self.gate = make_gate(policy, lambda: shared.version)
+        self._idle = asyncio.Event()
+        self._threads = [_make_thread(worker) for worker in range(settings.workers)]
+        of_lanes = LaneSettings(
+            shared=shared,
+            backend=backend,
+            ordered=policy.ordered,
+            staleness_aware=settings.staleness_aware,
+            check_finite=settings.on_nonfinite != "apply",
+            races=shared.count_races_with(backend) if settings.telemetry else None,
+            lock=self.process_lock,
+            low_water=self.low_water,
+            timed=self.timeline is not None,
+        )
+        await self.run_blocking(0, partial(warm_up, of_lanes, self.hyperparameters))
+        self.lanes = open_lanes(of_lanes, settings.workers, settings.depth + 1, self.deliver)
+        shared.users += 1
+
+    def close(self) -> None:
+        """Closes the lanes; nothing may be under way."""
+        for thread in self._threads:
+            thread.close()
+        if self.lanes is not None:
+            self.lanes.close()
+            self.lanes = None
+            self.shared.users -= 1
+
+    def begin_run(self, record: RunRecord) -> None:
+        """Takes down in a record what is delivered from here on; all workers submit."""
+        self._record = record
+        self._submitting = self.settings.workers
+
+    def end_run(self) -> None:
+        """Ends that; nothing may be under way."""
+        self._record = None
+
+    def leave(self) -> None:
+        """One worker less submits, for now or for good: no batch waits for it."""
+        self._submitting -= 1
+        self._flush()
+
+    def come_back(self) -> None:
+        """One that had left submits again."""
+        self._submitting += 1
+
+    def enqueue(self, work: Work) -> None:
+        """Enqueues work on its worker's lane, which launches it once its batch is complete."""
+        assert self.lanes is not None
+        worker = work.worker
+        lane = self.lanes.lanes[worker]
+        if self._batch == 1:
+            lane.launch(work)
+            self._under_way += 1
+            return
+        lane.enqueue(work)
+        self._under_way += 1
+        self._enqueued.append(worker)
+        of_lane = self.settings.batch_of == "lane"
+        if of_lane:
+            complete = self._enqueued.count(worker) == self._batch
+        else:
+            most = self._submitting * self.settings.depth
+            complete = len(self._enqueued) >= min(self._batch, most)
+        if complete or isinstance(work, Snapshot):
+            self._flush(worker if of_lane else None)
+
+    def deliver(self, lane: int, landed: Sequence[Work]) -> None:
+        """Takes note of what has landed on a lane; its worker's context receives it last."""
+        record, gate = self._record, self.gate
+        assert record is not None  # a run ends only when all its updates have landed
+        updates = [work for work in landed if isinstance(work, Update)]
+        try:
+            record.add(lane, updates)
+            if self.settings.on_nonfinite == "raise":
+                _raise_nonfinite(updates)
+            for work in landed:
+                if work.error is not None:
+                    record.failures.setdefault(lane, work.error)
+                if work.passage is not None and gate is not None:
+                    gate.end(work.passage)
+            if self.timeline is not None:
+                for update in updates:
+                    _add_to_timeline(self.timeline, update)
+        finally:
+            self.receivers[lane](landed, len(updates))
+            self._end(len(landed))
+
+    async def snapshot_passage(self) -> Passage | None:
+        """Waits for the lock, under a policy that has one: a snapshot is whole then."""
+        if not isinstance(self.gate, LockGate):
+            return None
+        passage = await self.gate.begin()
+        await self.gate.admit(passage)
+        return passage
+
+    async def run_blocking(self, worker: int, call: Callable[[], T]) -> T:
+        """Calls a function on a worker's thread."""
+        self._under_way += 1
+        calls = self._blocking.setdefault(worker, [])
+
+        def end() -> None:
+            if end in calls:  # and was not left behind
+                calls.remove(end)
+                self._end()
+
+        calls.append(end)
+        result: T = await self._threads[worker].call(call, end)
+        return result
+
+    def leave_thread(self, worker: int) -> bool:
+        """Stops waiting for a worker's blocking calls, and gives it another thread.
+
+        Returns:
+            Whether there were any; else it keeps its thread.
+        """
+        calls = list(self._blocking.get(worker, ()))
+        if calls:
+            self._threads[worker].close(hangs=True)
+            self._threads[worker] = _make_thread(worker)
+        for end in calls:
+            end()
+        return bool(calls)
+
+    async def drain(self) -> None:
+        """Waits until nothing is under way; may be begun again.
+
+        Blocking calls that take longer than the deadline are left behind.
+        """
+        try:
+            await asyncio.wait_for(self._until_idle(), self.settings.deadline)
+        except asyncio.TimeoutError:
+            for worker in range(self.settings.workers):
+                if self.leave_thread(worker) and self._record is not None:
+                    self._record.failures.setdefault(
+                        worker, TimeoutError("a blocking call did not end; it was left behind")
+                    )
+            await self._until_idle()
+
+    def _flush(self, worker: int | None = None) -> None:
+        """Launches what waits for a batch: of one worker, or of all."""
+        if self._enqueued:
+            assert self.lanes is not None
+            chosen = dict.fromkeys(self._enqueued if worker is None else (worker,))
+            self._enqueued = [each for each in self._enqueued if each not in chosen]
+            self.lanes.flush(tuple(chosen))
+
+    def _end(self, count: int = 1) -> None:
+        """So many are under way no more."""
+        self._under_way -= count
+        if self._under_way == 0:
+            self._idle.set()
+
+    async def _until_idle(self) -> None:
+        while self._under_way:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+def _make_thread(worker: int) -> WorkerThread:
+    return WorkerThread(f"hogstream-worker-{worker}")
+
+
+def _raise_nonfinite(updates: Sequence[Update]) -> None:
+    """Makes an error of each update that was left out."""
+    for update in updates:
+        if update.nonfinite:
+            update.error = FloatingPointError("a gradient held an infinity or NaN: it was left out")
+
+
+def _add_to_timeline(timeline: Timeline, update: Update) -> None:
+    outcome = "failed" if update.error else "left out" if update.nonfinite else "landed"
+    timeline.add_update(
+        update.worker,
+        update.worker,
+        update.submitted_ns,
+        update.started_ns,
+        update.landed_ns,
+        update.staleness,
+        outcome,
+    )

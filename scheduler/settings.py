@@ -1,0 +1,192 @@
+"""How a scheduler runs: its settings, described and checked here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from hogstream.kernels.backends.select import Backend, available_backends, select_backend
+from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.scheduler.checks import (
+    SettingError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_switch,
+    check_type,
+)
+from hogstream.scheduler.policies import select_policy
+
+
+def _option(default: Any, text: str) -> Any:
+    """A setting that commands have an option for, and its help."""
+    return field(default=default, metadata={"help": text})
+
+
+def _choice(*choices: str, text: str) -> Any:
+    """The same of one that is one of some words, the first by default."""
+    return field(default=choices[0], metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """How a scheduler runs.
+
+    Attributes:
+        workers: How many, at least 1; over processes, how many each has.
+        policy: ``"lock-free"``, ``"locked"``, ``"ordered"`` or ``"bounded:K"``: what an update
+            waits for. A bound is on updates of one scheduler.
+        backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
+        hyperparameters: What updates are made with.
+        depth: How many updates of one worker may be in flight, at least 1. A worker needs as many
+            gradient buffers.
+        batch: How many updates are launched at once, at least 1. On a GPU, those of the same lanes
+            and gradients as some before are one CUDA graph, which pays where an update is not worth
+            a launch of its own; not with ``staleness_aware``.
+        batch_of: ``"lane"``: a batch is of one worker's updates, at most ``depth``, one after the
+            other. ``"lanes"``: it is of all workers' updates, at most ``depth`` times ``workers``,
+            each down its lane, beside each other.
+        state: ``"shared"``: one ``ms`` for all, as RMSpropAsync. ``"per-worker"``: each its own, as
+            A3C's unshared RMSProp (Mnih et al. 2016, arXiv 1602.01783).
+        read: ``"live"``: workers read parameters that change under them (Hogwild).
+            ``"snapshot"``: they read a copy, made at the start of each iteration (A3C).
+        staleness_aware: Divide ``lr`` by an update's staleness (Zhang et al. 2016, arXiv
+            1511.05950) as it is known when its lane begins with it.
+        telemetry: Count lost updates in the kernel.
+        on_error: When a worker fails or its process dies: ``"stop"`` all, let the others
+            ``"continue"``, or ``"restart"`` it too, unless it failed three times without an update
+            in between.
+        on_nonfinite: When a gradient holds an infinity or NaN: ``"apply"`` it, ``"skip"`` it, or
+            skip it and ``"raise"`` an error in its worker. The kernel finds it.
+        deadline: How many seconds a worker may take between two waits for the scheduler or
+            landings, > 0: then it is cancelled, and has failed. None: any time. A worker that
+            blocks the event loop cannot be cancelled: let it block in ``run_blocking``, or in a
+            process of ``ProcessScheduler``, which is killed if it shows no sign of life for so
+            long.
+
+    Raises:
+        TypeError: If a setting is of a wrong type.
+        SettingError: If a name is unknown, a number is out of range, or ``batch`` does not go with
+            the policy or depth.
+    """
+
+    workers: int
+    policy: str = "lock-free"
+    backend: str | None = None
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    depth: int = _option(1, "How many updates of one worker may be in flight.")
+    batch: int = _option(1, "How many updates are launched at once.")
+    batch_of: str = _choice("lane", "lanes", text="A batch is of one worker, or of all.")
+    state: str = _choice("shared", "per-worker", text="One ms for all, or each worker its own.")
+    read: str = _choice("live", "snapshot", text="Workers read live parameters, or a copy.")
+    staleness_aware: bool = _option(False, "Divide lr by the staleness of each update.")
+    telemetry: bool = _option(False, "Count lost updates in the kernel.")
+    on_error: str = _choice(
+        *("stop", "continue", "restart"),
+        text="When a worker fails: stop all, go on without it, or start it again.",
+    )
+    on_nonfinite: str = _choice(
+        *("apply", "skip", "raise"),
+        text="When a gradient is not finite: apply it, skip it, or fail its worker.",
+    )
+    deadline: float | None = _option(
+        None, "A worker that takes longer between two waits has failed."
+    )
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {"policy": select_policy(self.policy).name}
+        for name in ("workers", "depth", "batch"):
+            checked[name] = check_integer(name, getattr(self, name), at_least=1)
+        for name in ("staleness_aware", "telemetry"):
+            check_switch(name, getattr(self, name))
+        for each in OPTIONS:
+            if "choices" in each.metadata:
+                check_choice(each.name, getattr(self, each.name), each.metadata["choices"])
+        if self.deadline is not None:
+            checked["deadline"] = check_number("deadline", self.deadline, above=0)
+        if self.backend is not None:
+            check_choice("backend", self.backend, tuple(available_backends()))
+        check_type("hyperparameters", self.hyperparameters, Hyperparameters)
+        for name, value in checked.items():  # NumPy's numbers as Python's
+            object.__setattr__(self, name, value)
+        self._check_batch()
+
+    @classmethod
+    def make(cls, settings: SchedulerSettings | None, values: dict[str, Any]) -> SchedulerSettings:
+        """What a scheduler was given: settings, values in the place of some of theirs, or both.
+
+        Args:
+            settings: None for the defaults.
+            values: By name: settings, and hyperparameters beside them.
+
+        Raises:
+            TypeError: If a name is unknown, a value is missing or one is of a wrong type.
+            ValueError: If a value is not allowed.
+        """
+        own = {name: values[name] for name in values if name in _NAMES}
+        numbers = {name: values[name] for name in values if name not in _NAMES}
+        if unknown := numbers.keys() - set(HYPERPARAMETERS):
+            allowed = ", ".join(HYPERPARAMETERS)
+            raise TypeError(f"hyperparameters must be among {allowed}, got {sorted(unknown)}")
+        if settings is not None:
+            check_type("settings", settings, cls)
+        if numbers:
+            before = Hyperparameters() if settings is None else settings.hyperparameters
+            own["hyperparameters"] = replace(own.get("hyperparameters", before), **numbers)
+        return cls(**own) if settings is None else replace(settings, **own)
+
+    def with_policy(self, policy: str) -> SchedulerSettings:
+        """These with another policy; without batches, if it takes none, to be compared even so.
+
+        Args:
+            policy: Its name.
+        """
+        batch = self.batch if select_policy(policy).takes_batches else 1
+        return replace(self, policy=policy, batch=batch)
+
+    def select_backend(self, device_type: str) -> Backend:
+        """The backend on a type of device.
+
+        Args:
+            device_type: Where the parameters are, as ``torch.device.type``.
+
+        Raises:
+            ValueError: If it cannot take tensors of that device.
+            RuntimeError: If it is not available here.
+            SettingError: If it cannot count races, and there is ``telemetry``.
+        """
+        backend = select_backend(self.backend, device_type)
+        if self.telemetry and not backend.counts_races:
+            raise SettingError(
+                "telemetry",
+                f"needs a backend that counts races (triton or numba), got {backend.name!r}",
+            )
+        return backend
+
+    def options(self) -> dict[str, Any]:
+        """The values of those that commands have an option for, by name."""
+        return {each.name: getattr(self, each.name) for each in OPTIONS}
+
+    def _check_batch(self) -> None:
+        most = self.depth * (self.workers if self.batch_of == "lanes" else 1)
+        if self.batch > most:
+            raise SettingError(
+                "batch",
+                f"must be an integer <= {most}, as many updates as may be in flight, "
+                f"got {self.batch}",
+            )
+        if self.batch > 1 and not select_policy(self.policy).takes_batches:
+            raise SettingError(
+                "batch",
+                f"must be 1 with policy {self.policy!r}, which waits for each update, "
+                f"got {self.batch}",
+            )
+
+
+_NAMES = tuple(each.name for each in fields(SchedulerSettings))
+
+#: The settings that commands have an option for. A field's metadata has its ``help``, and its
+#: ``choices`` if it is one of some words.
+OPTIONS: tuple[Field[Any], ...] = tuple(
+    each for each in fields(SchedulerSettings) if "help" in each.metadata
+)
