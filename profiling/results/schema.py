@@ -684,8 +684,8 @@ class NsightProfile(Result, kw_only=True):
     profiler_version: str | None
 
 
-class Timelines(Record):
-    """What is in an export of Nsight Systems.
+class NsysProfile(NsightProfile, kw_only=True, tag="profile nsys"):
+    """``hogstream profile nsys``, or what it read of an export of Nsight Systems.
 
     Attributes:
         devices: Names of GPUs.
@@ -700,12 +700,6 @@ class Timelines(Record):
     kernels: list[NamedTime]
     kernels_outside_runs: Count
     kernels_untimed: Count
-
-
-class NsysProfile(NsightProfile, kw_only=True, tag="profile nsys"):
-    """``hogstream profile nsys``."""
-
-    timelines: Timelines
 
 
 class KernelCounters(Record):
@@ -747,7 +741,7 @@ class KernelCounters(Record):
 
 
 class NcuProfile(NsightProfile, kw_only=True, tag="profile ncu"):
-    """``hogstream profile ncu``."""
+    """``hogstream profile ncu``, or what it read of a report of Nsight Compute."""
 
     results: list[KernelCounters]
 
