@@ -806,8 +806,33 @@ class TorchProfile(Measurement, kw_only=True, tag="profile torch"):
     scheduler: list[LabelTime]
 
 
+class OutcomesOnGpu(Result, kw_only=True, tag="tests"):
+    """The tests that only a GPU can pass: ``make gpu``.
+
+    Attributes:
+        passed: How many.
+        failed: Their names.
+        skipped: Likewise.
+        seconds: Of all.
+    """
+
+    environment: Environment
+    passed: Count
+    failed: list[str]
+    skipped: list[str]
+    seconds: Number
+
+
 AnyResult = (
-    Bench | Train | Compare | MachineCeilings | Inspection | NsysProfile | NcuProfile | TorchProfile
+    Bench
+    | Train
+    | Compare
+    | MachineCeilings
+    | Inspection
+    | NsysProfile
+    | NcuProfile
+    | TorchProfile
+    | OutcomesOnGpu
 )
 
 
