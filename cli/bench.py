@@ -16,7 +16,6 @@ from hogstream.cli.output import (
     finish,
     traced,
     write_files,
-    write_json,
 )
 from hogstream.cli.scheduler_options import (
     Scheduling,
@@ -29,6 +28,7 @@ from hogstream.profiling.report import summary
 from hogstream.profiling.report.heat_map import plot_gains
 from hogstream.profiling.report.page import write_report
 from hogstream.profiling.results import last
+from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
 from hogstream.scheduler.policies import ALLOWED
 
@@ -174,13 +174,12 @@ def bench(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--elements'") from None
     with traced(trace) as timeline, steps(settings.steps()) as progress:
-        result = job.run_bench(settings, progress.begin, timeline)
-    result["command"] = command_line()
-    last.keep("bench", result)
+        result = job.run_bench(settings, command_line(), progress.begin, timeline)
+    last.keep(result)
     write_files(
-        (json_file, partial(write_json, result)),
-        (report, partial(write_report, result)),
-        (plot, partial(plot_gains, result)),
+        (json_file, partial(write_result, result)),
+        (report, partial(write_page, [ResultFile("", result)])),
+        (plot, partial(plots.write_gains, result)),
     )
     print_table(summary.kernels_table(result))
     for table in summary.gains_tables(result) if sweep else summary.results_tables(result):

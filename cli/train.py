@@ -16,7 +16,6 @@ from hogstream.cli.output import (
     finish,
     traced,
     write_files,
-    write_json,
 )
 from hogstream.cli.scheduler_options import (
     Scheduling,
@@ -27,6 +26,7 @@ from hogstream.cli.scheduler_options import (
 from hogstream.profiling.measure import digits as job
 from hogstream.profiling.report import plots, summary
 from hogstream.profiling.results import last
+from hogstream.profiling.results.files import write_result
 from hogstream.scheduler.policies import ALLOWED
 
 
@@ -114,12 +114,13 @@ def train_digits(
     )
     digits = job.load_digits(settings)
     with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:
-        result = job.run_training(settings, policies, digits, progress.begin, timeline)
-    result["command"] = command_line()
-    last.keep("train", result)
+        result = job.run_training(
+            settings, policies, digits, command_line(), progress.begin, timeline
+        )
+    last.keep(result)
     write_files(
-        (json_file, partial(write_json, result)),
-        (plot, partial(plots.loss_against_time, result["results"])),
+        (json_file, partial(write_result, result)),
+        (plot, partial(plots.write_losses, result)),
     )
     print_table(summary.training_table(result["results"]))
     for sentence in summary.training_sentences(result):
