@@ -7,19 +7,24 @@ is not in a type is in no file. Null means that something was not measured; it i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
 from hogstream.profiling.results.confidence import Interval, median_interval, ratio_interval
 
+SCHEMA = 2
+
 # Beyond these, arithmetic on a number overflows, and nothing was measured.
-Number = Annotated[float, Meta(ge=0, le=1e18)]
-Positive = Annotated[float, Meta(ge=1e-18, le=1e18)]
+LEAST, MOST = 1e-18, 1e18
+
+Number = Annotated[float, Meta(ge=0, le=MOST)]
+Positive = Annotated[float, Meta(ge=LEAST, le=MOST)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Size = Annotated[int, Meta(ge=1, lt=1 << 53)]
 Bounds = tuple[Number, Number]
+SomeSpread = TypeVar("SomeSpread", bound="Spread")
 
 
 class Record(Struct, forbid_unknown_fields=True):
@@ -39,8 +44,16 @@ class Spread(Record):
     interval: Bounds | None
     samples: Annotated[list[Number], Meta(min_length=1)]
 
+    def __post_init__(self) -> None:
+        """Checks what a type cannot say; ``ValueError`` is told with the place in the file."""
+        low, high = self.interval or (0.0, math.inf)
+        if not low <= self.median <= high:
+            raise ValueError("interval must hold the median")
+        if any(0 < sample < LEAST for sample in self.samples):
+            raise ValueError(f"samples must each be 0 or from {LEAST:g} on")
+
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Spread:
+    def of(cls: type[SomeSpread], samples: Sequence[float]) -> SomeSpread:
         """The median of samples, and how sure it is."""
         estimate = median_interval(samples)
         return cls(median=estimate.median, interval=estimate.bounds, samples=list(samples))
@@ -49,6 +62,13 @@ class Spread(Record):
     def estimate(self) -> Interval:
         """The median and its interval, without bounds if there is none."""
         return _estimate(self.median, self.interval)
+
+
+class PositiveSpread(Spread):
+    """The same of a metric that is never 0, such as the time of a step."""
+
+    median: Positive
+    samples: Annotated[list[Positive], Meta(min_length=1)]
 
 
 class Ratio(Record):
@@ -124,8 +144,8 @@ class Level(Record):
     bytes: Size
     threads: Size | None
     cache_bytes: Size | None
-    copy_gigabytes_per_second: Spread | None
-    update_shaped_gigabytes_per_second: Spread | None
+    copy_gigabytes_per_second: PositiveSpread | None
+    update_shaped_gigabytes_per_second: PositiveSpread | None
 
 
 class Ceilings(Record):
@@ -133,15 +153,20 @@ class Ceilings(Record):
 
     Attributes:
         measured: When, in UTC, ISO 8601.
-        levels: Of its memory, smallest first.
+        levels: Of its memory, smallest first; the last is the memory beyond all caches.
         launches_per_second: Of updates of nothing down one lane.
         event_loop_turns_per_second: Of the event loop that would run here.
     """
 
     measured: str
     levels: Annotated[list[Level], Meta(min_length=1)]
-    launches_per_second: Spread
-    event_loop_turns_per_second: Spread
+    launches_per_second: PositiveSpread
+    event_loop_turns_per_second: PositiveSpread
+
+    @property
+    def memory(self) -> Level:
+        """The memory beyond all caches."""
+        return self.levels[-1]
 
 
 class Shares(Record):
@@ -170,6 +195,11 @@ class Histogram(Record):
 
     edges_us: list[Number]
     counts: list[Count]
+
+    def __post_init__(self) -> None:
+        """Checks what a type cannot say."""
+        if len(self.edges_us) != len(self.counts) + 1 or sorted(self.edges_us) != self.edges_us:
+            raise ValueError("edges_us must rise, one more than there are counts")
 
 
 class Latency(Record):
@@ -255,7 +285,8 @@ class BenchRun(Run):
     """A run of simulated workers.
 
     Attributes:
-        gains: Its updates/s over those of each baseline that was measured, by policy.
+        gains: Its updates/s over those of each other policy that took turns with it, by policy; a
+            policy is left out if none of its updates landed in one of the rounds.
     """
 
     gains: dict[str, Ratio]
@@ -293,7 +324,7 @@ class KernelTime(Record):
 
     name: str
     elements: Size
-    milliseconds: Spread
+    milliseconds: PositiveSpread
     gigabytes_per_second: Positive
     differing_bits: Count | None
 
@@ -311,8 +342,8 @@ class TelemetryCost(Record):
 
     elements: Size
     workers: Size
-    with_telemetry: list[Number]
-    without_telemetry: list[Number]
+    with_telemetry: Spread
+    without_telemetry: Spread
     ratio: Ratio | None
 
 
@@ -339,7 +370,7 @@ class PeerTime(Record):
     tensors: Size
     elements: Size
     peer: str
-    milliseconds: Spread
+    milliseconds: PositiveSpread
     bytes_per_element: Size
     operations_per_element: Count
     gigabytes_per_second: Positive
@@ -393,7 +424,7 @@ class BenchSettings(Record):
     seconds: Number
     think_time: Number
     think_spread: Number
-    seed: int
+    seed: Count
     sweep: bool
 
 
@@ -404,7 +435,7 @@ class TrainSettings(Record):
     processes: Size
     rounds: Size
     epochs: Size
-    seed: int
+    seed: Count
 
 
 class CompareSettings(Record):
@@ -426,7 +457,7 @@ class CompareSettings(Record):
     fewest_rounds: Size
     most_rounds: Size
     seconds: Number
-    seed: int
+    seed: Count
 
 
 class Result(Record, kw_only=True, tag_field="kind"):
@@ -435,23 +466,23 @@ class Result(Record, kw_only=True, tag_field="kind"):
     Attributes:
         schema: Of the result files: another number whenever a field changes.
         command: That repeats it.
-        environment: What it was measured on; null if a file was only read.
     """
 
     schema: Literal[2] = 2
     command: str
-    environment: Environment
 
 
 class Measurement(Result, kw_only=True):
-    """What a measurement says besides.
+    """What a measurement that may be cut short says besides.
 
     Attributes:
+        environment: What it was measured on.
         partial: Whether it was cut short: what was not measured in all its rounds is left out.
         error: Why workers failed and ended it; null if they did not.
         warnings: Why one should not conclude from it.
     """
 
+    environment: Environment
     partial: bool
     error: str | None
     warnings: list[str]
@@ -465,6 +496,16 @@ class Bench(Measurement, kw_only=True, tag="bench"):
     kernels: list[KernelTime]
     results: Annotated[list[BenchRun], Meta(min_length=1)]
     telemetry_cost: list[TelemetryCost] | None
+
+    def __post_init__(self) -> None:
+        """Checks that policies took turns: at one place all have as many rounds, and one result."""
+        _check_turns(
+            "updates_per_second",
+            (
+                (run.policy, (run.elements, run.workers), run.updates_per_second)
+                for run in self.results
+            ),
+        )
 
 
 class Train(Measurement, kw_only=True, tag="train"):
@@ -486,3 +527,301 @@ class Compare(Measurement, kw_only=True, tag="compare"):
     peer_versions: dict[str, str | None]
     results: list[PeerTime]
     skipped: list[Skipped]
+
+    def __post_init__(self) -> None:
+        """Checks that optimizers took turns: at one shape all have as many rounds."""
+        _check_turns(
+            "milliseconds", ((time.peer, time.shape, time.milliseconds) for time in self.results)
+        )
+
+
+class MachineCeilings(Result, kw_only=True, tag="ceilings"):
+    """``hogstream ceilings``."""
+
+    environment: Environment
+    ceilings: Ceilings
+
+
+class CompiledKernel(Record):
+    """What one thread of a compiled kernel takes and does.
+
+    Attributes:
+        target: Device that it was compiled for, such as ``sm_90``.
+        kernel: Which, as in ``--kernel``.
+        dtype: Of parameters and gradients.
+        eps_inside_sqrt: Where epsilon goes; null, as what follows, if the kernel updates nothing.
+        coupled: Whether weight decay goes through the gradient.
+        lr_on_device: Whether lr is read from the device's memory.
+        registers: On AMD, vector registers.
+        spills: What does not fit them: bytes on NVIDIA, registers on AMD.
+        loads: Of global memory in full blocks: how many of each width in bits.
+        stores: Likewise.
+        masked_loads: Of global memory in other blocks, likewise.
+        masked_stores: Likewise.
+        fused: Multiply-adds that are rounded once.
+        approximate: Operations that are not correctly rounded, or flush denormals.
+    """
+
+    target: str
+    kernel: str
+    dtype: str
+    eps_inside_sqrt: bool | None
+    coupled: bool | None
+    lr_on_device: bool | None
+    registers: Count
+    spills: Count
+    loads: dict[Size, Count]
+    stores: dict[Size, Count]
+    masked_loads: dict[Size, Count]
+    masked_stores: dict[Size, Count]
+    fused: Count
+    approximate: Count
+
+
+class Inspection(Result, kw_only=True, tag="inspect"):
+    """``hogstream inspect``."""
+
+    environment: Environment
+    results: list[CompiledKernel]
+
+
+class Percentiles(Record):
+    """Of many times that a profiler took down, in microseconds; some may be < 0."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class NamedTime(Record):
+    """How often something ran, and for how long in all, in milliseconds."""
+
+    name: str
+    count: Size
+    total_ms: Number
+
+
+class RangeTimes(Record):
+    """Of one of hogstream's NVTX ranges: how often, how long in all, and how long each."""
+
+    count: Size
+    total_ms: Number
+    us: Percentiles
+
+
+class StreamTime(Record):
+    """What a CUDA stream did.
+
+    Attributes:
+        device: Its number.
+        stream: Its number.
+        kernels: That ran on it.
+        busy_ms: Milliseconds in which one did.
+    """
+
+    device: int
+    stream: int
+    kernels: Size
+    busy_ms: Number
+
+
+class PolicyTimeline(Record):
+    """What Nsight Systems saw while a policy ran; null of what is not in its report.
+
+    Attributes:
+        policy: Name of the policy, or ``all`` where policies are not told apart.
+        runs: Of the scheduler.
+        kernels: That ran.
+        span_ms: Milliseconds from the first kernel's start to the last one's end, summed over runs.
+        kernels_per_second: In that time.
+        busy_ms: Milliseconds in which a kernel ran.
+        overlap: Share, from 0 to 1, of those in which two or more did.
+        kernel_us: Of kernels.
+        gap_us: From the end of a kernel to the start of the next on its stream.
+        launch_latency_us: From the start of the call that launched a kernel to its own.
+        api_us_per_kernel: In CUDA calls, of all threads, for each kernel.
+        api_us_per_kernel_on_event_loop: The same of the event loop's thread.
+        api_us_per_update: In CUDA calls, of all threads, for each update.
+        api_calls: Those that took most.
+        ranges: Hogstream's NVTX ranges, by text.
+        streams: In the order of devices and numbers.
+    """
+
+    policy: str
+    runs: Size | None
+    kernels: Count
+    span_ms: Number
+    kernels_per_second: Number | None
+    busy_ms: Number
+    overlap: Number | None
+    kernel_us: Percentiles | None
+    gap_us: Percentiles | None
+    launch_latency_us: Percentiles | None
+    api_us_per_kernel: Number | None
+    api_us_per_kernel_on_event_loop: Number | None
+    api_us_per_update: Number | None
+    api_calls: list[NamedTime]
+    ranges: dict[str, RangeTimes]
+    streams: list[StreamTime]
+
+
+class NsightProfile(Result, kw_only=True):
+    """What a profile by one of Nsight's tools says.
+
+    Attributes:
+        environment: What was profiled on; null if a file was only read.
+        profiler_version: Of the tool; null likewise.
+    """
+
+    environment: Environment | None
+    profiler_version: str | None
+
+
+class Timelines(Record):
+    """What is in an export of Nsight Systems.
+
+    Attributes:
+        devices: Names of GPUs.
+        results: In the order of the policies' first runs.
+        kernels: Those that took most.
+        kernels_outside_runs: That ran outside all runs of the scheduler, and are left out.
+        kernels_untimed: That had no times, and are left out.
+    """
+
+    devices: list[str]
+    results: list[PolicyTimeline]
+    kernels: list[NamedTime]
+    kernels_outside_runs: Count
+    kernels_untimed: Count
+
+
+class NsysProfile(NsightProfile, kw_only=True, tag="profile nsys"):
+    """``hogstream profile nsys``."""
+
+    timelines: Timelines
+
+
+class KernelCounters(Record):
+    """Medians over the launches of a kernel, of one size; null of what was not measured.
+
+    Attributes:
+        kernel: Its name.
+        grid: As ncu prints it.
+        block: Likewise.
+        launches: That were profiled.
+        time_us: Of a launch, in microseconds, with a sample for each.
+        dram_percent: Of the memory's peak throughput.
+        bytes_read: From memory.
+        bytes_written: To memory.
+        gigabytes_per_second: 1e9 bytes/s of both.
+        elements: That a launch updates; null if not known.
+        bytes_read_per_element: Of those.
+        bytes_written_per_element: Likewise.
+        bytes_per_element: Of both.
+        registers: Of a thread.
+        occupancy_percent: Active warps, of the most that there can be.
+    """
+
+    kernel: str
+    grid: str
+    block: str
+    launches: Size
+    time_us: Spread | None
+    dram_percent: Number | None
+    bytes_read: Number | None
+    bytes_written: Number | None
+    gigabytes_per_second: Number | None
+    elements: Size | None
+    bytes_read_per_element: Number | None
+    bytes_written_per_element: Number | None
+    bytes_per_element: Number | None
+    registers: Number | None
+    occupancy_percent: Number | None
+
+
+class NcuProfile(NsightProfile, kw_only=True, tag="profile ncu"):
+    """``hogstream profile ncu``."""
+
+    results: list[KernelCounters]
+
+
+class OperatorTime(Record):
+    """One of torch's operators.
+
+    Attributes:
+        name: Its name.
+        where: ``cpu`` or ``gpu``.
+        count: How often it ran.
+        self_us: Microseconds in all, without the operators that it called.
+        total_us: Microseconds in all.
+    """
+
+    name: str
+    where: Literal["cpu", "gpu"]
+    count: Size
+    self_us: float
+    total_us: Number
+
+
+class LabelTime(Record):
+    """What the scheduler did, by its labels.
+
+    Attributes:
+        policy: Under which; null for a step of an optimizer.
+        label: Such as ``submit`` or ``update``.
+        lane: On which; null for all together.
+        count: How often.
+        total_us: Microseconds in all.
+        mean_us: Microseconds each.
+        p99_us: Likewise.
+    """
+
+    policy: str | None
+    label: str
+    lane: int | None
+    count: Size
+    total_us: Number
+    mean_us: Number
+    p99_us: Number
+
+
+class TorchProfile(Measurement, kw_only=True, tag="profile torch"):
+    """``hogstream profile torch``.
+
+    Attributes:
+        workload: What was profiled: a command and its arguments, as they follow ``--``.
+        bench: What ``bench`` was asked for, if that was it.
+        train: What ``train`` was asked for, if that was it.
+        clock_error_us: Microseconds by which lanes may be displaced from operators, either way.
+        operators: Most time of their own first.
+        scheduler: Most time first, then lanes in order.
+    """
+
+    workload: list[str]
+    bench: BenchSettings | None
+    train: TrainSettings | None
+    clock_error_us: Number
+    operators: list[OperatorTime]
+    scheduler: list[LabelTime]
+
+
+AnyResult = (
+    Bench | Train | Compare | MachineCeilings | Inspection | NsysProfile | NcuProfile | TorchProfile
+)
+
+
+def _check_turns(field: str, results: Iterable[tuple[str, object, Spread]]) -> None:
+    """Checks that all who took turns at one place have as many rounds, and stand there once."""
+    rounds: dict[object, int] = {}
+    seen = set()
+    for index, (name, place, spread) in enumerate(results):
+        mine = len(spread.samples)
+        if rounds.setdefault(place, mine) != mine:
+            raise ValueError(
+                f"results[{index}].{field}.samples must hold {rounds[place]} rounds, as those of "
+                f"others that took turns with it do, got {mine}"
+            )
+        if (name, place) in seen:
+            raise ValueError(f"results[{index}] is of the same configuration as another")
+        seen.add((name, place))
