@@ -47,7 +47,12 @@ class ResultFile:
     @property
     def kind(self) -> str:
         """Of which command it is: one of ``KINDS``."""
-        return next(kind for kind, each in KINDS.items() if isinstance(self.result, each))
+        return kind_of(self.result)
+
+
+def kind_of(result: Reported) -> str:
+    """Of which command a result is: one of ``KINDS``."""
+    return next(kind for kind, each in KINDS.items() if isinstance(result, each))
 
 
 def read_result(path: Path) -> ResultFile:
