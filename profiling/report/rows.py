@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.diff import described
-from hogstream.profiling.results.gains import BASELINES, fastest, gains_over, shares_alone
+from hogstream.profiling.results.diff import CHANGE_COLUMNS, Diff, change_rows, described
+from hogstream.profiling.results.files import Reported
+from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -122,7 +122,7 @@ def sizes(bench: Bench) -> Table:
         *("staleness mean", "staleness max", "lost"),
     )
     rows = []
-    for run in fastest(bench.results):
+    for run in fastest(bench):
         over: list[str] = []
         for baseline in BASELINES:
             gain = run.gains.get(baseline)
@@ -264,10 +264,45 @@ def skipped(compare: Compare) -> Table | None:
     return Table("Skipped", ("optimizer", "shapes", "why"), rows, 3) if rows else None
 
 
-def origin(result: Bench | Train | Compare) -> Table:
+def changes(diff: Diff) -> Table:
+    """What one run is against another."""
+    return Table("Changes", CHANGE_COLUMNS, change_rows(diff))
+
+
+def around_changes(diff: Diff) -> list[Table]:
+    """What else sets two runs apart: environment, settings, ceilings, and what only one has."""
+    what = ("what", "first", "second")
+    only = [(name, "first") for name in diff.only_first]
+    only += [(name, "second") for name in diff.only_second]
+    tables = [
+        Table("What differs in environment and settings", what, diff.differences, 3),
+        Table("Ceilings of the two runs", (*what, "second over first"), diff.ceilings),
+        Table("Measured in one run only", ("what", "run"), only, 2),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def origin(result: Reported) -> Table:
     """Where a result comes from: environment and settings."""
     rows = list(described(result).items())
     return Table("Environment and settings", ("what", "value"), rows, 2)
+
+
+def machine_text(result: Reported) -> str:
+    """What it was measured on."""
+    where = result.environment
+    cores = counted(where.cores, "core")
+    return f"{where.device_name} ({where.device}, {cores}), {where.backend} backend"
+
+
+def fastest(bench: Bench) -> list[BenchRun]:
+    """The fastest of all policies and worker counts at each size, from the smallest on."""
+    best: dict[int, BenchRun] = {}
+    for run in sorted(bench.results, key=lambda run: run.elements):
+        before = best.get(run.elements)
+        if before is None or run.updates_per_second.median > before.updates_per_second.median:
+            best[run.elements] = run
+    return list(best.values())
 
 
 def worker_counts(bench: Bench) -> list[int]:
