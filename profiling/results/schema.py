@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Struct
@@ -163,6 +164,10 @@ class Ceilings(Record):
     launches_per_second: PositiveSpread
     event_loop_turns_per_second: PositiveSpread
 
+    def __post_init__(self) -> None:
+        """Checks what a type cannot say."""
+        datetime.fromisoformat(self.measured)
+
     @property
     def memory(self) -> Level:
         """The memory beyond all caches."""
@@ -297,14 +302,15 @@ class TrainRun(Run):
 
     Attributes:
         test_accuracy: From 0 to 1.
-        final_loss: Of the finished model over all training data.
+        final_loss: Of the finished model over all training data; null if a training diverged.
         training_seconds: Of a training.
         epochs: How often each training example was seen.
-        losses: Of the first round: seconds since its start, and the loss of the batch.
+        losses: Of the first round: seconds since its start, and the loss of the batch, as long as
+            it was a number.
     """
 
     test_accuracy: Spread
-    final_loss: Spread
+    final_loss: Spread | None
     training_seconds: Spread
     epochs: Spread
     losses: list[tuple[Number, Number]]
