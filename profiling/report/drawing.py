@@ -1,4 +1,4 @@
-"""How plots are drawn: the same look in the page, by day and by night, and in pictures of their own.
+"""How plots are drawn: the same look in the page, by day and by night, and in files of their own.
 
 matplotlib draws. Its colours are those of ``COLORS`` by day; in the page each becomes the CSS
 variable of its name, which has another value in the dark. Colour never stands alone: series differ
@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,11 @@ _VARIABLES = {day: f"var(--{name})" for name, day in DAY.items()}
 WIDTH, HEIGHT = 340, 236
 Margins = tuple[int, int, int, int]
 MARGINS: Margins = (46, 12, 44, 38)
+_ZOOM = 1.05  # in the page: three in a row
 _ROW = 32  # of a bar, under its name
-_LONGEST = 40  # characters of a name: it may come from anywhere
-_GAP = 24
+_LONGEST = 50  # characters of a name: it may come from anywhere
+# Of pictures in files: around plots, between them, and a line below them.
+_MARGIN, _GAP, _LINE = 16, 24, 18
 _TIP = "tip:"
 
 _LOOK = {
@@ -74,6 +76,7 @@ _LOOK = {
     "lines.markersize": 6.5,
     "lines.markeredgewidth": 0,
     "legend.frameon": False,
+    "legend.labelspacing": 0.35,
     "svg.fonttype": "none",
 }
 
@@ -154,7 +157,7 @@ def save(
     path: Path,
     *,
     columns: int = 2,
-    looks: Sequence[tuple[Look, str]] = (),
+    looks: Mapping[str, Look] | None = None,
     note: str = "",
 ) -> None:
     """Saves plots as one picture, on white.
@@ -163,34 +166,37 @@ def save(
         plots: What to draw, row by row.
         path: Where to; its suffix says the format.
         columns: Plots in a row.
-        looks: The legend.
+        looks: What lines and markers stand for, by name.
         note: Below it all.
 
     Raises:
         ValueError: If the suffix names no known format.
     """
+    names = looks or {}
+    below = _LINE * (len(names) + bool(note))
     with matplotlib.rc_context(_LOOK):
-        figure = _figure(plots, columns, margin=16, bottom=20 * bool(looks) + 18 * bool(note))
-        for look, name in looks:
-            figure.axes[0].plot([], [], label=name, marker=look.marker, **look.line)
-        if looks:
-            bottom = (12 + 18 * bool(note)) / figure.get_figheight() / 72
-            figure.legend(loc="lower center", ncols=len(looks), bbox_to_anchor=(0.5, bottom))
+        figure = _figure(plots, columns, margin=_MARGIN, below=below)
+        for name, look in names.items():
+            figure.axes[0].plot([], [], label=legible(name), marker=look.marker, **look.line)
+        left, bottom = (_MARGIN / 72 / size for size in figure.get_size_inches())
         if note:
-            figure.text(16 / figure.get_figwidth() / 72, 16 / figure.get_figheight() / 72, note)
+            figure.text(left, bottom, note, color=DAY["quiet"])
+        if names:
+            corner = (left, bottom + _LINE * bool(note) / 72 / figure.get_figheight())
+            figure.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
         for artist in figure.findobj(lambda each: bool(each.get_gid())):
-            artist.set_gid("")
+            artist.set_gid("")  # only the page shows tips
         figure.savefig(path, dpi=200, facecolor=DAY["back"])
 
 
-def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, bottom: int = 0) -> Figure:
+def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:
     """Plots in a grid of cells as wide as the first, each row as high as its highest."""
     columns = min(columns, len(plots))
     rows = [plots[start : start + columns] for start in range(0, len(plots), columns)]
     heights = [max(plot.height for plot in row) for row in rows]
     cell = plots[0].width
     width = 2 * margin + columns * cell + (columns - 1) * _GAP
-    height = 2 * margin + bottom + sum(heights) + (len(rows) - 1) * _GAP
+    height = 2 * margin + below + sum(heights) + (len(rows) - 1) * _GAP
     figure = Figure(figsize=(width / 72, height / 72))
     top = height - margin
     for row, row_height in zip(rows, heights, strict=True):
@@ -200,7 +206,7 @@ def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, bottom: int = 
         top -= row_height + _GAP
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        text.set_text(legible(text.get_text()))
+        text.set_text(printable(text.get_text()))
     return figure
 
 
@@ -223,10 +229,9 @@ def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, heigh
     )
 
 
-def legible(text: str) -> str:
-    """A name as it can be drawn: not too long, and without what is no character."""
-    shown = printable(text)
-    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+def legible(name: str) -> str:
+    """A name, not too long to be drawn."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def printable(text: str) -> str:
@@ -249,15 +254,21 @@ def interval(axes: Axes, x: float, low: float, high: float, look: Look) -> None:
         x,
         middle,
         [[middle - low], [high - middle]],
-        **{"fmt": "none", "ecolor": DAY[look.color], "elinewidth": 1.1, "capsize": 3},
+        **{
+            "fmt": "none",
+            "ecolor": DAY[look.color],
+            "elinewidth": 1.1,
+            "capsize": 2.5,
+            "capthick": 1.1,
+        },
     )
 
 
-def from_zero(axes: Axes, values: Iterable[float]) -> None:
+def from_zero(axes: Axes, values: Iterable[float], unit: str = "") -> None:
     """The vertical axis, from 0 to a round number above all values."""
     ticks = _round_ticks(values)
     axes.set_ylim(0, ticks[-1])
-    axes.set_yticks(ticks, [short(tick) for tick in ticks])
+    axes.set_yticks(ticks, [short(tick) + unit for tick in ticks])
     axes.grid(axis="y")
 
 
@@ -284,26 +295,26 @@ def doubling(axes: Axes, values: Iterable[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def categories(axes: Axes, names: Sequence[str]) -> None:
-    """The horizontal axis over names, the first at 0; where there are many, not all are written."""
-    every = math.ceil(len(names) / 6)
+def categories(axes: Axes, names: Sequence[str], most: int = 6) -> None:
+    """The horizontal axis over names, the first at 0, of which at most so many are written."""
+    every = math.ceil(len(names) / most)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(0, len(names), every), names[::every])
 
 
-def names_beside(axes: Axes, points: Sequence[tuple[float, float, str]], size: float = 11) -> None:
+def names_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Names points, to their right, and no name over another."""
     last = -math.inf
     for x, y, name in sorted(points, key=lambda point: point[1]):
         place = float(axes.transData.transform((x, y))[1])
-        last = max(place, last + 1.15 * size)
+        last = max(place, last + 13)
         axes.annotate(
-            name,
+            legible(name),
             (x, y),
             (9, last - place),
             textcoords="offset points",
             verticalalignment="center_baseline",
-            fontsize=size,
+            **_ON_PAPER,
         )
 
 
@@ -317,15 +328,18 @@ def roofs(axes: Axes, slopes: dict[str, float]) -> None:
         place = float(axes.transData.transform((end, slope * end))[1])
         last = max(place, last + 8)
         axes.annotate(
-            name,
+            legible(name),
             (end, slope * end),
             (-1, last - place + 3),
             textcoords="offset points",
             **{"horizontalalignment": "right", "color": DAY["quiet"], "annotation_clip": False},
+            **_ON_PAPER,
         )
         last += 4
 
 
+# Or lines would cross the text.
+_ON_PAPER: dict[str, Any] = {"bbox": {"facecolor": DAY["back"], "linewidth": 0, "pad": 0.5}}
 _DASHED: dict[str, Any] = {"color": DAY["quiet"], "linewidth": 1.3, "linestyle": (0, (4, 3))}
 
 
@@ -364,7 +378,7 @@ def bars(title: str, text: str, x: str, rows: Sequence[Bar], ceiling: float | No
             box = Rectangle((0, middle - 0.14), row.value, 0.28, color=shade, linewidth=0)
             box.set(alpha=1 if row.ours else 0.55, gid=f"{_TIP}{row.name}: {row.told}")
             axes.add_patch(box)
-            axes.text(0, index + 12 / _ROW, row.name, verticalalignment="baseline")
+            axes.text(0, index + 12 / _ROW, legible(row.name))
             if row.interval:
                 axes.plot(row.interval, [middle, middle], color=DAY["text"], linewidth=1.3)
             axes.annotate(
@@ -373,12 +387,13 @@ def bars(title: str, text: str, x: str, rows: Sequence[Bar], ceiling: float | No
                 (5, 0),
                 textcoords="offset points",
                 **{"verticalalignment": "center_baseline", "annotation_clip": False},
+                **_ON_PAPER,
             )
         if ceiling:
             axes.plot([ceiling, ceiling], [0, len(rows)], **_DASHED)
 
     height = 24 + _ROW * len(rows) + 38
-    return Plot(title, text, draw, x=x, height=height, margins=(1, 62, 24, 38))
+    return Plot(title, text, draw, x=x, height=height, margins=(5, 60, 24, 38))
 
 
 @dataclass(frozen=True)
@@ -429,10 +444,11 @@ def heat_map(
                 _centred(axes, column + 0.5, row + 0.5, told)
         if beside is not None:
             heading, told_beside = beside
-            end = len(columns) + 27 * len(columns) / (WIDTH - 54 - 54)
+            right = {"textcoords": "offset points", "ha": "right", "color": DAY["quiet"]}
             for row, told in enumerate(told_beside):
-                _centred(axes, end, row + 0.5, told, color=DAY["quiet"])
-            _centred(axes, end, len(rows) + 0.45, heading, color=DAY["quiet"])
+                at = (len(columns), row + 0.5)
+                axes.annotate(told, at, (46, 0), va="center_baseline", **right)
+            axes.annotate(heading, (len(columns), len(rows)), (46, 14), **right)
 
     height = 44 + 26 * len(rows) + 38
     margins = (54, 54 if beside else 2, 44, 38)
@@ -477,9 +493,9 @@ def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) ->
     def draw(axes: Axes) -> None:
         logarithmic(axes, "x", around, "x")
         axes.set(ylim=(len(rows), 0), yticks=[])
-        axes.plot([1, 1], [0, len(rows)], **_DASHED)
         for index, row in enumerate(rows):
             middle = index + 23 / _ROW
+            axes.plot([1, 1], [index + 15 / _ROW, index + 31 / _ROW], **_DASHED)
             shade = DAY[("blue" if row.ratio > 1 else "orange") if row.clear else "quiet"]
             axes.plot([row.low, row.high], [middle, middle], color=shade)
             axes.plot(
@@ -491,8 +507,8 @@ def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) ->
                 markerfacecolor=shade if row.clear else DAY["back"],
                 gid=f"{_TIP}{row.name}: {row.ratio:.2f}x ({row.low:.2f} to {row.high:.2f})",
             )
-            name = {"verticalalignment": "baseline", "transform": axes.get_yaxis_transform()}
-            axes.text(0, index + 12 / _ROW, row.name, **name)  # type: ignore[arg-type]
+            place = axes.get_yaxis_transform()
+            axes.text(0, index + 12 / _ROW, legible(row.name), transform=place, **_ON_PAPER)
 
     height = _ROW * len(rows) + 6 + 38
     return Plot("", text, draw, x=x, height=height, margins=(1, 14, 6, 38))
@@ -544,7 +560,7 @@ def _inline(figure: Figure, plot: Plot) -> Markup:
     source = ElementTree.fromstring(file.getvalue())
     svg = ElementTree.Element("svg", {"viewBox": f"0 0 {plot.width} {plot.height}"})
     if plot.text:
-        svg.attrib |= {"class": "plot", "role": "img"}
+        svg.attrib |= {"class": "plot", "role": "img", "width": f"{_ZOOM * plot.width:g}"}
         ElementTree.SubElement(svg, "title").text = printable(plot.title or plot.x)
         ElementTree.SubElement(svg, "desc").text = printable(plot.text)
     else:

@@ -12,7 +12,17 @@ from matplotlib.axes import Axes
 
 from hogstream.profiling.measure.peers import CEILING, HOGSTREAM, MEMORY, PEERS
 from hogstream.profiling.report import drawing
-from hogstream.profiling.report.drawing import DAY, LOOKS, Bar, Cell, Look, Plot, Reach, short
+from hogstream.profiling.report.drawing import (
+    DAY,
+    LOOKS,
+    Bar,
+    Cell,
+    Look,
+    Plot,
+    Reach,
+    legible,
+    short,
+)
 from hogstream.profiling.report.rows import (
     ONE_ALONE,
     gain_text,
@@ -24,7 +34,13 @@ from hogstream.profiling.report.rows import (
 )
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import UNKNOWN, Diff
-from hogstream.profiling.results.gains import BASELINES, CONTENDER, gains_over, shares_alone
+from hogstream.profiling.results.gains import (
+    BASELINES,
+    CONTENDER,
+    gains_over,
+    over_stronger,
+    shares_alone,
+)
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -156,20 +172,17 @@ def gains(bench: Bench) -> list[Plot]:
     cells = [gain for grid in grids.values() for gain in grid.values()]
     # At least 2x is full colour, or small gains would look large.
     limit = max([1.0, *(abs(math.log2(gain.median)) for gain in cells if gain.median > 0)])
-    return [
-        _gain(bench, baseline, grid, limit) for baseline, grid in grids.items() if grid
-    ]
+    return [_gain(bench, baseline, grid, limit) for baseline, grid in grids.items() if grid]
 
 
-def _gain(
-    bench: Bench, baseline: str, grid: dict[tuple[int, int], Interval], limit: float
-) -> Plot:
+def _gain(bench: Bench, baseline: str, grid: dict[tuple[int, int], Interval], limit: float) -> Plot:
     counts, alone = worker_counts(bench), shares_alone(bench)
     sizes = sorted({elements for elements, _ in grid})
     clear = [gain.median for gain in grid.values() if gain.excludes(1)]
+    ends = f", from {min(clear):.2f}x to {max(clear):.2f}x" if clear else ""
     text = (
         f"Gain of lock-free over {baseline} by size and worker count: {len(clear)} of {len(grid)} "
-        f"cells are beyond noise{f', from {min(clear):.2f}x to {max(clear):.2f}x' if clear else ''}."
+        f"cells are beyond noise{ends}."
     )
     return drawing.heat_map(
         f"Lock-free over {baseline}",
@@ -435,7 +448,7 @@ def of_train(train: Train) -> Group:
     }
     curves = {policy: curve for policy, curve in curves.items() if curve}
     text = " ".join(
-        f"{run.policy}: {run.test_accuracy.median:.1%} test accuracy, final loss "
+        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy, final loss "
         f"{run.final_loss.median:.4f}, after {run.training_seconds.median:.1f} s."
         for run in train.results
     )
@@ -509,7 +522,7 @@ def _speeds_at(results: list[PeerTime]) -> list[Plot]:
     said = ", ".join(f"{row.name} {row.told}" for row in rows)
     text = f"GB/s at {shape}, the fastest first: {said}."
     across = "GB/s, least traffic"
-    return [drawing.bars(shape, text, across, rows, speeds.get(CEILING))] if rows else []
+    return [drawing.bars(legible(shape), text, across, rows, speeds.get(CEILING))] if rows else []
 
 
 def _optimizer_roofline(shapes: dict[str, list[PeerTime]]) -> list[Plot]:
@@ -533,7 +546,7 @@ def _optimizer_roofline(shapes: dict[str, list[PeerTime]]) -> list[Plot]:
     ]
     if not slopes or not points:
         return []
-    return [_roofline(largest[0].shape, slopes, points, 3 * drawing.HEIGHT // 2)]
+    return [_roofline(legible(largest[0].shape), slopes, points, 3 * drawing.HEIGHT // 2)]
 
 
 def of_diff(diff: Diff) -> Group:
@@ -567,16 +580,19 @@ def write_gains(bench: Bench, path: Path) -> None:
 def write_losses(train: Train, path: Path) -> None:
     """Saves training loss against time; the suffix says the format."""
     group = of_train(train)
-    note = "\n".join(
-        f"{run.policy}: {run.test_accuracy.median:.1%} test accuracy" for run in train.results
-    )
-    drawing.save(group.plots, path, looks=group.looks, note=note)
+    named = {
+        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy": group.looks[
+            run.policy
+        ]
+        for run in train.results
+    }
+    drawing.save(group.plots, path, looks=named)
 
 
 def write_compare(compare: Compare, path: Path) -> None:
     """Saves what each optimizer moves, and a roofline; the suffix says the format."""
     plots = [plot for group in of_compare(compare) for plot in group.plots]
-    drawing.save(plots, path, columns=3, looks={})
+    drawing.save(plots, path, columns=3)
 
 
 def write_gain(bench: Bench, path: Path) -> None:
@@ -588,30 +604,38 @@ def write_gain(bench: Bench, path: Path) -> None:
     """
     workers = max(worker_counts(bench))
     stronger = {
-        run.elements: min((each.estimate for each in over), key=lambda gain: gain.median)
+        run.elements: over[1]
         for run in bench.results
-        if (run.policy, run.workers) == (CONTENDER, workers)
-        and (over := [run.gains[name] for name in BASELINES if name in run.gains])
+        if (run.policy, run.workers) == (CONTENDER, workers) and (over := over_stronger(run))
     }
 
+    sizes = sorted(stronger)
+
+    medians = [stronger[size].median for size in sizes]
+
     def draw(axes: Axes) -> None:
-        sizes = sorted(stronger)
-        drawing.categories(axes, [size_name(size) for size in sizes])
-        ends = [end for gain in stronger.values() for end in (gain.bounds or (gain.median,))]
-        drawing.from_zero(axes, ends)
-        axes.plot(axes.get_xlim(), [1, 1], color=DAY["text"], linewidth=1.3)
+        drawing.categories(axes, [size_name(size) for size in sizes], 12)
+        drawing.from_zero(axes, [(gain.bounds or medians)[-1] for gain in stronger.values()], "x")
         for index, size in enumerate(sizes):
             gain = stronger[size]
-            color = DAY["quiet" if not gain.excludes(1) else "blue" if gain.median > 1 else "orange"]
-            axes.bar(index, gain.median, 0.62, color=color)
+            shade = "quiet" if not gain.excludes(1) else "blue" if gain.median > 1 else "orange"
+            axes.bar(index, gain.median, 0.62, color=DAY[shade])
             if gain.bounds is not None:
                 drawing.interval(axes, index, *gain.bounds, LOOKS[-1])
-            axes.text(index, 0.08, f"{gain.median:.2f}x", ha="center", color=DAY["back"])
+            told = {"ha": "center", "color": DAY["back"], "fontweight": "bold"}
+            axes.text(index, 0.12, f"{gain.median:.2f}x", **told)  # type: ignore[arg-type]
+        axes.axhline(1, color=DAY["text"], linewidth=1.3)
 
-    title = "Lock-free updates/s over the stronger of a lock and an order"
-    where = f"{counted(workers, 'worker')}, {machine_text(bench)}"
-    plot = Plot(title, where, draw, x=f"float32 elements; {where}", y="", width=640, height=300)
-    drawing.save([plot], path)
+    plot = Plot(
+        f"Without a lock: {min(medians):.2f} to {max(medians):.2f} times as many updates/s",
+        "",
+        draw,
+        x="elements of the shared parameters",
+        y="lock-free over the stronger of locked and ordered; lines: 95 % intervals; grey: may be "
+        "noise",
+        **{"width": 620, "height": 300},
+    )
+    drawing.save([plot], path, note=f"{counted(workers, 'worker')} on {machine_text(bench)}")
 
 
 def _looks(runs: Iterable[Run]) -> Looks:

@@ -217,7 +217,9 @@ def peers_by_shape(compare: Compare) -> list[Table]:
     """A table of optimizers for each shape."""
     tables = []
     for shape, results in results_by_shape(compare).items():
-        title = f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
+        title = (
+            f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
+        )
         tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
     return tables
 

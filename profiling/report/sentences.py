@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from hogstream.profiling.measure.peers import CEILING, HOGSTREAM, MEMORY
+from hogstream.profiling.ceilings.machine import ceiling_warnings
+from hogstream.profiling.measure.peers import HOGSTREAM, MEMORY
 from hogstream.profiling.report.rows import (
     fastest,
     lost_text,
@@ -17,7 +17,15 @@ from hogstream.profiling.report.rows import (
     share_text,
 )
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
+from hogstream.profiling.results.diff import (
+    FASTER,
+    SLOWER,
+    UNKNOWN,
+    Diff,
+    cautions,
+    diff_sentences,
+    false_alarms,
+)
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
     BASELINES,
@@ -164,12 +172,12 @@ def _train_answer(train: Train) -> Answer:
     best = min(train.results, key=lambda run: run.training_seconds.median)
     gains, seconds = training_gains(train), best.training_seconds
     facts = []
+    verdict = f"{_upper(best.policy)} trained the soonest, in {seconds.median:.1f} s (the median)"
     if len(train.results) == 1:
-        verdict = f"{_upper(best.policy)} was trained in {seconds.median:.1f} s, with nothing "
-        verdict += "to compare it with."
-    else:
-        verdict = f"{_upper(best.policy)} trained the soonest, in {seconds.median:.1f} s"
-        verdict += " (median)." if best.policy == CONTENDER or not gains else "."
+        verdict = f"{_upper(best.policy)} trained in {seconds.median:.1f} s (the median); there is "
+        verdict += "nothing to compare it with"
+    elif best.policy == CONTENDER and not all(gain.low > 1 for gain in gains.values()):
+        verdict += ", though not beyond noise"
     if gains:
         baseline, gain = min(gains.items(), key=lambda each: each[1].median)
         told = f"95 %: {range_text(gain, 2)}; {CONTENDER} over {baseline}"
@@ -178,15 +186,14 @@ def _train_answer(train: Train) -> Answer:
         facts.append(Fact("As fast", f"{gain.median:.2f}x", told + noise))
     mine = next((run for run in train.results if run.policy == CONTENDER), best)
     facts.append(_learned(mine, train))
-    return Answer(verdict, [*facts, *_costs(mine), _machine(train)])
+    return Answer(f"{verdict}.", [*facts, *_costs(mine), _machine(train)])
 
 
 def _learned(mine: TrainRun, train: Train) -> Fact:
-    others = ", ".join(
-        f"{run.policy} {run.test_accuracy.median:.1%}" for run in train.results if run is not mine
-    )
-    told = f"{mine.policy}" + (f"; {others}" if others else "")
-    return Fact("Test accuracy", f"{mine.test_accuracy.median:.1%}", told)
+    told = {run.policy: f"{100 * run.test_accuracy.median:.1f} %" for run in train.results}
+    value = told.pop(mine.policy)
+    others = [f"{policy} {accuracy}" for policy, accuracy in told.items()]
+    return Fact("Test accuracy", value, "; ".join([mine.policy, *others]))
 
 
 def _compare_answer(compare: Compare) -> Answer:
@@ -198,16 +205,17 @@ def _compare_answer(compare: Compare) -> Answer:
     unbeaten = sum(all(speed.low <= 1 for speed in each.values()) for each in rivals.values())
     first = sum(all(speed.high < 1 for speed in each.values()) for each in rivals.values())
     verdict = (
-        f"No optimizer moves more bytes/s than hogstream at {unbeaten} of "
-        f"{counted(len(rivals), 'shape')}; at {first or 'none'} of them it is ahead of each "
-        "beyond noise."
+        f"At {unbeaten or 'none'} of {counted(len(rivals), 'shape')} no other optimizer moves more "
+        f"bytes/s than hogstream beyond noise; at {first or 'none'} hogstream is ahead of all."
     )
     largest = max(rivals, key=lambda shape: shapes[shape][0].elements)
     rival, speed = max(rivals[largest].items(), key=lambda each: each[1].median)
     ours = Interval(1 / speed.median, 1 / speed.high, 1 / speed.low) if speed.low else speed
     told = f"95 %: {range_text(ours, 2)}; bytes/s of hogstream over {rival}, the nearest other"
     facts = [Fact(f"At {largest}, the largest", f"{ours.median:.2f}x", told)]
-    return Answer(verdict, [*facts, *_against_torch(shapes), *_share(shapes[largest]), _machine(compare)])
+    return Answer(
+        verdict, [*facts, *_against_torch(shapes), *_share(shapes[largest]), _machine(compare)]
+    )
 
 
 def _against_torch(shapes: dict[str, list[PeerTime]]) -> list[Fact]:
@@ -222,15 +230,16 @@ def _against_torch(shapes: dict[str, list[PeerTime]]) -> list[Fact]:
         return []
     least, most = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
     value = f"{times[least]:.2f}x to {times[most]:.2f}x"
-    told = f"as long as hogstream a step of torch.optim.RMSprop takes, from {least} to {most}"
-    return [Fact("torch-foreach", value, told)]
+    told = f"its step's time over hogstream's; the least at {least}, the most at {most}"
+    return [Fact("torch.optim.RMSprop", value, told)]
 
 
 def _share(results: list[PeerTime]) -> list[Fact]:
     ours = next((each for each in results if each.peer == HOGSTREAM), None)
     if ours is None or ours.share_of_ceiling is None:
         return []
-    told = f"of an update-shaped pass over memory at {ours.shape}: {ours.gigabytes_per_second:.1f} GB/s"
+    speed = f"{ours.gigabytes_per_second:.1f} GB/s"
+    told = f"of an update-shaped pass over memory at {ours.shape}: {speed}"
     return [Fact("Of the ceiling", share_text(ours.share_of_ceiling), told)]
 
 
@@ -244,35 +253,32 @@ def diff_answer(diff: Diff, second: Reported) -> Answer:
     verdicts = [change.verdict for change in diff.changes]
     faster, slower = verdicts.count(FASTER), verdicts.count(SLOWER)
     count = len(verdicts) - verdicts.count(UNKNOWN)
-    of = f"of {counted(count, 'configuration')}"
-    chance = f"{of}; up to {false_alarms(count)} may seem changed by chance"
-    facts = [
-        Fact("Faster beyond noise", str(faster), chance),
-        Fact("Slower beyond noise", str(slower), of),
-    ]
-    clear = [change for change in diff.changes if change.verdict in (FASTER, SLOWER)]
-    if clear and (speed := clear[0].speed):
-        told = f"95 %: {range_text(speed, 2)}; {clear[0].name}"
-        facts.append(Fact(f"{_upper(clear[0].verdict)} the most", f"{speed.median:.2f}x", told))
-    machine = Fact("Machine", "not alike" if cautions(diff) else "alike", machine_text(second))
-    return Answer(diff_sentences(diff)[0], [*facts, machine])
+    told = f"{faster} faster, {slower} slower; up to {false_alarms(count)} may seem so by chance"
+    facts = [Fact("Changed beyond noise", f"{faster + slower} of {count}", told)]
+    for kind in (FASTER, SLOWER):  # the greatest effects come first
+        most = next((change for change in diff.changes if change.verdict == kind), None)
+        if most is not None and most.speed is not None:
+            told = f"95 %: {range_text(most.speed, 2)}; {most.name}"
+            facts.append(Fact(f"{_upper(kind)}, the most", f"{most.speed.median:.2f}x", told))
+    unlike = " ".join(cautions(diff))
+    alike = Fact("Like for like", "no" if unlike else "yes", unlike or "same machine and settings")
+    return Answer(diff_sentences(diff)[0], [*facts, alike, _machine(second)])
 
 
 # What stands behind them.
 
 
 def verdict(bench: Bench) -> list[str]:
-    """Which policy won, by how much, at what cost, where that ends, and what bounds it."""
-    said = [_winners(bench)]
+    """Where lock-free's gain ends, what it costs where it is greatest, and what bounds it."""
     best = _greatest_gain(bench)
     if best is None:
-        return said
+        return []
     run, baseline, gain = best
     sure = "" if gain.low > 1 else ", which may be noise"
-    said.append(
+    said = [
         f"The greatest gain of {CONTENDER} over {baseline} is {gain.median:.2f}x "
         f"(95 %: {range_text(gain, 2)}) with {_where(run)}{sure}."
-    )
+    ]
     if len({each.elements for each in bench.results}) > 1:
         said += gains(bench)
     told = shares_text(run)
@@ -335,7 +341,7 @@ def _cost(run: Run) -> str:
 
 def of_bench(bench: Bench) -> list[str]:
     """What a bench says, in words."""
-    said = [f"Measured on {machine_text(bench)}." + memory_text(bench)]
+    said = [" ".join([f"Measured on {machine_text(bench)}.", *_memory_sentences(bench)])]
     if bench.settings.sweep:  # with so many sizes, gains are told as tables
         said += [
             *gains(bench),
@@ -355,16 +361,16 @@ def of_bench(bench: Bench) -> list[str]:
     )
 
 
-def memory_text(result: Bench | Train) -> str:
+def _memory_sentences(bench: Bench) -> list[str]:
     """What memory can do, if it was measured."""
-    memory = result.ceilings.memory
+    memory = bench.ceilings.memory
     copy, update = memory.copy_gigabytes_per_second, memory.update_shaped_gigabytes_per_second
     if copy is None or update is None:
-        return ""
-    return (
-        f" Beyond the caches a copy moves {copy.median:.1f} GB/s, and the traffic of an update "
+        return []
+    return [
+        f"Beyond the caches a copy moves {copy.median:.1f} GB/s, and the traffic of an update "
         f"{update.median:.1f} GB/s."
-    )
+    ]
 
 
 def _gains_by_size(bench: Bench) -> list[str]:
@@ -551,6 +557,15 @@ def _rivals(results: list[PeerTime]) -> dict[str, Interval]:
             low, high = more / slower.high, more / slower.low
             speeds[name] = Interval(more / slower.median, low, high)
     return speeds
+
+
+def warnings(result: Reported) -> list[str]:
+    """What changes the answer: not that ceilings are unsure, which the answer does not rest on."""
+    if isinstance(result, Compare):
+        return result.warnings
+    shares = [run.share_of_ceilings for run in result.results]
+    besides = ceiling_warnings(result.ceilings, shares)
+    return [said for said in result.warnings if said not in besides]
 
 
 def interruption(result: Reported) -> list[str]:
