@@ -192,11 +192,12 @@ def _change_sentences(diff: Diff, told: list[str]) -> list[str]:
     else:
         most = next(each for each in diff.changes if each.verdict in (FASTER, SLOWER))
         assert most.speed is not None
-        said.append(
+        said += [
             f"The second run is faster beyond noise in {faster} and slower in {slower} of "
-            f"{counted(count, 'configuration')}; most of all {most.name}: {most.speed.median:.2f}x "
-            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f})."
-        )
+            f"{counted(count, 'configuration')}.",
+            f"They differ most of all in {most.name}: {most.speed.median:.2f}x "
+            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f}).",
+        ]
         by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
         by_chance += "no more than that" if changed <= chance else "more than that"
     said.append(f"{by_chance}. The verdicts are not corrected for it.")
