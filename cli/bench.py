@@ -23,13 +23,14 @@ from hogstream.cli.scheduler_options import (
     policies_over,
     scheduling_options,
 )
+from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import bench as job
-from hogstream.profiling.report import summary
-from hogstream.profiling.report.heat_map import plot_gains
-from hogstream.profiling.report.page import write_report
+from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report.page import write_page
 from hogstream.profiling.results import last
 from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
+from hogstream.profiling.results.schema import Bench
 from hogstream.scheduler.policies import ALLOWED
 
 _SWEEP_DEFAULTS = {
@@ -181,12 +182,19 @@ def bench(
         (report, partial(write_page, [ResultFile("", result)])),
         (plot, partial(plots.write_gains, result)),
     )
-    print_table(summary.kernels_table(result))
-    for table in summary.gains_tables(result) if sweep else summary.results_tables(result):
-        print_table(table)
-    for sentence in summary.sentences(result):
+    for table in _tables(result):
+        print_table(console_table(table))
+    for sentence in sentences.of_bench(result):
         print_text(sentence)
     finish(result, json_file, trace, report, plot)
+
+
+def _tables(bench: Bench) -> list[rows.Table]:
+    """The kernels alone, then what policies did: of a sweep what lock-free gains, else all."""
+    if bench.settings.sweep:
+        return [rows.kernels(bench), *rows.gains(bench)]
+    races = rows.races(bench)
+    return [rows.kernels(bench), rows.updates(bench), *([races] if races else [])]
 
 
 def _check_compares(policies: tuple[str, ...]) -> None:

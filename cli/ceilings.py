@@ -7,15 +7,17 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 
 from hogstream.cli import options
-from hogstream.cli.console import new_table, print_table, print_text
+from hogstream.cli.console import print_table, print_text
 from hogstream.cli.output import command_line, finish, write_files
+from hogstream.cli.tables import console_table
 from hogstream.profiling.ceilings.cache import cache_file
 from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
 from hogstream.profiling.environment import describe_environment
-from hogstream.profiling.report import summary
+from hogstream.profiling.report import rows
+from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.schema import MachineCeilings
 
 
 @click.command("ceilings")
@@ -40,8 +42,8 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
         ceilings=ceilings,
     )
     write_files((json_file, partial(write_result, result)))
-    print_table(_table("Memory", summary.LEVEL_COLUMNS, summary.level_rows(ceilings)))
-    print_table(_table("Host", summary.RATE_COLUMNS, summary.rate_rows(ceilings)))
+    for table in (rows.levels(ceilings), rows.rates(ceilings)):
+        print_table(console_table(table))
     print_text(f"Measured at {ceilings.measured}.")
     for sentence in ceiling_warnings(ceilings):
         print_text(sentence)
@@ -49,10 +51,3 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
     if path is not None and path.exists():
         click.echo(f"kept in {path}")
     finish(result, json_file)
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = new_table(title, *columns)
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -65,7 +65,7 @@ def doctor() -> None:
             ceilings.memory.copy_gigabytes_per_second,
             ceilings.memory.update_shaped_gigabytes_per_second,
         )
-        medians = (number_text(rate and rate.median, 1) for rate in rates)
+        medians = (number_text(None if rate is None else rate.median, 1) for rate in rates)
         table.add_row(name, *medians, ceilings.measured)
     print_table(table)
 

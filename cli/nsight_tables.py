@@ -100,7 +100,7 @@ def counters_table(profile: NcuProfile) -> Table:
         table.add_row(
             _short(each.kernel, _NARROW),
             number_text(each.launches),
-            number_text(each.time_us and each.time_us.median, 1),
+            number_text(None if each.time_us is None else each.time_us.median, 1),
             number_text(each.dram_percent, 1),
             number_text(each.gigabytes_per_second),
             *_bytes_texts(each, known),

@@ -13,7 +13,7 @@ import click
 
 from hogstream.cli.console import print_text
 from hogstream.profiling.interruption import MeasurementError
-from hogstream.profiling.report.summary import interruption
+from hogstream.profiling.report.sentences import interruption
 from hogstream.profiling.results.schema import AnyResult, Measurement
 from hogstream.scheduler import Timeline
 

@@ -29,7 +29,8 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     """Write a report that opens in a browser, offline.
 
     Each FILE is the JSON output of bench, train or compare. Of two of one kind it shows the diff:
-    the second against the first. Without FILE: the last result of bench and of train on this machine.
+    the second against the first. Without FILE: the last result of bench and of train on this
+    machine.
     """
     paths = files or tuple(filter(None, map(last.last, ("bench", "train"))))
     if not paths:
@@ -64,7 +65,5 @@ def _read(paths: tuple[Path, ...]) -> list[ResultFile]:
     for kind, count in Counter(result.kind for result in results).items():
         if count > 2:
             third = [result.name for result in results if result.kind == kind][2]
-            raise click.UsageError(
-                f"{third}: is the third of hogstream {kind}: a diff is of two"
-            )
+            raise click.UsageError(f"{third}: is the third of hogstream {kind}: a diff is of two")
     return results

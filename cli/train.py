@@ -23,8 +23,9 @@ from hogstream.cli.scheduler_options import (
     policies_over,
     scheduling_options,
 )
+from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import digits as job
-from hogstream.profiling.report import plots, summary
+from hogstream.profiling.report import plots, rows, sentences
 from hogstream.profiling.results import last
 from hogstream.profiling.results.files import write_result
 from hogstream.scheduler.policies import ALLOWED
@@ -122,7 +123,7 @@ def train_digits(
         (json_file, partial(write_result, result)),
         (plot, partial(plots.write_losses, result)),
     )
-    print_table(summary.training_table(result["results"]))
-    for sentence in summary.training_sentences(result):
+    print_table(console_table(rows.training(result)))
+    for sentence in sentences.of_train(result):
         print_text(sentence)
     finish(result, json_file, trace, plot)
