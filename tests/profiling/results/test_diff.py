@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 
+from hogstream.profiling.report.page import render_page
 from hogstream.profiling.results.diff import (
     FASTER,
     SAME,
@@ -92,7 +93,10 @@ def test_all_configurations_are_listed_by_effect_and_less_time_is_faster() -> No
     assert found.only_first == ("torch RMSprop (foreach), 2^24 elements, alone",)
     said = " ".join(diff_sentences(found))
     assert "faster beyond noise in 2 and slower in 1 of 4 configurations" in said
-    assert "most of all hogstream, numba, 2^24 elements, alone: 4.00x (95 %: 3.8" in said
+    assert (
+        "They differ most of all in hogstream, numba, 2^24 elements, alone: 4.00x (95 %: 3.8"
+        in said
+    )
     assert "Only the first run has 1 configuration of these." in said
 
 
@@ -145,6 +149,9 @@ def test_what_differs_but_for_the_code_is_told() -> None:
     said = " ".join(diff_sentences(found))
     assert "Like is not set against like: the runs differ in device_name, torch, depth, dty" in said
     assert "memory, copy (GB/s) 1.50x of what it was" in said
+    html = render_page([ResultFile("first.json", first), ResultFile("second.json", second)])
+    assert "H200" in html
+    assert "second.json against first.json" in html
 
 
 def test_the_same_machine_and_settings_are_like_against_like() -> None:
