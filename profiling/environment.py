@@ -14,38 +14,37 @@ from typing import Any
 import torch
 
 from hogstream.profiling.event_loop import EVENT_LOOP
+from hogstream.profiling.results.schema import Environment
 
-SCHEMA = 1  # of the JSON output of every command
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")
 
 
-def describe_environment(device: torch.device, backend: str, processes: int = 1) -> dict[str, Any]:
-    """The ``environment`` of the JSON output.
+def describe_environment(device: torch.device, backend: str, processes: int = 1) -> Environment:
+    """What a result says of where it was measured.
 
     Args:
         device: The device measured.
         backend: The backend measured.
         processes: How many the workers were spread over.
     """
-    return {
-        "device": str(device),
-        "device_name": device_name(device),
-        "backend": backend,
-        "cores": usable_cores(),
-        "event_loop": EVENT_LOOP if processes == 1 else "asyncio",  # that of the others
-        "threads": torch.get_num_threads(),
-        "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
-        if device.type == "cuda"
-        else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": _versions(),
-        "commit": source_commit(),
-    }
+    connections = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
+    return Environment(
+        device=str(device),
+        device_name=device_name(device),
+        backend=backend,
+        cores=usable_cores(),
+        event_loop=EVENT_LOOP if processes == 1 else "asyncio",  # that of the others
+        threads=torch.get_num_threads(),
+        cuda_device_max_connections=connections if device.type == "cuda" else None,
+        system=f"{platform.system()} {platform.machine()}",
+        versions=_versions(),
+        commit=source_commit(),
+    )
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What figures of a machine depend on, and not on what it is busy with; as in JSON."""
+    """What a machine can do depends on this, and not on what it is busy with; as in JSON."""
     return {
         "host": platform.node(),
         "device_name": device_name(device),

@@ -6,7 +6,8 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from hogstream.profiling.event_loop import run
 from hogstream.scheduler import WorkerError
@@ -18,7 +19,20 @@ class MeasurementError(Exception):
     """A measurement failed; says why."""
 
 
-def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], dict[str, Any]]:
+@dataclass(frozen=True)
+class End:
+    """How a measurement ended, as a result says it.
+
+    Attributes:
+        partial: Whether it was cut short.
+        error: Why workers failed, which cut it short; None if they did not.
+    """
+
+    partial: bool = False
+    error: str | None = None
+
+
+def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], End]:
     """Runs a measurement to its end, or until SIGINT, or until workers fail.
 
     The first SIGINT cancels the measurement, which may clean up, and yield what it has by then. A
@@ -28,8 +42,7 @@ def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], dict[s
         measure: Yields results.
 
     Returns:
-        The results, and how it ended, for the JSON: ``partial``, whether it was cut short, and
-        ``error``, why workers failed, or None.
+        The results, and how it ended.
 
     Raises:
         KeyboardInterrupt: If interrupted before there was any result.
@@ -60,9 +73,9 @@ def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], dict[s
     except asyncio.CancelledError:
         if not results:
             raise KeyboardInterrupt from None
-        return results, {"partial": True, "error": None}
+        return results, End(partial=True)
     except WorkerError as error:
         if not results:
             raise MeasurementError(str(error)) from error
-        return results, {"partial": True, "error": str(error)}
-    return results, {"partial": False, "error": None}
+        return results, End(partial=True, error=str(error))
+    return results, End()

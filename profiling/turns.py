@@ -1,20 +1,33 @@
-"""Rates: how often a second something can be done, from samples in turn, with their spread."""
+"""Taking turns: what is set against each other is measured in the same rounds.
+
+So drift of the machine strikes all alike; and each goes first in its turn, as whoever comes first
+in a round may find another machine than the last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
-from hogstream.profiling.results.confidence import median_interval
-
-#: Rates of a machine, by their names in JSON output.
-COPY, UPDATE_SHAPED = "copy_gigabytes_per_second", "update_shaped_gigabytes_per_second"
-LAUNCHES, TURNS = "launches_per_second", "event_loop_turns_per_second"
+import torch
 
 _SAMPLE_SECONDS = 0.02
 
 Name = TypeVar("Name")
+
+
+def in_turn(names: Sequence[Name], index: int) -> list[Name]:
+    """The order of a round: each goes first in its turn.
+
+    Args:
+        names: Of those who take turns.
+        index: Of the round, from 0.
+    """
+    first = index % len(names)
+    return [*names[first:], *names[:first]]
 
 
 @dataclass(frozen=True)
@@ -30,32 +43,62 @@ class Rate:
     amount: float
 
 
-def sample_in_turn(rates: Mapping[Name, Rate], repeats: int) -> dict[Name, list[float]]:
-    """Measures rates a second, in turn, so that drift of the machine strikes them alike.
+def sample_in_turn(rates: Mapping[Name, Rate], rounds: int) -> dict[Name, list[float]]:
+    """Measures how much is done a second, in turn.
 
     Args:
         rates: By name. Each is warmed up by finding how many times take 20 ms.
-        repeats: How many samples to take of each.
+        rounds: How many samples to take of each.
 
     Returns:
         The samples of each, by name.
     """
     times = {name: _times_to_sample(rate) for name, rate in rates.items()}
-    samples: dict[Name, list[float]] = {name: [] for name in rates}
-    for _ in range(repeats):
-        for name, rate in rates.items():
-            samples[name].append(rate.amount * times[name] / rate.seconds_of(times[name]))
-    return samples
+
+    def sample(name: Name) -> float:
+        rate = rates[name]
+        return rate.amount * times[name] / rate.seconds_of(times[name])
+
+    return _take_turns({name: partial(sample, name) for name in rates}, rounds)
 
 
-def describe(samples: list[float]) -> dict[str, Any]:
-    """The samples of a rate in the JSON output, with their median and its 95 % interval."""
-    interval = median_interval(samples)
-    return {
-        "median": interval.median,
-        "interval": interval.bounds,
-        "samples": samples,
-    }
+def interleave(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Times several calls in turn.
+
+    Args:
+        calls: By name; each is called once beforehand to warm up.
+        device: Synchronised around each call, if it is a GPU.
+        rounds: How many times each is timed.
+
+    Returns:
+        Seconds of each call, ``rounds`` for each name.
+    """
+    synchronize: Callable[[], None] = (
+        partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    )
+    for call in calls.values():
+        call()
+
+    def seconds_of(call: Callable[[], object]) -> float:
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        return time.perf_counter() - start
+
+    return _take_turns({name: partial(seconds_of, call) for name, call in calls.items()}, rounds)
+
+
+def _take_turns(
+    samples: Mapping[Name, Callable[[], float]], rounds: int
+) -> dict[Name, list[float]]:
+    taken: dict[Name, list[float]] = {name: [] for name in samples}
+    for index in range(rounds):
+        for name in in_turn(list(samples), index):
+            taken[name].append(samples[name]())
+    return taken
 
 
 def _times_to_sample(rate: Rate) -> int:

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product, starmap, zip_longest
-from typing import Any
 
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.profiling.assembly.parse import Findings, inspect_amd, inspect_nvidia
+from hogstream.profiling.results.schema import CompiledKernel
 
 #: The code of one kernel, by stage of its compilation.
 Code = dict[str, str]
@@ -144,9 +144,9 @@ def inspect_kernel(target: str, code: Code) -> Findings:
     return inspect_amd(code["llir"], code["amdgcn"])
 
 
-def describe(target: str, variant: Variant, findings: Findings) -> dict[str, Any]:
-    """One kernel's result in the JSON output."""
-    return {"target": target, **asdict(variant), **asdict(findings)}
+def describe(target: str, variant: Variant, findings: Findings) -> CompiledKernel:
+    """What one kernel takes and does, as a result says it."""
+    return CompiledKernel(target=target, **asdict(variant), **asdict(findings))
 
 
 def _is_nvidia(target: str) -> bool:

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from hogstream.profiling.capture import is_profiled
 from hogstream.profiling.environment import describe_machine
-from hogstream.profiling.results.user_cache import cache_folder
-from hogstream.profiling.turns import COPY, LAUNCHES, TURNS, UPDATE_SHAPED
+from hogstream.profiling.results.files import BadResultError, decoded, encoded
+from hogstream.profiling.results.last import cache_folder
+from hogstream.profiling.results.schema import Ceilings
 from hogstream.scheduler.files import replace_file
 
 #: Of the files: another one whenever something else is measured, or in another way.
-SCHEMA = 1
+SCHEMA = 2
 
 
-def remember(
-    device: torch.device, measure: Callable[[], dict[str, Any]], *, fresh: bool
-) -> dict[str, Any]:
+class _Kept(Struct, forbid_unknown_fields=True):
+    """What a file holds.
+
+    Attributes:
+        schema: ``SCHEMA`` of the version that wrote it.
+        machine: As ``describe_machine`` told it.
+        ceilings: What was measured.
+    """
+
+    schema: int
+    machine: dict[str, Any]
+    ceilings: Ceilings
+
+
+def remember(device: torch.device, measure: Callable[[], Ceilings], *, fresh: bool) -> Ceilings:
     """Reads a machine's ceilings from the cache folder, or measures and writes them.
 
     A file that cannot be used is measured anew and replaced, and one that cannot be written is left
@@ -43,7 +55,7 @@ def remember(
         return kept
     ceilings = measure()
     if not is_profiled():
-        _write(path, {"schema": SCHEMA, "machine": machine, **ceilings})
+        _write(path, _Kept(SCHEMA, machine, ceilings))
     return ceilings
 
 
@@ -61,27 +73,23 @@ def cache_file(device: torch.device) -> Path | None:
     return folder / f"ceilings-{device.type}-{key}.json"
 
 
-def _read(path: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
+def _read(path: Path, machine: dict[str, Any]) -> Ceilings | None:
     """The ceilings in a file; None if there is none, or none that can be used, which is said."""
     try:
-        content = json.loads(path.read_bytes())
-        if content["schema"] != SCHEMA:
-            raise ValueError("it is of another version of hogstream")
-        if content["machine"] != machine:
-            raise ValueError("it is of another machine")
-        _check(content)
+        kept = decoded(path.read_bytes(), _Kept)
+        if kept.schema != SCHEMA:
+            raise BadResultError("it is of another version of hogstream")
+        if kept.machine != machine:
+            raise BadResultError("it is of another machine")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, BadResultError) as error:
         _say(f"measuring ceilings anew, as {path} cannot be used: {error}")
         return None
-    except (KeyError, TypeError):
-        _say(f"measuring ceilings anew, as {path} cannot be used: it is not whole")
-        return None
-    return {name: content[name] for name in ("measured", "levels", LAUNCHES, TURNS)}
+    return kept.ceilings
 
 
-def _write(path: Path | None, content: dict[str, Any]) -> None:
+def _write(path: Path | None, kept: _Kept) -> None:
     """Keeps ceilings in a file; if that is not possible, says so."""
     if path is None:
         _say("ceilings are measured each time, as there is no home folder to keep them in")
@@ -89,26 +97,9 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False).encode())
+            file.write(encoded(kept))
     except OSError as error:
         _say(f"ceilings are measured each time, as they cannot be kept: {error}")
-
-
-def _check(ceilings: dict[str, Any]) -> None:
-    """Raises ``ValueError``, ``KeyError`` or ``TypeError`` if anything is missing or no number."""
-    datetime.fromisoformat(ceilings["measured"])
-    rates = [ceilings[LAUNCHES], ceilings[TURNS]]
-    if not ceilings["levels"]:
-        raise ValueError("it has no level of memory")
-    for level in ceilings["levels"]:
-        rates += [level[name] for name in (COPY, UPDATE_SHAPED) if level[name] is not None]
-        sizes = level["bytes"], level["threads"] or 1, level["cache_bytes"] or 1
-        if not isinstance(level["level"], str) or min(sizes) < 1:
-            raise ValueError("it has a level without a name or size")
-    for rate in rates:
-        low, high = rate["interval"] or (0, math.inf)
-        if not low <= rate["median"] <= high or not all(sample > 0 for sample in rate["samples"]):
-            raise ValueError("it has a rate that is none")
 
 
 @cache

@@ -25,7 +25,10 @@ import torch
 
 from hogstream.kernels.backends.select import available_backends
 from hogstream.profiling.environment import caches, usable_core_numbers
-from hogstream.profiling.turns import COPY, UPDATE_SHAPED, Rate
+from hogstream.profiling.turns import Rate
+
+#: What passes over memory: it copies, or goes as an update without its arithmetic.
+COPY, UPDATE_SHAPED = "copy", "update-shaped"
 
 # How many arrays share out the working set, and how many bytes an element are read and written.
 _ARRAYS = {COPY: 2, UPDATE_SHAPED: 3}
@@ -44,7 +47,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Level:
+class MemoryLevel:
     """A level of memory.
 
     Attributes:
@@ -60,7 +63,7 @@ class Level:
     cache_bytes: int | None
 
 
-def memory_levels(device: torch.device) -> list[Level]:
+def memory_levels(device: torch.device) -> list[MemoryLevel]:
     """The levels that a device tells of and that can be told apart, smallest first."""
     threads = len(usable_core_numbers()) if device.type == "cpu" else None
     levels, below = [], 0
@@ -68,19 +71,19 @@ def memory_levels(device: torch.device) -> list[Level]:
         total = cache.bytes * cache.count
         if total // 2 >= below:
             size = _rounded(total // 2, device)
-            levels.append(Level(cache.level, size, threads, cache.bytes))
+            levels.append(MemoryLevel(cache.level, size, threads, cache.bytes))
         below = total
     size = _rounded(max(_MEMORY_BYTES[device.type], 4 * below), device)
-    return [*levels, Level("memory", size, threads, None)]
+    return [*levels, MemoryLevel("memory", size, threads, None)]
 
 
 @contextmanager
 def bandwidths(
-    levels: list[Level], device: torch.device
-) -> Iterator[dict[tuple[Level, str], Rate | None]]:
+    levels: list[MemoryLevel], device: torch.device
+) -> Iterator[dict[tuple[MemoryLevel, str], Rate]]:
     """What measures each level in this context, by level and ``COPY`` or ``UPDATE_SHAPED``.
 
-    None is what cannot be measured: small caches, with no Numba.
+    What cannot be measured is left out: small caches, with no Numba.
     """
     if device.type == "cuda":
         passes = {
@@ -95,8 +98,8 @@ def bandwidths(
 
 
 def _rates(
-    passes: Mapping[Level, Callable[[str, int], float]],
-) -> dict[tuple[Level, str], Rate | None]:
+    passes: Mapping[MemoryLevel, Callable[[str, int], float]],
+) -> dict[tuple[MemoryLevel, str], Rate]:
     """By level and kind, from the seconds of passes of a kind over a level."""
     numba = available_backends()["numba"] is None
     return {
@@ -104,9 +107,8 @@ def _rates(
             partial(seconds_of, kind),
             1e-9 * _BYTES_PER_ELEMENT[kind] * level.bytes / (4 * _ARRAYS[kind]),
         )
-        if numba or level.threads is None or level.bytes // level.threads >= _NUMPY_LEAST_BYTES
-        else None
         for level, seconds_of in passes.items()
+        if numba or level.threads is None or level.bytes // level.threads >= _NUMPY_LEAST_BYTES
         for kind in _ARRAYS
     }
 
@@ -126,7 +128,7 @@ def _rounded(size: int, device: torch.device) -> int:
     return size - size % unit
 
 
-def _pass_on_gpu(level: Level, buffer: torch.Tensor, kind: str, passes: int) -> float:
+def _pass_on_gpu(level: MemoryLevel, buffer: torch.Tensor, kind: str, passes: int) -> float:
     """Seconds of passes over a buffer: in one launch if a cache holds it, else a launch each."""
     from hogstream.profiling.ceilings import triton_passes
 
@@ -183,7 +185,7 @@ class _Team:
             self._barrier.abort()
             raise
 
-    def slices(self, level: Level) -> list[Floats]:
+    def slices(self, level: MemoryLevel) -> list[Floats]:
         """A slice of a working set for each thread, in memory that is near its core."""
         elements = level.bytes // 4 // len(self._cores)
         slices: list[Floats] = [torch.empty(elements).numpy() for _ in self._cores]
@@ -204,14 +206,14 @@ def _passes(kind: str) -> Callable[[Floats, int], None]:
 
 
 def _copy_passes(buffer: Floats, passes: int) -> None:
-    """As that of ``numba_ceiling``."""
+    """As that of ``numba_passes``."""
     target, source = buffer.reshape(2, -1)
     for _ in range(passes):
         np.copyto(target, source)
 
 
 def _update_shaped_passes(buffer: Floats, passes: int) -> None:
-    """As that of ``numba_ceiling``, a block at a time, which stays in cache between its calls."""
+    """As that of ``numba_passes``, a block at a time, which stays in cache between its calls."""
     param, grad, ms = buffer.reshape(3, -1)
     for _ in range(passes):
         for low in range(0, len(param), _NUMPY_BLOCK):

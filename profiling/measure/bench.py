@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings.machine import (
-    ceiling_warnings,
-    machine_ceilings,
-    measure_ceilings,
-    shares,
-)
-from hogstream.profiling.environment import SCHEMA, cache_bytes, describe_environment, free_memory
+from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
+from hogstream.profiling.environment import cache_bytes, describe_environment, free_memory
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.kernels import measure_kernels
-from hogstream.profiling.results.confidence import (
-    Interval,
-    median_interval,
-    ratio_interval,
-    spread_warnings,
+from hogstream.profiling.measure.runs import run_of, scheduling_of, speed_of
+from hogstream.profiling.results import schema
+from hogstream.profiling.results.confidence import Interval, spread_warnings
+from hogstream.profiling.results.gains import CONTENDER, gains_of
+from hogstream.profiling.results.schema import (
+    Bench,
+    BenchRun,
+    Ceilings,
+    KernelTime,
+    Ratio,
+    TelemetryCost,
 )
-from hogstream.profiling.results.gains import BASELINES, CONTENDER
+from hogstream.profiling.turns import in_turn
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler import (
     ProcessScheduler,
@@ -86,70 +86,69 @@ class BenchSettings:
 
 
 def run_bench(
-    settings: BenchSettings, on_step: Callable[[str], None], timeline: Timeline | None = None
-) -> dict[str, Any]:
+    settings: BenchSettings,
+    command: str,
+    on_step: Callable[[str], None],
+    timeline: Timeline | None = None,
+) -> Bench:
     """Measures everything.
 
     Policies take turns, round by round, so that drift of the machine strikes them alike.
 
     Args:
         settings: What to measure.
+        command: The command line that repeats it.
         on_step: Called before each of ``settings.steps()`` steps with what is to be measured.
         timeline: Takes down what is measured, but for the cost of telemetry.
 
     Returns:
-        The JSON output, but for the command line. Interrupted, it is partial: sizes and worker
-        counts whose rounds were not all made are left out.
+        The result. Interrupted, it is partial: sizes and worker counts whose rounds were not all
+        made are left out.
 
     Raises:
         KeyboardInterrupt: If interrupted before there was any result.
         MeasurementError: If workers failed before there was any result.
     """
-    on_step("memory ceilings")
-    ceilings = {**measure_ceilings(settings.device), **machine_ceilings(settings.device)}
+    on_step("ceilings of this machine")
+    ceilings = machine_ceilings(settings.device)
     on_step("kernels alone")
     kernels = measure_kernels(settings.device, settings.seed)
     with captured(settings.device):
-        parts, ended = gather_until_interrupted(_measure_all(settings, on_step, timeline))
-    results, telemetry_cost = (
-        [entry for part in parts for entry in part.get(name, ())]
-        for name in ("results", "telemetry_cost")
+        parts, end = gather_until_interrupted(_measure_all(settings, ceilings, on_step, timeline))
+    measured = [each for part in parts for each in part]
+    results = [each for each in measured if isinstance(each, BenchRun)]
+    costs = [each for each in measured if isinstance(each, TelemetryCost)]
+    return Bench(
+        command=command,
+        environment=describe_environment(settings.device, settings.backend, settings.processes),
+        partial=end.partial,
+        error=end.error,
+        warnings=spread_warnings(_timings(kernels, results))
+        + ceiling_warnings(ceilings, (each.share_of_ceilings for each in results)),
+        settings=schema.BenchSettings(
+            scheduling=scheduling_of(settings.scheduling),
+            processes=settings.processes,
+            rounds=ROUNDS,
+            seconds=settings.seconds,
+            think_time=settings.think_time,
+            think_spread=settings.think_spread,
+            seed=settings.seed,
+            sweep=settings.sweep,
+        ),
+        ceilings=ceilings,
+        kernels=kernels,
+        results=results,
+        telemetry_cost=costs if settings.scheduling.telemetry else None,
     )
-    for each in results:
-        each["share_of_ceilings"] = shares(each, ceilings, depth=settings.scheduling.depth)
-    return {
-        "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend, settings.processes),
-        "settings": {
-            "processes": settings.processes,
-            **settings.scheduling.options(),
-            "rounds": ROUNDS,
-            "seconds": settings.seconds,
-            "think_time": settings.think_time,
-            "think_spread": settings.think_spread,
-            "seed": settings.seed,
-            "sweep": settings.sweep,
-        },
-        **ended,
-        "ceilings": ceilings,
-        "kernels": kernels,
-        "results": results,
-        "telemetry_cost": telemetry_cost if settings.scheduling.telemetry else None,
-        "warnings": spread_warnings(_timings(kernels, results))
-        + ceiling_warnings(ceilings, results),
-    }
 
 
-def _timings(kernels: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Interval]:
+def _timings(kernels: list[KernelTime], results: list[BenchRun]) -> dict[str, Interval]:
     """All that was timed, by name."""
-    timings = {
-        f"{kernel['name']} alone": median_interval(kernel["milliseconds_of_rounds"])
-        for kernel in kernels
-    }
-    for each in results:
-        workers, size = counted(each["workers"], "worker"), size_name(each["elements"])
-        name = f"{each['policy']} with {workers} at {size} elements"
-        timings[name] = median_interval(each["updates_per_second_of_rounds"])
+    timings = {f"{kernel.name} alone": kernel.milliseconds.estimate for kernel in kernels}
+    for run in results:
+        workers, size = counted(run.workers, "worker"), size_name(run.elements)
+        name = f"{run.policy} with {workers} at {size} elements"
+        timings[name] = run.updates_per_second.estimate
     return timings
 
 
@@ -197,9 +196,12 @@ def _gradient_count(settings: BenchSettings, elements: int) -> int:
 
 
 async def _measure_all(
-    settings: BenchSettings, on_step: Callable[[str], None], timeline: Timeline | None
-) -> AsyncIterator[dict[str, list[dict[str, Any]]]]:
-    """Yields entries for the JSON's lists: of all policies at each size and worker count."""
+    settings: BenchSettings,
+    ceilings: Ceilings,
+    on_step: Callable[[str], None],
+    timeline: Timeline | None,
+) -> AsyncIterator[list[BenchRun | TelemetryCost]]:
+    """Yields what all policies did at each size and worker count, and what telemetry cost there."""
     for elements in settings.elements:
         size = _Size(settings, elements, on_step)
         for workers in settings.workers:
@@ -209,7 +211,7 @@ async def _measure_all(
                 {policy: settings.scheduling.with_policy(policy) for policy in settings.policies},
                 timeline,
             )
-            yield {"results": _results_of(settings, rounds)}
+            yield [*_runs_of(settings, ceilings, rounds)]
         if settings.scheduling.telemetry:
             counting = settings.scheduling.with_policy(CONTENDER)
             rounds = await size.take_turns(
@@ -217,7 +219,7 @@ async def _measure_all(
                 max(settings.workers),
                 {"with": counting, "without": replace(counting, telemetry=False)},
             )
-            yield {"telemetry_cost": [_telemetry_cost(rounds)]}
+            yield [_telemetry_cost(rounds)]
 
 
 class _Size:
@@ -240,7 +242,6 @@ class _Size:
     ) -> dict[str, list[RunReport]]:
         """Measures variants of the scheduler's settings in turn, for all rounds."""
         rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
-        names = list(variants)
         async with AsyncExitStack() as stack:
             measures = {}
             for name, variant in variants.items():
@@ -252,8 +253,7 @@ class _Size:
                 )
             for index in range(ROUNDS):
                 self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
-                first = index % len(names)  # each goes first in its turn
-                for name in names[first:] + names[:first]:
+                for name in in_turn(list(variants), index):
                     rounds[name].append(await measures[name]())
         return rounds
 
@@ -311,56 +311,30 @@ def _make_worker(
     )
 
 
-def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> dict[str, Any]:
-    """Updates/s with telemetry over those without, in the same rounds; null if none landed."""
-    speeds, report = _speeds(rounds), rounds["with"][0]
-    gain = ratio_interval(speeds["with"], speeds["without"], paired=True)
-    return {
-        "elements": report.elements,
-        "workers": report.workers,
-        "updates_per_second_of_rounds": speeds,
-        "ratio": None if gain is None else gain.median,
-        "ratio_interval": None if gain is None else gain.bounds,
-    }
+def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> TelemetryCost:
+    on, off = speed_of(rounds["with"]), speed_of(rounds["without"])
+    report = rounds["with"][0]
+    return TelemetryCost(
+        elements=report.elements,
+        workers=report.workers,
+        with_telemetry=on,
+        without_telemetry=off,
+        ratio=Ratio.of(on.samples, off.samples),
+    )
 
 
-def _speeds(rounds: dict[str, list[RunReport]]) -> dict[str, list[float]]:
-    return {
-        name: [report.updates_per_second for report in reports] for name, reports in rounds.items()
-    }
-
-
-def _results_of(
-    settings: BenchSettings, rounds: dict[str, list[RunReport]]
-) -> list[dict[str, Any]]:
-    """One result for each policy: medians over its rounds, and its gains over the baselines."""
-    speeds = _speeds(rounds)
-    results = []
+def _runs_of(
+    settings: BenchSettings, ceilings: Ceilings, rounds: dict[str, list[RunReport]]
+) -> Iterator[BenchRun]:
+    """What each policy did over its rounds, with its gains over the others."""
+    speeds = {policy: speed_of(reports) for policy, reports in rounds.items()}
     for policy, reports in rounds.items():
-        joined = RunReport.joined(reports)
-        speed = median_interval(speeds[policy])
-        results.append(
-            {
-                **joined.to_dict(),
-                "processes": settings.processes,
-                "batch": settings.scheduling.with_policy(policy).batch,
-                "updates_per_second": speed.median,
-                "updates_per_second_interval": speed.bounds,
-                "gigabytes_per_second": speed.median * joined.bytes_per_update / 1e9,
-                "updates_per_second_of_rounds": speeds[policy],
-                **_gains_of(policy, speeds),
-            }
+        yield run_of(
+            BenchRun,
+            reports,
+            ceilings,
+            processes=settings.processes,
+            batch=settings.scheduling.with_policy(policy).batch,
+            depth=settings.scheduling.depth,
+            gains=gains_of(policy, speeds),
         )
-    return results
-
-
-def _gains_of(policy: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """A policy's gain over each baseline, and its interval; null where there is none."""
-    gains: dict[str, Any] = {}
-    for baseline in BASELINES:
-        gain = None
-        if baseline != policy and baseline in speeds:
-            gain = ratio_interval(speeds[policy], speeds[baseline], paired=True)
-        gains[f"gain_over_{baseline}"] = None if gain is None else gain.median
-        gains[f"gain_over_{baseline}_interval"] = None if gain is None else gain.bounds
-    return gains

@@ -9,19 +9,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hogstream.profiling.environment import (
-    SCHEMA,
-    describe_environment,
-    free_memory,
-    installed_version,
-)
+from hogstream.profiling.environment import describe_environment, free_memory, installed_version
 from hogstream.profiling.measure.peers import (
     CEILING,
     HOGSTREAM,
@@ -33,19 +27,18 @@ from hogstream.profiling.measure.peers import (
     reason,
 )
 from hogstream.profiling.measure.shapes import Shape
-from hogstream.profiling.results.confidence import median_interval, ratio_interval, spread_warnings
+from hogstream.profiling.results import schema
+from hogstream.profiling.results.confidence import spread_warnings
+from hogstream.profiling.results.schema import Compare, PeerTime, PositiveSpread, Ratio, Skipped
 
 DEFAULT_SHAPES = "2^16,2^20,2^24,resnet50,gpt2,1000x1000"
-#: Rounds are made until a shape's time is used up, but no fewer and no more than this.
-ROUNDS = (7, 99)
+#: Rounds are made until a shape's time is used up, but no fewer and no more than these.
+FEWEST_ROUNDS, MOST_ROUNDS = 7, 99
 # A sample repeats the step for this long: small parameters are warm, and clocks exact enough.
 _SAMPLE_SECONDS = 0.02
 # After its work an OpenMP pool spins for some milliseconds; whoever comes next must not suffer.
 _PAUSE_SECONDS = 0.02
 _HOST_REPEATS = 21
-
-Measured = dict[str, Any]
-Skipped = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class CompareSettings:
         return 2 * len(self.shapes)
 
 
-def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> dict[str, Any]:
+def run_compare(settings: CompareSettings, command: str, on_step: Callable[[str], None]) -> Compare:
     """Measures every peer at every shape, in turn, in a new random order each round.
 
     A peer that cannot run, or a shape that does not fit the memory, is listed with the reason; the
@@ -81,16 +74,16 @@ def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> di
 
     Args:
         settings: What to measure.
+        command: The command line that repeats it.
         on_step: Called before each of ``settings.steps()`` steps with what is to be done.
 
     Returns:
-        The JSON output, but for the command line. Interrupted, it is partial: the shape under way
-        and those after it are left out.
+        The result. Interrupted, it is partial: the shape under way and those after it are left out.
 
     Raises:
         KeyboardInterrupt: If interrupted before there was any result.
     """
-    results: list[Measured] = []
+    results: list[PeerTime] = []
     skipped: list[Skipped] = []
     partial = False
     try:
@@ -99,37 +92,34 @@ def run_compare(settings: CompareSettings, on_step: Callable[[str], None]) -> di
             contenders = _prepare_all(settings, shape, skipped)
             on_step(f"{shape.name}: measuring")
             samples = _measure_in_turn(settings, shape, contenders, skipped)
-            results += _results_of(shape, contenders, samples)
+            results += [peer_time(shape, contenders[name], samples) for name in samples]
             del contenders
             _free_memory(settings.device)
     except KeyboardInterrupt:
         if not results:
             raise
         partial = True
-    return {
-        "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend),
-        "settings": {
-            "shapes": [shape.name for shape in settings.shapes],
-            "peers": list(settings.peers),
-            "dtype": "float32",
-            "rounds": ROUNDS,
-            "seconds": settings.seconds,
-            "seed": settings.seed,
-        },
-        "partial": partial,
-        "peer_versions": {name: installed_version(name) for name in PACKAGES.values()},
-        "results": results,
-        "skipped": skipped,
-        "warnings": spread_warnings(
-            {
-                f"{each['peer']} at {each['shape']}": median_interval(
-                    each["milliseconds_of_rounds"]
-                )
-                for each in results
-            }
+    return Compare(
+        command=command,
+        environment=describe_environment(settings.device, settings.backend),
+        partial=partial,
+        error=None,
+        warnings=spread_warnings(
+            {f"{each.peer} at {each.shape}": each.milliseconds.estimate for each in results}
         ),
-    }
+        settings=schema.CompareSettings(
+            shapes=[shape.name for shape in settings.shapes],
+            peers=list(settings.peers),
+            dtype="float32",
+            fewest_rounds=FEWEST_ROUNDS,
+            most_rounds=MOST_ROUNDS,
+            seconds=settings.seconds,
+            seed=settings.seed,
+        ),
+        peer_versions={name: installed_version(name) for name in PACKAGES.values()},
+        results=results,
+        skipped=skipped,
+    )
 
 
 def default_shapes(device: torch.device) -> str:
@@ -155,8 +145,16 @@ def check_memory(shape: Shape, peers: tuple[str, ...], device: torch.device) -> 
 
 
 @dataclass(frozen=True)
-class _Contender:
-    """A peer that runs at a shape, how many steps a sample of it takes, and what GPUs show."""
+class Contender:
+    """A peer that runs at a shape.
+
+    Attributes:
+        peer: Which.
+        step: Does one step.
+        calls: How many steps a sample takes.
+        launches: Kernels of a step on a GPU; None if not counted.
+        host_us: Microseconds until a step returns while a GPU works on; None on a CPU.
+    """
 
     peer: Peer
     step: Step
@@ -167,12 +165,12 @@ class _Contender:
 
 def _prepare_all(
     settings: CompareSettings, shape: Shape, skipped: list[Skipped]
-) -> dict[str, _Contender]:
+) -> dict[str, Contender]:
     """The peers that run, warmed up, then what memory can do; others go to ``skipped``."""
     try:
         check_memory(shape, settings.peers, settings.device)
     except ValueError as error:
-        skipped.append({"shape": shape.name, "peer": "all", "reason": str(error)})
+        skipped.append(Skipped(shape.name, "all", str(error)))
         return {}
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     grads = [
@@ -183,11 +181,11 @@ def _prepare_all(
         try:
             contenders[peer.name] = _prepare(peer, grads)
         except Exception as error:  # whatever it is, the others go on
-            skipped.append({"shape": shape.name, "peer": peer.name, "reason": reason(error)})
+            skipped.append(Skipped(shape.name, peer.name, reason(error)))
     return contenders
 
 
-def _prepare(peer: Peer, grads: list[torch.Tensor]) -> _Contender:
+def _prepare(peer: Peer, grads: list[torch.Tensor]) -> Contender:
     params = []
     for grad in grads:
         param = torch.ones_like(grad).requires_grad_()
@@ -197,21 +195,21 @@ def _prepare(peer: Peer, grads: list[torch.Tensor]) -> _Contender:
     for _ in range(2):  # state is made in the first, and seen for the first time in the second
         _seconds_of(step, 1, device)
     calls = math.ceil(_SAMPLE_SECONDS / _seconds_of(step, 1, device))
-    return _Contender(peer, step, calls, _launches(step, device), _host_us(step, device))
+    return Contender(peer, step, calls, _launches(step, device), _host_us(step, device))
 
 
 def _measure_in_turn(
     settings: CompareSettings,
     shape: Shape,
-    contenders: dict[str, _Contender],
+    contenders: dict[str, Contender],
     skipped: list[Skipped],
 ) -> dict[str, list[float]]:
     """Seconds of a step, a sample each round; one that fails now goes to ``skipped`` after all."""
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(settings.seed)
     start = time.perf_counter()
-    for index in range(ROUNDS[1]):
-        if index >= ROUNDS[0] and time.perf_counter() - start > settings.seconds:
+    for index in range(MOST_ROUNDS):
+        if index >= FEWEST_ROUNDS and time.perf_counter() - start > settings.seconds:
             break
         for name in order.sample(list(samples), len(samples)):
             contender = contenders[name]
@@ -219,7 +217,7 @@ def _measure_in_turn(
             try:
                 seconds = _seconds_of(contender.step, contender.calls, settings.device)
             except Exception as error:
-                skipped.append({"shape": shape.name, "peer": name, "reason": reason(error)})
+                skipped.append(Skipped(shape.name, name, reason(error)))
                 del samples[name]
             else:
                 samples[name].append(seconds / contender.calls)
@@ -236,72 +234,40 @@ def _seconds_of(step: Step, calls: int, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _results_of(
-    shape: Shape, contenders: dict[str, _Contender], samples: dict[str, list[float]]
-) -> list[Measured]:
-    times = {
-        name: median_interval([1e3 * sample for sample in seconds])
-        for name, seconds in samples.items()
-    }
-    medians = {name: time.median / 1e3 for name, time in times.items()}
-    results = []
-    for name, seconds in samples.items():
-        contender, time = contenders[name], times[name]
-        results.append(
-            {
-                "shape": shape.name,
-                "tensors": len(shape.tensors),
-                "elements": shape.elements,
-                "peer": name,
-                **figures(contender.peer, shape.elements, medians),
-                "milliseconds_interval": time.bounds,
-                "milliseconds_of_rounds": [1e3 * sample for sample in seconds],
-                "time_against_hogstream_interval": _interval_against(
-                    seconds, samples.get(HOGSTREAM)
-                ),
-                "steps_per_sample": contender.calls,
-                "launches": contender.launches,
-                "host_us": contender.host_us,
-            }
-        )
-    return results
-
-
-def _interval_against(mine: list[float], theirs: list[float] | None) -> list[float] | None:
-    ratio = ratio_interval(mine, theirs, paired=True) if theirs else None
-    return None if ratio is None else ratio.bounds
-
-
-def figures(peer: Peer, elements: int, medians: dict[str, float]) -> Measured:
-    """What follows from the time of a step.
+def peer_time(
+    shape: Shape, contender: Contender, samples: Mapping[str, Sequence[float]]
+) -> PeerTime:
+    """What follows from the times of a step.
 
     Args:
-        peer: The peer.
-        elements: How many elements a step updates.
-        medians: Seconds of a step, for each peer by name, and for the ceiling.
-
-    Returns:
-        ``milliseconds``, ``bytes_per_element``, ``gigabytes_per_second`` (1e9 bytes, of the least
-        traffic), ``operations_per_element``, ``share_of_ceiling`` and ``time_against_hogstream``,
-        the last two null if the other was not measured.
+        shape: What a step updates.
+        contender: Whose step.
+        samples: Seconds of a step, one of each round, by name: its own, ours, the ceiling's.
     """
+    peer, seconds = contender.peer, samples[contender.peer.name]
+    time = PositiveSpread.of([1e3 * sample for sample in seconds])
+    ours, ceiling = samples.get(HOGSTREAM), samples.get(CEILING)
+    speed = 1e-6 * peer.bytes_per_element * shape.elements / time.median
+    return PeerTime(
+        shape=shape.name,
+        tensors=len(shape.tensors),
+        elements=shape.elements,
+        peer=peer.name,
+        milliseconds=time,
+        bytes_per_element=peer.bytes_per_element,
+        operations_per_element=peer.operations_per_element,
+        gigabytes_per_second=speed,
+        share_of_ceiling=speed / _ceiling(shape, ceiling) if ceiling else None,
+        time_against_hogstream=Ratio.of(seconds, ours) if ours else None,
+        steps_per_sample=contender.calls,
+        launches=contender.launches,
+        host_us=contender.host_us,
+    )
 
-    def speed(bytes_per_element: int, name: str) -> float:
-        return 1e-9 * bytes_per_element * elements / medians[name]
 
-    gigabytes_per_second = speed(peer.bytes_per_element, peer.name)
-    return {
-        "milliseconds": 1e3 * medians[peer.name],
-        "bytes_per_element": peer.bytes_per_element,
-        "gigabytes_per_second": gigabytes_per_second,
-        "operations_per_element": peer.operations_per_element,
-        "share_of_ceiling": gigabytes_per_second / speed(MEMORY[CEILING].bytes_per_element, CEILING)
-        if CEILING in medians
-        else None,
-        "time_against_hogstream": medians[peer.name] / medians[HOGSTREAM]
-        if HOGSTREAM in medians
-        else None,
-    }
+def _ceiling(shape: Shape, seconds: Sequence[float]) -> float:
+    """1e9 bytes/s of the update-shaped pass."""
+    return 1e-9 * MEMORY[CEILING].bytes_per_element * shape.elements / statistics.median(seconds)
 
 
 def _host_us(step: Step, device: torch.device) -> float | None:

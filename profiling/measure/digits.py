@@ -12,10 +12,14 @@ import torch
 from torch.nn import functional
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings, shares
-from hogstream.profiling.environment import SCHEMA, describe_environment
+from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
+from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
-from hogstream.profiling.results.confidence import median_interval, spread_warnings
+from hogstream.profiling.measure.runs import run_of, scheduling_of
+from hogstream.profiling.results import schema
+from hogstream.profiling.results.confidence import spread_warnings
+from hogstream.profiling.results.schema import MOST, Ceilings, Spread, Train, TrainRun
+from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import (
     ModelWorker,
     ProcessScheduler,
@@ -32,13 +36,6 @@ BATCH_SIZE = 32
 HIDDEN = 128
 LEARNING_RATE = 1e-3
 _TEST_SHARE = 0.2
-_TOLD_OF_ROUNDS = (
-    "test_accuracy",
-    "final_loss",
-    "updates_per_second",
-    "training_seconds",
-    "epochs",
-)
 
 
 @dataclass(frozen=True)
@@ -90,21 +87,22 @@ def run_training(
     settings: TrainSettings,
     policies: Sequence[str],
     digits: Digits,
+    command: str,
     on_step: Callable[[str], None],
     timeline: Timeline | None = None,
-) -> dict[str, Any]:
+) -> Train:
     """Trains a new model with each policy in turn, for some rounds.
 
     Args:
         settings: How.
         policies: Names of policies.
         digits: The data.
+        command: The command line that repeats it.
         on_step: Called before each epoch of each policy with what is to be done.
         timeline: Takes all of it down.
 
     Returns:
-        The JSON output, but for the command line: medians over the rounds, and the ``losses`` of
-        the first. Cut short, it is partial: whole trainings are given, or, of a policy that has
+        The result. Cut short, it is partial: whole trainings are given, or, of a policy that has
         none yet, the one under way as far as it went.
         Losses in other processes are not known: ``losses`` is empty.
 
@@ -117,36 +115,31 @@ def run_training(
     torch.set_num_threads(1)  # workers are the parallelism; torch's own would fight over the cores
     try:
         with captured(settings.device):
-            results, ended = gather_until_interrupted(
+            rounds, end = gather_until_interrupted(
                 _train_all(settings, policies, digits, on_step, timeline)
             )
     finally:
         torch.set_num_threads(threads)
-    for each in results:
-        each["share_of_ceilings"] = shares(each, ceilings, depth=settings.scheduling.depth)
-    return {
-        "schema": SCHEMA,
-        "environment": describe_environment(settings.device, settings.backend, settings.processes),
-        "settings": {
-            "seed": settings.seed,
-            "epochs": settings.epochs,
-            "rounds": settings.rounds,
-            "processes": settings.processes,
-            **settings.scheduling.options(),
-        },
-        **ended,
-        "ceilings": ceilings,
-        "results": results,
-        "warnings": spread_warnings(
-            {
-                f"the seconds of {each['policy']}": median_interval(
-                    each["training_seconds_of_rounds"]
-                )
-                for each in results
-            }
+    results = [_run_of(trainings, settings, ceilings) for trainings in rounds]
+    return Train(
+        command=command,
+        environment=describe_environment(settings.device, settings.backend, settings.processes),
+        partial=end.partial,
+        error=end.error,
+        warnings=spread_warnings(
+            {f"the seconds of {run.policy}": run.training_seconds.estimate for run in results}
         )
-        + ceiling_warnings(ceilings, results),
-    }
+        + ceiling_warnings(ceilings, (run.share_of_ceilings for run in results)),
+        settings=schema.TrainSettings(
+            scheduling=scheduling_of(settings.scheduling),
+            processes=settings.processes,
+            rounds=settings.rounds,
+            epochs=settings.epochs,
+            seed=settings.seed,
+        ),
+        ceilings=ceilings,
+        results=results,
+    )
 
 
 async def _train_all(
@@ -155,14 +148,13 @@ async def _train_all(
     digits: Digits,
     on_step: Callable[[str], None],
     timeline: Timeline | None,
-) -> AsyncIterator[dict[str, Any]]:
-    """Yields the result of each policy, cut short or not, over the rounds that it had."""
+) -> AsyncIterator[list[_Training]]:
+    """Yields the trainings of each policy, cut short or not, over the rounds that it had."""
     rounds: dict[str, list[_Training]] = {policy: [] for policy in policies}
     try:
         for index in range(settings.rounds):
             of_round = replace(settings, seed=settings.seed + index)
-            first = index % len(policies)  # each goes first in its turn
-            for policy in (*policies[first:], *policies[:first]):
+            for policy in in_turn(policies, index):
                 training = _Training(of_round, policy, digits, on_step, f"round {index + 1}")
                 try:
                     await training.run(timeline)
@@ -173,22 +165,53 @@ async def _train_all(
                         rounds[policy].append(training)
     finally:
         for trainings in filter(None, rounds.values()):
-            yield _result_of(trainings)
+            yield trainings
 
 
-def _result_of(trainings: Sequence[_Training]) -> dict[str, Any]:
-    """One entry of ``results`` in the JSON output: medians over a policy's rounds."""
-    each = [training.result() for training in trainings]
-    told: dict[str, Any] = {}
-    for name in _TOLD_OF_ROUNDS:
-        samples = [result[name] for result in each]
-        interval = median_interval(samples)
-        told[name] = interval.median
-        told |= {f"{name}_interval": interval.bounds, f"{name}_of_rounds": samples}
-    joined = RunReport.joined([result["report"] for result in each])
-    told["gigabytes_per_second"] = told["updates_per_second"] * joined.bytes_per_update / 1e9
-    first = {name: value for name, value in each[0].items() if name != "report"}
-    return {**first, **joined.to_dict(), **told}
+def _run_of(
+    trainings: Sequence[_Training], settings: TrainSettings, ceilings: Ceilings
+) -> TrainRun:
+    """What a policy's trainings came to."""
+    ends = [training.end() for training in trainings]
+    reports = [end.report for end in ends]
+    final_losses = [end.final_loss for end in ends]
+    return run_of(
+        TrainRun,
+        reports,
+        ceilings,
+        processes=settings.processes,
+        batch=settings.scheduling.with_policy(reports[0].policy).batch,
+        depth=settings.scheduling.depth,
+        test_accuracy=Spread.of([end.test_accuracy for end in ends]),
+        final_loss=Spread.of(final_losses) if all(map(_is_told, final_losses)) else None,
+        training_seconds=Spread.of([report.seconds for report in reports]),
+        epochs=Spread.of([end.epochs for end in ends]),
+        losses=[(time, loss) for time, loss in ends[0].losses if _is_told(loss)],
+    )
+
+
+def _is_told(loss: float) -> bool:
+    """Whether a loss is a number: of a training that diverged it is none, or infinite."""
+    return loss <= MOST
+
+
+@dataclass(frozen=True)
+class _End:
+    """What a training came to.
+
+    Attributes:
+        report: Of the scheduler.
+        test_accuracy: From 0 to 1.
+        final_loss: Of the finished model over all training data.
+        epochs: How often each image was seen.
+        losses: Seconds since its start, and the loss of a batch.
+    """
+
+    report: RunReport
+    test_accuracy: float
+    final_loss: float
+    epochs: float
+    losses: list[tuple[float, float]]
 
 
 class _Training:
@@ -244,27 +267,23 @@ class _Training:
             worker,
         )
 
-    def result(self) -> dict[str, Any]:
-        """What it came to, and its ``report``."""
+    def end(self) -> _End:
+        """What it came to."""
         report = self.report
         assert report is not None
         images, labels = self._digits.test
         with torch.no_grad():
             correct = (self._model(images).argmax(dim=1) == labels).float().mean().item()
             loss = batch_loss(self._model, self._digits.train).item()
-        return {
-            "report": report,
-            "processes": self._settings.processes,
-            "batch": self._scheduling.batch,
-            "training_seconds": report.seconds,
-            "updates_per_second": report.updates_per_second,
-            "epochs": report.updates / self._updates_per_epoch,
-            "test_accuracy": correct,
-            "final_loss": loss,
-            "losses": [
+        return _End(
+            report=report,
+            test_accuracy=correct,
+            final_loss=loss,
+            epochs=report.updates / self._updates_per_epoch,
+            losses=[
                 (round(landed - self._start, 4), round(loss, 5)) for landed, loss in self._losses
             ],
-        }
+        )
 
     def _on_loss(self, worker: int, loss: float) -> None:
         self._losses.append((time.perf_counter(), loss))

@@ -4,58 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.reference import plain_expression_
-from hogstream.profiling.ceilings.machine import REPEATS, interleave
-from hogstream.profiling.results.confidence import median_interval
+from hogstream.profiling.results.schema import KernelTime, PositiveSpread
+from hogstream.profiling.turns import interleave
 
 ELEMENTS = 1 << 24
+_ROUNDS = 9
 PLAIN_EXPRESSION = "NumPy expression"
 TORCH_FOREACH = "torch RMSprop (foreach)"
 
 
-def measure_kernels(device: torch.device, seed: int) -> list[dict[str, Any]]:
+def measure_kernels(device: torch.device, seed: int) -> list[KernelTime]:
     """Times one float32 update of 2^24 elements, with all cores, each alternative in turn.
 
     Args:
         device: The device to measure; the NumPy expression is measured on a CPU only.
         seed: Of the gradients.
-
-    Returns:
-        For each alternative ``name``, ``elements``, median ``milliseconds``, their interval and
-        those of each round, ``gigabytes_per_second`` (20 bytes an element), and
-        ``differing_bits``: how many bits of parameter and ``ms`` differ from the NumPy
-        expression's after two updates (null where that is not what is computed).
     """
     generator = torch.Generator().manual_seed(seed)
     param, grad = (torch.randn(ELEMENTS, generator=generator) for _ in range(2))
     alternatives = _alternatives(device, param, grad)
-    timings = interleave({name: call for name, (call, _) in alternatives.items()}, device, REPEATS)
+    timings = interleave({name: call for name, (call, _) in alternatives.items()}, device, _ROUNDS)
     expected = _after_two_updates(_update_plainly_, param, grad)
     results = []
     for name, (_, backend) in alternatives.items():
-        milliseconds = [1e3 * seconds for seconds in timings[name]]
-        time = median_interval(milliseconds)
+        milliseconds = PositiveSpread.of([1e3 * seconds for seconds in timings[name]])
         differing = None
         if backend is not None:
             ours = partial(rmsprop_, backend=backend)
             updated = _after_two_updates(ours, param.to(device), grad.to(device))
             differing = _differing_bits(updated, expected)
         results.append(
-            {
-                "name": name,
-                "elements": ELEMENTS,
-                "milliseconds": time.median,
-                "milliseconds_interval": time.bounds,
-                "milliseconds_of_rounds": milliseconds,
-                "gigabytes_per_second": 20e-6 * ELEMENTS / time.median,
-                "differing_bits": differing,
-            }
+            KernelTime(
+                name=name,
+                elements=ELEMENTS,
+                milliseconds=milliseconds,
+                gigabytes_per_second=20e-6 * ELEMENTS / milliseconds.median,
+                differing_bits=differing,
+            )
         )
     return results
 

@@ -10,7 +10,7 @@ import torch
 
 from hogstream.kernels.reference import plain_expression_
 from hogstream.optim import RMSpropAsync
-from hogstream.profiling.ceilings.machine import copy_pass, update_shaped_pass
+from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_pass
 
 Params = list[torch.Tensor]
 Step = Callable[[], object]

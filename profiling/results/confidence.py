@@ -47,9 +47,9 @@ class Interval:
         return self.width > WIDE
 
     @property
-    def bounds(self) -> list[float] | None:
+    def bounds(self) -> tuple[float, float] | None:
         """Both ends, for JSON; None if too few samples bound nothing."""
-        return [self.low, self.high] if math.isfinite(self.high - self.low) else None
+        return (self.low, self.high) if math.isfinite(self.high - self.low) else None
 
     def excludes(self, value: float) -> bool:
         """Whether a value lies outside: then the estimate differs from it beyond noise."""

@@ -1,141 +1,80 @@
-"""What lock-free gains over the baselines at each size and worker count, and where it ends."""
+"""What lock-free gains over the baselines."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from hogstream.profiling.results.confidence import Interval, ratio_interval
-from hogstream.profiling.wording import counted, number_text, size_name
-
-Result = dict[str, Any]
+from hogstream.profiling.results.confidence import Interval
+from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
 
 
-def gains_over(baseline: str, results: list[Result]) -> dict[tuple[int, int], Interval]:
-    """The gain for each (elements, workers) at which lock-free and the baseline were measured.
+def gains_of(policy: str, speeds: Mapping[str, Spread]) -> dict[str, Ratio]:
+    """A policy's updates/s over those of each other policy, in the same rounds.
 
-    It is in updates/s, over the rounds in which both took their turn.
+    Args:
+        policy: Its name.
+        speeds: Of each policy by name, its own among them.
+
+    Returns:
+        By policy; one that stood still in a round is left out.
+    """
+    gains = {
+        other: Ratio.of(speeds[policy].samples, speed.samples)
+        for other, speed in speeds.items()
+        if other != policy
+    }
+    return {other: gain for other, gain in gains.items() if gain is not None}
+
+
+def gains_over(baseline: str, runs: Iterable[BenchRun]) -> dict[tuple[int, int], Interval]:
+    """The gain for each (elements, workers) at which lock-free and the baseline were measured.
 
     Args:
         baseline: Name of the policy to compare with.
-        results: Those of ``hogstream bench``.
+        runs: Those of ``hogstream bench``.
     """
-    rounds = {
-        (result["policy"], result["elements"], result["workers"]): result[
-            "updates_per_second_of_rounds"
-        ]
-        for result in results
+    return {
+        (run.elements, run.workers): run.gains[baseline].estimate
+        for run in runs
+        if run.policy == CONTENDER and baseline in run.gains
     }
-    gains = {}
-    for (policy, elements, workers), mine in rounds.items():
-        theirs = rounds.get((baseline, elements, workers))
-        if policy != CONTENDER or not theirs:
-            continue
-        gain = ratio_interval(mine, theirs, paired=True)
-        if gain is not None:
-            gains[elements, workers] = gain
-    return gains
 
 
-def shares_alone(bench: dict[str, Any]) -> dict[int, float]:
+def shares_alone(bench: Bench) -> dict[int, float]:
     """For each size, the share of the update-shaped ceiling that one worker alone moves.
 
     Its updates follow one another down one lane: what is left is all that overlap can win. The
-    ceiling is that of the level of memory that holds the parameters and ``ms``, or, where it was
-    not measured, that beyond the caches.
+    ceiling is that of the level of memory that holds the parameters and ``ms``; a size for which
+    that was not measured is left out.
     """
-    ceiling = bench["ceilings"]["update_shaped_gigabytes_per_second"]
     return {
-        result["elements"]: (result.get("share_of_ceilings") or {}).get("bandwidth")
-        or result["gigabytes_per_second"] / ceiling
-        for result in bench["results"]
-        if (result["policy"], result["workers"]) == (CONTENDER, 1)
+        run.elements: run.share_of_ceilings.bandwidth
+        for run in bench.results
+        if (run.policy, run.workers) == (CONTENDER, 1)
+        and run.share_of_ceilings.bandwidth is not None
     }
 
 
-def gain_columns(bench: dict[str, Any]) -> tuple[str, ...]:
-    """The columns of ``gain_rows``."""
-    counts = _worker_counts(bench["results"])
-    return ("elements", *(counted(count, "worker") for count in counts), "one alone, of ceiling")
+def over_stronger(run: BenchRun) -> tuple[str, Interval] | None:
+    """The baseline that a run gains least over, which is the stronger one, and that gain.
+
+    Returns:
+        None if no baseline took turns with it.
+    """
+    gains = {name: run.gains[name].estimate for name in BASELINES if name in run.gains}
+    return min(gains.items(), key=lambda each: each[1].median) if gains else None
 
 
-def gain_rows(bench: dict[str, Any], baseline: str) -> list[tuple[str, ...]]:
-    """The gain over a baseline: a row a size, a column a worker count."""
-    gains, alone = gains_over(baseline, bench["results"]), shares_alone(bench)
-    return [
-        (
-            size_name(elements),
-            *(
-                gain_text(gains.get((elements, count)))
-                for count in _worker_counts(bench["results"])
-            ),
-            share_text(alone.get(elements)),
-        )
-        for elements in sorted({elements for elements, _ in gains})
-    ]
-
-
-def gain_tables(bench: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
-    """The rows of the gain over each baseline that was measured, by title."""
-    tables = {f"Lock-free over {name}": gain_rows(bench, name) for name in BASELINES}
-    return {title: rows for title, rows in tables.items() if rows}
-
-
-def gain_sentences(bench: dict[str, Any]) -> list[str]:
-    """For each baseline, up to which size lock-free gains, and what one update moves beyond."""
-    gains = {name: gains_over(name, bench["results"]) for name in BASELINES}
-    alone = shares_alone(bench)
-    return [_where_it_gains(name, grid, alone) for name, grid in gains.items() if grid]
-
-
-def _where_it_gains(
-    baseline: str, gains: dict[tuple[int, int], Interval], alone: dict[int, float]
-) -> str:
-    counts = Counter(elements for elements, _ in gains)
-    sizes = sorted(size for size in counts if counts[size] == max(counts.values()))  # not in part
-    gaining = [elements for elements in sizes if _gains_at(elements, gains)]
-    if not gaining:
-        return f"Lock-free clearly gains over {baseline}, with most worker counts, at no size."
-    last = gaining[-1]
-    best, workers = max((key for key in gains if key[0] in gaining), key=lambda k: gains[k].median)
-    said = (
-        f"Lock-free clearly gains over {baseline}, with most worker counts, up to "
-        f"{size_name(last)} elements; the most, {gains[best, workers].median:.2f}x, with "
-        f"{counted(workers, 'worker')} at {size_name(best)}. "
-    )
-    if last == sizes[-1]:
-        end, said = last, said + "That is the largest size"
-    else:
-        end = sizes[sizes.index(last) + 1]
-        said += f"From {size_name(end)} on it does not"
-    if end in alone:
-        share = share_text(alone[end])
-        said += f": at {size_name(end)} one update alone moves {share} of the update-shaped ceiling"
-    return said + "."
-
-
-def _gains_at(elements: int, gains: dict[tuple[int, int], Interval]) -> bool:
-    """Whether lock-free is faster beyond noise with more than half of the worker counts."""
-    here = [gain.low > 1 for (size, _), gain in gains.items() if size == elements]
-    return 2 * sum(here) > len(here)
-
-
-def gain_text(gain: Interval | None) -> str:
-    """A gain, in parentheses if it may be noise, or a dash."""
-    if gain is None:
-        return "-"
-    return f"{gain.median:.2f}x" if gain.excludes(1) else f"({gain.median:.2f}x)"
-
-
-def share_text(share: float | None) -> str:
-    """A share as per cent, never 0 if there is some, or a dash."""
-    if share and share < 0.005:
-        return "<1 %"
-    return number_text(None if share is None else 100 * share, 0, " %")
-
-
-def _worker_counts(results: list[Result]) -> list[int]:
-    return sorted({result["workers"] for result in results})
+def training_gains(train: Train) -> dict[str, Interval]:
+    """How many times as fast lock-free trains as each baseline, over rounds that both finished."""
+    seconds = {run.policy: run.training_seconds.samples for run in train.results}
+    mine = seconds.get(CONTENDER, [])
+    gains = {
+        baseline: Ratio.of(seconds[baseline], mine)
+        for baseline in BASELINES
+        if mine and len(seconds.get(baseline, ())) == len(mine)
+    }
+    return {name: gain.estimate for name, gain in gains.items() if gain is not None}

@@ -1,4 +1,4 @@
-"""One run of a command against an earlier one: what has changed beyond noise."""
+"""A result file against an earlier one of the same command: what has changed beyond noise."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, ratio_interval
-from hogstream.profiling.results.result_files import ResultFile
+from hogstream.profiling.results.files import Reported, ResultFile
+from hogstream.profiling.results.schema import Bench, Compare, PositiveSpread
 from hogstream.profiling.wording import counted, number_text, size_name
 
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
@@ -69,8 +72,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two runs.
+class Diff:
+    """Two runs, one against the other.
 
     Attributes:
         kind: Of the command.
@@ -93,8 +96,8 @@ class Comparison:
     ceilings: tuple[tuple[str, str, str, str], ...]
 
 
-def compare_runs(first: ResultFile, second: ResultFile) -> Comparison:
-    """Compares two results of one command.
+def diff_runs(first: ResultFile, second: ResultFile) -> Diff:
+    """Sets two results of one command against each other.
 
     Each configuration's speed in the second run is set against that in the first, with a 95 %
     bootstrap interval of the ratio of medians over the raw rounds.
@@ -110,7 +113,7 @@ def compare_runs(first: ResultFile, second: ResultFile) -> Comparison:
         if name in mine
     ]
     changes.sort(key=_effect, reverse=True)
-    return Comparison(
+    return Diff(
         first.kind,
         first.name,
         second.name,
@@ -122,9 +125,9 @@ def compare_runs(first: ResultFile, second: ResultFile) -> Comparison:
     )
 
 
-def comparison_sentences(comparison: Comparison) -> list[str]:
-    """What has changed, what chance alone would show, and whether like was compared with like."""
-    verdicts = [change.verdict for change in comparison.changes]
+def diff_sentences(diff: Diff) -> list[str]:
+    """What has changed, what chance alone would show, and whether like was set against like."""
+    verdicts = [change.verdict for change in diff.changes]
     told = [verdict for verdict in verdicts if verdict != UNKNOWN]
     said = []
     if not verdicts:
@@ -132,18 +135,18 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
     elif not told:
         said.append("Neither faster nor slower can be told: there are too few rounds.")
     else:
-        said += _change_sentences(comparison, told)
-    said += cautions(comparison)
-    for which, only in (("first", comparison.only_first), ("second", comparison.only_second)):
+        said += _change_sentences(diff, told)
+    said += cautions(diff)
+    for which, only in (("first", diff.only_first), ("second", diff.only_second)):
         if only:
             said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
     return said
 
 
-def change_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+def change_rows(diff: Diff) -> list[tuple[str, ...]]:
     """All changes in ``CHANGE_COLUMNS``."""
     rows: list[tuple[str, ...]] = []
-    for change in comparison.changes:
+    for change in diff.changes:
         speed, sure = change.speed, change.verdict != UNKNOWN
         ratio = change.second.value / change.first.value if change.first.value else None
         if change.first.unit == "ms":  # less is faster
@@ -176,7 +179,7 @@ def false_alarms(count: int) -> int:
     return count
 
 
-def _change_sentences(comparison: Comparison, told: list[str]) -> list[str]:
+def _change_sentences(diff: Diff, told: list[str]) -> list[str]:
     faster, slower, count = told.count(FASTER), told.count(SLOWER), len(told)
     changed, chance = faster + slower, false_alarms(len(told))
     by_chance = (
@@ -187,30 +190,31 @@ def _change_sentences(comparison: Comparison, told: list[str]) -> list[str]:
     if not changed:
         said.append(f"Nothing changed beyond noise, of {counted(count, 'configuration')}.")
     else:
-        most = next(each for each in comparison.changes if each.verdict in (FASTER, SLOWER))
+        most = next(each for each in diff.changes if each.verdict in (FASTER, SLOWER))
         assert most.speed is not None
-        said.append(
+        said += [
             f"The second run is faster beyond noise in {faster} and slower in {slower} of "
-            f"{counted(count, 'configuration')}; most of all {most.name}: {most.speed.median:.2f}x "
-            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f})."
-        )
+            f"{counted(count, 'configuration')}.",
+            f"They differ most of all in {most.name}: {most.speed.median:.2f}x "
+            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f}).",
+        ]
         by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
         by_chance += "no more than that" if changed <= chance else "more than that"
     said.append(f"{by_chance}. The verdicts are not corrected for it.")
     said.append(
         "Rounds of one run share the state of the machine. To see what two runs of the same code "
-        "differ by, run it twice and compare those."
+        "differ by, run it twice and take the diff of those."
     )
     return said
 
 
-def cautions(comparison: Comparison) -> list[str]:
-    """Why the two runs are not alike but for what was to be compared, if they are not."""
+def cautions(diff: Diff) -> list[str]:
+    """Why the two runs are not alike but for the code, if they are not."""
     said = []
-    names = [name for name, _, _ in comparison.differences if name not in _SUBJECT]
+    names = [name for name, _, _ in diff.differences if name not in _SUBJECT]
     if names:
-        said.append(f"This is no like-for-like comparison: the runs differ in {', '.join(names)}.")
-    drift = [f"{name} {ratio}" for name, _, _, ratio in comparison.ceilings if _has_drifted(ratio)]
+        said.append(f"Like is not set against like: the runs differ in {', '.join(names)}.")
+    drift = [f"{name} {ratio}" for name, _, _, ratio in diff.ceilings if _has_drifted(ratio)]
     if drift:
         said.append(
             f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."
@@ -237,26 +241,27 @@ def _speed(mine: Measured, theirs: Measured) -> Interval | None:
 
 def _measured(file: ResultFile) -> Iterator[tuple[str, Measured]]:
     """Each configuration of a run by name."""
-    for result in file.result["results"]:
-        if file.kind == "compare":
-            name = f"{result['peer']}, {result['shape']}"
-            yield name, _time(result)
-            continue
-        workers, size = counted(result["workers"], "worker"), size_name(result["elements"])
-        rounds = tuple(result.get("updates_per_second_of_rounds") or ())  # training has none
-        name = f"{result['policy']}, {workers}, {size} elements"
-        yield name, Measured(result["updates_per_second"], "updates/s", rounds)
-    for kernel in file.result.get("kernels", ()):
-        yield f"{kernel['name']}, {size_name(kernel['elements'])} elements, alone", _time(kernel)
+    if isinstance(file.result, Compare):
+        for time in file.result.results:
+            yield f"{time.peer}, {time.shape}", _time(time.milliseconds)
+        return
+    for run in file.result.results:
+        workers, size = counted(run.workers, "worker"), size_name(run.elements)
+        speed = run.updates_per_second
+        name = f"{run.policy}, {workers}, {size} elements"
+        yield name, Measured(speed.median, "updates/s", tuple(speed.samples))
+    if isinstance(file.result, Bench):
+        for kernel in file.result.kernels:
+            name = f"{kernel.name}, {size_name(kernel.elements)} elements, alone"
+            yield name, _time(kernel.milliseconds)
 
 
-def _time(result: dict[str, Any]) -> Measured:
-    samples = result["milliseconds_of_rounds"] or ()
-    faster = tuple(1 / sample for sample in samples) if all(samples) else ()
-    return Measured(result["milliseconds"], "ms", faster)
+def _time(milliseconds: PositiveSpread) -> Measured:
+    faster = tuple(1 / sample for sample in milliseconds.samples)
+    return Measured(milliseconds.median, "ms", faster)
 
 
-def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _differences(first: Reported, second: Reported) -> Iterator[tuple[str, str, str]]:
     mine, theirs = described(second), described(first)
     for name in dict.fromkeys([*theirs, *mine]):
         before, after = theirs.get(name, "not told"), mine.get(name, "not told")
@@ -264,13 +269,13 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tupl
             yield name, before, after
 
 
-def described(result: dict[str, Any]) -> dict[str, str]:
+def described(result: Reported) -> dict[str, str]:
     """Environment and settings as text by name, nested entries under their own names."""
+    entries: dict[str, Any] = msgspec.to_builtins(result.environment)
+    entries |= msgspec.to_builtins(result.settings)
+    if not isinstance(result, Compare):
+        entries["dtype"] = ", ".join(dict.fromkeys(run.dtype for run in result.results))
     told = {}
-    entries = {**result["environment"], **result["settings"]}
-    dtypes = dict.fromkeys(each["dtype"] for each in result["results"] if each.get("dtype"))
-    if dtypes:
-        entries["dtype"] = ", ".join(dtypes)
     for name, value in entries.items():
         for key, each in value.items() if isinstance(value, dict) else [(name, value)]:
             told[key] = as_text(each)
@@ -288,7 +293,7 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _ceilings(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def _ceilings(first: Reported, second: Reported) -> Iterator[tuple[str, str, str, str]]:
     mine, theirs = dict(ceiling_medians(second)), dict(ceiling_medians(first))
     for name, before in theirs.items():
         if name in mine:
@@ -296,21 +301,20 @@ def _ceilings(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[s
             yield name, _digits(before), _digits(after), f"{after / before:.2f}x"
 
 
-def ceiling_medians(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def ceiling_medians(result: Reported) -> Iterator[tuple[str, float]]:
     """What the machine can do, by name with its unit."""
-    ceilings = result.get("ceilings")
-    if not ceilings:
+    if isinstance(result, Compare):
         return
-    for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
-        if speed := ceilings.get(f"{key}_gigabytes_per_second"):  # train does not measure it
-            yield f"memory, {name} (GB/s)", speed
-    for level in ceilings["levels"] or ():
-        for key, name in (("copy", "copy"), ("update_shaped", "update-shaped")):
-            if rate := level[f"{key}_gigabytes_per_second"]:
-                yield f"{level['level']} level, {name} (GB/s)", rate["median"]
-    for key, name in (("launches", "launches"), ("event_loop_turns", "event loop turns")):
-        if ceilings[f"{key}_per_second"]:
-            yield f"{name} (per s)", ceilings[f"{key}_per_second"]["median"]
+    ceilings = result.ceilings
+    for level in ceilings.levels:
+        for name, rate in (
+            ("copy", level.copy_gigabytes_per_second),
+            ("update-shaped", level.update_shaped_gigabytes_per_second),
+        ):
+            if rate is not None:
+                yield f"{level.level}, {name} (GB/s)", rate.median
+    yield "launches (per s)", ceilings.launches_per_second.median
+    yield "event loop turns (per s)", ceilings.event_loop_turns_per_second.median
 
 
 def _digits(value: float) -> str:

@@ -1,0 +1,360 @@
+"""Results as tables: columns and rows of text, for the console, the page and the docs alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hogstream.profiling.results.confidence import Interval
+from hogstream.profiling.results.diff import CHANGE_COLUMNS, Diff, change_rows, described
+from hogstream.profiling.results.files import Reported
+from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
+from hogstream.profiling.results.schema import (
+    Bench,
+    BenchRun,
+    Ceilings,
+    Compare,
+    PeerTime,
+    Run,
+    Spread,
+    Train,
+    TrainRun,
+)
+from hogstream.profiling.wording import counted, number_text, size_name
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        title: Above them.
+        columns: Names of the columns.
+        rows: A text for each column.
+        text_columns: How many of the first hold words; the others hold numbers.
+        grouped_by: How many of the first are alike in rows that belong together.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    text_columns: int = 1
+    grouped_by: int = 0
+
+
+def updates(bench: Bench) -> Table:
+    """All results of a bench."""
+    columns = (
+        *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
+        *("p50 us", "p99 us", "staleness mean/max", "gain over locked", "gain over ordered"),
+    )
+    rows = [
+        (
+            *_where(run),
+            *spread_texts(run.updates_per_second, 0),
+            number_text(run.gigabytes_per_second, 1),
+            number_text(run.latency_us.p50),
+            number_text(run.latency_us.p99),
+            _staleness(run),
+            *(
+                number_text(run.gains[name].median if name in run.gains else None, 2, "x")
+                for name in BASELINES
+            ),
+        )
+        for run in bench.results
+    ]
+    return Table("Updates", columns, rows, 3, 2)
+
+
+def races(bench: Bench) -> Table | None:
+    """What going without a lock cost, if lost updates were counted."""
+    columns = (
+        *("elements", "workers", "policy", "updates per s", "lost", "overwrites per update"),
+        *("staleness mean", "p50", "p99", "max"),
+    )
+    rows = [
+        (
+            *_where(run),
+            number_text(run.updates_per_second.median),
+            lost_text(run.lost_updates_fraction),
+            number_text(run.overwrites_per_update, 4),
+            number_text(run.staleness.mean, 1),
+            *(number_text(each) for each in (run.staleness.p50, run.staleness.p99)),
+            number_text(run.staleness.max),
+        )
+        for run in bench.results
+        if run.lost_updates_fraction is not None
+    ]
+    return Table("Races", columns, rows, 3, 2) if rows else None
+
+
+def gains(bench: Bench) -> list[Table]:
+    """For each baseline that was measured, lock-free's gain: a row a size, a column a count."""
+    counts, alone = worker_counts(bench), shares_alone(bench)
+    columns = ("elements", *(counted(count, "worker") for count in counts), ONE_ALONE)
+    tables = []
+    for baseline in BASELINES:
+        grid = gains_over(baseline, bench.results)
+        rows = [
+            (
+                size_name(elements),
+                *(gain_text(grid.get((elements, count))) for count in counts),
+                share_text(alone.get(elements)),
+            )
+            for elements in sorted({elements for elements, _ in grid})
+        ]
+        if rows:
+            tables.append(Table(f"Lock-free over {baseline}", columns, rows))
+    return tables
+
+
+#: What one update alone moves, as one worker's updates follow one another down one lane.
+ONE_ALONE = "one alone, of ceiling"
+
+
+def sizes(bench: Bench) -> Table:
+    """The fastest at each size."""
+    columns = (
+        *("elements", "fastest policy", "workers", "updates per s"),
+        *("over locked", "95 % interval", "over ordered", "95 % interval"),
+        *("staleness mean", "staleness max", "lost"),
+    )
+    rows = []
+    for run in fastest(bench):
+        over: list[str] = []
+        for baseline in BASELINES:
+            gain = run.gains.get(baseline)
+            over += ["-", "-"] if gain is None else _estimate_texts(gain.estimate, 2, "x")
+        rows.append(
+            (
+                size_name(run.elements),
+                run.policy,
+                str(run.workers),
+                number_text(run.updates_per_second.median),
+                *over,
+                number_text(run.staleness.mean, 1),
+                number_text(run.staleness.max),
+                lost_text(run.lost_updates_fraction),
+            )
+        )
+    return Table("The fastest at each size", columns, rows, 2)
+
+
+def kernels(bench: Bench) -> Table:
+    """The kernels alone."""
+    columns = ("kernel", "elements", "ms", "95 % interval", "GB/s", "differing bits")
+    rows = [
+        (
+            kernel.name,
+            size_name(kernel.elements),
+            *spread_texts(kernel.milliseconds, 2),
+            number_text(kernel.gigabytes_per_second, 1),
+            number_text(kernel.differing_bits),
+        )
+        for kernel in bench.kernels
+    ]
+    return Table("Kernels alone", columns, rows)
+
+
+def training(train: Train) -> Table:
+    """What each policy's training came to."""
+    columns = (
+        *("policy", "workers", "test accuracy", "final loss", "updates per s"),
+        *("staleness mean/max", "seconds", "95 % interval"),
+    )
+    return Table("Training", columns, [_training_row(run) for run in train.results])
+
+
+def _training_row(run: TrainRun) -> Row:
+    return (
+        run.policy,
+        str(run.workers),
+        number_text(100 * run.test_accuracy.median, 1, " %"),
+        number_text(None if run.final_loss is None else run.final_loss.median, 4),
+        number_text(run.updates_per_second.median),
+        _staleness(run),
+        *spread_texts(run.training_seconds, 1),
+    )
+
+
+def levels(ceilings: Ceilings) -> Table:
+    """The bandwidth of each level of memory."""
+    columns = (
+        *("memory", "KiB used", "threads", "copy GB/s", "95 % interval"),
+        *("update-shaped GB/s", "95 % interval"),
+    )
+    rows = [
+        (
+            level.level,
+            number_text(level.bytes / 1024),
+            number_text(level.threads),
+            *spread_texts(level.copy_gigabytes_per_second, 1),
+            *spread_texts(level.update_shaped_gigabytes_per_second, 1),
+        )
+        for level in ceilings.levels
+    ]
+    return Table("Memory", columns, rows)
+
+
+def rates(ceilings: Ceilings) -> Table:
+    """What the host can do."""
+    rows = [
+        ("launches down a lane", *spread_texts(ceilings.launches_per_second, 0)),
+        ("turns of the event loop", *spread_texts(ceilings.event_loop_turns_per_second, 0)),
+    ]
+    return Table("Host", ("of the host", "per second", "95 % interval"), rows)
+
+
+def peers(compare: Compare) -> Table:
+    """All optimizers at all shapes."""
+    rows = [(result.shape, *_peer_row(result)) for result in compare.results]
+    return Table("Optimizers", ("shape", *_PEER_COLUMNS), rows, 2, 1)
+
+
+def peers_by_shape(compare: Compare) -> list[Table]:
+    """A table of optimizers for each shape."""
+    tables = []
+    for shape, results in results_by_shape(compare).items():
+        title = (
+            f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
+        )
+        tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
+    return tables
+
+
+_PEER_COLUMNS = (
+    *("optimizer", "ms", "95 % interval", "GB/s", "of ceiling"),
+    *("launches", "host us", "time against hogstream"),
+)
+
+
+def _peer_row(result: PeerTime) -> Row:
+    times, against = result.milliseconds, result.time_against_hogstream
+    low, high = times.interval or (None, None)
+    ends = "-" if low is None else f"{_milliseconds(low)} to {_milliseconds(high)}"
+    return (
+        result.peer,
+        _milliseconds(times.median),
+        ends,
+        number_text(result.gigabytes_per_second, 1),
+        share_text(result.share_of_ceiling),
+        number_text(result.launches),
+        number_text(result.host_us),
+        number_text(None if against is None else against.median, 2, "x"),
+    )
+
+
+def results_by_shape(compare: Compare) -> dict[str, list[PeerTime]]:
+    """The results of ``compare``, in order."""
+    shapes: dict[str, list[PeerTime]] = {}
+    for result in compare.results:
+        shapes.setdefault(result.shape, []).append(result)
+    return shapes
+
+
+def skipped(compare: Compare) -> Table | None:
+    """Which optimizers did not run, at which shapes, and why: a row for each reason."""
+    shapes: dict[tuple[str, str], list[str]] = {}
+    for entry in compare.skipped:
+        shapes.setdefault((entry.peer, entry.reason), []).append(entry.shape)
+    rows = [
+        (peer, "every shape" if where == compare.settings.shapes else ", ".join(where), reason)
+        for (peer, reason), where in shapes.items()
+    ]
+    return Table("Skipped", ("optimizer", "shapes", "why"), rows, 3) if rows else None
+
+
+def changes(diff: Diff) -> Table:
+    """What one run is against another."""
+    return Table("Changes", CHANGE_COLUMNS, change_rows(diff))
+
+
+def around_changes(diff: Diff) -> list[Table]:
+    """What else sets two runs apart: environment, settings, ceilings, and what only one has."""
+    what = ("what", "first", "second")
+    only = [(name, "first") for name in diff.only_first]
+    only += [(name, "second") for name in diff.only_second]
+    tables = [
+        Table("What differs in environment and settings", what, diff.differences, 3),
+        Table("Ceilings of the two runs", (*what, "second over first"), diff.ceilings),
+        Table("Measured in one run only", ("what", "run"), only, 2),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def origin(result: Reported) -> Table:
+    """Where a result comes from: environment and settings."""
+    rows = list(described(result).items())
+    return Table("Environment and settings", ("what", "value"), rows, 2)
+
+
+def machine_text(result: Reported) -> str:
+    """What it was measured on."""
+    where = result.environment
+    cores = counted(where.cores, "core")
+    return f"{where.device_name} ({where.device}, {cores}), {where.backend} backend"
+
+
+def fastest(bench: Bench) -> list[BenchRun]:
+    """The fastest of all policies and worker counts at each size, from the smallest on."""
+    best: dict[int, BenchRun] = {}
+    for run in sorted(bench.results, key=lambda run: run.elements):
+        before = best.get(run.elements)
+        if before is None or run.updates_per_second.median > before.updates_per_second.median:
+            best[run.elements] = run
+    return list(best.values())
+
+
+def worker_counts(bench: Bench) -> list[int]:
+    """How many workers there were, rising."""
+    return sorted({run.workers for run in bench.results})
+
+
+def spread_texts(spread: Spread | None, digits: int) -> tuple[str, str]:
+    """Median and interval; dashes for what was not measured."""
+    return ("-", "-") if spread is None else _estimate_texts(spread.estimate, digits)
+
+
+def _estimate_texts(estimate: Interval, digits: int, unit: str = "") -> tuple[str, str]:
+    return number_text(estimate.median, digits, unit), range_text(estimate, digits)
+
+
+def range_text(interval: Interval, digits: int) -> str:
+    """The ends of an interval; a dash if it is without bounds."""
+    if interval.bounds is None:
+        return "-"
+    return f"{interval.low:,.{digits}f} to {interval.high:,.{digits}f}"
+
+
+def gain_text(gain: Interval | None) -> str:
+    """A gain, in parentheses if it may be noise, or a dash."""
+    if gain is None:
+        return "-"
+    return f"{gain.median:.2f}x" if gain.excludes(1) else f"({gain.median:.2f}x)"
+
+
+def share_text(share: float | None) -> str:
+    """A share as per cent, never 0 if there is some, or a dash."""
+    if share and share < 0.005:
+        return "<1 %"
+    return number_text(None if share is None else 100 * share, 0, " %")
+
+
+def lost_text(share: float | None) -> str:
+    """A share of lost updates as per cent; never 0 if there were any."""
+    return "<0.01 %" if share and share < 1e-4 else number_text(share and 100 * share, 2, " %")
+
+
+def _where(run: BenchRun) -> Row:
+    return size_name(run.elements), str(run.workers), run.policy
+
+
+def _staleness(run: Run) -> str:
+    return f"{number_text(run.staleness.mean, 1)}/{number_text(run.staleness.max)}"
+
+
+def _milliseconds(value: float) -> str:
+    """Milliseconds in three digits or more."""
+    return number_text(value, 3 if value < 10 else 1 if value < 100 else 0)
