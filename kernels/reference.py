@@ -27,7 +27,7 @@ def reference(
         The new ``param`` and ``ms``; the arguments are left alone.
     """
     h = hyperparameters
-    p, g, m = (np.asarray(array, np.float64) for array in (param, grad, ms))
+    p, g, ms = (np.asarray(array, np.float64) for array in (param, grad, ms))
     if h.maximize:
         g = -g
     if h.decoupled_weight_decay:
@@ -35,9 +35,9 @@ def reference(
     else:
         g = g + h.weight_decay * p
     with np.errstate(all="ignore"):
-        m = h.alpha * m + (1 - h.alpha) * g**2
-        d = np.sqrt(m + h.eps) if h.eps_inside_sqrt else np.sqrt(m) + h.eps
-        return p - h.lr * g / d, m
+        ms = h.alpha * ms + (1 - h.alpha) * g**2
+        d = np.sqrt(ms + h.eps) if h.eps_inside_sqrt else np.sqrt(ms) + h.eps
+        return p - h.lr * g / d, ms
 
 
 def plain_expression_(

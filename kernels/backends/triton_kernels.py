@@ -59,7 +59,7 @@ def rmsprop_kernel(
     lr: tl.int64,  # bits of a float64, or the address of one if LR_ON_DEVICE
     alpha: tl.int64,  # bits of a float64, as all factors
     beta: tl.int64,  # 1 - alpha
-    eps: tl.int64,
+    eps: tl.int64,  # what keeps the denominator from zero
     weight_decay: tl.int64,  # what COUPLED adds to the gradient, times the parameter
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
@@ -114,7 +114,7 @@ def multi_tensor_rmsprop_kernel(
     lr: tl.int64,  # bits of a float64, or the address of one if LR_ON_DEVICE
     alpha: tl.int64,  # bits of a float64, as all factors
     beta: tl.int64,  # 1 - alpha
-    eps: tl.int64,
+    eps: tl.int64,  # what keeps the denominator from zero
     weight_decay: tl.int64,  # what COUPLED adds to the gradient, times the parameter
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
@@ -169,7 +169,7 @@ def multi_tensor_finite_kernel(
 
 @triton.jit
 def _as_factors(
-    lr,  # these as in the kernels
+    lr,  # these as in ``rmsprop_kernel``
     alpha,
     beta,
     eps,
@@ -220,7 +220,7 @@ def _rounded(
 
 @triton.jit
 def _block_of_table(
-    columns,  # these as in the kernels of a table
+    columns,  # these as in ``multi_tensor_rmsprop_kernel``
     updates,
     blocks,
     programs,
@@ -250,7 +250,7 @@ def _update_block(
     elements,  # how many the tensor has
     block,  # which one to update: an int64
     factors,  # in float64
-    STORAGE: tl.constexpr,
+    STORAGE: tl.constexpr,  # these as in ``rmsprop_kernel``
     EPS_INSIDE_SQRT: tl.constexpr,
     COUPLED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -287,7 +287,7 @@ def _update_chunk(
     elements,  # how many there are from there on, or None if there are enough
     first,  # of the chunk's elements, counted from there
     factors,  # in float64
-    EPS_INSIDE_SQRT: tl.constexpr,
+    EPS_INSIDE_SQRT: tl.constexpr,  # these as in ``Hyperparameters``
     COUPLED: tl.constexpr,
     CHUNK: tl.constexpr,  # how many elements to update: a power of 2
 ):
@@ -299,14 +299,9 @@ def _update_chunk(
     ms = tl.load(ms_ptr + offsets, mask)
     storage: tl.constexpr = p.dtype
     compute: tl.constexpr = ms.dtype
-    p, ms = _rmsprop(
-        _widened(p, compute),
-        _widened(g, compute),
-        ms,
-        _rounded(factors, compute),
-        EPS_INSIDE_SQRT,
-        COUPLED,
-    )
+    rounded = _rounded(factors, compute)  # before p and g are widened: it saves registers
+    p, g = _widened(p, compute), _widened(g, compute)
+    p, ms = _rmsprop(p, g, ms, rounded, EPS_INSIDE_SQRT, COUPLED)
     p = _narrowed(p, storage)
     tl.store(ms_ptr + offsets, ms, mask)
     tl.store(param_ptr + offsets, p, mask)
@@ -333,7 +328,7 @@ def _narrowed(
     if storage == tl.int16:
         bits = x.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return tl.where(x != x, 0x7FC0, rounded).to(tl.int16)
+        x = tl.where(x != x, 0x7FC0, rounded)
     return x.to(storage)
 
 
@@ -343,7 +338,7 @@ def _check_block(
     elements,  # how many it has
     block,  # which one to look at: an int64
     verdict,  # address, as in ``finite_kernel``
-    BITS: tl.constexpr,
+    BITS: tl.constexpr,  # these as in ``finite_kernel``
     EXPONENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
