@@ -203,14 +203,15 @@ class WorkerContext:
         if self._deadline is not None:
             self._busy_since = time.perf_counter()
 
-    def _receive(self, landed: Sequence[Work], updates: int) -> None:
-        """Takes note of what was delivered: so many updates, and maybe a snapshot."""
-        self._in_flight -= updates
+    def _receive(self, landed: Sequence[Work]) -> None:
+        """Takes note of what was delivered: updates, and maybe the snapshot."""
+        self._in_flight -= len(landed)
         for work in landed:
             if work.error is not None and self._error is None:
                 self._error = work.error
             if work is self._snapshot:
                 self._snapshot = None
+                self._in_flight += 1  # which counts updates only
         if self._busy_since is not None:
             self._set_busy()  # it may be for this that it has waited
         waiters, self._waiters = self._waiters, []

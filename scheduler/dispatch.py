@@ -32,8 +32,8 @@ from hogstream.scheduler.worker_thread import WorkerThread
 
 T = TypeVar("T")
 
-#: Called with what is delivered of one worker, and how many updates are among it.
-Receive = Callable[[Sequence[Work], int], None]
+#: Called with what is delivered of one worker.
+Receive = Callable[[Sequence[Work]], None]
 
 
 class Dispatch:
@@ -160,21 +160,21 @@ class Dispatch:
         """Takes note of what has landed on a lane; its worker's context receives it last."""
         record, gate = self._record, self.gate
         assert record is not None  # a run ends only when all its updates have landed
-        updates = [work for work in landed if isinstance(work, Update)]
         try:
-            record.add(lane, updates)
+            record.add(lane, landed)
             if self.settings.on_nonfinite == "raise":
-                _raise_nonfinite(updates)
+                _raise_nonfinite(landed)
             for work in landed:
                 if work.error is not None:
                     record.failures.setdefault(lane, work.error)
                 if work.passage is not None and gate is not None:
                     gate.end(work.passage)
             if self.timeline is not None:
-                for update in updates:
-                    _add_to_timeline(self.timeline, update)
+                for work in landed:
+                    if isinstance(work, Update):
+                        _add_to_timeline(self.timeline, work)
         finally:
-            self.receivers[lane](landed, len(updates))
+            self.receivers[lane](landed)
             self._end(len(landed))
 
     async def snapshot_passage(self) -> Passage | None:
@@ -252,11 +252,11 @@ def _make_thread(worker: int) -> WorkerThread:
     return WorkerThread(f"hogstream-worker-{worker}")
 
 
-def _raise_nonfinite(updates: Sequence[Update]) -> None:
+def _raise_nonfinite(landed: Sequence[Work]) -> None:
     """Makes an error of each update that was left out."""
-    for update in updates:
-        if update.nonfinite:
-            update.error = FloatingPointError("a gradient held an infinity or NaN: it was left out")
+    for work in landed:
+        if isinstance(work, Update) and work.nonfinite:
+            work.error = FloatingPointError("a gradient held an infinity or NaN: it was left out")
 
 
 def _add_to_timeline(timeline: Timeline, update: Update) -> None:

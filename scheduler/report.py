@@ -17,7 +17,7 @@ from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.settings import SchedulerSettings
-from hogstream.scheduler.update import Update
+from hogstream.scheduler.update import Snapshot, Work
 
 _BUFFERED = 1024
 
@@ -279,18 +279,20 @@ class RunRecord:
         self._waits_ns: list[int] = []
         self._ages: list[int] = []
 
-    def add(self, worker: int, updates: Sequence[Update]) -> None:
-        """Takes down updates of a worker that were delivered."""
+    def add(self, worker: int, landed: Sequence[Work]) -> None:
+        """Takes down the updates among what was delivered of a worker."""
         before = len(self._ages)
         add_wait, add_age = self._waits_ns.append, self._ages.append
-        for update in updates:
-            if update.error is not None:
+        for work in landed:
+            if isinstance(work, Snapshot):
+                continue
+            if work.error is not None:
                 self._dropped[worker] += 1
-            elif update.nonfinite:
+            elif work.nonfinite:
                 self._nonfinite[worker] += 1
             else:
-                add_wait(update.landed_ns - update.submitted_ns)
-                add_age(update.staleness)
+                add_wait(work.landed_ns - work.submitted_ns)
+                add_age(work.staleness)
         self._updates_by_worker[worker] += len(self._ages) - before
         if len(self._ages) >= _BUFFERED:
             self._count()

@@ -16,6 +16,7 @@ from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.scheduler.lanes import native_loop as native
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
+    DONE,
     FACTORS,
     MS,
     NONFINITE,
@@ -86,8 +87,9 @@ class NativeLane(CpuLane):
                 self._form = _as_words(self._lanes.dtype, work.hyperparameters)
             if self._forms[index] is not self._form:
                 self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
-            words[row + SOURCE] = work.checked.address
-            words[row + MS] = work.checked.ms_address
+            checked = work.checked
+            words[row + SOURCE] = checked.address
+            words[row + MS] = checked.ms_address
             words[row + READ_VERSION] = work.read_version
         else:
             self._forms[index] = None
@@ -117,11 +119,10 @@ class NativeLane(CpuLane):
         for work, result in zip(landed, results, strict=True):
             if isinstance(work, Update):
                 work.started_ns, work.landed_ns, work.staleness, outcome = result
-                work.nonfinite = outcome == NONFINITE
             else:
                 work.started_ns, work.landed_ns, work.version, outcome = result
-            if outcome < 0:
-                work.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
+            if outcome != DONE:
+                _note_outcome(work, outcome)
         self._queue.advance(count)
         self._lanes.deliver(self._index, landed)
 
@@ -133,6 +134,14 @@ class NativeLane(CpuLane):
 
     def _run(self) -> None:
         native.run(self._address, self._lanes.settings.address)
+
+
+def _note_outcome(work: Work, outcome: int) -> None:
+    """Says of work why it was not done."""
+    if outcome < 0:
+        work.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
+    elif isinstance(work, Update):
+        work.nonfinite = outcome == NONFINITE
 
 
 class NativeLanes:
