@@ -31,7 +31,7 @@ bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 test: $(STAMP) ## run all tests
 	$(PYTEST) $(ARGS)
 
-test-quick: $(STAMP) ## run those that take under a minute in all: none marked slow
+test-quick: $(STAMP) ## run all but those marked slow: under a minute
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
