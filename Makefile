@@ -3,31 +3,36 @@
 PYTHON ?= python3
 ARGS ?=
 OUT ?= bench-results
+JOBS ?= 2
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench benchmarks test lint gpu format readme wheel clean
+.PHONY: help bench test test-quick lint gpu format docs results wheel clean
+
+# Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
+# puts the root, and so our folders' bare names, on sys.path.
+PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
 	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
+	@echo "  JOBS=N             processes that run tests side by side (2; 0 for one without more)"
 	@echo "  OUT=folder         where bench and gpu write (bench-results)"
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
 	$(VENV)/bin/hogstream bench --json '$(OUT)/bench.json' --report '$(OUT)/report.html' $(ARGS)
 
-benchmarks: $(STAMP) ## time kernels, optimizer and scheduler, to compare with before
-	$(VENV)/bin/pytest benchmarks $(ARGS)
+test: $(STAMP) ## run all tests
+	$(PYTEST) $(ARGS)
 
-# Not `python -m pytest`: that puts the root, and so our folders' bare names, on sys.path.
-test: $(STAMP) ## run the tests
-	$(VENV)/bin/pytest $(ARGS)
+test-quick: $(STAMP) ## run all but those marked slow: under a minute
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT
@@ -36,24 +41,28 @@ gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(PYTHON) scripts/gpu_suite.py '$(OUT)'
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, the order of imports, and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/mypy
 
 format: $(STAMP) ## format the code and apply ruff's safe fixes
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-readme: $(STAMP) ## write README's tables from docs/results
+docs: $(STAMP) ## build the site, in site/
+	$(VENV)/bin/mkdocs build --strict
+
+results: $(STAMP) ## write the pages of results, and README's, from docs/results/*.json
 	$(VENV)/bin/python scripts/results_page.py
 
 wheel: $(STAMP) ## build the sdist, and the wheel from it, in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove .venv, caches and whatever was built
-	rm -rf $(VENV) build dist bench-results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find $(PACKAGES) benchmarks scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site bench-results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(PACKAGES) scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from brief_hogstream import BRIEF
 
 HAS_DEVICE = torch.cuda.is_available()
 
@@ -27,6 +30,7 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 def pytest_unconfigure() -> None:
     _CACHE.cleanup()
+    gc.unfreeze()  # else what some libraries have would be leaked when Python ends, as they tell
 
 
 # A machine with a GPU and no network may lack what follows: its tests of the GPU run all the same.
@@ -59,16 +63,35 @@ if not find_spec("pytest_asyncio"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if HAS_DEVICE:
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA or ROCm device"))
+    if not HAS_DEVICE:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA or ROCm device"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Files are shared out in their order: those that take long first, so that all end together.
+        slow = {item.path for item in items if "slow" in item.keywords}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_older_is_garbage() -> None:
+    """Tests that look for what they left behind collect garbage often: only in what is new."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def brief_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process measure little of what is around what they are asked for."""
+    for module, (name, value) in BRIEF.items():
+        monkeypatch.setattr(f"{module}.{name}", value)
 
 
 @pytest.fixture
 def hogstream(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    brief_measurements: None,
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command; returns exit status, standard output and standard error."""
     from hogstream.cli.main import main  # not for tests that do without the packages of commands

@@ -16,11 +16,12 @@ import pytest
 
 from hogstream.profiling.interruption import End, gather_until_interrupted
 from hogstream.scheduler import WorkerError
-from process_testing import run_python
+from process_testing import HOGSTREAM, run_python
 
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.slow
 def test_bench_measures_every_policy_and_writes_what_it_says(
     hogstream: Command, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def check_report(html: str, bench: dict[str, Any]) -> None:
     assert escape(bench["command"]) in html.replace("&#39;", "&#x27;")
 
 
+@pytest.mark.slow
 def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: Path) -> None:
     json_file, plot = tmp_path / "sweep.json", tmp_path / "gain.svg"
     status, out, _ = hogstream(
@@ -128,6 +130,7 @@ def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: 
         assert label in picture
 
 
+@pytest.mark.slow
 def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Path) -> None:
     json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
     status, out, _ = hogstream(
@@ -175,6 +178,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     assert max(len(line) for line in out.splitlines()) <= 84
 
 
+@pytest.mark.slow
 def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: Path) -> None:
     json_file, trace = tmp_path / "train.json", tmp_path / "trace.json"
     status, out, _ = hogstream(
@@ -194,12 +198,16 @@ def test_trace_shows_every_update_of_every_policy(hogstream: Command, tmp_path: 
         assert f"Lost with {result['policy']} of the updates" in " ".join(out.split())
 
 
-def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
-    json_file = tmp_path / "result.json"
-    hogstream = ("-m", "hogstream.cli.main")  # spawned processes import what runs as main
-    over = ("--device", "cpu", "--processes", "2", "--json", str(json_file))
+# Spawned processes import what runs as main, which in pytest would be that.
+OVER_PROCESSES = ("--device", "cpu", "--processes", "2", "--json")
+
+
+@pytest.mark.slow
+def test_bench_spreads_workers_over_processes(tmp_path: Path) -> None:
+    json_file = tmp_path / "bench.json"
     out = run_python(
-        *(*hogstream, "bench", *over, "--workers", "2", "--elements", "2^10", "--seconds", "0.2")
+        *(str(HOGSTREAM), "bench", *OVER_PROCESSES, str(json_file)),
+        *("--workers", "2", "--elements", "2^10", "--seconds", "0.2"),
     )
     bench = json.loads(json_file.read_text())
     assert bench["settings"]["processes"] == 2
@@ -212,8 +220,13 @@ def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
         assert len(result["updates_by_worker"]) == 4
     assert "Workers were spread over 2 processes." in " ".join(out.split())
 
+
+@pytest.mark.slow
+def test_training_spreads_workers_over_processes(tmp_path: Path) -> None:
+    json_file = tmp_path / "train.json"
     run_python(
-        *hogstream, "train", "digits", *over, "--workers", "1", "--epochs", "8", "--rounds", "1"
+        *(str(HOGSTREAM), "train", "digits", *OVER_PROCESSES, str(json_file)),
+        *("--workers", "1", "--epochs", "8", "--rounds", "1"),
     )
     (result,) = json.loads(json_file.read_text())["results"]
     assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
@@ -222,6 +235,7 @@ def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
     assert result["final_loss"]["median"] < 0.5
 
 
+@pytest.mark.slow
 def test_failed_workers_end_a_measurement_in_one_line(hogstream: Command, tmp_path: Path) -> None:
     json_file = tmp_path / "bench.json"
     bench = ("bench", "--device", "cpu", "--workers", "1", "--elements", "64", "--json", json_file)
@@ -244,6 +258,7 @@ def test_what_was_measured_before_workers_failed_is_kept() -> None:
     assert gather_until_interrupted(measure()) == ([1], End(partial=True, error=error))
 
 
+@pytest.mark.slow
 def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Path) -> None:
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     status, out, _ = hogstream(
@@ -282,6 +297,7 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
         assert f"{result['policy']}: {result['test_accuracy']['median']:.1%}" in text
 
 
+@pytest.mark.slow
 def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hogstream.cli.main", "train", "digits"]
     options = [

@@ -32,6 +32,7 @@ def hogstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
+@pytest.mark.slow
 def test_inspect_prints_a_table_and_writes_what_it_says(hogstream: Command, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     json_file = tmp_path / "inspect.json"
@@ -47,6 +48,7 @@ def test_inspect_prints_a_table_and_writes_what_it_says(hogstream: Command, tmp_
         assert all(result["loads"] for result in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "emit", "pattern"),
     [
@@ -72,6 +74,7 @@ def test_inspect_needs_triton(hogstream: Command, monkeypatch: pytest.MonkeyPatc
     assert hogstream("--target", "sm_90") == (2, "", message)
 
 
+@pytest.mark.slow
 def test_inspect_tells_which_tool_failed(
     hogstream: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ cases = st.integers(1, 20).flatmap(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(case=cases)

@@ -58,6 +58,7 @@ def _inside(buffer: torch.Tensor) -> torch.Tensor:
     return buffer[GUARD:-GUARD]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)

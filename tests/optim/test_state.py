@@ -217,7 +217,7 @@ def shared_optimizer() -> tuple[torch.nn.ParameterList, RMSpropAsync]:
 
 
 @may_fork_with_threads
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_another_process_updates_the_shared_state(method):
     _, optimizer = shared_optimizer()
     alone = RMSpropAsync(parameters(*SHAPES))

@@ -21,6 +21,7 @@ def test_it_is_uvloop_where_that_is_installed() -> None:
     assert f"uvloop {uvloop.__version__}" == EVENT_LOOP
 
 
+@pytest.mark.slow
 def test_it_is_asyncio_elsewhere() -> None:
     said = run_python(
         "-c",

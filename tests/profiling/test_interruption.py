@@ -7,8 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from process_testing import interrupt_hogstream
 
+pytestmark = pytest.mark.slow
 INTERRUPTED = "Interrupted: these are only the results that there were by then."
 
 

@@ -460,6 +460,7 @@ def _save_and_die(path: Path, line: int) -> None:
     sys.settrace(None)
 
 
+@pytest.mark.slow
 @may_fork_with_threads
 def test_killed_at_any_line_it_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     path, found = tmp_path / "file", []

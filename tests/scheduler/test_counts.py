@@ -189,6 +189,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_updates_on_a_lane_that_is_busy_take_no_system_call(tmp_path: Path) -> None:
     """Launched, applied and timed, all but the one that wakes the event loop."""

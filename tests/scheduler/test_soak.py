@@ -8,7 +8,6 @@ import gc
 import os
 import random
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +20,10 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
+from process_testing import shared_memory
 from scheduler_testing import COUNTING
+
+pytestmark = pytest.mark.slow
 
 N = 1 << 10
 
@@ -36,7 +38,7 @@ def what_is_open() -> tuple[set[str], int, int]:
     gc.collect()  # which closes what other tests have left open
     threads = {thread.name for thread in threading.enumerate()}
     ours = {name for name in threads if not name.startswith("hogstream-kernel")}
-    return ours, len(os.listdir("/proc/self/fd")), len(list(Path("/dev/shm").iterdir()))
+    return ours, len(os.listdir("/proc/self/fd")), len(shared_memory())
 
 
 async def test_million_updates_leave_memory_level_and_nothing_open() -> None:

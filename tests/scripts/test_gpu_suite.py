@@ -22,6 +22,7 @@ def test_broken(broken): pass
 """
 
 
+@pytest.mark.slow
 def test_the_outcome_of_tests_is_written_as_json(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     arguments = ("-m", "pytest", "-q", str(tmp_path), "--rootdir", str(tmp_path), "-o", "addopts=")

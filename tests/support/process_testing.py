@@ -8,16 +8,23 @@ import subprocess
 import sys
 import threading
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import pytest
 
 LIMIT_SECONDS = 120
+HOGSTREAM = Path(__file__).with_name("brief_hogstream.py")
 
 # From Python 3.12 on, forking a process that has threads warns. A3C does it all the same.
 may_fork_with_threads = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
+
+
+def shared_memory() -> set[str]:
+    """Segments of shared memory that stay: seen twice, as others' are unlinked when just made."""
+    return {*os.listdir("/dev/shm")} & {*os.listdir("/dev/shm")}
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -57,12 +64,7 @@ def interrupt_hogstream(line: str, *arguments: object) -> tuple[int, str, str]:
     Returns:
         Exit status, standard output and standard error.
     """
-    # Whoever runs the tests in the background may have them, and so the command, ignore SIGINT.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from hogstream.cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, str(HOGSTREAM), *map(str, arguments)]
     shown = []
     with (
         TemporaryFile("w+") as out,

@@ -21,6 +21,8 @@ from hogstream.profiling.assembly.inspection import (
 from update_testing import DTYPES, Backend, State, assert_same_bits, extreme, fresh_state, normal
 from update_testing import VARIANTS as OPTIONS
 
+pytestmark = pytest.mark.slow
+
 CodeOf = Callable[[str, Variant], Code]
 
 NVIDIA = [target for target in TARGETS if target.startswith("sm_")]

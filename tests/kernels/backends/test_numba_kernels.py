@@ -63,6 +63,7 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", INSTRUCTIONS)
 def test_a_cache_line_is_updated_in_few_instructions(
     loops: dict[str, list[str]], loop: str

@@ -9,6 +9,7 @@ import pytest
 
 from process_testing import run_python
 
+pytestmark = pytest.mark.slow
 OPTIONAL = ["click", "jinja2", "matplotlib", "numba", "rich", "sklearn", "triton"]
 
 # A module that is None in sys.modules cannot be imported, nor found.

@@ -190,6 +190,7 @@ def check_rate(rate: dict[str, Any]) -> None:
     assert len(rate["samples"]) == machine.ROUNDS
 
 
+@pytest.mark.slow
 def test_command_measures_once_and_says_when_and_where(
     hogstream: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +241,7 @@ print(msgspec.json.encode(machine.machine_ceilings(torch.device("cpu"))).decode(
 """
 
 
+@pytest.mark.slow
 def test_caches_too_small_for_numpy_are_null_without_numba(folder):
     found = json.loads(run_python("-c", WITHOUT_NUMBA))
     for level in found["levels"]:

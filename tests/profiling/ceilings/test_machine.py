@@ -115,6 +115,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_go_to_memory_in_every_pass(tmp_path):
     pytest.importorskip("triton")
     code = json.loads(run_python("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)))

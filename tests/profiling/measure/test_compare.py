@@ -72,6 +72,7 @@ def compare(shapes: str, *peers: str) -> Compare:
     return run_compare(settings, "hogstream compare", lambda step: None)
 
 
+@pytest.mark.slow
 def test_every_peer_is_measured_or_skipped_with_its_reason(
     hogstream: Command, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_no_peer_always_follows_the_same_other(monkeypatch: pytest.MonkeyPatch) 
     assert before == {name: {*names} - {name} for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch's compiler
 def test_compiled_step_is_measured() -> None:

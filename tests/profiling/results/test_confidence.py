@@ -27,6 +27,7 @@ def test_too_few_samples_bound_nothing(count: int):
     assert ratio.wide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [5, 7, 9, 25])
 def test_interval_holds_the_true_median_as_often_as_it_says(rounds: int):
     random = np.random.default_rng(0)
@@ -37,6 +38,7 @@ def test_interval_holds_the_true_median_as_often_as_it_says(rounds: int):
     assert 0.915 < held / 400 < 0.999  # 0.9375 is the most that there is of five
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [5, 7, 9])
 def test_interval_holds_the_true_ratio_as_often_as_it_says(rounds: int):
     random, held = np.random.default_rng(1), 0

@@ -108,7 +108,9 @@ async def test_one_worker_makes_the_updates_of_the_cpu(
         {"policy": "ordered"},
         {"policy": "ordered", "batch": 4, "batch_of": "lanes"},
         {"policy": "ordered", "batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
-        {"policy": "lock-free", "process_lock": ProcessLock()},
+        pytest.param(
+            {"policy": "lock-free", "process_lock": ProcessLock()}, id="lock-free-process_lock"
+        ),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

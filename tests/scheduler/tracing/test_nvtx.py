@@ -19,6 +19,7 @@ import pytest
 from hogstream.scheduler.tracing import nvtx
 from process_testing import run_python
 
+pytestmark = pytest.mark.slow
 SUPPORT = Path(__file__).parents[2] / "support"
 INT64 = 2  # nvtxPayloadType_t
 POLICIES = ["locked", "ordered", "lock-free", "bounded:1", "bounded:2"]

@@ -196,6 +196,7 @@ def test_what_is_no_integer_is_refused_whole(tmp_path: Path) -> None:
     assert slices(written(timeline, tmp_path)) == {"lane 2": [(0, 0.001, "update")]}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_updates_are_all_written(tmp_path: Path) -> None:
     timeline = Timeline()
     for n in range(100_000):
