@@ -141,15 +141,20 @@ def markup(plot: Plot, name: str) -> Markup:
         return _inline(_figure([plot], columns=1), plot)
 
 
-def swatch(look: Look) -> Markup:
-    """The line and marker of a series, for a legend."""
+def swatch(look: Look, name: str) -> Markup:
+    """The line and marker of a series, for a legend.
+
+    Args:
+        look: Of the series.
+        name: As for ``markup``.
+    """
 
     def draw(axes: Axes) -> None:
         axes.set_axis_off()
         axes.plot([0, 0.5, 1], [0, 0, 0], marker=look.marker, markevery=[1], **look.line)
 
     plot = Plot("", "", draw, width=30, height=12, margins=(1, 1, 0, 0))
-    return markup(plot, f"swatch {look.color}")
+    return markup(plot, name)
 
 
 def save(

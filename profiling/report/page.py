@@ -127,9 +127,7 @@ def _bench_sections(bench: Bench) -> list[Section]:
         for group in plots.of_bench(bench)
     ]
     rest = [each for each in _but_warnings(sentences.of_bench(bench), bench) if each not in said]
-    races = rows.races(bench)
-    listed = [rows.updates(bench), *([races] if races else [])]
-    results = Section("results", "All results", rest, None, listed)
+    results = Section("results", "All results", rest, None, rows.results(bench, intervals=True))
     return [*sections, results, _ceilings(bench.ceilings)]
 
 
@@ -179,7 +177,11 @@ def _drawn(section: Section) -> tuple[list[Markup], list[tuple[Markup, str]]]:
         drawing.markup(plot, f"{section.anchor} {index}")
         for index, plot in enumerate(section.group.plots)
     ]
-    return drawn, [(drawing.swatch(look), name) for name, look in section.group.looks.items()]
+    legend = [
+        (drawing.swatch(look, f"{section.anchor} legend {index}"), name)
+        for index, (name, look) in enumerate(section.group.looks.items())
+    ]
+    return drawn, legend
 
 
 def sort_value(text: str) -> float | None:

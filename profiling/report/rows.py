@@ -44,28 +44,37 @@ class Table:
     grouped_by: int = 0
 
 
-def updates(bench: Bench) -> Table:
-    """All results of a bench."""
+def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
+    """All results of a bench, and what races there were, if they were counted.
+
+    Args:
+        bench: What was measured.
+        intervals: Whether those of updates/s have a column.
+    """
     columns = (
         *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
         *("p50 us", "p99 us", "staleness mean/max", "gain over locked", "gain over ordered"),
     )
-    rows = [
-        (
-            *_where(run),
-            *spread_texts(run.updates_per_second, 0),
-            number_text(run.gigabytes_per_second, 1),
-            number_text(run.latency_us.p50),
-            number_text(run.latency_us.p99),
-            _staleness(run),
-            *(
-                number_text(run.gains[name].median if name in run.gains else None, 2, "x")
-                for name in BASELINES
-            ),
-        )
-        for run in bench.results
-    ]
-    return Table("Updates", columns, rows, 3, 2)
+    lines = [columns, *(_result_row(run) for run in bench.results)]
+    if not intervals:
+        lines = [(*line[:4], *line[5:]) for line in lines]
+    raced = races(bench)
+    return [Table("Updates", lines[0], lines[1:], 3, 2), *([raced] if raced else [])]
+
+
+def _result_row(run: BenchRun) -> Row:
+    return (
+        *_where(run),
+        *spread_texts(run.updates_per_second, 0),
+        number_text(run.gigabytes_per_second, 1),
+        number_text(run.latency_us.p50),
+        number_text(run.latency_us.p99),
+        _staleness(run),
+        *(
+            number_text(run.gains[name].median if name in run.gains else None, 2, "x")
+            for name in BASELINES
+        ),
+    )
 
 
 def races(bench: Bench) -> Table | None:
@@ -214,14 +223,15 @@ def peers(compare: Compare) -> Table:
 
 
 def peers_by_shape(compare: Compare) -> list[Table]:
-    """A table of optimizers for each shape."""
+    """A table of optimizers for each shape, then what was skipped."""
     tables = []
     for shape, results in results_by_shape(compare).items():
         title = (
             f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
         )
         tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
-    return tables
+    left_out = skipped(compare)
+    return [*tables, *([left_out] if left_out else [])]
 
 
 _PEER_COLUMNS = (
