@@ -16,7 +16,6 @@ from hogstream.cli.output import (
     finish,
     traced,
     write_files,
-    write_json,
 )
 from hogstream.cli.scheduler_options import (
     Scheduling,
@@ -24,12 +23,14 @@ from hogstream.cli.scheduler_options import (
     policies_over,
     scheduling_options,
 )
+from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import bench as job
-from hogstream.profiling.report import summary
-from hogstream.profiling.report.heat_map import plot_gains
-from hogstream.profiling.report.page import write_report
+from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report.page import write_page
 from hogstream.profiling.results import last
+from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
+from hogstream.profiling.results.schema import Bench
 from hogstream.scheduler.policies import ALLOWED
 
 _SWEEP_DEFAULTS = {
@@ -174,20 +175,26 @@ def bench(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--elements'") from None
     with traced(trace) as timeline, steps(settings.steps()) as progress:
-        result = job.run_bench(settings, progress.begin, timeline)
-    result["command"] = command_line()
-    last.keep("bench", result)
+        result = job.run_bench(settings, command_line(), progress.begin, timeline)
+    last.keep(result)
     write_files(
-        (json_file, partial(write_json, result)),
-        (report, partial(write_report, result)),
-        (plot, partial(plot_gains, result)),
+        (json_file, partial(write_result, result)),
+        (report, partial(write_page, [ResultFile("", result)])),
+        (plot, partial(plots.write_gains, result)),
     )
-    print_table(summary.kernels_table(result))
-    for table in summary.gains_tables(result) if sweep else summary.results_tables(result):
-        print_table(table)
-    for sentence in summary.sentences(result):
+    for table in _tables(result):
+        print_table(console_table(table))
+    for sentence in sentences.of_bench(result):
         print_text(sentence)
     finish(result, json_file, trace, report, plot)
+
+
+def _tables(bench: Bench) -> list[rows.Table]:
+    """The kernels alone, then what policies did: of a sweep what lock-free gains, else all."""
+    if bench.settings.sweep:
+        return [rows.kernels(bench), *rows.gains(bench)]
+    races = rows.races(bench)
+    return [rows.kernels(bench), rows.updates(bench), *([races] if races else [])]
 
 
 def _check_compares(policies: tuple[str, ...]) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import click
 import torch
-from rich.table import Table
 
 from hogstream.cli import options
-from hogstream.cli.console import new_table, print_table, print_text
-from hogstream.cli.output import command_line, finish, write_files, write_json
+from hogstream.cli.console import print_table, print_text
+from hogstream.cli.output import command_line, finish, write_files
+from hogstream.cli.tables import console_table
 from hogstream.profiling.ceilings.cache import cache_file
 from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
-from hogstream.profiling.environment import SCHEMA, describe_environment
-from hogstream.profiling.report import summary
+from hogstream.profiling.environment import describe_environment
+from hogstream.profiling.report import rows
+from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.schema import MachineCeilings
 
 
 @click.command("ceilings")
@@ -34,26 +36,18 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
     the medians.
     """
     ceilings = machine_ceilings(device, fresh=fresh)
-    result = {
-        "schema": SCHEMA,
-        "command": command_line(),
-        "environment": describe_environment(device, options.resolve_backend(None, device)),
-        "ceilings": ceilings,
-    }
-    write_files((json_file, partial(write_json, result)))
-    print_table(_table("Memory", summary.LEVEL_COLUMNS, summary.level_rows(ceilings)))
-    print_table(_table("Host", summary.RATE_COLUMNS, summary.rate_rows(ceilings)))
-    print_text(f"Measured at {ceilings['measured']}.")
+    result = MachineCeilings(
+        command=command_line(),
+        environment=describe_environment(device, options.resolve_backend(None, device)),
+        ceilings=ceilings,
+    )
+    write_files((json_file, partial(write_result, result)))
+    for table in (rows.levels(ceilings), rows.rates(ceilings)):
+        print_table(console_table(table))
+    print_text(f"Measured at {ceilings.measured}.")
     for sentence in ceiling_warnings(ceilings):
         print_text(sentence)
     path = cache_file(device)
     if path is not None and path.exists():
         click.echo(f"kept in {path}")
     finish(result, json_file)
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = new_table(title, *columns)
-    for row in rows:
-        table.add_row(*row)
-    return table

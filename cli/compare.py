@@ -15,12 +15,13 @@ from hogstream.cli.output import (
     command_line,
     finish,
     write_files,
-    write_json,
 )
+from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import compare as job
 from hogstream.profiling.measure.peers import PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
-from hogstream.profiling.report import plots, summary
+from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.results.files import write_result
 
 
 @click.command()
@@ -85,11 +86,12 @@ def compare(
         seed=seed,
     )
     with steps(settings.steps()) as progress:
-        result = job.run_compare(settings, progress.begin)
-    result["command"] = command_line()
-    write_files((json_file, partial(write_json, result)), (plot, partial(plots.compare, result)))
-    for table in summary.compare_tables(result):
-        print_table(table)
-    for sentence in summary.compare_sentences(result):
+        result = job.run_compare(settings, command_line(), progress.begin)
+    write_files(
+        (json_file, partial(write_result, result)), (plot, partial(plots.write_compare, result))
+    )
+    for table in filter(None, (*rows.peers_by_shape(result), rows.skipped(result))):
+        print_table(console_table(table))
+    for sentence in sentences.of_compare(result):
         print_text(sentence)
     finish(result, json_file, plot)

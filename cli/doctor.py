@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
@@ -12,10 +10,11 @@ from hogstream.profiling.ceilings.machine import machine_ceilings
 from hogstream.profiling.environment import cuda_devices, device_name, installed_version
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, find_tool
+from hogstream.profiling.results.schema import Ceilings
 from hogstream.scheduler.tracing.nvtx import why_no_ranges
 
 _OPTIONAL = (
-    *("triton", "numba", "click", "rich", "matplotlib", "jinja2", "scikit-learn"),
+    *("triton", "numba", "click", "rich", "matplotlib", "jinja2", "msgspec", "scikit-learn"),
     *("uvloop", "nvtx"),
 )
 WORKS = "works"
@@ -64,12 +63,11 @@ def check_devices() -> dict[str, str]:
     return devices
 
 
-def memory_ceilings() -> dict[str, tuple[dict[str, Any], str]]:
-    """For each device, the bandwidths of its memory beyond caches, and when they were measured."""
+def ceilings_of_devices() -> dict[str, Ceilings]:
+    """What each device can do at most, by its name in torch."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    ceilings = {str(device): machine_ceilings(device) for device in devices}
-    return {name: (each["levels"][-1], each["measured"]) for name, each in ceilings.items()}
+    return {str(device): machine_ceilings(device) for device in devices}
 
 
 def _try_backend(name: str) -> str:

@@ -10,9 +10,11 @@ import torch
 
 from hogstream.cli import options
 from hogstream.cli.console import print_table, steps
-from hogstream.cli.output import command_line, finish, write_files, write_json
+from hogstream.cli.output import command_line, finish, write_files
 from hogstream.profiling.assembly import inspection as job
-from hogstream.profiling.environment import SCHEMA, describe_environment
+from hogstream.profiling.environment import describe_environment
+from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.schema import Inspection
 
 
 @click.command("inspect")
@@ -51,13 +53,12 @@ def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path 
         )
     compiled = _compile(target, kernel, emit)
     inspected = {variant: job.inspect_kernel(target, code) for variant, code in compiled.items()}
-    result = {
-        "schema": SCHEMA,
-        "command": command_line(),
-        "environment": describe_environment(torch.device("cpu"), "triton"),
-        "results": [job.describe(target, *each) for each in inspected.items()],
-    }
-    write_files((json_file, partial(write_json, result)))
+    result = Inspection(
+        command=command_line(),
+        environment=describe_environment(torch.device("cpu"), "triton"),
+        results=[job.describe(target, *each) for each in inspected.items()],
+    )
+    write_files((json_file, partial(write_result, result)))
     if emit is not None:
         for variant, code in compiled.items():
             click.echo(f"// {variant.name}\n{code[emit]}")

@@ -15,6 +15,7 @@ try:
     import click
     import jinja2  # noqa: F401
     import matplotlib  # noqa: F401
+    import msgspec  # noqa: F401
     import rich  # noqa: F401
 except ModuleNotFoundError as missing:
     sys.exit(f"hogstream: {missing.name} is not installed; pip install 'hogstream[bench]'")
@@ -30,7 +31,6 @@ from hogstream.cli.profile_torch import torch_command
 from hogstream.cli.report import report
 from hogstream.cli.train import train
 from hogstream.profiling.interruption import MeasurementError
-from hogstream.profiling.turns import COPY, UPDATE_SHAPED
 from hogstream.profiling.wording import number_text
 
 
@@ -60,13 +60,13 @@ def doctor() -> None:
             table.add_row(name, text)
         print_table(table)
     table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s", "measured")
-    for name, (memory, measured) in doctor_job.memory_ceilings().items():
-        table.add_row(
-            name,
-            number_text(memory[COPY]["median"], 1),
-            number_text(memory[UPDATE_SHAPED]["median"], 1),
-            measured,
+    for name, ceilings in doctor_job.ceilings_of_devices().items():
+        rates = (
+            ceilings.memory.copy_gigabytes_per_second,
+            ceilings.memory.update_shaped_gigabytes_per_second,
         )
+        medians = (number_text(None if rate is None else rate.median, 1) for rate in rates)
+        table.add_row(name, *medians, ceilings.measured)
     print_table(table)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from rich.table import Table
 
 from hogstream.cli.console import new_table
 from hogstream.profiling.nsight.compute import READ_BYTES, WRITTEN_BYTES
 from hogstream.profiling.nsight.systems import WHOLE
+from hogstream.profiling.results.schema import (
+    KernelCounters,
+    NcuProfile,
+    NsysProfile,
+    Percentiles,
+    PolicyTimeline,
+)
 from hogstream.profiling.wording import counted, number_text
-
-Result = dict[str, Any]
 
 _KERNELS = 8  # rows of a table
 _WIDE, _NARROW = 56, 28  # characters of a kernel's name
@@ -23,35 +27,34 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def timeline_table(result: Result) -> Table:
+def timeline_table(profile: NsysProfile) -> Table:
     """The policies of an Nsight Systems profile, side by side."""
-    entries = result["results"]
-    table = new_table("Timeline", "", *(plain(entry["policy"]) for entry in entries))
-    for title, cell in _timeline_rows(result):
-        cells = [cell(entry) for entry in entries]
+    table = new_table("Timeline", "", *(plain(each.policy) for each in profile.results))
+    for title, cell in _timeline_rows(profile):
+        cells = [cell(each) for each in profile.results]
         if any(each != "-" for each in cells):
             table.add_row(title, *cells)
     return table
 
 
-def kernels_table(result: Result) -> Table:
+def kernels_table(profile: NsysProfile) -> Table:
     """The kernels that took most of the time."""
     table = new_table("Kernels", "kernel", "launches", "total ms")
-    for kernel in result["kernels"][:_KERNELS]:
+    for kernel in profile.kernels[:_KERNELS]:
         table.add_row(
-            _short(kernel["name"]), number_text(kernel["count"]), number_text(kernel["total_ms"], 3)
+            _short(kernel.name), number_text(kernel.count), number_text(kernel.total_ms, 3)
         )
     return table
 
 
-def timeline_sentences(result: Result) -> list[str]:
-    """What the figures mean, and what is not in the profile."""
-    entries, said = result["results"], []
+def timeline_sentences(profile: NsysProfile) -> list[str]:
+    """What the metrics mean, and what is not in the profile."""
+    entries, said = profile.results, []
     overlaps = [
-        f"{100 * entry['overlap']:.1f} % of the time"
-        + ("" if entry["policy"] == WHOLE else f" with {plain(entry['policy'])}")
-        for entry in entries
-        if entry["overlap"] is not None
+        f"{100 * each.overlap:.1f} % of the time"
+        + ("" if each.policy == WHOLE else f" with {plain(each.policy)}")
+        for each in entries
+        if each.overlap is not None
     ]
     if overlaps:
         said.append(
@@ -61,16 +64,16 @@ def timeline_sentences(result: Result) -> list[str]:
         said.append(
             "No kernel ran while it was captured: the program did not use the GPU, or not then."
         )
-    if entries[0]["policy"] == WHOLE:
+    if entries[0].policy == WHOLE:
         said.append(
             "There are no runs of hogstream's scheduler in the profile, so policies are not told "
             "apart; runs are marked where the package nvtx is installed."
         )
-    if result["kernels_outside_runs"]:
-        outside = counted(result["kernels_outside_runs"], "kernel")
+    if profile.kernels_outside_runs:
+        outside = counted(profile.kernels_outside_runs, "kernel")
         said.append(f"{outside} ran outside all runs of the scheduler, and are left out.")
-    if result["kernels_untimed"]:
-        said.append(f"{counted(result['kernels_untimed'], 'kernel')} had no times: left out.")
+    if profile.kernels_untimed:
+        said.append(f"{counted(profile.kernels_untimed, 'kernel')} had no times: left out.")
     if overlaps:
         said.append(
             "Launch latency is from the start of the call to the start of the kernel. API time is "
@@ -79,47 +82,52 @@ def timeline_sentences(result: Result) -> list[str]:
     return said
 
 
-def counters_table(result: Result) -> Table:
+def counters_table(profile: NcuProfile) -> Table:
     """The kernels of an Nsight Compute profile; their bytes for each element if that is known."""
-    each = _elements_known(result)
+    known = _elements_known(profile)
     table = new_table(
-        f"Counters{', bytes for each element' if each else ''}",
+        f"Counters{', bytes for each element' if known else ''}",
         "kernel",
         "launches",
         "us",
         "DRAM %",
         "GB/s",
-        *(("B read", "B written") if each else ("MB read", "MB written")),
+        *(("B read", "B written") if known else ("MB read", "MB written")),
         "regs",
         "warps %",
     )
-    for entry in result["results"]:
+    for each in profile.results:
         table.add_row(
-            _short(entry["kernel"], _NARROW),
-            number_text(entry["launches"]),
-            number_text(entry["time_us"], 1),
-            number_text(entry["dram_percent"], 1),
-            number_text(entry["gigabytes_per_second"]),
-            *(
-                number_text(entry[f"{way}_per_element"], 2)
-                if each
-                else number_text(entry[way] and entry[way] / 1e6, 1)
-                for way in ("bytes_read", "bytes_written")
-            ),
-            number_text(entry["registers"]),
-            number_text(entry["occupancy_percent"], 1),
+            _short(each.kernel, _NARROW),
+            number_text(each.launches),
+            number_text(None if each.time_us is None else each.time_us.median, 1),
+            number_text(each.dram_percent, 1),
+            number_text(each.gigabytes_per_second),
+            *_bytes_texts(each, known),
+            number_text(each.registers),
+            number_text(each.occupancy_percent, 1),
         )
     return table
 
 
-def counters_sentences(result: Result) -> list[str]:
+def _bytes_texts(entry: KernelCounters, of_elements: bool) -> list[str]:
+    """What was read and written: bytes for each element, or MB."""
+    if of_elements:
+        each = entry.bytes_read_per_element, entry.bytes_written_per_element
+        return [number_text(moved, 2) for moved in each]
+    return [
+        number_text(moved and moved / 1e6, 1) for moved in (entry.bytes_read, entry.bytes_written)
+    ]
+
+
+def counters_sentences(profile: NcuProfile) -> list[str]:
     """The traffic of each kernel against what an update must move, and what the columns are."""
     needed, said = READ_BYTES + WRITTEN_BYTES, []
     moved = [
-        f"{entry['bytes_per_element']:.2f} by {plain(entry['kernel'])} "
-        f"({entry['bytes_per_element'] / needed:.2f}x)"
-        for entry in result["results"]
-        if entry["bytes_per_element"] is not None
+        f"{each.bytes_per_element:.2f} by {plain(each.kernel)} "
+        f"({each.bytes_per_element / needed:.2f}x)"
+        for each in profile.results
+        if each.bytes_per_element is not None
     ]
     if moved:
         said.append(
@@ -128,7 +136,7 @@ def counters_sentences(result: Result) -> list[str]:
             f"{', '.join(moved)}. What is still in the cache when a kernel ends is not counted: "
             "small sizes write less."
         )
-    elif not _elements_known(result):
+    elif not _elements_known(profile):
         said.append(
             "How many elements a launch updates is not known: --elements sets the bytes against "
             f"the {needed} that each needs."
@@ -140,46 +148,43 @@ def counters_sentences(result: Result) -> list[str]:
     return said
 
 
-def _elements_known(result: Result) -> bool:
-    return any(entry["elements"] is not None for entry in result["results"])
+def _elements_known(profile: NcuProfile) -> bool:
+    return any(each.elements is not None for each in profile.results)
 
 
-def _timeline_rows(result: Result) -> list[tuple[str, Callable[[Result], str]]]:
-    def at(key: str, digits: int, scale: float = 1.0) -> Callable[[Result], str]:
-        return lambda entry: number_text(None if entry[key] is None else scale * entry[key], digits)
+def _timeline_rows(profile: NsysProfile) -> list[tuple[str, Callable[[PolicyTimeline], str]]]:
+    def of_range(text: str) -> Callable[[PolicyTimeline], str]:
+        return lambda each: _spread_text(each.ranges[text].us if text in each.ranges else None)
 
-    def spread(key: str) -> Callable[[Result], str]:
-        return lambda entry: _spread_text(entry[key])
-
-    def of_range(text: str) -> Callable[[Result], str]:
-        return lambda entry: _spread_text(entry["ranges"].get(text, {}).get("us"))
-
-    texts = dict.fromkeys(text for entry in result["results"] for text in entry["ranges"])
+    texts = dict.fromkeys(text for each in profile.results for text in each.ranges)
     return [
-        ("runs", at("runs", 0)),
-        ("kernels", at("kernels", 0)),
-        ("streams", lambda entry: number_text(len(entry["streams"]) or None)),
+        ("runs", lambda each: number_text(each.runs)),
+        ("kernels", lambda each: number_text(each.kernels)),
+        ("streams", lambda each: number_text(len(each.streams) or None)),
         ("kernels per stream", _per_stream),
-        ("kernels per s", at("kernels_per_second", 0)),
-        ("busy, ms", at("busy_ms", 3)),
-        ("overlap, %", at("overlap", 1, 100)),
-        ("kernel, us p50/p99", spread("kernel_us")),
-        ("gap on a stream, us p50/p99", spread("gap_us")),
-        ("launch latency, us p50/p99", spread("launch_latency_us")),
-        ("API time per kernel, us", at("api_us_per_kernel", 2)),
-        ("API time per update, us", at("api_us_per_update", 2)),
-        ("per kernel, event loop, us", at("api_us_per_kernel_on_event_loop", 2)),
+        ("kernels per s", lambda each: number_text(each.kernels_per_second)),
+        ("busy, ms", lambda each: number_text(each.busy_ms, 3)),
+        ("overlap, %", lambda each: number_text(each.overlap and 100 * each.overlap, 1)),
+        ("kernel, us p50/p99", lambda each: _spread_text(each.kernel_us)),
+        ("gap on a stream, us p50/p99", lambda each: _spread_text(each.gap_us)),
+        ("launch latency, us p50/p99", lambda each: _spread_text(each.launch_latency_us)),
+        ("API time per kernel, us", lambda each: number_text(each.api_us_per_kernel, 2)),
+        ("API time per update, us", lambda each: number_text(each.api_us_per_update, 2)),
+        (
+            "per kernel, event loop, us",
+            lambda each: number_text(each.api_us_per_kernel_on_event_loop, 2),
+        ),
         *((f"NVTX {plain(text)}, us p50/p99", of_range(text)) for text in sorted(texts)),
     ]
 
 
-def _per_stream(entry: Result) -> str:
-    counts = [stream["kernels"] for stream in entry["streams"]]
+def _per_stream(entry: PolicyTimeline) -> str:
+    counts = [stream.kernels for stream in entry.streams]
     return f"{min(counts):,} to {max(counts):,}" if counts else "-"
 
 
-def _spread_text(spread: dict[str, float] | None) -> str:
-    return "-" if spread is None else f"{spread['p50']:,.1f}/{spread['p99']:,.1f}"
+def _spread_text(times: Percentiles | None) -> str:
+    return "-" if times is None else f"{times.p50:,.1f}/{times.p99:,.1f}"
 
 
 def _short(name: str, width: int = _WIDE) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import click
 
 from hogstream.cli.console import print_text
 from hogstream.profiling.interruption import MeasurementError
-from hogstream.profiling.report.summary import interruption
+from hogstream.profiling.report.sentences import interruption
+from hogstream.profiling.results.schema import AnyResult, Measurement
 from hogstream.scheduler import Timeline
 
 
@@ -63,27 +62,24 @@ def write_files(*files: tuple[Path | None, Callable[[Path], object]]) -> None:
             write(path)
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Writes the JSON output."""
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def finish(result: dict[str, Any], *written: Path | None) -> None:
+def finish(result: AnyResult, *written: Path | None) -> None:
     """Says whether the result is whole and what was written.
 
     Args:
-        result: The JSON output.
+        result: What the command found out.
         written: Files; None for what was not asked for.
 
     Raises:
         click.Abort: If it was interrupted, which ends the command as such.
         MeasurementError: If it was cut short by a failure.
     """
-    for sentence in interruption(result):
-        print_text(sentence)
+    measured = result if isinstance(result, Measurement) else None
+    if measured is not None:
+        for sentence in interruption(measured):
+            print_text(sentence)
     for path in filter(None, written):
         click.echo(f"wrote {path}")
-    if result.get("error"):
-        raise MeasurementError(result["error"])
-    if result.get("partial"):
+    if measured is not None and measured.error is not None:
+        raise MeasurementError(measured.error)
+    if measured is not None and measured.partial:
         raise click.Abort

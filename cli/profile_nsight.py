@@ -19,10 +19,9 @@ from hogstream.cli.output import (
     command_line,
     finish,
     write_files,
-    write_json,
 )
 from hogstream.kernels.backends.select import select_backend
-from hogstream.profiling.environment import SCHEMA, best_device, describe_environment
+from hogstream.profiling.environment import best_device, describe_environment
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight import compute, systems
 from hogstream.profiling.nsight.tools import (
@@ -34,6 +33,8 @@ from hogstream.profiling.nsight.tools import (
     find_tool,
     run_tool,
 )
+from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.schema import Environment, NcuProfile
 
 # What runs if no program is named.
 _BENCH = ("bench", "--elements", "2^16", "--workers", "16", "--seconds", "0.5")
@@ -252,7 +253,7 @@ def _exported(tool: FoundTool, report: Path) -> systems.Trace:
         return systems.read_trace(export)
 
 
-def _exported_launches(tool: FoundTool, report: Path) -> list[compute.Launch]:
+def _exported_launches(tool: FoundTool, report: Path) -> list[compute.KernelLaunch]:
     text = tool.convert(report, *compute.export_arguments(report))
     return compute.read_launches(text, str(report))
 
@@ -260,10 +261,10 @@ def _exported_launches(tool: FoundTool, report: Path) -> list[compute.Launch]:
 def _show_timeline(
     trace: systems.Trace, tool: FoundTool | None, report: Path | None, json_file: Path | None
 ) -> None:
-    result = _result("nsys", tool) | systems.analyse(trace)
-    write_files((json_file, partial(write_json, result)))
+    result = systems.analyse(trace, command_line(), *_origin(tool))
+    write_files((json_file, partial(write_result, result)))
     print_table(nsight_tables.timeline_table(result))
-    if result["kernels"]:
+    if result.kernels:
         print_table(nsight_tables.kernels_table(result))
     for sentence in nsight_tables.timeline_sentences(result):
         print_text(sentence)
@@ -271,28 +272,30 @@ def _show_timeline(
 
 
 def _show_counters(
-    launches: list[compute.Launch],
+    launches: list[compute.KernelLaunch],
     elements: int | None,
     tool: FoundTool | None,
     report: Path | None,
     json_file: Path | None,
 ) -> None:
-    result = _result("ncu", tool) | {"results": compute.figures(launches, elements)}
-    write_files((json_file, partial(write_json, result)))
+    environment, version = _origin(tool)
+    result = NcuProfile(
+        command=command_line(),
+        environment=environment,
+        profiler_version=version,
+        results=compute.counters(launches, elements),
+    )
+    write_files((json_file, partial(write_result, result)))
     print_table(nsight_tables.counters_table(result))
     for sentence in nsight_tables.counters_sentences(result):
         print_text(sentence)
     finish(result, report, json_file)
 
 
-def _result(profiler: str, tool: FoundTool | None) -> dict[str, Any]:
-    """The head of the JSON output; environment and version are None where a file was only read."""
+def _origin(tool: FoundTool | None) -> tuple[Environment | None, str | None]:
+    """Where a profile was made, and by which version; None where a file was only read."""
+    if tool is None:
+        return None, None
     device = best_device()
     backend = select_backend(None, device.type).name
-    return {
-        "schema": SCHEMA,
-        "command": command_line(),
-        "environment": None if tool is None else describe_environment(device, backend),
-        "profiler": profiler,
-        "profiler_version": None if tool is None else tool.version,
-    }
+    return describe_environment(device, backend), tool.version

@@ -8,6 +8,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,20 +25,22 @@ from hogstream.cli.output import (
     command_line,
     finish,
     write_files,
-    write_json,
 )
 from hogstream.cli.train import train_digits
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.capture import profiled
-from hogstream.profiling.environment import SCHEMA, best_device, describe_environment
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.environment import best_device, describe_environment
+from hogstream.profiling.interruption import End, MeasurementError
+from hogstream.profiling.results.files import read_result, write_result
+from hogstream.profiling.results.schema import Bench, Environment, TorchProfile, Train
 from hogstream.profiling.torch_profiler import trace as job
-from hogstream.profiling.torch_profiler.sample import train_sample
 from hogstream.profiling.wording import number_text
 from hogstream.scheduler import Timeline
 
 _OPERATORS_SHOWN = 15
 
+#: What is run if nothing is named.
+_SAMPLE = ("train", "digits")
 # Short, as a trace has some hundred bytes for each operator and update.
 _COMMANDS = ("bench", "train")
 _DEFAULTS: dict[click.Command, dict[str, Any]] = {
@@ -64,21 +67,28 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
 
     What is run is bench or train digits with their arguments (of bench, one policy, worker count
     and size), briefly unless you say otherwise; or a script of yours, of whose updates only the
-    hand-overs are seen; or else a training of four workers on random images. The profiler slows it
-    down: for how fast it is, run it without.
+    hand-overs are seen; or else train digits. The profiler slows it down: for how fast it is, run
+    it without.
     """
     check_distinct({"--trace": trace, "--json": json_file})
-    run = _workload(workload)
-    about, recording = job.record(run, whole=bool(workload) and workload[0] not in _COMMANDS)
-    result = {
-        "schema": SCHEMA,
-        "command": command_line(),
-        **about,
-        "clock_error_us": recording.clock_error_us,
-        "operators": recording.operators,
-        "scheduler": recording.scheduler,
-    }
-    write_files((trace, partial(_write_trace, recording)), (json_file, partial(write_json, result)))
+    words = workload or _SAMPLE
+    ran, recording = job.record(_workload(words), whole=words[0] not in _COMMANDS)
+    result = TorchProfile(
+        command=command_line(),
+        environment=ran.environment,
+        partial=ran.end.partial,
+        error=ran.end.error,
+        warnings=[],
+        workload=list(words),
+        bench=ran.result.settings if isinstance(ran.result, Bench) else None,
+        train=ran.result.settings if isinstance(ran.result, Train) else None,
+        clock_error_us=recording.clock_error_us,
+        operators=recording.operators,
+        scheduler=recording.scheduler,
+    )
+    write_files(
+        (trace, partial(_write_trace, recording)), (json_file, partial(write_result, result))
+    )
     print_table(_operators_table(recording))
     said = (
         f"The trace has {len(recording.trace['traceEvents']):,} events in "
@@ -94,10 +104,23 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
     finish(result, trace, json_file)
 
 
-def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
-    """What to profile; called with a file for its timeline, it gives ``environment`` and so on."""
-    if not words:
-        return train_sample
+@dataclass(frozen=True)
+class _Ran:
+    """What was run under the profiler.
+
+    Attributes:
+        environment: On what.
+        end: How it ended.
+        result: Of a command; None of a script.
+    """
+
+    environment: Environment
+    end: End
+    result: Bench | Train | None = None
+
+
+def _workload(words: tuple[str, ...]) -> Callable[[Path], _Ran]:
+    """What to profile; called with a file for its timeline."""
     if words[0] == "bench":
         command, arguments = bench, words[1:]
     elif words[:2] == ("train", "digits"):
@@ -117,26 +140,27 @@ def _workload(words: tuple[str, ...]) -> Callable[[Path], dict[str, Any]]:
     return partial(_run_command, command, arguments)
 
 
-def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path) -> dict[str, Any]:
+def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path) -> _Ran:
     shown = io.StringIO()
     with TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        with profiled(), redirect_stdout(shown):  # of figures that the profiler has spoilt
+        file = Path(folder, "result.json")
+        with profiled(), redirect_stdout(shown):  # of metrics that the profiler has spoilt
             command.main(
-                [*arguments, "--trace", str(lanes), "--json", str(result)],
+                [*arguments, "--trace", str(lanes), "--json", str(file)],
                 prog_name=f"hogstream profile torch -- {command.name}",
                 standalone_mode=False,
                 help_option_names=["-h", "--help"],  # click keeps those that it is first run with
                 default_map=_DEFAULTS[command],
             )
-        if not result.exists():  # it was asked for help
+        if not file.exists():  # it was asked for help
             click.echo(shown.getvalue(), nl=False)
             raise click.exceptions.Exit
-        whole = json.loads(result.read_bytes())
-    return {key: whole[key] for key in ("environment", "settings", "partial", "error")}
+        result = read_result(file).result
+    assert isinstance(result, (Bench, Train))
+    return _Ran(result.environment, End(result.partial, result.error), result)
 
 
-def _run_script(words: tuple[str, ...], lanes: Path) -> dict[str, Any]:
+def _run_script(words: tuple[str, ...], lanes: Path) -> _Ran:
     Timeline().write(lanes)  # an empty one: only who makes a scheduler can give it a timeline
     before, sys.argv = sys.argv, list(words)
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
@@ -150,12 +174,7 @@ def _run_script(words: tuple[str, ...], lanes: Path) -> dict[str, Any]:
         del sys.path[0]
     device = best_device()
     backend = select_backend(None, device.type).name
-    return {
-        "environment": describe_environment(device, backend),
-        "settings": {"script": list(words)},
-        "partial": False,
-        "error": None,
-    }
+    return _Ran(describe_environment(device, backend), End())
 
 
 def _write_trace(recording: job.Recording, path: Path) -> None:
@@ -170,12 +189,12 @@ def _operators_table(recording: job.Recording) -> Table:
     )
     for row in recording.operators[:_OPERATORS_SHOWN]:
         table.add_row(
-            _shortened(row["name"]),
-            row["where"],
-            number_text(row["count"]),
-            number_text(row["self_us"] / 1e3, 2),
-            number_text(row["total_us"] / 1e3, 2),
-            number_text(row["total_us"] / row["count"], 1),
+            _shortened(row.name),
+            row.where,
+            number_text(row.count),
+            number_text(row.self_us / 1e3, 2),
+            number_text(row.total_us / 1e3, 2),
+            number_text(row.total_us / row.count, 1),
         )
     return table
 
@@ -188,13 +207,13 @@ def _scheduler_table(recording: job.Recording) -> Table:
     )
     for row in recording.scheduler:
         table.add_row(
-            row["label"],
-            row["policy"] or "-",
-            "all" if row["lane"] is None else str(row["lane"]),
-            number_text(row["count"]),
-            number_text(row["total_us"] / 1e3, 2),
-            number_text(row["mean_us"], 1),
-            number_text(row["p99_us"], 1),
+            row.label,
+            row.policy or "-",
+            "all" if row.lane is None else str(row.lane),
+            number_text(row.count),
+            number_text(row.total_us / 1e3, 2),
+            number_text(row.mean_us, 1),
+            number_text(row.p99_us, 1),
         )
     return table
 

@@ -9,10 +9,10 @@ import click
 
 from hogstream.cli import options
 from hogstream.cli.console import print_text
-from hogstream.profiling.report.page import render_report, write_page
+from hogstream.profiling.report.page import write_page
 from hogstream.profiling.results import last
-from hogstream.profiling.results.comparison import compare_runs, comparison_sentences
-from hogstream.profiling.results.result_files import KINDS, BadResultError, ResultFile, read_result
+from hogstream.profiling.results.diff import diff_runs, diff_sentences
+from hogstream.profiling.results.files import KINDS, BadResultError, ResultFile, read_result
 
 
 @click.command()
@@ -28,8 +28,9 @@ from hogstream.profiling.results.result_files import KINDS, BadResultError, Resu
 def report(files: tuple[Path, ...], output: Path) -> None:
     """Write a report that opens in a browser, offline.
 
-    Each FILE is the JSON output of bench, train or compare. Of two of one kind the second is
-    compared with the first. Without FILE: the last result of bench and of train on this machine.
+    Each FILE is the JSON output of bench, train or compare. Of two of one kind it shows the diff:
+    the second against the first. Without FILE: the last result of bench and of train on this
+    machine.
     """
     paths = files or tuple(filter(None, map(last.last, ("bench", "train"))))
     if not paths:
@@ -42,11 +43,11 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     results = _read(paths)
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"each FILE must be another one, got '{paths[0]}' twice")
-    write_page(render_report(results), output)
+    write_page(results, output)
     for kind in KINDS:
         alike = [result for result in results if result.kind == kind]
         if len(alike) == 2:
-            for sentence in comparison_sentences(compare_runs(*alike)):
+            for sentence in diff_sentences(diff_runs(*alike)):
                 print_text(_plain(sentence))
     click.echo(f"wrote {output}")
 
@@ -64,7 +65,5 @@ def _read(paths: tuple[Path, ...]) -> list[ResultFile]:
     for kind, count in Counter(result.kind for result in results).items():
         if count > 2:
             third = [result.name for result in results if result.kind == kind][2]
-            raise click.UsageError(
-                f"{third}: is the third of hogstream {kind}: two at most can be compared"
-            )
+            raise click.UsageError(f"{third}: is the third of hogstream {kind}: a diff is of two")
     return results

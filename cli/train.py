@@ -16,7 +16,6 @@ from hogstream.cli.output import (
     finish,
     traced,
     write_files,
-    write_json,
 )
 from hogstream.cli.scheduler_options import (
     Scheduling,
@@ -24,9 +23,11 @@ from hogstream.cli.scheduler_options import (
     policies_over,
     scheduling_options,
 )
+from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import digits as job
-from hogstream.profiling.report import plots, summary
+from hogstream.profiling.report import plots, rows, sentences
 from hogstream.profiling.results import last
+from hogstream.profiling.results.files import write_result
 from hogstream.scheduler.policies import ALLOWED
 
 
@@ -114,14 +115,15 @@ def train_digits(
     )
     digits = job.load_digits(settings)
     with traced(trace) as timeline, steps(len(policies) * rounds * epochs) as progress:
-        result = job.run_training(settings, policies, digits, progress.begin, timeline)
-    result["command"] = command_line()
-    last.keep("train", result)
+        result = job.run_training(
+            settings, policies, digits, command_line(), progress.begin, timeline
+        )
+    last.keep(result)
     write_files(
-        (json_file, partial(write_json, result)),
-        (plot, partial(plots.loss_against_time, result["results"])),
+        (json_file, partial(write_result, result)),
+        (plot, partial(plots.write_losses, result)),
     )
-    print_table(summary.training_table(result["results"]))
-    for sentence in summary.training_sentences(result):
+    print_table(console_table(rows.training(result)))
+    for sentence in sentences.of_train(result):
         print_text(sentence)
     finish(result, json_file, trace, plot)

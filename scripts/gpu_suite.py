@@ -8,7 +8,6 @@ if they are there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -21,7 +20,6 @@ from xml.etree import ElementTree
 import torch
 
 from hogstream.profiling.environment import (
-    SCHEMA,
     best_device,
     cuda_devices,
     describe_environment,
@@ -29,6 +27,8 @@ from hogstream.profiling.environment import (
 )
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, Tool, find_tool
+from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.schema import OutcomesOnGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,15 +133,15 @@ def write_tests_json(xml: Path) -> None:
         for kind in ("failure", "error", "skipped")
     }
     failed = outcomes["failure"] + outcomes["error"]
-    result = {
-        "schema": SCHEMA,
-        "environment": describe_environment(best_device(), "triton"),
-        "passed": len(named) - len(failed) - len(outcomes["skipped"]),
-        "failed": failed,
-        "skipped": outcomes["skipped"],
-        "seconds": sum(float(case.get("time", 0)) for case in cases),
-    }
-    xml.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = OutcomesOnGpu(
+        command="make gpu",
+        environment=describe_environment(best_device(), "triton"),
+        passed=len(named) - len(failed) - len(outcomes["skipped"]),
+        failed=failed,
+        skipped=outcomes["skipped"],
+        seconds=sum(float(case.get("time", 0)) for case in cases),
+    )
+    write_result(result, xml.with_suffix(".json"))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby, product, starmap, zip_longest
-from typing import Any
 
 from rich.table import Table
 
 from hogstream.cli.console import new_table
 from hogstream.cli.options import DTYPES
 from hogstream.profiling.assembly.parse import Findings, Widths, inspect_amd, inspect_nvidia
+from hogstream.profiling.results.schema import CompiledKernel
 
 #: The code of one kernel, by stage of its compilation.
 Code = dict[str, str]
@@ -157,9 +157,9 @@ def inspect_kernel(target: str, code: Code) -> Findings:
     return inspect_amd(code["llir"], code["amdgcn"])
 
 
-def describe(target: str, variant: Variant, findings: Findings) -> dict[str, Any]:
-    """One kernel's result in the JSON output."""
-    return {"target": target, **asdict(variant), **asdict(findings)}
+def describe(target: str, variant: Variant, findings: Findings) -> CompiledKernel:
+    """What one kernel takes and does, as a result says it."""
+    return CompiledKernel(target=target, **asdict(variant), **asdict(findings))
 
 
 def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:

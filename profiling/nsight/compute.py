@@ -1,7 +1,9 @@
 """Nsight Compute: what a kernel moves and how fast, against the 20 bytes that an element needs.
 
 Reads ncu's CSV, in both of its layouts: a line for each launch, under names and a row of units
-(``--page raw``), or a line for each metric (what ``ncu --csv`` prints while it profiles).
+(``--page raw``), or a line for each metric (what ``ncu --csv`` prints while it profiles). Numbers
+are those of the C locale, as we have ncu print them: 1,234.5. ncu writes them as the locale says,
+so a file that was made in another one is refused where it shows.
 
 We run ncu ourselves. NVIDIA's ``nsight-python`` measures functions that carry its decorator, in a
 process that it attaches ncu to, so it cannot profile a program as it is, and it needs pandas and
@@ -11,7 +13,6 @@ an ncu of 2026.
 from __future__ import annotations
 
 import csv
-import math
 import re
 import statistics
 import sys
@@ -20,10 +21,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
 
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import FoundTool, Program
+from hogstream.profiling.results.schema import KernelCounters, Spread
 
 #: What an update must move for an element: reads of grad, ms and param, writes of ms and param.
 READ_BYTES, WRITTEN_BYTES = 12, 8
@@ -50,12 +51,15 @@ _UNITS = {
     "Tbyte": 1e12,
 }
 
+# A number as ncu prints it in the C locale.
+_NUMBER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?([eE][+-]?\d+)?")
+
 # The columns of a launch, and the text and the unit of its metrics.
 _Cells = tuple[dict[str, str], dict[str, tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Launch:
+class KernelLaunch:
     """One launch of a kernel.
 
     Attributes:
@@ -113,7 +117,7 @@ def check_log(log: Path) -> None:
             print(line, file=sys.stderr)
 
 
-def read_launches(csv_text: bytes, source: str) -> list[Launch]:
+def read_launches(csv_text: bytes, source: str) -> list[KernelLaunch]:
     """Reads ncu's CSV.
 
     Args:
@@ -138,23 +142,20 @@ def read_launches(csv_text: bytes, source: str) -> list[Launch]:
     return launches
 
 
-def figures(launches: Iterable[Launch], elements: int | None) -> list[dict[str, Any]]:
+def counters(launches: Iterable[KernelLaunch], elements: int | None) -> list[KernelCounters]:
     """Medians over the launches of each kernel, of one size.
 
     Args:
         launches: What was profiled.
         elements: How many each launch updates; None if that is not known.
-
-    Returns:
-        Entries for the ``results`` of the JSON output. What was not measured is None.
     """
-    alike: dict[tuple[str, str, str], list[Launch]] = defaultdict(list)
+    alike: dict[tuple[str, str, str], list[KernelLaunch]] = defaultdict(list)
     for launch in launches:
         alike[launch.kernel, launch.grid, launch.block].append(launch)
-    return [_entry(same, elements) for same in alike.values()]
+    return [_counters_of(same, elements) for same in alike.values()]
 
 
-def _entry(launches: list[Launch], elements: int | None) -> dict[str, Any]:
+def _counters_of(launches: list[KernelLaunch], elements: int | None) -> KernelCounters:
     def samples(metric: str) -> list[float]:
         return [each.metrics[metric] for each in launches if metric in each.metrics]
 
@@ -165,26 +166,28 @@ def _entry(launches: list[Launch], elements: int | None) -> dict[str, Any]:
     def of_element(count: float | None) -> float | None:
         return None if count is None or elements is None else count / elements
 
-    time, read, written = median(_TIME), median(_READ), median(_WRITTEN)
+    times, read, written = samples(_TIME), median(_READ), median(_WRITTEN)
+    time_us = Spread.of([each / 1e3 for each in times]) if times else None
     moved = None if read is None or written is None else read + written
-    return {
-        "kernel": launches[0].kernel,
-        "grid": launches[0].grid,
-        "block": launches[0].block,
-        "launches": len(launches),
-        "time_us": None if time is None else time / 1e3,
-        "time_us_of_launches": [each / 1e3 for each in samples(_TIME)],
-        "dram_percent": median(_DRAM),
-        "bytes_read": read,
-        "bytes_written": written,
-        "gigabytes_per_second": moved / time if moved is not None and time else None,
-        "elements": elements,
-        "bytes_read_per_element": of_element(read),
-        "bytes_written_per_element": of_element(written),
-        "bytes_per_element": of_element(moved),
-        "registers": median(_REGISTERS),
-        "occupancy_percent": median(_OCCUPANCY),
-    }
+    return KernelCounters(
+        kernel=launches[0].kernel,
+        grid=launches[0].grid,
+        block=launches[0].block,
+        launches=len(launches),
+        time_us=time_us,
+        dram_percent=median(_DRAM),
+        bytes_read=read,
+        bytes_written=written,
+        gigabytes_per_second=1e-3 * moved / time_us.median
+        if moved is not None and time_us is not None and time_us.median
+        else None,
+        elements=elements,
+        bytes_read_per_element=of_element(read),
+        bytes_written_per_element=of_element(written),
+        bytes_per_element=of_element(moved),
+        registers=median(_REGISTERS),
+        occupancy_percent=median(_OCCUPANCY),
+    )
 
 
 def _table(text: str) -> list[dict[str, str]]:
@@ -200,18 +203,17 @@ def _table(text: str) -> list[dict[str, str]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _launches(table: list[dict[str, str]]) -> list[Launch]:
+def _launches(table: list[dict[str, str]]) -> list[KernelLaunch]:
     by_launch = _of_lines(table) if table and "Metric Name" in table[0] else _of_columns(table)
-    mark = _decimal_mark(text for _, cells in by_launch for text, _ in cells.values())
     return [
-        Launch(
+        KernelLaunch(
             row[_NAME],
             row.get("Grid Size", ""),
             row.get("Block Size", ""),
             {
                 metric: value * _UNITS[unit]
                 for metric, (text, unit) in cells.items()
-                if (value := _number(text, mark)) is not None
+                if (value := _number(text)) is not None
             },
         )
         for row, cells in by_launch
@@ -239,16 +241,11 @@ def _of_lines(table: list[dict[str, str]]) -> list[_Cells]:
     return list(launches.values())
 
 
-def _decimal_mark(texts: Iterable[str]) -> str:
-    """A comma if a number shows it: ncu separates thousands and decimals as the locale does."""
-    return "," if any(re.search(r",(\d{1,2}|\d{4,})$|\..*\.", text) for text in texts) else "."
-
-
-def _number(text: str, mark: str) -> float | None:
+def _number(text: str) -> float | None:
     """The number that a text is, or None of what was not measured."""
     text = text.removeprefix("(!) ")
-    if text in ("", "n/a"):
+    if text in ("", "n/a", "nan", "-nan", "inf", "-inf"):
         return None
-    thousands = "." if mark == "," else ","
-    value = float(text.replace(thousands, "").replace(mark, "."))
-    return value if math.isfinite(value) else None
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is no number as the C locale has it; run ncu with LC_ALL=C")
+    return float(text.replace(",", ""))

@@ -2,7 +2,7 @@
 
 Reads the SQLite export (``nsys export --type sqlite``). Its tables are made only when there is
 something in them, and columns come and go with the version, so whatever is not there is left out.
-Figures, for the time in which a policy ran:
+Metrics, for the time in which a policy ran:
 
 - overlap: the time with two or more kernels, of the time with at least one, on each device;
 - gap: the time from the end of a kernel to the start of the next on its stream, in one run;
@@ -46,6 +46,15 @@ from hogstream.profiling.nsight.time_spans import (
     window_of,
 )
 from hogstream.profiling.nsight.tools import FoundTool, Program
+from hogstream.profiling.results.schema import (
+    Environment,
+    NamedTime,
+    NsysProfile,
+    Percentiles,
+    PolicyTimeline,
+    RangeTimes,
+    StreamTime,
+)
 from hogstream.scheduler.tracing.nvtx import DOMAIN
 
 # Texts of hogstream's ranges.
@@ -155,11 +164,16 @@ def read_trace(path: Path) -> Trace:
     return Trace(_link(kernels.where(timed), calls), calls, ranges, names, devices, untimed)
 
 
-def analyse(trace: Trace) -> dict[str, Any]:
-    """Figures for each policy that ran, in the order of their first runs; see the module's top.
+def analyse(
+    trace: Trace, command: str, environment: Environment | None, version: str | None
+) -> NsysProfile:
+    """Metrics for each policy that ran, in the order of their first runs; see the module's top.
 
-    Returns:
-        Entries of the JSON output. What is not in the file is None.
+    Args:
+        trace: What an export holds.
+        command: The command line that repeats this.
+        environment: What was profiled on; None if a file was only read.
+        version: Of Nsight Systems; None likewise.
     """
     runs = {
         text.removeprefix("run "): merge(spans.starts, spans.ends)
@@ -170,13 +184,16 @@ def analyse(trace: Trace) -> dict[str, Any]:
     windows = {policy: runs[policy] for policy in order} or {WHOLE: _whole(trace)}
     everywhere = merge(*map(np.concatenate, zip(*windows.values(), strict=True)))
     outside = window_of(trace.kernels.starts, *everywhere) < 0
-    return {
-        "devices": trace.devices,
-        "results": [_figures(trace, *policy_windows) for policy_windows in windows.items()],
-        "kernels": _totals(trace.kernels, trace.names),
-        "kernels_outside_runs": int(outside.sum()),
-        "kernels_untimed": trace.untimed,
-    }
+    return NsysProfile(
+        command=command,
+        environment=environment,
+        profiler_version=version,
+        devices=trace.devices,
+        results=[_timeline(trace, *policy_windows) for policy_windows in windows.items()],
+        kernels=_totals(trace.kernels, trace.names),
+        kernels_outside_runs=int(outside.sum()),
+        kernels_untimed=trace.untimed,
+    )
 
 
 class _Export:
@@ -365,8 +382,8 @@ def _whole(trace: Trace) -> tuple[Ints, Ints]:
     return np.array([starts.min()]), np.array([max(ends.max(), starts.max()) + 1])
 
 
-def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str, Any]:
-    """One entry of the results."""
+def _timeline(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> PolicyTimeline:
+    """What a policy did in its windows of time."""
     run = window_of(trace.kernels.starts, *windows)
     kernels = trace.kernels.where(run >= 0)
     run = run[run >= 0]
@@ -380,30 +397,30 @@ def _figures(trace: Trace, policy: str, windows: tuple[Ints, Ints]) -> dict[str,
     updates = len(_within(trace.ranges["update"], windows)) if "update" in trace.ranges else 0
     latency = (kernels.starts - kernels["launched"])[kernels["launched"] >= 0]
     idle = gaps(_identify(kernels["stream"], run), kernels.starts, kernels.ends)
-    return {
-        "policy": policy,
-        "runs": len(windows[0]) if policy != WHOLE else None,
-        "kernels": count,
-        "span_ms": span / 1e6,
-        "kernels_per_second": count / span * 1e9 if span else None,
-        "busy_ms": busy_time / 1e6,
-        "overlap": overlap / busy_time if busy_time else None,
-        "kernel_us": _spread(kernels.ends - kernels.starts),
-        "gap_us": _spread(idle),
-        "launch_latency_us": _spread(latency),
-        "api_us_per_kernel": _api_us(calls) / count if count and len(calls) else None,
-        "api_us_per_kernel_on_event_loop": _api_us(on_loops) / count
+    return PolicyTimeline(
+        policy=policy,
+        runs=len(windows[0]) if policy != WHOLE else None,
+        kernels=count,
+        span_ms=span / 1e6,
+        kernels_per_second=count / span * 1e9 if span else None,
+        busy_ms=busy_time / 1e6,
+        overlap=overlap / busy_time if busy_time else None,
+        kernel_us=_percentiles(kernels.ends - kernels.starts),
+        gap_us=_percentiles(idle),
+        launch_latency_us=_percentiles(latency),
+        api_us_per_kernel=_api_us(calls) / count if count and len(calls) else None,
+        api_us_per_kernel_on_event_loop=_api_us(on_loops) / count
         if count and len(on_loops)
         else None,
-        "api_us_per_update": _api_us(calls) / updates if updates and len(calls) else None,
-        "api_calls": _totals(calls, trace.names),
-        "ranges": {
-            text: _range_figures(spans)
+        api_us_per_update=_api_us(calls) / updates if updates and len(calls) else None,
+        api_calls=_totals(calls, trace.names),
+        ranges={
+            text: times
             for text, every in trace.ranges.items()
-            if not text.startswith("run ") and len(spans := _within(every, windows))
+            if not text.startswith("run ") and (times := _range_times(_within(every, windows)))
         },
-        "streams": _streams(kernels),
-    }
+        streams=_streams(kernels),
+    )
 
 
 def _api_us(calls: Spans) -> float:
@@ -415,45 +432,46 @@ def _within(spans: Spans, windows: tuple[Ints, Ints]) -> Spans:
     return spans.where(window_of(spans.starts, *windows) >= 0)
 
 
-def _streams(kernels: Spans) -> list[dict[str, Any]]:
+def _streams(kernels: Spans) -> list[StreamTime]:
     """What each stream did, in the order of devices and of streams."""
     _, first, stream = np.unique(kernels["stream"], return_index=True, return_inverse=True)
     counts = np.bincount(stream)
     busy_times = busy(stream, kernels.starts, kernels.ends)
     return [
-        {
-            "device": int(kernels["device_number"][first[each]]),
-            "stream": int(kernels["stream_number"][first[each]]),
-            "kernels": int(counts[each]),
-            "busy_ms": int(busy_times[each]) / 1e6,
-        }
+        StreamTime(
+            device=int(kernels["device_number"][first[each]]),
+            stream=int(kernels["stream_number"][first[each]]),
+            kernels=int(counts[each]),
+            busy_ms=int(busy_times[each]) / 1e6,
+        )
         for each in range(len(first))
     ]
 
 
-def _range_figures(spans: Spans) -> dict[str, Any]:
+def _range_times(spans: Spans) -> RangeTimes | None:
+    """Those of a range; None if it was never entered."""
     durations = spans.ends - spans.starts
-    return {"count": len(spans), "total_ms": int(durations.sum()) / 1e6, "us": _spread(durations)}
+    each = _percentiles(durations)
+    return None if each is None else RangeTimes(len(spans), int(durations.sum()) / 1e6, each)
 
 
-def _spread(nanoseconds: Ints) -> dict[str, float] | None:
-    """Mean and percentiles in microseconds; None of nothing."""
+def _percentiles(nanoseconds: Ints) -> Percentiles | None:
+    """Of some times, in microseconds; None of none."""
     if not len(nanoseconds):
         return None
-    p50, p90, p99 = np.percentile(nanoseconds, [50, 90, 99]) / 1e3
-    mean = float(nanoseconds.mean()) / 1e3
-    return {"mean": mean, "p50": float(p50), "p90": float(p90), "p99": float(p99)}
+    p50, p90, p99 = (float(each) for each in np.percentile(nanoseconds, [50, 90, 99]) / 1e3)
+    return Percentiles(mean=float(nanoseconds.mean()) / 1e3, p50=p50, p90=p90, p99=p99)
 
 
-def _totals(spans: Spans, names: dict[int, str]) -> list[dict[str, Any]]:
+def _totals(spans: Spans, names: dict[int, str]) -> list[NamedTime]:
     """Calls and time by name, of those that took most."""
     numbers, index, counts = np.unique(spans["name"], return_inverse=True, return_counts=True)
     times = np.bincount(index, weights=spans.ends - spans.starts, minlength=len(numbers))
     return [
-        {
-            "name": names.get(int(numbers[each]), "(unnamed)"),
-            "count": int(counts[each]),
-            "total_ms": float(times[each]) / 1e6,
-        }
+        NamedTime(
+            name=names.get(int(numbers[each]), "(unnamed)"),
+            count=int(counts[each]),
+            total_ms=float(times[each]) / 1e6,
+        )
         for each in np.argsort(-times, kind="stable")[:_TOP]
     ]

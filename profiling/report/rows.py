@@ -181,7 +181,7 @@ def _training_row(run: TrainRun) -> Row:
         run.policy,
         str(run.workers),
         number_text(100 * run.test_accuracy.median, 1, " %"),
-        number_text(run.final_loss.median, 4),
+        number_text(None if run.final_loss is None else run.final_loss.median, 4),
         number_text(run.updates_per_second.median),
         _staleness(run),
         *spread_texts(run.training_seconds, 1),

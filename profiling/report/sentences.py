@@ -39,6 +39,7 @@ from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
     Compare,
+    Measurement,
     PeerTime,
     Run,
     Train,
@@ -568,7 +569,7 @@ def warnings(result: Reported) -> list[str]:
     return [said for said in result.warnings if said not in besides]
 
 
-def interruption(result: Reported) -> list[str]:
+def interruption(result: Measurement) -> list[str]:
     """That a result is not whole, if it is not."""
     if not result.partial:
         return []

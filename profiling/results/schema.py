@@ -684,8 +684,8 @@ class NsightProfile(Result, kw_only=True):
     profiler_version: str | None
 
 
-class Timelines(Record):
-    """What is in an export of Nsight Systems.
+class NsysProfile(NsightProfile, kw_only=True, tag="profile nsys"):
+    """``hogstream profile nsys``, or what it read of an export of Nsight Systems.
 
     Attributes:
         devices: Names of GPUs.
@@ -700,12 +700,6 @@ class Timelines(Record):
     kernels: list[NamedTime]
     kernels_outside_runs: Count
     kernels_untimed: Count
-
-
-class NsysProfile(NsightProfile, kw_only=True, tag="profile nsys"):
-    """``hogstream profile nsys``."""
-
-    timelines: Timelines
 
 
 class KernelCounters(Record):
@@ -747,7 +741,7 @@ class KernelCounters(Record):
 
 
 class NcuProfile(NsightProfile, kw_only=True, tag="profile ncu"):
-    """``hogstream profile ncu``."""
+    """``hogstream profile ncu``, or what it read of a report of Nsight Compute."""
 
     results: list[KernelCounters]
 
@@ -812,8 +806,33 @@ class TorchProfile(Measurement, kw_only=True, tag="profile torch"):
     scheduler: list[LabelTime]
 
 
+class OutcomesOnGpu(Result, kw_only=True, tag="tests"):
+    """The tests that only a GPU can pass: ``make gpu``.
+
+    Attributes:
+        passed: How many.
+        failed: Their names.
+        skipped: Likewise.
+        seconds: Of all.
+    """
+
+    environment: Environment
+    passed: Count
+    failed: list[str]
+    skipped: list[str]
+    seconds: Number
+
+
 AnyResult = (
-    Bench | Train | Compare | MachineCeilings | Inspection | NsysProfile | NcuProfile | TorchProfile
+    Bench
+    | Train
+    | Compare
+    | MachineCeilings
+    | Inspection
+    | NsysProfile
+    | NcuProfile
+    | TorchProfile
+    | OutcomesOnGpu
 )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hogstream.profiling.environment import cuda_devices
 from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.results.schema import LabelTime, OperatorTime
 from hogstream.scheduler.tracing.nvtx import shown_to
 
 T = TypeVar("T")
@@ -116,16 +117,14 @@ class Recording:
 
     Attributes:
         trace: For ui.perfetto.dev: operators by thread, lanes, and workers.
-        operators: Each with ``name``, ``where`` (``cpu`` or ``gpu``), ``count``, ``self_us`` and
-            ``total_us``, most time of its own first.
-        scheduler: Each label with ``policy``, ``label``, ``lane`` (None: of all), ``count``,
-            ``total_us``, ``mean_us`` and ``p99_us``; most time first, then lanes in order.
+        operators: Most time of their own first.
+        scheduler: Each label; most time first, then lanes in order.
         clock_error_us: How far lanes and workers may be displaced from the operators, either way.
     """
 
     trace: dict[str, Any]
-    operators: list[dict[str, Any]]
-    scheduler: list[dict[str, Any]]
+    operators: list[OperatorTime]
+    scheduler: list[LabelTime]
     clock_error_us: float
 
 
@@ -206,16 +205,16 @@ def join(
     )
 
 
-def count_operators(events: Iterable[Event]) -> list[dict[str, Any]]:
+def count_operators(events: Iterable[Event]) -> list[OperatorTime]:
     """Adds up operators by name, as in ``Recording.operators``."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], OperatorTime] = {}
 
-    def row_of(event: Event, where: str) -> dict[str, Any]:
-        new = {"name": event["name"], "where": where, "count": 0, "self_us": 0.0, "total_us": 0.0}
+    def row_of(event: Event, where: Literal["cpu", "gpu"]) -> OperatorTime:
+        new = OperatorTime(event["name"], where, count=0, self_us=0.0, total_us=0.0)
         row = rows.setdefault((event["name"], where), new)
-        row["count"] += 1
-        row["self_us"] += event["dur"]
-        row["total_us"] += event["dur"]
+        row.count += 1
+        row.self_us += event["dur"]
+        row.total_us += event["dur"]
         return row
 
     slices = [event for event in events if event["ph"] == "X"]
@@ -225,19 +224,19 @@ def count_operators(events: Iterable[Event]) -> list[dict[str, Any]]:
     on_cpu = [event for event in slices if event.get("cat") in _ON_CPU]
     on_cpu.sort(key=lambda event: (event["tid"], event["ts"], -event["dur"]))
     for _, thread in groupby(on_cpu, lambda event: event["tid"]):
-        around: list[tuple[float, dict[str, Any]]] = []  # when each ends, and its row
+        around: list[tuple[float, OperatorTime]] = []  # when each ends, and its row
         for event in thread:
             while around and around[-1][0] <= event["ts"]:
                 around.pop()
             if around:
-                around[-1][1]["self_us"] -= event["dur"]
+                around[-1][1].self_us -= event["dur"]
             around.append((event["ts"] + event["dur"], row_of(event, "cpu")))
-    return sorted(rows.values(), key=lambda row: -row["self_us"])
+    return sorted(rows.values(), key=lambda row: -row.self_us)
 
 
 def count_labels(
     labels: Iterable[Label], updates: Iterable[Event], clock: Clock
-) -> list[dict[str, Any]]:
+) -> list[LabelTime]:
     """Adds up labels by policy, and updates on each lane too, as in ``Recording.scheduler``.
 
     Args:
@@ -257,24 +256,24 @@ def count_labels(
             policy = runs[begun - 1].policy if begun else None
             for lane in (None, event["tid"]):
                 times.setdefault((policy, event["name"], lane), []).append(event["dur"])
-    rows: list[dict[str, Any]] = [
-        {
-            "policy": policy,
-            "label": label,
-            "lane": lane,
-            "count": len(each),
-            "total_us": sum(each),
-            "mean_us": sum(each) / len(each),
-            "p99_us": float(np.percentile(each, 99, method="inverted_cdf")),
-        }
+    rows = [
+        LabelTime(
+            policy=policy,
+            label=label,
+            lane=lane,
+            count=len(each),
+            total_us=sum(each),
+            mean_us=sum(each) / len(each),
+            p99_us=float(np.percentile(each, 99, method="inverted_cdf")),
+        )
         for (policy, label, lane), each in times.items()
     ]
     policies = [run.policy for run in runs]
     rows.sort(
         key=lambda row: (
-            policies.index(row["policy"]) if row["policy"] in policies else len(policies),
-            -1 if row["lane"] is None else row["lane"],
-            -row["total_us"],
+            policies.index(row.policy) if row.policy in policies else len(policies),
+            -1 if row.lane is None else row.lane,
+            -row.total_us,
         )
     )
     return rows

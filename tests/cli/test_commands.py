@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hogstream.profiling.interruption import gather_until_interrupted
+from hogstream.profiling.interruption import End, gather_until_interrupted
 from hogstream.scheduler import WorkerError
 from process_testing import run_python
 
@@ -40,12 +40,14 @@ def test_bench_measures_every_policy_and_writes_what_it_says(
 
 
 def check_bench(bench: dict[str, Any]) -> None:
-    assert (bench["schema"], bench["partial"], bench["telemetry_cost"]) == (1, False, None)
+    assert (bench["kind"], bench["schema"]) == ("bench", 2)
+    assert (bench["partial"], bench["error"], bench["telemetry_cost"]) == (False, None, None)
     assert bench["command"].startswith("hogstream bench --device cpu --workers 1,3")
     assert {"device", "backend", "versions", "cores", "commit"} <= bench["environment"].keys()
-    assert bench["ceilings"]["copy_gigabytes_per_second"] > 0
-    assert bench["ceilings"]["update_shaped_gigabytes_per_second"] > 0
-    assert bench["ceilings"]["levels"][-1]["level"] == "memory"
+    memory = bench["ceilings"]["levels"][-1]
+    assert memory["level"] == "memory"
+    assert memory["copy_gigabytes_per_second"]["median"] > 0
+    assert memory["update_shaped_gigabytes_per_second"]["median"] > 0
     assert {kernel["name"]: kernel["differing_bits"] for kernel in bench["kernels"]} == {
         "hogstream, numba": 0,
         "hogstream, numpy": 0,
@@ -65,10 +67,9 @@ def check_bench(bench: dict[str, Any]) -> None:
             "numba",
             "cpu",
         )
-        speed = result["updates_per_second"]
-        rounds = result["updates_per_second_of_rounds"]
+        speed, rounds = median_and_samples(result["updates_per_second"])
         assert sorted(rounds)[3] == speed
-        low, high = result["updates_per_second_interval"]
+        low, high = result["updates_per_second"]["interval"]
         assert min(rounds) <= low <= speed <= high <= max(rounds)
         traffic = speed * result["elements"] * 14 / 1e9
         assert result["gigabytes_per_second"] == pytest.approx(traffic)
@@ -79,18 +80,18 @@ def check_bench(bench: dict[str, Any]) -> None:
         assert sum(result["staleness"]["histogram"].values()) == result["updates"]
         assert sum(result["latency_us"]["histogram"]["counts"]) == result["updates"]
         peers = {
-            other["policy"]: other["updates_per_second"]
+            other["policy"]: other["updates_per_second"]["median"]
             for other in bench["results"]
             if (other["elements"], other["workers"]) == (result["elements"], result["workers"])
         }
-        for baseline in ("locked", "ordered"):
-            gain = result[f"gain_over_{baseline}"]
-            interval = result[f"gain_over_{baseline}_interval"]
-            if result["policy"] == baseline:
-                assert gain is interval is None
-            else:
-                assert gain == pytest.approx(speed / peers[baseline])
-                assert interval[0] <= gain <= interval[1]
+        assert result["gains"].keys() == {*policies} - {result["policy"]}
+        for other, gain in result["gains"].items():
+            assert gain["median"] == pytest.approx(speed / peers[other])
+            assert gain["interval"][0] <= gain["median"] <= gain["interval"][1]
+
+
+def median_and_samples(spread: dict[str, Any]) -> tuple[float, list[float]]:
+    return spread["median"], spread["samples"]
 
 
 def check_report(html: str, bench: dict[str, Any]) -> None:
@@ -119,8 +120,8 @@ def test_sweep_has_other_defaults_and_tells_gains(hogstream: Command, tmp_path: 
         assert f"Lock-free clearly gains over {baseline}" in out
         assert f"over {baseline}" in picture
     for result in sweep["results"]:
-        if result["policy"] == "lock-free" and result["gain_over_locked"] is not None:
-            gain = f"{result['gain_over_locked']:.2f}x"
+        if result["policy"] == "lock-free" and "locked" in result["gains"]:
+            gain = f"{result['gains']['locked']['median']:.2f}x"
             assert gain in out
             assert gain in picture
     for label in ("elements of the shared parameters", "workers", "gain in updates/s"):
@@ -138,21 +139,18 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     )
     assert status == 0
     bench = json.loads(json_file.read_text())
-    assert (
-        bench["settings"].items()
-        >= {
-            "depth": 11,  # as many as a batch
-            "batch": 11,
-            "batch_of": "lane",
-            "state": "per-worker",
-            "read": "snapshot",
-            "staleness_aware": True,
-            "telemetry": True,
-            "on_error": "restart",
-            "on_nonfinite": "skip",
-            "deadline": 60.0,
-        }.items()
-    )
+    assert bench["settings"]["scheduling"] == {
+        "depth": 11,  # as many as a batch
+        "batch": 11,
+        "batch_of": "lane",
+        "state": "per-worker",
+        "read": "snapshot",
+        "staleness_aware": True,
+        "telemetry": True,
+        "on_error": "restart",
+        "on_nonfinite": "skip",
+        "deadline": 60.0,
+    }
     assert [(result["policy"], result["batch"]) for result in bench["results"]] == [
         *(("lock-free", 11), ("locked", 1), ("bounded:7", 1))
     ] * 4
@@ -165,8 +163,9 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
     costs = [(cost["elements"], cost["workers"]) for cost in bench["telemetry_cost"]]
     assert costs == [(2**10, 4), (2**17, 4)]
     for cost in bench["telemetry_cost"]:
-        low, high = cost["ratio_interval"]
-        assert 0 < low <= cost["ratio"] <= high
+        assert len(cost["with_telemetry"]["samples"]) == len(cost["without_telemetry"]["samples"])
+        low, high = cost["ratio"]["interval"]
+        assert 0 < low <= cost["ratio"]["median"] <= high
     said = " ".join(out.split())
     assert "batches of 11 of one worker; with locked and bounded:7, one by one." in said
     for text in (said, report.read_text("utf-8")):
@@ -219,8 +218,8 @@ def test_workers_are_spread_over_processes(tmp_path: Path) -> None:
     (result,) = json.loads(json_file.read_text())["results"]
     assert (result["processes"], result["workers"], result["updates"]) == (2, 2, 8 * 45)
     assert result["losses"] == []
-    assert result["test_accuracy"] > 0.9
-    assert result["final_loss"] < 0.5
+    assert result["test_accuracy"]["median"] > 0.9
+    assert result["final_loss"]["median"] < 0.5
 
 
 def test_failed_workers_end_a_measurement_in_one_line(hogstream: Command, tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ def test_what_was_measured_before_workers_failed_is_kept() -> None:
         raise WorkerError({3: LookupError("no data")})
 
     error = "worker 3 failed: LookupError: no data"
-    assert gather_until_interrupted(measure()) == ([1], {"partial": True, "error": error})
+    assert gather_until_interrupted(measure()) == ([1], End(partial=True, error=error))
 
 
 def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Path) -> None:
@@ -258,8 +257,8 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
         assert result["workers"] == 3
         assert result["updates"] == 2 * 8 * 45  # 1,437 training images in batches of 32
         assert len(result["losses"]) == 8 * 45
-        assert result["test_accuracy"] > 0.9
-        assert result["final_loss"] < 0.5
+        assert result["test_accuracy"]["median"] > 0.9
+        assert result["final_loss"]["median"] < 0.5
         for name in (
             "test_accuracy",
             "final_loss",
@@ -267,20 +266,20 @@ def test_train_digits_learns_under_every_policy(hogstream: Command, tmp_path: Pa
             "training_seconds",
             "epochs",
         ):
-            rounds = result[f"{name}_of_rounds"]
+            median, rounds = median_and_samples(result[name])
             assert len(rounds) == 2
-            assert result[name] == pytest.approx(sum(rounds) / 2)  # the median of two
-            assert result[f"{name}_interval"] is None  # two rounds bound nothing
-        assert min(result["training_seconds_of_rounds"]) > 0
-        assert sum(result["training_seconds_of_rounds"]) == pytest.approx(result["seconds"])
-        assert result["epochs"] == 8
+            assert median == pytest.approx(sum(rounds) / 2)  # the median of two
+            assert result[name]["interval"] is None  # two rounds bound nothing
+        assert min(result["training_seconds"]["samples"]) > 0
+        assert sum(result["training_seconds"]["samples"]) == pytest.approx(result["seconds"])
+        assert result["epochs"]["median"] == 8
         assert result["policy"] in out
     said = " ".join(out.split())
     assert "As fast is lock-free" not in said
     assert "the seconds of lock-free (fewer than 5 rounds)" in said
     text = plot.read_text()
     for result in results:
-        assert f"{result['policy']}: {result['test_accuracy']:.1%}" in text
+        assert f"{result['policy']}: {result['test_accuracy']['median']:.1%}" in text
 
 
 def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Path) -> None:

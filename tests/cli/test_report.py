@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hogstream.profiling.capture import profiled
-from hogstream.profiling.report.page import render_report
+from hogstream.profiling.report.page import render_page
 from hogstream.profiling.results import last
-from hogstream.profiling.results.result_files import BadResultError, parse_result
+from hogstream.profiling.results.files import BadResultError, parse_result, write_result
+from hogstream.profiling.results.schema import Bench, Compare, Train
 from report_testing import RESULTS, committed, full_bench
 
 Command = Callable[..., tuple[int, str, str]]
@@ -41,10 +44,10 @@ def test_files_are_told_apart_by_what_they_hold(hogstream: Command, tmp_path: Pa
         assert f'<section id="{anchor}"' in html
 
 
-def test_two_of_a_kind_are_compared(hogstream: Command, tmp_path: Path) -> None:
+def test_of_two_of_a_kind_the_diff_is_told(hogstream: Command, tmp_path: Path) -> None:
     slow, fast = tmp_path / "slow.json", tmp_path / "fast.json"
-    slow.write_text(json.dumps(full_bench()))
-    fast.write_text(json.dumps(full_bench(speed=2.0)))
+    write_result(full_bench(), slow)
+    write_result(full_bench(speed=3.0), fast)
     status, out, _ = hogstream("report", slow, TRAIN, fast, "--output", "both.html")
     said = " ".join(out.split())
     assert status == 0
@@ -58,12 +61,12 @@ def test_two_of_a_kind_are_compared(hogstream: Command, tmp_path: Path) -> None:
 def test_names_in_files_do_nothing_to_the_terminal(hogstream: Command, tmp_path: Path) -> None:
     for name, speed in (("slow", 1.0), ("fast", 2.0)):
         bench = full_bench(speed=speed)
-        for result in bench["results"]:
-            result["policy"] += "[/b][red]\x1b[31m\ud800"
-        (tmp_path / name).write_text(json.dumps(bench))
+        for run in bench.results:
+            run.policy += "[/b][red]\x1b[31m"
+        write_result(bench, tmp_path / name)
     status, out, _ = hogstream("report", "slow", "fast")
     assert status == 0
-    assert "lock-free[/b][red]?[31m?" in "".join(out.split())
+    assert "lock-free[/b][red]?[31m," in "".join(out.split())
 
 
 def test_without_files_it_is_of_the_last_results(hogstream: Command, tmp_path: Path) -> None:
@@ -71,22 +74,22 @@ def test_without_files_it_is_of_the_last_results(hogstream: Command, tmp_path: P
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "there is no last result on this machine: run hogstream bench, or name a FILE" in err
     assert list(tmp_path.iterdir()) == []
-    last.keep("bench", committed("sweep"))
-    last.keep("bench", committed("bench"))
+    last.keep(committed("sweep", Bench))
+    last.keep(committed("bench", Bench))
     assert hogstream("report")[0] == 0
     html = (tmp_path / "report.html").read_text("utf-8")
-    assert committed("bench")["command"] in html
+    assert committed("bench", Bench).command in html
     assert 'id="training"' not in html
-    last.keep("train", committed("train-digits"))
+    last.keep(committed("train-digits", Train))
     assert hogstream("report")[0] == 0
     assert 'id="training"' in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_what_a_profiler_has_spoilt_is_not_kept() -> None:
     with profiled():
-        last.keep("bench", committed("bench"))
+        last.keep(committed("bench", Bench))
     assert last.last("bench") is None
-    last.keep("bench", committed("bench"))
+    last.keep(committed("bench", Bench))
     assert last.last("bench") is not None
 
 
@@ -96,17 +99,22 @@ def test_last_result_that_cannot_be_kept_is_no_error(
     assert last.last("bench") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    last.keep("bench", {})
+    last.keep(committed("bench", Bench))
     assert last.last("bench") is None
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    last.keep("bench", {"schema": 1})
+    last.keep(committed("bench", Bench))
     assert last.last("bench") == tmp_path / "home/.cache/hogstream/last-bench.json"
+
+
+def to_json(result: Bench | Train | Compare) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(msgspec.json.encode(result))
+    return found
 
 
 def changed(*keys: Any, to: Any = None) -> bytes:
     """A bench in which one value is another, or missing."""
-    bench = full_bench()
+    bench = to_json(full_bench())
     inner: Any = bench
     for key in keys[:-1]:
         inner = inner[key]
@@ -117,48 +125,79 @@ def changed(*keys: Any, to: Any = None) -> bytes:
     return json.dumps(bench).encode()
 
 
+ONE_ROUND = {"median": 1.0, "interval": None, "samples": [1.0]}
+
+
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        (b"", "is not JSON, or cut short: Expecting value at line 1, column 1"),
+        (b"", "is not JSON, or cut short"),
         (b"<html>", "is not JSON, or cut short"),
         (BENCH.read_bytes()[:-100], "is not JSON, or cut short"),
         (b"\xff\xfe{}", "is not text in UTF-8"),
-        (b"[" * 100_000, "is nested too deeply"),
-        (b"[]", "is JSON, but not of hogstream bench, train or compare"),
-        (b'{"results": 3}', "is JSON, but not of hogstream"),
-        (b'{"schema": 1, "results": [{"time": 3}]}', "is JSON, but not of hogstream"),
-        (b'{"schema": 1, "results": []}', "results holds nothing"),
-        (changed("schema", to=2), "schema must be 1, got 2"),
-        (changed("schema"), "schema must be 1, got null"),
+        (b'{"schema": "\\ud800"}', "is not JSON, or cut short"),
+        (b"[" * 100_000, "it must be an object, got a list"),
+        (b'{"old": ' + b"[" * 100_000, "is nested too deeply"),
+        (changed("environment", "versions", to=[[]]), "versions must be an object, got a list"),
+        (b"[]", "it must be an object, got a list"),
+        (b'{"results": 3}', "is JSON, but not of hogstream bench, train or compare"),
+        (b'{"schema": 2, "results": []}', "is JSON, but not of hogstream"),
+        (b'{"schema": 2, "kind": "ceilings"}', "is JSON, but not of hogstream bench, train or"),
+        (b'{"schema": 1, "results": [{"policy": "locked"}]}', "schema must be 2, got 1"),
+        (changed("results", to=[]), "results must be a list of length >= 1"),
+        (changed("schema", to=3), "schema must be 2, got 3"),
+        (changed("schema"), "schema must be 2, got none"),
         (changed("kernels"), "kernels is missing"),
         (changed("command"), "command is missing"),
         (changed("environment", "device_name"), "environment.device_name is missing"),
+        (changed("environment", "more", to=1), "environment.more is unknown"),
         (changed("results", 3, "policy"), "results[3].policy is missing"),
         (
-            changed("results", 3, "updates_per_second", to=float("nan")),
-            "holds NaN, which is no number",
+            changed("results", 3, "updates_per_second", "median", to=float("nan")),
+            "is not JSON, or cut short",
         ),
-        (changed("results", 3, "updates_per_second", to=-1), "must be 0 or from 1e-18 to 1e+18"),
-        (changed("results", 3, "updates_per_second", to=1e300), "0 or from 1e-18 to 1e+18"),
+        (
+            changed("results", 3, "updates_per_second", "median", to=-1),
+            "results[3].updates_per_second.median must be a number >= 0",
+        ),
+        (
+            changed("results", 3, "updates_per_second", "median", to=1e300),
+            "results[3].updates_per_second.median must be a number <= 1e+18",
+        ),
+        (
+            changed("results", 3, "updates_per_second", "median", to=1e17),
+            "results[3].updates_per_second: interval must hold the median",
+        ),
+        (
+            changed("results", 3, "updates_per_second", "samples", 2, to=1e-300),
+            "results[3].updates_per_second: samples must each be 0 or from 1e-18 on",
+        ),
+        (
+            changed("kernels", 0, "milliseconds", "samples", 2, to=0),
+            "kernels[0].milliseconds.samples[2] must be a number >= 1e-18",
+        ),
         (
             changed("results", 3, "workers", to="<b>"),
-            'results[3].workers must be a whole number from 1 on, got "<b>"',
+            "results[3].workers must be a whole number, got text",
         ),
-        (changed("settings", "seed", to=10**30), "which is no number that can be used"),
+        (changed("settings", "seed", to=10**30), "settings.seed must be a whole number <="),
+        (changed("partial", to=0), "partial must be true or false, got a whole number"),
         (
-            changed("results", 4, "updates_per_second_of_rounds", to=[1.0]),
-            "results[4].updates_per_second_of_rounds must hold 7 rounds, as those of other",
+            changed("results", 4, "updates_per_second", to=ONE_ROUND),
+            "results[4].updates_per_second.samples must hold 7 rounds, as those of others",
         ),
         (
             changed("results", 1, "policy", to="lock-free"),
-            "results[1] is of the same policy, workers and elements as another",
+            "results[1] is of the same configuration as another",
         ),
         (
             changed("results", 0, "latency_us", "histogram", to={"edges_us": [2], "counts": [1]}),
-            "must be rising edges_us, one more than there are counts",
+            "edges_us must rise, one more than there are counts",
         ),
-        (changed("results", 0, "staleness", "histogram", to={"x": 1}), "counts by staleness"),
+        (
+            changed("results", 0, "staleness", "histogram", to={"x": 1}),
+            "a key of results[0].staleness.histogram must be a whole number",
+        ),
     ],
 )
 def test_what_no_command_wrote_is_one_line_and_status_2(
@@ -176,7 +215,7 @@ def test_what_no_command_wrote_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ((BENCH, BENCH, BENCH), "is the third of hogstream bench: two at most can be compared"),
+        ((BENCH, BENCH, BENCH), "is the third of hogstream bench: a diff is of two"),
         (("no.json",), "no.json: cannot be read: No such file or directory"),
         (("/",), "/: cannot be read: Is a directory"),
         ((BENCH, "--output", "/"), "'--output': cannot write '/'"),
@@ -207,8 +246,8 @@ def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def test_whatever_is_wrong_anywhere_is_refused_or_told() -> None:
     """One value after another is put in place of one that belongs there."""
     values: tuple[Any, ...] = (None, 0, "x", [], {}, True, 1e17, 1e-17, [0, 0])
-    refused = told = 0
-    for whole in (smallest_bench(), smallest_train(), smallest_compare()):
+    refused, told = list[str](), 0
+    for whole in map(to_json, (smallest_bench(), smallest_train(), smallest_compare())):
         for index, place in enumerate(places(whole)):
             result = copy.deepcopy(whole)
             inner: Any = result
@@ -217,32 +256,34 @@ def test_whatever_is_wrong_anywhere_is_refused_or_told() -> None:
             inner[place[-1]] = values[index % len(values)]
             try:
                 file = parse_result(json.dumps(result), "file")
-            except BadResultError:
-                refused += 1
+            except BadResultError as error:
+                refused.append(str(error))
             else:
-                assert render_report([file]).endswith("</html>")
+                assert render_page([file]).endswith("</html>")
                 told += 1
-    assert refused > 60
+    assert len(refused) > 60
+    for said in refused:  # names the field
+        assert re.match(r"file: (a key of )?[a-z]\w*[\w.\[\]]* ?", said), said
     assert told > 60
 
 
-def smallest_bench() -> dict[str, Any]:
+def smallest_bench() -> Bench:
     bench = full_bench("races")
-    bench["results"], bench["kernels"] = bench["results"][:2], bench["kernels"][:1]
-    bench["ceilings"]["levels"] = bench["ceilings"]["levels"][:1]
-    for result in bench["results"]:
-        result["staleness"]["histogram"] = {"0": 5, "3": 2}
+    bench.results, bench.kernels = bench.results[:2], bench.kernels[:1]
+    bench.ceilings.levels = bench.ceilings.levels[:1]
+    for run in bench.results:
+        run.staleness.histogram = {0: 5, 3: 2}
     return bench
 
 
-def smallest_train() -> dict[str, Any]:
-    train = committed("train-digits")
-    train["results"] = train["results"][:1]
-    train["results"][0]["losses"] = train["results"][0]["losses"][:5]
+def smallest_train() -> Train:
+    train = committed("train-digits", Train)
+    train.results = train.results[:1]
+    train.results[0].losses = train.results[0].losses[:5]
     return train
 
 
-def smallest_compare() -> dict[str, Any]:
-    compare = committed("compare")
-    compare["results"] = compare["results"][:2]
+def smallest_compare() -> Compare:
+    compare = committed("compare", Compare)
+    compare.results = compare.results[:2]
     return compare

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable
@@ -10,12 +9,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from hogstream.profiling import turns
 from hogstream.profiling.ceilings import machine
 from hogstream.profiling.ceilings.cache import cache_file, remember
+from hogstream.profiling.results.schema import Ceilings, Level, PositiveSpread
 from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]
@@ -23,33 +24,19 @@ Command = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 
 
-def rate(median: float) -> dict[str, Any]:
-    return {"median": median, "interval": [median - 1, median + 1], "samples": [median] * 3}
+def rate(median: float) -> PositiveSpread:
+    return PositiveSpread(median, (median - 1, median + 1), [median] * 3)
 
 
-CEILINGS = {
-    "measured": "2026-01-02T03:04:05+00:00",
-    "levels": [
-        {
-            "level": "L1",
-            "bytes": 1 << 14,
-            "threads": 2,
-            "cache_bytes": 1 << 14,
-            "copy_gigabytes_per_second": None,
-            "update_shaped_gigabytes_per_second": None,
-        },
-        {
-            "level": "memory",
-            "bytes": 1 << 28,
-            "threads": 2,
-            "cache_bytes": None,
-            "copy_gigabytes_per_second": rate(20.0),
-            "update_shaped_gigabytes_per_second": rate(40.0),
-        },
+CEILINGS = Ceilings(
+    measured="2026-01-02T03:04:05+00:00",
+    levels=[
+        Level("L1", 1 << 14, 2, 1 << 14, None, None),
+        Level("memory", 1 << 28, 2, None, rate(20.0), rate(40.0)),
     ],
-    "launches_per_second": rate(500_000.0),
-    "event_loop_turns_per_second": {"median": 4e5, "interval": [3e5, 5e5], "samples": [4e5]},
-}
+    launches_per_second=rate(500_000.0),
+    event_loop_turns_per_second=PositiveSpread(4e5, (3e5, 5e5), [4e5]),
+)
 
 
 @pytest.fixture
@@ -64,9 +51,9 @@ class Measured:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Ceilings:
         self.times += 1
-        return {**copy.deepcopy(CEILINGS), "launches_per_second": rate(1000.0 * self.times)}
+        return msgspec.structs.replace(CEILINGS, launches_per_second=rate(1000.0 * self.times))
 
 
 def test_it_is_measured_once(folder):
@@ -81,8 +68,8 @@ def test_fresh_ceilings_take_the_place_of_those_before(folder):
     measure = Measured()
     first = remember(CPU, measure, fresh=False)
     second = remember(CPU, measure, fresh=True)
-    assert first["launches_per_second"]["median"] == 1000.0
-    assert second["launches_per_second"]["median"] == 2000.0
+    assert first.launches_per_second.median == 1000.0
+    assert second.launches_per_second.median == 2000.0
     assert remember(CPU, measure, fresh=False) == second
 
 
@@ -115,34 +102,42 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     return apply
 
 
+def memory(kept: dict[str, Any]) -> dict[str, Any]:
+    level: dict[str, Any] = kept["ceilings"]["levels"][1]
+    return level
+
+
+def launches(kept: dict[str, Any]) -> dict[str, Any]:
+    rate: dict[str, Any] = kept["ceilings"]["launches_per_second"]
+    return rate
+
+
 @pytest.mark.parametrize(
     ("break_", "reason"),
     [
-        (lambda text: text[: len(text) // 2], "Expecting|Unterminated"),
-        (lambda text: "", "Expecting value"),
-        (lambda text: "\0\1\2", "Expecting value"),
-        (lambda text: "[1, 2]", "it is not whole"),
-        (lambda text: "{}", "it is not whole"),
-        (changed(lambda content: content.update(schema=0)), "of another version of hogstream"),
-        (changed(lambda content: content["machine"].update(cores=0)), "it is of another machine"),
-        (changed(lambda content: content.pop("levels")), "it is not whole"),
-        (changed(lambda content: content.update(levels=[])), "it has no level"),
-        (changed(lambda content: content["levels"][1].pop("bytes")), "it is not whole"),
-        (changed(lambda content: content["levels"][1].pop("cache_bytes")), "it is not whole"),
+        (lambda text: text[: len(text) // 2], "is not JSON, or cut short"),
+        (lambda text: "", "is not JSON, or cut short"),
+        (lambda text: "\0\1\2", "is not JSON, or cut short"),
+        (lambda text: "[1, 2]", "it must be an object"),
+        (lambda text: "{}", "schema is missing"),
+        (changed(lambda kept: kept.update(schema=0)), "of another version of hogstream"),
+        (changed(lambda kept: kept["machine"].update(cores=0)), "it is of another machine"),
+        (changed(lambda kept: kept["ceilings"].pop("levels")), "ceilings.levels is missing"),
+        (changed(lambda kept: kept["ceilings"].update(levels=[])), "ceilings.levels must be"),
+        (changed(lambda kept: memory(kept).pop("bytes")), r"levels\[1\].bytes is missing"),
+        (changed(lambda kept: memory(kept).pop("cache_bytes")), "cache_bytes is missing"),
+        (changed(lambda kept: memory(kept).update(threads=-2)), "threads must be a whole number"),
+        (changed(lambda kept: kept["ceilings"].update(measured="yesterday")), "yesterday"),
         (
-            changed(lambda content: content["levels"][1].update(threads=-2)),
-            "without a name or size",
+            changed(lambda kept: kept["ceilings"].update(launches_per_second=None)),
+            "launches_per_second must be an object, got null",
         ),
-        (changed(lambda content: content.update(measured="yesterday")), "yesterday"),
-        (changed(lambda content: content.update(launches_per_second=None)), "it is not whole"),
-        (
-            changed(lambda content: content["launches_per_second"].update(median=-5.0)),
-            "it has a rate that is none",
-        ),
-        (
-            changed(lambda content: content["launches_per_second"].update(samples=["x"])),
-            "it is not whole",
-        ),
+        (changed(lambda kept: launches(kept).update(median=-5.0)), "median must be a number >="),
+        (changed(lambda kept: launches(kept).update(median=0)), "median must be a number >="),
+        (changed(lambda kept: launches(kept).update(median=5.0)), "interval must hold the median"),
+        (changed(lambda kept: launches(kept).update(samples=["x"])), r"samples\[0\] must be a num"),
+        (changed(lambda kept: launches(kept).update(samples=[0.0])), r"samples\[0\] must be a num"),
+        (changed(lambda kept: launches(kept).update(samples=[])), "samples must be a list"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_measured_anew(folder, break_, reason, capsys):
@@ -165,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, cap
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     measure = Measured()
     for _ in range(2):
-        assert remember(CPU, measure, fresh=False)["levels"] == CEILINGS["levels"]
+        assert remember(CPU, measure, fresh=False).levels == CEILINGS.levels
     assert measure.times == 2
     said = capsys.readouterr().err
     assert said.startswith("hogstream: ceilings are measured each time, as they cannot be kept: ")
@@ -190,24 +185,24 @@ def test_command_explains_itself(hogstream: Command) -> None:
 
 
 def check_rate(rate: dict[str, Any]) -> None:
-    assert list(rate) == ["median", "interval", "samples"]
     low, high = rate["interval"] or (min(rate["samples"]), max(rate["samples"]))
     assert 0 < min(rate["samples"]) <= low <= rate["median"] <= high <= max(rate["samples"])
-    assert len(rate["samples"]) == machine.REPEATS
+    assert len(rate["samples"]) == machine.ROUNDS
 
 
 def test_command_measures_once_and_says_when_and_where(
     hogstream: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "_SAMPLE_SECONDS", 1e-4)
-    monkeypatch.setattr(machine, "REPEATS", 3)
+    monkeypatch.setattr(machine, "ROUNDS", 3)
     json_file = tmp_path / "machine.json"
     before = datetime.now(timezone.utc).replace(microsecond=0)
     status, out, err = hogstream("ceilings", "--device", "cpu", "--json", json_file)
     assert (status, err) == (0, "")
     result = json.loads(json_file.read_text())
     found = result["ceilings"]
-    assert (result["schema"], result["environment"]["device"]) == (1, "cpu")
+    assert (result["kind"], result["schema"]) == ("ceilings", 2)
+    assert result["environment"]["device"] == "cpu"
     measured = datetime.fromisoformat(found["measured"])
     assert before <= measured <= datetime.now(timezone.utc)
     sizes = [level["bytes"] for level in found["levels"]]
@@ -236,12 +231,12 @@ def test_command_measures_once_and_says_when_and_where(
 WITHOUT_NUMBA = """
 import sys
 sys.modules["numba"] = None
-import json, torch
+import msgspec, torch
 from hogstream.profiling import turns
 from hogstream.profiling.ceilings import machine
 turns._SAMPLE_SECONDS = 1e-4
-machine.REPEATS = 2
-print(json.dumps(machine.machine_ceilings(torch.device("cpu"))))
+machine.ROUNDS = 2
+print(msgspec.json.encode(machine.machine_ceilings(torch.device("cpu"))).decode())
 """
 
 
@@ -257,7 +252,7 @@ def test_caches_too_small_for_numpy_are_null_without_numba(folder):
 
 @pytest.mark.gpu
 def test_a_device_has_levels_of_its_own(folder):
-    found = machine.machine_ceilings(torch.device("cuda", 0))
+    found = msgspec.to_builtins(machine.machine_ceilings(torch.device("cuda", 0)))
     assert [level["level"] for level in found["levels"]] == ["L2", "memory"]
     for level in found["levels"]:
         check_rate(level["copy_gigabytes_per_second"])

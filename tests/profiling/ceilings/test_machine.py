@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from hogstream.profiling import environment
-from hogstream.profiling.ceilings.machine import ceiling_warnings, shares, update_shaped_pass
+from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
 from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
-from hogstream.profiling.turns import Rate, describe, sample_in_turn
+from hogstream.profiling.ceilings.passes import update_shaped_pass
+from hogstream.profiling.results.schema import Ceilings, Level, PositiveSpread, Shares
+from hogstream.scheduler import RunReport
+from hogstream.scheduler.latencies import Latencies
 from process_testing import run_python
 
 CPU = torch.device("cpu")
@@ -188,63 +193,46 @@ def test_levels_are_those_that_can_be_told_apart(rows, levels, tmp_path, monkeyp
     ] == [(name, size - size % unit, 2, cache) for name, size, cache in levels]
 
 
-def test_rates_are_sampled_in_turn():
-    done: list[tuple[str, int]] = []
-
-    def seconds_of(name: str, each: float, times: int) -> float:
-        done.append((name, times))
-        return each * times
-
-    samples = sample_in_turn(
-        {
-            "slow": Rate(lambda times: seconds_of("slow", 0.5, times), 3.0),
-            "fast": Rate(lambda times: seconds_of("fast", 0.003, times), 6.0),
-        },
-        repeats=3,
-    )
-    assert done[-6:] == [("slow", 1), ("fast", 8)] * 3  # 8 times take 20 ms or more, 4 do not
-    assert samples["slow"] == [6.0] * 3
-    assert samples["fast"] == pytest.approx([2000.0] * 3)
+def rate(median: float, spread: float = 0.0) -> PositiveSpread:
+    return PositiveSpread(median, (median * (1 - spread), median * (1 + spread)), [median])
 
 
-def test_a_first_call_that_compiles_is_not_taken_for_a_sample():
-    done: list[int] = []
-
-    def seconds_of(times: int) -> float:
-        done.append(times)
-        return 0.004 * times + (1.0 if len(done) == 1 else 0.0)
-
-    sample_in_turn({"rate": Rate(seconds_of, 1.0)}, repeats=2)
-    assert done[-2:] == [8, 8]
+def level(name: str, cache_bytes: int | None, bandwidth: PositiveSpread | None) -> Level:
+    return Level(name, 1 << 20, 2, cache_bytes, None, bandwidth)
 
 
-def test_samples_are_kept_with_their_median_and_its_interval():
-    samples = [3.0, 1.0, 2.0, 4.0, 5.0]
-    assert describe(samples) == {"median": 3.0, "interval": [1.0, 5.0], "samples": samples}
-    assert describe([1.0]) == {"median": 1.0, "interval": None, "samples": [1.0]}
-
-
-def rate(median: float) -> dict[str, Any]:
-    return {"median": median, "interval": [median, median], "samples": [median]}
-
-
-def level(name: str, cache_bytes: int | None, bandwidth: float | None) -> dict[str, Any]:
-    return {
-        "level": name,
-        "cache_bytes": cache_bytes,
-        "update_shaped_gigabytes_per_second": None if bandwidth is None else rate(bandwidth),
-    }
-
-
-CEILINGS = {
-    "levels": [
+CEILINGS = Ceilings(
+    measured="2026-11-22T19:00:00+00:00",
+    levels=[
         level("L1", 32 * KIB, None),
-        level("L2", 512 * KIB, 200.0),
-        level("memory", None, 40.0),
+        level("L2", 512 * KIB, rate(200.0)),
+        level("memory", None, rate(40.0)),
     ],
-    "launches_per_second": rate(500_000.0),
-    "event_loop_turns_per_second": rate(400_000.0),
-}
+    launches_per_second=rate(500_000.0),
+    event_loop_turns_per_second=rate(400_000.0),
+)
+
+
+def report_of(**attributes: Any) -> RunReport:
+    """A report in which nothing landed, of what is given."""
+    return RunReport(
+        **{
+            "policy": "lock-free",
+            "workers": 1,
+            "dtype": "float32",
+            "backend": "numpy",
+            "device": "cpu",
+            "seconds": 1.0,
+            "latencies": Latencies(),
+            "staleness": Counter(),
+            "updates_by_worker": [0],
+            "dropped": [0],
+            "nonfinite": [0],
+            "restarts": [0],
+            "failures": {},
+            **attributes,
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,12 +240,12 @@ CEILINGS = {
     [
         # 8 bytes an element: 32 KiB, 32 KiB and a bit, 512 KiB and a bit.
         ({"elements": 4096}, 1, ("L1", None, 0.2, 0.25)),
-        ({"elements": 4097}, 1, ("L2", 0.05, 0.2, 0.25)),
-        ({"elements": 65_537}, 1, ("memory", 0.25, 0.2, 0.25)),
+        ({"elements": 4097}, 1, ("L2", 4097 * 20 / 200e4, 0.2, 0.25)),
+        ({"elements": 65_537}, 1, ("memory", 65_537 * 20 / 40e4, 0.2, 0.25)),
         # 6 bytes an element, and 16.
         ({"elements": 5461, "dtype": "bfloat16"}, 1, ("L1", None, 0.2, 0.25)),
-        ({"elements": 5462, "dtype": "bfloat16"}, 1, ("L2", 0.05, 0.2, 0.25)),
-        ({"elements": 4096, "dtype": "float64"}, 1, ("L2", 0.05, 0.2, 0.25)),
+        ({"elements": 5462, "dtype": "bfloat16"}, 1, ("L2", 5462 * 14 / 200e4, 0.2, 0.25)),
+        ({"elements": 4096, "dtype": "float64"}, 1, ("L2", 4096 * 40 / 200e4, 0.2, 0.25)),
         # A worker may submit so many in a turn, and each process has a loop of its own.
         ({"elements": 5000}, 8, ("L2", 0.05, 0.2, 0.25 / 8)),
         ({"elements": 5000, "processes": 2}, 1, ("L2", 0.05, 0.1, 0.125)),
@@ -267,48 +255,26 @@ CEILINGS = {
     ],
 )
 def test_shares_are_of_the_smallest_level_that_holds_what_is_updated(changes, depth, expected):
-    result = {
-        "updates_per_second": 100_000.0,
-        "gigabytes_per_second": 10.0,
-        "dtype": "float32",
-        "device": "cpu",
-        **changes,
-    }
-    found = shares(result, CEILINGS, depth=depth)
-    assert list(found) == ["level", "bandwidth", "launch_rate", "event_loop_rate"]
-    assert found["level"] == expected[0]
-    assert list(found.values())[1:] == [
-        None if share is None else pytest.approx(share) for share in expected[1:]
-    ]
-
-
-def test_shares_of_ceilings_that_were_not_measured_are_null():
-    result = {
-        "updates_per_second": 1.0,
-        "gigabytes_per_second": 1.0,
-        "dtype": "float32",
-        "device": "cpu",
-        "elements": 10,
-    }
-    older = {"elements": 1 << 24, "copy_gigabytes_per_second": 20.0}
-    assert set(shares(result, older, depth=1).values()) == {None}
+    run = {"processes": 1, "batch": 1, **changes}
+    spread = {name: run.pop(name) for name in ("processes", "batch")}
+    found = shares(report_of(**run), 100_000.0, CEILINGS, depth=depth, **spread)
+    assert found.level == expected[0]
+    assert (found.launch_rate, found.event_loop_rate) == pytest.approx(expected[2:])
+    assert found.bandwidth == (None if expected[1] is None else pytest.approx(expected[1]))
 
 
 def test_ceilings_that_are_none_are_warned_of() -> None:
-    sure = {"median": 100.0, "interval": [99.0, 101.0], "samples": [100.0]}
-    wide = {"median": 100.0, "interval": [80.0, 120.0], "samples": [100.0]}
-    level = {"level": "L2", "copy_gigabytes_per_second": None}
-    ceilings = {
-        "measured": "2026-11-22T19:00:00+00:00",
-        "levels": [{**level, "update_shaped_gigabytes_per_second": wide}],
-        "launches_per_second": sure,
-        "event_loop_turns_per_second": wide,
-    }
-    (said,) = ceiling_warnings(ceilings)
+    wide = msgspec.structs.replace(
+        CEILINGS,
+        levels=[level("L2", None, rate(100.0, 0.2))],
+        event_loop_turns_per_second=rate(100.0, 0.2),
+    )
+    (said,) = ceiling_warnings(wide)
     assert "to conclude from: turns of the event loop, L2 update-shaped. They" in said
     assert "exceeded" not in said
-    sure_ceilings = {**ceilings, "levels": [], "event_loop_turns_per_second": sure}
-    share = {"level": "L2", "bandwidth": 1.05, "launch_rate": None}
-    assert ceiling_warnings(sure_ceilings, [{"share_of_ceilings": share}]) == []
-    (said,) = ceiling_warnings(sure_ceilings, [{"share_of_ceilings": {**share, "bandwidth": 1.34}}])
+    few = msgspec.structs.replace(CEILINGS, launches_per_second=PositiveSpread.of([100.0]))
+    (said,) = ceiling_warnings(few)
+    assert "to conclude from: launches. They were measured at 2026-11-22T19:00:00+00:00" in said
+    assert ceiling_warnings(CEILINGS, [Shares("L2", 1.05, None, None)]) == []
+    (said,) = ceiling_warnings(CEILINGS, [Shares("L2", 1.34, None, 0.1)])
     assert "are exceeded by some results, to 134 %. They" in said

@@ -1,4 +1,4 @@
-"""The comparison of optimizers: what it measures, what it leaves out, and what it makes of it."""
+"""Optimizers against each other: what is measured, what is left out, and what is made of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ import torch
 
 from hogstream.cli import options
 from hogstream.kernels.backends.select import select_backend
-from hogstream.profiling.measure.compare import CompareSettings, figures, run_compare
+from hogstream.profiling.measure.compare import (
+    CompareSettings,
+    Contender,
+    peer_time,
+    run_compare,
+)
 from hogstream.profiling.measure.peers import (
     CEILING,
     COPY,
@@ -28,8 +33,8 @@ from hogstream.profiling.measure.peers import (
     Peer,
     Step,
 )
-from hogstream.profiling.report.summary import compare_sentences
-from results_page import updated
+from hogstream.profiling.report.sentences import of_compare
+from hogstream.profiling.results.schema import Compare, Skipped
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -54,7 +59,7 @@ def make_params(*grads: list[float]) -> Params:
     return params
 
 
-def compare(shapes: str, *peers: str) -> dict[str, Any]:
+def compare(shapes: str, *peers: str) -> Compare:
     device = torch.device("cpu")
     settings = CompareSettings(
         device=device,
@@ -64,7 +69,7 @@ def compare(shapes: str, *peers: str) -> dict[str, Any]:
         seconds=0.01,
         seed=0,
     )
-    return run_compare(settings, lambda step: None)
+    return run_compare(settings, "hogstream compare", lambda step: None)
 
 
 def test_every_peer_is_measured_or_skipped_with_its_reason(
@@ -82,11 +87,11 @@ def test_every_peer_is_measured_or_skipped_with_its_reason(
     assert f"wrote {plot}" in out
     result = json.loads(json_file.read_text())
     measured_ms = (
-        sum(entry["milliseconds_of_rounds"]) * entry["steps_per_sample"]
+        sum(entry["milliseconds"]["samples"]) * entry["steps_per_sample"]
         for entry in result["results"]
     )
     assert sum(measured_ms) < 1e3 * (time.perf_counter() - start)
-    assert result["schema"] == 1
+    assert (result["kind"], result["schema"]) == ("compare", 2)
     assert result["command"].startswith("hogstream compare --device cpu --shapes 16,3x5")
     assert {"device", "backend", "versions", "cores", "commit"} <= result["environment"].keys()
     for shape, tensors, elements in (("16", 1, 16), ("3x5", 3, 15)):
@@ -101,61 +106,52 @@ def test_every_peer_is_measured_or_skipped_with_its_reason(
             assert reason.partition(";")[0] in out
         for entry in measured:
             assert (entry["tensors"], entry["elements"]) == (tensors, elements)
-            check_figures(entry, {other["peer"]: other for other in measured})
+            check_metrics(entry, {other["peer"]: other for other in measured})
             assert entry["peer"] in out
     picture = plot.read_text()
     for text in (*RMSPROPS, *FUSED, CEILING, "GB/s, least traffic", "Gop/s", "operations/byte"):
         assert text in picture
-    check_readme(result, json_file)
 
 
-def check_figures(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
-    samples = entry["milliseconds_of_rounds"]
+def check_metrics(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
+    milliseconds, samples = entry["milliseconds"]["median"], entry["milliseconds"]["samples"]
     assert len(samples) == 7  # the fewest rounds, as there is no time for more
-    assert entry["milliseconds"] == pytest.approx(statistics.median(samples))
-    low, high = entry["milliseconds_interval"]
-    assert min(samples) <= low <= entry["milliseconds"] <= high <= max(samples)
+    assert milliseconds == pytest.approx(statistics.median(samples))
+    low, high = entry["milliseconds"]["interval"]
+    assert min(samples) <= low <= milliseconds <= high <= max(samples)
     bytes_per_element = 8 if entry["peer"] == COPY else 20
     bytes_per_element = (
         28 if "adam" in entry["peer"] or "laprop" in entry["peer"] else bytes_per_element
     )
-    traffic = bytes_per_element * entry["elements"] / entry["milliseconds"] * 1e3 / 1e9
+    traffic = bytes_per_element * entry["elements"] / milliseconds * 1e3 / 1e9
     assert entry["gigabytes_per_second"] == pytest.approx(traffic)
     share = traffic / others[CEILING]["gigabytes_per_second"]
     assert entry["share_of_ceiling"] == pytest.approx(share)
-    ratio = entry["milliseconds"] / others["hogstream"]["milliseconds"]
-    assert entry["time_against_hogstream"] == pytest.approx(ratio)
-    low, high = entry["time_against_hogstream_interval"]
+    ratio = milliseconds / others["hogstream"]["milliseconds"]["median"]
+    assert entry["time_against_hogstream"]["median"] == pytest.approx(ratio)
+    low, high = entry["time_against_hogstream"]["interval"]
     assert low <= ratio <= high
     assert entry["launches"] is None  # not measured on a CPU
     assert entry["host_us"] is None
 
 
-def check_readme(result: dict[str, Any], json_file: Path) -> None:
-    begin = "<!-- results: made by `make readme` from docs/results/, not by hand -->\n"
-    readme = updated("README.md", f"{begin}old\n<!-- end of results -->\n", json_file.parent)
-    assert f"`{result['command']}` on " in readme
-    assert f"(docs/results/{json_file.name})" in readme
-    for entry in result["results"]:
-        assert f"| {entry['shape']} | {entry['peer']} | " in readme
-    for entry in result["skipped"]:
-        assert f"Skipped {entry['peer']} at every shape: {entry['reason']}." in readme
-    assert "Nothing was measured on a GPU yet." in readme
-    json_file.rename(json_file.with_name("nvidia-h100-compare.json"))
-    readme = updated("README.md", readme, json_file.parent)
-    assert "The policies were not compared on a GPU yet." in readme
+def contender(name: str) -> Contender:
+    peer = {**PEERS, **MEMORY}[name]
+    return Contender(peer, step=lambda: None, calls=1, launches=None, host_us=None)
 
 
-def test_figures_follow_from_times() -> None:
-    medians = {"torch-adam-fused": 2e-3, "hogstream": 1e-3, CEILING: 0.5e-3}
-    adam = figures(PEERS["torch-adam-fused"], 1_000_000, medians)
-    assert adam["milliseconds"] == pytest.approx(2)
-    assert adam["gigabytes_per_second"] == pytest.approx(14)  # 28 MB in 2 ms
-    assert adam["share_of_ceiling"] == pytest.approx(0.35)  # of 20 MB in 0.5 ms
-    assert adam["time_against_hogstream"] == pytest.approx(2)
-    alone = figures(PEERS["torch-adam-fused"], 1_000_000, {"torch-adam-fused": 2e-3})
-    assert alone["share_of_ceiling"] is None
-    assert alone["time_against_hogstream"] is None
+def test_metrics_follow_from_times() -> None:
+    samples = {"torch-adam-fused": [2e-3] * 3, "hogstream": [1e-3] * 3, CEILING: [0.5e-3] * 3}
+    (shape,) = options.shapes("1000000")
+    adam = peer_time(shape, contender("torch-adam-fused"), samples)
+    assert adam.milliseconds.median == pytest.approx(2)
+    assert adam.gigabytes_per_second == pytest.approx(14)  # 28 MB in 2 ms
+    assert adam.share_of_ceiling == pytest.approx(0.35)  # of 20 MB in 0.5 ms
+    assert adam.time_against_hogstream is not None
+    assert adam.time_against_hogstream.median == pytest.approx(2)
+    alone = peer_time(shape, contender("torch-adam-fused"), {"torch-adam-fused": [2e-3]})
+    assert alone.share_of_ceiling is None
+    assert alone.time_against_hogstream is None
 
 
 @pytest.mark.parametrize("name", [*RMSPROPS, "bitsandbytes-rmsprop"])
@@ -196,20 +192,20 @@ def test_peer_that_fails_is_skipped_and_the_others_go_on(monkeypatch: pytest.Mon
     for build in (fail_at_once, fail_later):
         monkeypatch.setitem(PEERS, build.__name__, Peer(build.__name__, 20, 9, build))
     result = compare("4", "fail_at_once", "fail_later", "hogstream")
-    assert result["skipped"] == [
-        {"shape": "4", "peer": "fail_at_once", "reason": "RuntimeError: no such kernel"},
-        {"shape": "4", "peer": "fail_later", "reason": "MemoryError: none left"},
+    assert result.skipped == [
+        Skipped("4", "fail_at_once", "RuntimeError: no such kernel"),
+        Skipped("4", "fail_later", "MemoryError: none left"),
     ]
-    assert [entry["peer"] for entry in result["results"]] == ["hogstream", *MEMORY]
+    assert [each.peer for each in result.results] == ["hogstream", *MEMORY]
 
 
 def test_what_cannot_run_says_why() -> None:
     result = compare("201x1,2^39", "hogstream", "torch-compile")
-    reasons = {(entry["shape"], entry["peer"]): entry["reason"] for entry in result["skipped"]}
+    reasons = {(each.shape, each.peer): each.reason for each in result.skipped}
     assert reasons.keys() == {("201x1", "torch-compile"), ("2^39", "all")}
     assert "201 tensors takes minutes" in reasons["201x1", "torch-compile"]
     assert "must fit the memory of cpu" in reasons["2^39", "all"]
-    assert {entry["shape"] for entry in result["results"]} == {"201x1"}
+    assert {each.shape for each in result.results} == {"201x1"}
 
 
 def test_no_peer_always_follows_the_same_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,34 +232,46 @@ def test_no_peer_always_follows_the_same_other(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch's compiler
 def test_compiled_step_is_measured() -> None:
     result = compare("2x4", "torch-compile")
-    assert result["skipped"] == []
-    assert [entry["peer"] for entry in result["results"]] == ["torch-compile", *MEMORY]
-    assert result["results"][0]["time_against_hogstream"] is None
+    assert result.skipped == []
+    assert [each.peer for each in result.results] == ["torch-compile", *MEMORY]
+    assert result.results[0].time_against_hogstream is None
+
+
+def measured(seconds: dict[str, dict[str, list[float]]]) -> Compare:
+    """A result with the seconds of each peer at each shape."""
+    result = compare("1", "torch-loop")
+    result.results = []
+    for name, samples in seconds.items():
+        (shape,) = options.shapes(name)
+        result.results += [peer_time(shape, contender(peer), samples) for peer in samples]
+    return result
 
 
 def test_sentences_say_what_beats_hogstream() -> None:
     speeds = {"2^24": {"hogstream": 40.0, "torch-loop": 10.0, "torch-compile": 38.0}}
     speeds["gpt2"] = {"hogstream": 20.0, "torch-loop": 10.0, "torch-adam-fused": 30.0}
     speeds["2^20"] = {"torch-loop": 10.0, "torch-foreach": 38.0}
-    results = [
-        {
-            "shape": shape,
-            "peer": peer,
-            "bytes_per_element": 28 if "adam" in peer else 20,
-            "milliseconds_of_rounds": [
-                (28 if "adam" in peer else 20) / speed * drift
+    seconds = {
+        shape: {
+            peer: [
+                contender(peer).peer.bytes_per_element / speed * drift
                 for drift in (1.0, 1.1, 1.2, 1.3, 1.4)
-            ],
+            ]
+            for peer, speed in {
+                **of_peers,
+                "hogstream-flat": 45.0,
+                COPY: 60.0,
+                CEILING: 50.0,
+            }.items()
         }
         for shape, of_peers in speeds.items()
-        for peer, speed in {**of_peers, "hogstream-flat": 45.0, COPY: 60.0, CEILING: 50.0}.items()
-    ]
-    said = compare_sentences({"results": results})
-    assert len(said) == 3  # nothing to say of 2^20
+    }
+    said = of_compare(measured(seconds))
     assert said[0] == (
         "2^24: nothing moves more bytes/s than hogstream; the nearest is torch-compile (0.95x)."
     )
     assert said[1] == "gpt2: more bytes/s than hogstream: torch-adam-fused (1.50x)."
+    assert not [sentence for sentence in said if sentence.startswith("2^20")]  # nothing to say
 
 
 def test_sentences_say_what_noise_does_not_tell_apart() -> None:
@@ -272,11 +280,7 @@ def test_sentences_say_what_noise_does_not_tell_apart() -> None:
         "torch-loop": [1.1, 1.4, 1.9, 2.6, 3.1],
         "torch-foreach": [9.0] * 5,
     }
-    results = [
-        {"shape": "4", "peer": peer, "bytes_per_element": 20, "milliseconds_of_rounds": samples}
-        for peer, samples in rounds.items()
-    ]
-    assert compare_sentences({"results": results})[0] == (
+    assert of_compare(measured({"4": rounds}))[0] == (
         "4: nothing moves more bytes/s than hogstream; as many, within noise: torch-loop (1.05x)."
     )
 
@@ -297,4 +301,4 @@ def test_launches_and_host_time_are_measured_on_a_gpu(hogstream: Command, tmp_pa
 
 
 def test_versions_of_other_packages_are_told() -> None:
-    assert compare("4", "torch-loop")["peer_versions"].keys() == {*PACKAGES.values()}
+    assert compare("4", "torch-loop").peer_versions.keys() == {*PACKAGES.values()}

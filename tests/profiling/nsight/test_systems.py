@@ -1,4 +1,4 @@
-"""Reading exports of Nsight Systems: figures worked out by hand, and files that are not whole."""
+"""Reading exports of Nsight Systems: metrics worked out by hand, and files that are not whole."""
 
 from __future__ import annotations
 
@@ -86,9 +86,13 @@ def read(hogstream: Command, tmp_path: Path) -> Callable[..., tuple[dict[str, An
 Read = Callable[..., tuple[dict[str, Any], str]]
 
 
-def test_policies_are_told_apart_and_figures_are_right(read: Read) -> None:
+def test_policies_are_told_apart_and_metrics_are_right(read: Read) -> None:
     result, out = read(kernels=KERNELS, calls=CALLS, ranges=RANGES)
-    assert (result["schema"], result["profiler"], result["profiler_version"]) == (1, "nsys", None)
+    assert (result["kind"], result["schema"], result["profiler_version"]) == (
+        "profile nsys",
+        2,
+        None,
+    )
     assert result["command"].startswith("hogstream profile read")
     assert result["environment"] is None  # it may have been profiled elsewhere
     assert result["devices"] == ["NVIDIA H200"]

@@ -134,7 +134,7 @@ def test_nsys_command_line(tools: Tools, hogstream: Command, tmp_path: Path, opt
     ]
     assert not Path(temporary).parent.exists()
     result = json.loads(Path("x.json").read_text())
-    assert (result["profiler"], result["profiler_version"]) == ("nsys", "2025.3.1.90")
+    assert (result["kind"], result["profiler_version"]) == ("profile nsys", "2025.3.1.90")
     assert result["results"][0]["kernels"] == 1
 
 
@@ -183,7 +183,7 @@ def test_ncu_command_line(tools: Tools, hogstream: Command) -> None:
     assert not Path(log).exists()
     assert imported == ["--import", report, "--page", "raw", "--csv", "--print-units", "base", "C"]
     (entry,) = json.loads(Path("x.json").read_text())["results"]
-    assert (entry["elements"], entry["time_us"]) == (1024, 2)
+    assert (entry["elements"], entry["time_us"]["median"]) == (1024, 2)
 
 
 def test_elements_of_a_program_are_known_if_given(tools: Tools, hogstream: Command) -> None:

@@ -100,17 +100,15 @@ def test_lanes_and_workers_have_tracks_of_their_own(recording):
 
 def test_what_happened_before_schedulers_ran_is_left_out(recording):
     assert not slices(recording, "aten::neg")
-    assert "aten::neg" not in {row["name"] for row in recording.operators}
+    assert "aten::neg" not in {row.name for row in recording.operators}
 
 
 def test_tables_are_of_what_is_in_the_trace(recording):
-    (row,) = [row for row in recording.operators if row["name"] == "aten::mm"]
-    assert (row["where"], row["count"]) == ("cpu", 2 * UPDATES)
+    (row,) = [row for row in recording.operators if row.name == "aten::mm"]
+    assert (row.where, row.count) == ("cpu", 2 * UPDATES)
     total = sum(event["dur"] for event in slices(recording, "aten::mm"))
-    assert row["total_us"] == pytest.approx(total)
-    counts = {
-        (row["policy"], row["label"], row["lane"]): row["count"] for row in recording.scheduler
-    }
+    assert row.total_us == pytest.approx(total)
+    counts = {(row.policy, row.label, row.lane): row.count for row in recording.scheduler}
     for policy in ("lock-free", "locked"):
         assert counts[policy, "update", 0] == counts[policy, "update", None] == UPDATES
         assert counts[policy, "iteration", None] == counts[policy, "submit", None] == UPDATES
@@ -133,10 +131,10 @@ def test_time_of_their_own_is_without_what_operators_call():
         {**cpu_op("k", 7, 12.0, 9.0), "cat": "kernel"},
         {"ph": "i", "name": "a", "ts": 3.0},
     ]
-    rows = {(row["name"], row["where"]): row for row in count_operators(events)}
+    rows = {(row.name, row.where): row for row in count_operators(events)}
     assert list(rows) == [("b", "cpu"), ("a", "cpu"), ("k", "gpu"), ("c", "cpu")]
-    figures = {name: (row["count"], row["self_us"], row["total_us"]) for name, row in rows.items()}
-    assert figures == {
+    times = {name: (row.count, row.self_us, row.total_us) for name, row in rows.items()}
+    assert times == {
         ("a", "cpu"): (1, 50.0, 100.0),
         ("b", "cpu"): (3, 52.0, 57.0),
         ("c", "cpu"): (1, 5.0, 5.0),
@@ -155,7 +153,7 @@ def test_labels_are_added_up_by_policy_and_updates_by_lane():
     timeline = [(3, 100.0, 4.0), (3, 200.0, 8.0), (5, 300.0, 6.0), (5, 2060.0, 2.0)]
     updates = [{**cpu_op("update", lane, ts, dur), "cat": "update"} for lane, ts, dur in timeline]
     rows = {
-        (row.pop("policy"), row.pop("label"), row.pop("lane")): list(row.values())
+        (row.policy, row.label, row.lane): [row.count, row.total_us, row.mean_us, row.p99_us]
         for row in count_labels(labels, updates, clock)
     }
     assert rows["locked", "submit", None] == [200, 10100.0, 50.5, 99.0]
@@ -181,24 +179,24 @@ def profile_torch(*arguments: object) -> Any:
 TRAIN = ("--", "train", "digits", "--policy", "all", "--workers", 2)
 
 
+@pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn")
 @pytest.mark.parametrize(
     ("workload", "policies"),
     [
-        pytest.param((), {"lock-free"}, id="sample"),
-        pytest.param(
-            TRAIN,
-            {"lock-free", "locked", "ordered"},
-            id="train",
-            marks=pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn"),
-        ),
+        pytest.param((), {"lock-free"}, id="none"),
+        pytest.param(TRAIN, {"lock-free", "locked", "ordered"}, id="train"),
     ],
 )
-def test_writes_a_trace_and_the_figures(tmp_path, capsys, workload, policies):
-    trace, figures = tmp_path / "trace.json", tmp_path / "figures.json"
-    profile_torch("--trace", trace, "--json", figures, *workload)
+def test_writes_a_trace_and_the_metrics(tmp_path, capsys, workload, policies):
+    trace, json_file = tmp_path / "trace.json", tmp_path / "result.json"
+    profile_torch("--trace", trace, "--json", json_file, *workload)
     events = json.loads(trace.read_text())["traceEvents"]
-    result = json.loads(figures.read_text())
-    assert (result["schema"], result["partial"], result["error"]) == (1, False, None)
+    result = json.loads(json_file.read_text())
+    assert (result["kind"], result["schema"]) == ("profile torch", 2)
+    assert (result["partial"], result["error"]) == (False, None)
+    assert result["workload"] == [*map(str, workload[1:] or ("train", "digits"))]
+    assert result["train"]["epochs"] == result["train"]["rounds"] == 1  # brief
+    assert result["bench"] is None
     assert {"device", "backend", "versions"} <= result["environment"].keys()
     assert {row["policy"] for row in result["scheduler"]} == policies
     backward = [each for each in events if each["name"] == "AddmmBackward0" and each["ph"] == "X"]
@@ -261,13 +259,18 @@ def write_script(folder: Path, status: int) -> Path:
 
 
 def test_runs_a_script_and_shows_the_steps_of_its_optimizer(tmp_path, monkeypatch):
-    script, trace, figures = write_script(tmp_path, 0), tmp_path / "trace.json", tmp_path / "f.json"
+    script, trace, json_file = (
+        write_script(tmp_path, 0),
+        tmp_path / "trace.json",
+        tmp_path / "result.json",
+    )
     before = list(sys.path), list(sys.argv)
-    profile_torch("--trace", trace, "--json", figures, "--", script, 3)
+    profile_torch("--trace", trace, "--json", json_file, "--", script, 3)
     monkeypatch.delitem(sys.modules, "beside")
     assert (sys.path, sys.argv) == before
-    result = json.loads(figures.read_text())
-    assert result["settings"] == {"script": [str(script), "3"]}
+    result = json.loads(json_file.read_text())
+    assert result["workload"] == [str(script), "3"]
+    assert result["bench"] is result["train"] is None
     (steps,) = result["scheduler"]
     assert (steps["policy"], steps["label"], steps["count"]) == (None, "step", 3)
     (torchs,) = [row for row in result["operators"] if row["name"].startswith("Optimizer.step#")]
