@@ -247,9 +247,10 @@ def printable(text: str) -> str:
 # What is drawn on axes.
 
 
-def mark(axes: Axes, x: float, y: float, look: Look, tip: str, **more: Any) -> None:
+def mark(axes: Axes, x: float, y: float, look: Look, tip: str) -> None:
     """A marker; the tip shows under the mouse, in the page."""
-    axes.plot([x], [y], marker=look.marker, color=DAY[look.color], gid=_TIP + tip, **more)
+    point = {"marker": look.marker, "color": DAY[look.color], "linestyle": ""}
+    axes.plot([x], [y], gid=_TIP + tip, **point)  # type: ignore[arg-type]
 
 
 def interval(axes: Axes, x: float, low: float, high: float, look: Look) -> None:
@@ -508,6 +509,7 @@ def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) ->
                 [middle],
                 marker=("^" if row.ratio > 1 else "v") if row.clear else "o",
                 color=shade,
+                linestyle="",
                 markeredgewidth=1.5,
                 markerfacecolor=shade if row.clear else DAY["back"],
                 gid=f"{_TIP}{row.name}: {row.ratio:.2f}x ({row.low:.2f} to {row.high:.2f})",

@@ -127,7 +127,8 @@ def _bench_sections(bench: Bench) -> list[Section]:
         for group in plots.of_bench(bench)
     ]
     rest = [each for each in _but_warnings(sentences.of_bench(bench), bench) if each not in said]
-    results = Section("results", "All results", rest, None, rows.results(bench, intervals=True))
+    listed = [rows.updates(bench, intervals=True), *filter(None, [rows.races(bench)])]
+    results = Section("results", "All results", rest, None, listed)
     return [*sections, results, _ceilings(bench.ceilings)]
 
 

@@ -44,12 +44,12 @@ class Table:
     grouped_by: int = 0
 
 
-def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
-    """All results of a bench, and what races there were, if they were counted.
+def updates(bench: Bench, *, intervals: bool = False) -> Table:
+    """All results of a bench.
 
     Args:
         bench: What was measured.
-        intervals: Whether those of updates/s have a column.
+        intervals: Whether those of updates/s have a column, for which a terminal is too narrow.
     """
     columns = (
         *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
@@ -58,8 +58,7 @@ def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
     lines = [columns, *(_result_row(run) for run in bench.results)]
     if not intervals:
         lines = [(*line[:4], *line[5:]) for line in lines]
-    raced = races(bench)
-    return [Table("Updates", lines[0], lines[1:], 3, 2), *([raced] if raced else [])]
+    return Table("Updates", lines[0], lines[1:], 3, 2)
 
 
 def _result_row(run: BenchRun) -> Row:
@@ -223,15 +222,14 @@ def peers(compare: Compare) -> Table:
 
 
 def peers_by_shape(compare: Compare) -> list[Table]:
-    """A table of optimizers for each shape, then what was skipped."""
+    """A table of optimizers for each shape."""
     tables = []
     for shape, results in results_by_shape(compare).items():
         title = (
             f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
         )
         tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
-    left_out = skipped(compare)
-    return [*tables, *([left_out] if left_out else [])]
+    return tables
 
 
 _PEER_COLUMNS = (

@@ -74,7 +74,9 @@ function plotsOf(page) {
     const outside = (box) =>
       box.left < frame.left - 1 || box.right > frame.right + 1 ||
       box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
-    const marks = [...svg.querySelectorAll("path, use")].filter((mark) => !mark.closest("defs"))
+    const marks = [...svg.querySelectorAll("path, use")].filter((mark) => !mark.closest("defs"));
+    const boxes = marks.map((mark) => mark.getBoundingClientRect());
+    const shapes = marks.filter((mark) => mark.style.fill !== "none")  // lines may have no length
       .map((mark) => mark.getBoundingClientRect());
     const texts = [...svg.querySelectorAll("text")];
     return {
@@ -84,8 +86,8 @@ function plotsOf(page) {
       words: [...svg.closest("section").querySelectorAll("details li")]
         .map((each) => each.textContent),
       marks: marks.length,
-      empty: marks.filter((box) => box.width <= 0 && box.height <= 0).length,
-      outside: marks.filter(outside).length,
+      empty: shapes.filter((box) => box.width <= 0 && box.height <= 0).length,
+      outside: boxes.filter(outside).length,
       cut: texts.filter((text) => outside(text.getBoundingClientRect()))
         .map((text) => text.textContent),
     };
