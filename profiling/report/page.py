@@ -127,8 +127,7 @@ def _bench_sections(bench: Bench) -> list[Section]:
         for group in plots.of_bench(bench)
     ]
     rest = [each for each in _but_warnings(sentences.of_bench(bench), bench) if each not in said]
-    listed = [rows.updates(bench, intervals=True), *filter(None, [rows.races(bench)])]
-    results = Section("results", "All results", rest, None, listed)
+    results = Section("results", "All results", rest, None, rows.results(bench, intervals=True))
     return [*sections, results, _ceilings(bench.ceilings)]
 
 

@@ -44,8 +44,8 @@ class Table:
     grouped_by: int = 0
 
 
-def updates(bench: Bench, *, intervals: bool = False) -> Table:
-    """All results of a bench.
+def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
+    """All results of a bench, and what races there were, if they were counted.
 
     Args:
         bench: What was measured.
@@ -58,7 +58,7 @@ def updates(bench: Bench, *, intervals: bool = False) -> Table:
     lines = [columns, *(_result_row(run) for run in bench.results)]
     if not intervals:
         lines = [(*line[:4], *line[5:]) for line in lines]
-    return Table("Updates", lines[0], lines[1:], 3, 2)
+    return [Table("Updates", lines[0], lines[1:], 3, 2), *filter(None, [races(bench)])]
 
 
 def _result_row(run: BenchRun) -> Row:
@@ -222,14 +222,14 @@ def peers(compare: Compare) -> Table:
 
 
 def peers_by_shape(compare: Compare) -> list[Table]:
-    """A table of optimizers for each shape."""
+    """A table of optimizers for each shape, then what was skipped."""
     tables = []
     for shape, results in results_by_shape(compare).items():
         title = (
             f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
         )
         tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
-    return tables
+    return [*tables, *filter(None, [skipped(compare)])]
 
 
 _PEER_COLUMNS = (
