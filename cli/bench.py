@@ -193,8 +193,7 @@ def _tables(bench: Bench) -> list[rows.Table]:
     """The kernels alone, then what policies did: of a sweep what lock-free gains, else all."""
     if bench.settings.sweep:
         return [rows.kernels(bench), *rows.gains(bench)]
-    races = rows.races(bench)
-    return [rows.kernels(bench), rows.updates(bench), *([races] if races else [])]
+    return [rows.kernels(bench), *rows.results(bench)]
 
 
 def _check_compares(policies: tuple[str, ...]) -> None:

@@ -90,7 +90,7 @@ def compare(
     write_files(
         (json_file, partial(write_result, result)), (plot, partial(plots.write_compare, result))
     )
-    for table in filter(None, (*rows.peers_by_shape(result), rows.skipped(result))):
+    for table in rows.peers_by_shape(result):
         print_table(console_table(table))
     for sentence in sentences.of_compare(result):
         print_text(sentence)
