@@ -55,7 +55,7 @@ _LONGEST = 50  # characters of a name: it may come from anywhere
 _MARGIN, _GAP, _LINE = 16, 24, 18
 _TIP = "tip:"
 
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "figure.dpi": 72,  # a point is a pixel
     "font.size": 11,
     "text.parse_math": False,
@@ -225,13 +225,9 @@ def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, heigh
     )
     axes = figure.add_axes(box)
     plot.draw(axes)
-    corner = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    title = {"fontweight": "bold", "fontsize": 12.5}
-    axes.annotate(plot.title, (0, 1), (-before, above - 12), **corner, **title)
-    axes.annotate(plot.y, (0, 1), (-before, above - 30), **corner, color=DAY["quiet"])
-    axes.annotate(
-        plot.x, (0.5, 0), (0, 4 - below), **corner, color=DAY["quiet"], horizontalalignment="center"
-    )
+    _beside(axes, plot.title, (0, 1), (-before, above - 12), **_OF_AXES, **_BOLD)
+    _beside(axes, plot.y, (0, 1), (-before, above - 30), **_OF_AXES, **_QUIET)
+    _beside(axes, plot.x, (0.5, 0), (0, 4 - below), ha="center", **_OF_AXES, **_QUIET)
 
 
 def legible(name: str) -> str:
@@ -242,6 +238,21 @@ def legible(name: str) -> str:
 def printable(text: str) -> str:
     """Text with a mark in place of what is no character."""
     return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _beside(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **more: Any
+) -> None:
+    """Writes so many pixels to the right of a point and above it."""
+    axes.annotate(text, point, offset, textcoords="offset points", annotation_clip=False, **more)
+
+
+_OF_AXES = {"xycoords": "axes fraction"}
+_BOLD = {"fontweight": "bold", "fontsize": 12.5}
+_QUIET = {"color": DAY["quiet"]}
+# Or lines would cross the text.
+_ON_PAPER = {"bbox": {"facecolor": DAY["back"], "linewidth": 0, "pad": 0.5}}
+_DASHED: dict[str, Any] = {**_QUIET, "linewidth": 1.3, "linestyle": (0, (4, 3))}
 
 
 # What is drawn on axes.
@@ -255,19 +266,9 @@ def mark(axes: Axes, x: float, y: float, look: Look, tip: str) -> None:
 
 def interval(axes: Axes, x: float, low: float, high: float, look: Look) -> None:
     """A vertical bar from ``low`` to ``high``."""
-    middle = (low + high) / 2
-    axes.errorbar(
-        x,
-        middle,
-        [[middle - low], [high - middle]],
-        **{
-            "fmt": "none",
-            "ecolor": DAY[look.color],
-            "elinewidth": 1.1,
-            "capsize": 2.5,
-            "capthick": 1.1,
-        },
-    )
+    middle, reach = (low + high) / 2, (high - low) / 2
+    line: dict[str, Any] = {"ecolor": DAY[look.color], "elinewidth": 1.1, "capthick": 1.1}
+    axes.errorbar(x, middle, reach, fmt="none", capsize=2.5, **line)
 
 
 def from_zero(axes: Axes, values: Iterable[float], unit: str = "") -> None:
@@ -314,14 +315,8 @@ def names_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     for x, y, name in sorted(points, key=lambda point: point[1]):
         place = float(axes.transData.transform((x, y))[1])
         last = max(place, last + 13)
-        axes.annotate(
-            legible(name),
-            (x, y),
-            (9, last - place),
-            textcoords="offset points",
-            verticalalignment="center_baseline",
-            **_ON_PAPER,
-        )
+        told = legible(name)
+        _beside(axes, told, (x, y), (9, last - place), va="center_baseline", **_ON_PAPER)
 
 
 def roofs(axes: Axes, slopes: dict[str, float]) -> None:
@@ -331,22 +326,11 @@ def roofs(axes: Axes, slopes: dict[str, float]) -> None:
     for name, slope in sorted(slopes.items(), key=lambda each: each[1]):
         start, end = max(left, bottom / slope), min(right, top / slope)
         axes.plot([start, end], [slope * start, slope * end], **_DASHED)
-        place = float(axes.transData.transform((end, slope * end))[1])
-        last = max(place, last + 8)
-        axes.annotate(
-            legible(name),
-            (end, slope * end),
-            (-1, last - place + 3),
-            textcoords="offset points",
-            **{"horizontalalignment": "right", "color": DAY["quiet"], "annotation_clip": False},
-            **_ON_PAPER,
-        )
-        last += 4
-
-
-# Or lines would cross the text.
-_ON_PAPER: dict[str, Any] = {"bbox": {"facecolor": DAY["back"], "linewidth": 0, "pad": 0.5}}
-_DASHED: dict[str, Any] = {"color": DAY["quiet"], "linewidth": 1.3, "linestyle": (0, (4, 3))}
+        point = (end, slope * end)
+        place = float(axes.transData.transform(point)[1])
+        last = max(place + 3, last + 12)
+        offset = (-1, last - place)
+        _beside(axes, legible(name), point, offset, ha="right", **_QUIET, **_ON_PAPER)
 
 
 @dataclass(frozen=True)
@@ -387,14 +371,8 @@ def bars(title: str, text: str, x: str, rows: Sequence[Bar], ceiling: float | No
             axes.text(0, index + 12 / _ROW, legible(row.name))
             if row.interval:
                 axes.plot(row.interval, [middle, middle], color=DAY["text"], linewidth=1.3)
-            axes.annotate(
-                row.told,
-                (ends[index], middle),
-                (5, 0),
-                textcoords="offset points",
-                **{"verticalalignment": "center_baseline", "annotation_clip": False},
-                **_ON_PAPER,
-            )
+            end = (ends[index], middle)
+            _beside(axes, row.told, end, (5, 0), va="center_baseline", **_ON_PAPER)
         if ceiling:
             axes.plot([ceiling, ceiling], [0, len(rows)], **_DASHED)
 
@@ -447,14 +425,13 @@ def heat_map(
                 if cell is not None:
                     axes.add_patch(_box(column, row, cell))
                 told = "-" if cell is None else cell.told
-                _centred(axes, column + 0.5, row + 0.5, told)
+                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center_baseline")
         if beside is not None:
             heading, told_beside = beside
-            right = {"textcoords": "offset points", "ha": "right", "color": DAY["quiet"]}
             for row, told in enumerate(told_beside):
-                at = (len(columns), row + 0.5)
-                axes.annotate(told, at, (46, 0), va="center_baseline", **right)
-            axes.annotate(heading, (len(columns), len(rows)), (46, 14), **right)
+                end = (len(columns), row + 0.5)
+                _beside(axes, told, end, (46, 0), ha="right", va="center_baseline", **_QUIET)
+            _beside(axes, heading, (len(columns), len(rows)), (46, 14), ha="right", **_QUIET)
 
     height = 44 + 26 * len(rows) + 38
     margins = (54, 54 if beside else 2, 44, 38)
@@ -469,10 +446,6 @@ def _box(column: int, row: int, cell: Cell) -> Rectangle:
         shade = DAY["blue" if cell.strength > 0 else "orange"]
         box.set(facecolor=shade, alpha=0.06 + 0.42 * abs(cell.strength))
     return box
-
-
-def _centred(axes: Axes, x: float, y: float, text: str, **more: Any) -> None:
-    axes.text(x, y, text, ha="center", va="center_baseline", **more)
 
 
 @dataclass(frozen=True)

@@ -240,8 +240,7 @@ _PEER_COLUMNS = (
 
 def _peer_row(result: PeerTime) -> Row:
     times, against = result.milliseconds, result.time_against_hogstream
-    low, high = times.interval or (None, None)
-    ends = "-" if low is None else f"{_milliseconds(low)} to {_milliseconds(high)}"
+    ends = " to ".join(_milliseconds(end) for end in times.interval or ()) or "-"
     return (
         result.peer,
         _milliseconds(times.median),

@@ -55,11 +55,11 @@ def _poisoned(value: Any, field: str) -> Any:
 @cache
 def pages() -> dict[str, tuple[str, int, list[tuple[str, str]]]]:
     """What the browser looks at: a page, the width of its frame, and the headings to press."""
-    bench, train, compare = results()
+    bench, train, compare = measured()
     everything = render_page(named(bench, train, compare))
     two = render_page(named(bench, full_bench(speed=1.3, seed=1), train, train))
     presses = [("Updates", "updates per s"), ("Updates", "elements"), ("Updates", "policy")]
-    alone = {
+    alone: dict[str, tuple[str, int, list[tuple[str, str]]]] = {
         f"{kind}_{width}": (render_page(named(*files)), width, [])
         for kind, files in (
             ("bench", [bench]),
@@ -80,18 +80,19 @@ def pages() -> dict[str, tuple[str, int, list[tuple[str, str]]]]:
     }
 
 
-def results() -> tuple[Bench, Train, Compare]:
+def measured() -> tuple[Bench, Train, Compare]:
     return full_bench(), committed("train-digits", Train), committed("compare", Compare)
 
 
 @cache
 def hostile() -> str:
-    bench, train, compare = results()
+    bench, train, compare = measured()
     bench.results[0].failures = {"3": "ValueError: no"}
     bench.partial, bench.error = True, "worker 3 failed"
     names = (MARKUP, "b" + MARKUP, "c", "d")
-    files = zip(names, (bench, bench, train, compare), strict=True)
-    return render_page([ResultFile(name, poisoned(each)) for name, each in files])
+    results: tuple[Reported, ...] = (bench, bench, train, compare)
+    files = zip(names, map(poisoned, results), strict=True)
+    return render_page([ResultFile(name, result) for name, result in files])
 
 
 @cache
@@ -246,7 +247,7 @@ def test_markup_is_told_as_text_and_not_evaluated() -> None:
 
 
 def test_page_names_nothing_outside_of_itself() -> None:
-    html = render_page(named(*results()))
+    html = render_page(named(*measured()))
     markup = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.DOTALL)
     assert not re.search(r"\b(src|on\w+)=|https?:|[\"'(]//|url\(|@import", markup)
     assert not re.search(r"https?:|url\(|@import|fetch|import\(", html)
