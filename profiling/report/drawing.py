@@ -177,6 +177,7 @@ def save(
     Raises:
         ValueError: If the suffix names no known format.
     """
+    plots = plots or [Plot("There is nothing to draw.", "", Axes.set_axis_off)]
     names = looks or {}
     below = _LINE * (len(names) + bool(note))
     with matplotlib.rc_context(_LOOK):
@@ -511,7 +512,6 @@ def _round_ticks(values: Iterable[float]) -> list[float]:
 
 # Below so many decades, what a decade is divided into.
 _LOG_STEPS = (
-    (0.3, (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),
     (0.9, (1, 1.5, 2, 3, 4, 6, 8)),
     (2.2, (1, 2, 5)),
     (math.inf, (1,)),
@@ -520,6 +520,9 @@ _LOG_STEPS = (
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
+    if decades < 0.4:
+        ticks = [float(each) for each in MaxNLocator(4).tick_values(low, high)]
+        return [tick for tick in ticks if low <= tick <= high]
     factors = next(steps for room, steps in _LOG_STEPS if decades < room)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil(decades / 6))

@@ -206,8 +206,8 @@ def _compare_answer(compare: Compare) -> Answer:
     unbeaten = sum(all(speed.low <= 1 for speed in each.values()) for each in rivals.values())
     first = sum(all(speed.high < 1 for speed in each.values()) for each in rivals.values())
     verdict = (
-        f"At {unbeaten or 'none'} of {counted(len(rivals), 'shape')} no other optimizer moves more "
-        f"bytes/s than hogstream beyond noise; at {first or 'none'} hogstream is ahead of all."
+        f"hogstream moves the most bytes/s, or as many within noise, at {unbeaten} of "
+        f"{counted(len(rivals), 'shape')}; it is ahead of all others beyond noise at {first}."
     )
     largest = max(rivals, key=lambda shape: shapes[shape][0].elements)
     rival, speed = max(rivals[largest].items(), key=lambda each: each[1].median)
