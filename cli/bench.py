@@ -114,12 +114,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
 @click.option(
     "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
 )
-@click.option(
-    "--plot",
-    type=options.picture_file,
-    metavar="FILE",
-    help="Save a heat map of the gain: .png, .svg or .pdf.",
-)
+@options.plot_option("a heat map of the gain")
 def bench(
     sweep: bool,
     device: torch.device,

@@ -50,12 +50,7 @@ from hogstream.profiling.results.files import write_result
 )
 @options.SEED
 @options.JSON
-@click.option(
-    "--plot",
-    type=options.picture_file,
-    metavar="FILE",
-    help="Save bandwidths and a roofline: .png, .svg or .pdf.",
-)
+@options.plot_option("bandwidths and a roofline")
 def compare(
     device: torch.device,
     shapes: tuple[Shape, ...] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.runs import run_of, scheduling_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
+from hogstream.profiling.results.gains import training_gains_of
 from hogstream.profiling.results.schema import MOST, Ceilings, Spread, Train, TrainRun
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import (
@@ -122,7 +123,11 @@ def run_training(
             )
     finally:
         torch.set_num_threads(threads)
-    results = [_run_of(trainings, settings, ceilings) for trainings in rounds]
+    ends = {trainings[0].policy: [training.end() for training in trainings] for trainings in rounds}
+    seconds = {
+        policy: Spread.of([end.report.seconds for end in each]) for policy, each in ends.items()
+    }
+    results = [_run_of(policy, settings, ceilings, ends[policy], seconds) for policy in ends]
     return Train(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),
@@ -171,24 +176,35 @@ async def _train_all(
 
 
 def _run_of(
-    trainings: Sequence[_Training], settings: TrainSettings, ceilings: Ceilings
+    policy: str,
+    settings: TrainSettings,
+    ceilings: Ceilings,
+    ends: Sequence[_End],
+    seconds: Mapping[str, Spread],
 ) -> TrainRun:
-    """What a policy's trainings came to."""
-    ends = [training.end() for training in trainings]
-    reports = [end.report for end in ends]
+    """What a policy's trainings came to.
+
+    Args:
+        policy: Its name.
+        settings: How it trained.
+        ceilings: Of the machine.
+        ends: Of its trainings.
+        seconds: Of the trainings of each policy, this among them.
+    """
     final_losses = [end.final_loss for end in ends]
     return run_of(
         TrainRun,
-        reports,
+        [end.report for end in ends],
         ceilings,
         processes=settings.processes,
-        batch=settings.scheduling.batch_with(reports[0].policy),
+        batch=settings.scheduling.batch_with(policy),
         depth=settings.scheduling.depth,
         test_accuracy=Spread.of([end.test_accuracy for end in ends]),
         final_loss=Spread.of(final_losses) if all(map(_is_told, final_losses)) else None,
-        training_seconds=Spread.of([report.seconds for report in reports]),
+        training_seconds=seconds[policy],
         epochs=Spread.of([end.epochs for end in ends]),
         losses=[(time, loss) for time, loss in ends[0].losses if _is_told(loss)],
+        gains=training_gains_of(policy, seconds),
     )
 
 
@@ -220,6 +236,7 @@ class _Training:
     """One training of a new model.
 
     Attributes:
+        policy: Under which.
         report: Of the scheduler, also if it failed or was cancelled; None before.
     """
 
@@ -233,7 +250,7 @@ class _Training:
     ) -> None:
         self.report: RunReport | None = None
         self._settings = settings
-        self._policy = policy
+        self.policy = policy
         self._digits = digits
         self._on_step = on_step
         self._title = f"{policy}, {title}"
@@ -261,7 +278,7 @@ class _Training:
             "workers": settings.workers,
             "backend": settings.backend,
             "lr": LEARNING_RATE,
-            **settings.scheduling.arguments(self._policy),
+            **settings.scheduling.arguments(self.policy),
         }
         if settings.processes > 1:
             scheduler = ProcessScheduler(shared, processes=settings.processes, **arguments)
