@@ -138,7 +138,7 @@ def markup(plot: Plot, name: str) -> Markup:
         name: Unlike those of all other plots of the page: ids are made from it.
     """
     with matplotlib.rc_context({**_LOOK, "svg.hashsalt": name}):
-        return _inline(_figure([plot], columns=1), plot)
+        return _inline(_picture([plot], columns=1), plot)
 
 
 def swatch(look: Look, name: str) -> Markup:
@@ -181,21 +181,21 @@ def save(
     names = looks or {}
     below = _LINE * (len(names) + bool(note))
     with matplotlib.rc_context(_LOOK):
-        figure = _figure(plots, columns, margin=_MARGIN, below=below)
+        picture = _picture(plots, columns, margin=_MARGIN, below=below)
         for name, look in names.items():
-            figure.axes[0].plot([], [], label=legible(name), marker=look.marker, **look.line)
-        left, bottom = (_MARGIN / 72 / size for size in figure.get_size_inches())
+            picture.axes[0].plot([], [], label=legible(name), marker=look.marker, **look.line)
+        left, bottom = (_MARGIN / 72 / size for size in picture.get_size_inches())
         if note:
-            figure.text(left, bottom, note, color=DAY["quiet"])
+            picture.text(left, bottom, note, color=DAY["quiet"])
         if names:
-            corner = (left, bottom + _LINE * bool(note) / 72 / figure.get_figheight())
-            figure.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
-        for artist in figure.findobj(lambda each: bool(each.get_gid())):
+            corner = (left, bottom + _LINE * bool(note) / 72 / picture.get_figheight())
+            picture.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
+        for artist in picture.findobj(lambda each: bool(each.get_gid())):
             artist.set_gid("")  # only the page shows tips
-        figure.savefig(path, dpi=200, facecolor=DAY["back"])
+        picture.savefig(path, dpi=200, facecolor=DAY["back"])
 
 
-def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:
+def _picture(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:
     """Plots in a grid of cells as wide as the first, each row as high as its highest."""
     columns = min(columns, len(plots))
     rows = [plots[start : start + columns] for start in range(0, len(plots), columns)]
@@ -203,20 +203,20 @@ def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0
     cell = plots[0].width
     width = 2 * margin + columns * cell + (columns - 1) * _GAP
     height = 2 * margin + below + sum(heights) + (len(rows) - 1) * _GAP
-    figure = Figure(figsize=(width / 72, height / 72))
+    picture = Figure(figsize=(width / 72, height / 72))
     top = height - margin
     for row, row_height in zip(rows, heights, strict=True):
         for column, plot in enumerate(row):
             left = margin + column * (cell + _GAP)
-            _draw(figure, plot, left / width, top / height, width, height)
+            _draw(picture, plot, left / width, top / height, width, height)
         top -= row_height + _GAP
-    for text in figure.findobj(Text):
+    for text in picture.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(printable(text.get_text()))
-    return figure
+    return picture
 
 
-def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, height: int) -> None:
+def _draw(picture: Figure, plot: Plot, left: float, top: float, width: int, height: int) -> None:
     before, after, above, below = plot.margins
     box = (
         left + before / width,
@@ -224,7 +224,7 @@ def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, heigh
         (plot.width - before - after) / width,
         (plot.height - above - below) / height,
     )
-    axes = figure.add_axes(box)
+    axes = picture.add_axes(box)
     plot.draw(axes)
     _beside(axes, plot.title, (0, 1), (-before, above - 12), **_OF_AXES, **_BOLD)
     _beside(axes, plot.y, (0, 1), (-before, above - 30), **_OF_AXES, **_QUIET)
@@ -533,13 +533,13 @@ def _log_ticks(low: float, high: float) -> list[float]:
 # From matplotlib's SVG to the page's.
 
 
-def _inline(figure: Figure, plot: Plot) -> Markup:
-    for artist in figure.findobj(lambda each: bool(each.get_gid())):
+def _inline(picture: Figure, plot: Plot) -> Markup:
+    for artist in picture.findobj(lambda each: bool(each.get_gid())):
         artist.set_gid(printable(artist.get_gid() or ""))
     file = io.StringIO()
     with warnings.catch_warnings():  # the page's font has what matplotlib's may not
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        picture.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     source = ElementTree.fromstring(file.getvalue())
     svg = ElementTree.Element("svg", {"viewBox": f"0 0 {plot.width} {plot.height}"})
     if plot.text:
