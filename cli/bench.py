@@ -115,12 +115,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
 @click.option(
     "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
 )
-@click.option(
-    "--plot",
-    type=options.picture_file,
-    metavar="FILE",
-    help="Save a heat map of the gain: .png, .svg or .pdf.",
-)
+@options.plot_option("a heat map of the gain")
 def bench(
     sweep: bool,
     device: torch.device,
@@ -193,8 +188,7 @@ def _tables(bench: Bench) -> list[rows.Table]:
     """The kernels alone, then what policies did: of a sweep what lock-free gains, else all."""
     if bench.settings.sweep:
         return [rows.kernels(bench), *rows.gains(bench)]
-    races = rows.races(bench)
-    return [rows.kernels(bench), rows.updates(bench), *([races] if races else [])]
+    return [rows.kernels(bench), *rows.results(bench)]
 
 
 def _check_compares(policies: tuple[str, ...]) -> None:

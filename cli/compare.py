@@ -50,12 +50,7 @@ from hogstream.profiling.results.files import write_result
 )
 @options.SEED
 @options.JSON
-@click.option(
-    "--plot",
-    type=options.picture_file,
-    metavar="FILE",
-    help="Save bandwidths and a roofline: .png, .svg or .pdf.",
-)
+@options.plot_option("bandwidths and a roofline")
 def compare(
     device: torch.device,
     shapes: tuple[Shape, ...] | None,
@@ -90,7 +85,7 @@ def compare(
     write_files(
         (json_file, partial(write_result, result)), (plot, partial(plots.write_compare, result))
     )
-    for table in filter(None, (*rows.peers_by_shape(result), rows.skipped(result))):
+    for table in rows.peers_by_shape(result):
         print_table(console_table(table))
     for sentence in sentences.of_compare(result):
         print_text(sentence)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -203,6 +203,18 @@ JSON = click.option(
     metavar="FILE",
     help="Write results to this file.",
 )
+
+
+def plot_option(what: str) -> Callable[[Any], Any]:
+    """``--plot``, which saves a picture of what a command found out."""
+    return click.option(
+        "--plot",
+        type=picture_file,
+        metavar="FILE",
+        help=f"Save {what}: .png, .svg or .pdf.",
+    )
+
+
 TRACE = click.option(
     "--trace",
     type=output_file,

@@ -9,8 +9,13 @@ from hogstream.profiling.report.rows import Table
 
 
 def console_table(table: Table) -> RichTable:
-    """A table for the console, with a line between groups of rows that belong together."""
-    shown = new_table(table.title, *table.columns, text_columns=table.text_columns)
+    """A table for the console, with a line between groups of rows that belong together.
+
+    One of words alone has no headings, and its lines may wrap.
+    """
+    words = table.text_columns == len(table.columns)
+    columns = [""] * len(table.columns) if words else table.columns
+    shown = new_table(table.title, *columns, text_columns=table.text_columns)
     before = None
     for row in table.rows:
         group = row[: table.grouped_by]

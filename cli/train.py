@@ -78,12 +78,7 @@ def train(context: click.Context) -> None:
 @options.SEED
 @options.JSON
 @options.TRACE
-@click.option(
-    "--plot",
-    type=options.picture_file,
-    metavar="FILE",
-    help="Save loss against time: .png, .svg or .pdf.",
-)
+@options.plot_option("loss against time")
 def train_digits(
     device: torch.device,
     backend: str | None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-#: Set in the environment of what runs under a profiler, whose figures are spoilt by it.
+#: Set in the environment of what runs under a profiler, whose metrics are spoilt by it.
 PROFILED = "HOGSTREAM_PROFILED"
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from hogstream.profiling.report import summary
-from hogstream.profiling.results.gains import gain_columns, gain_tables
-from hogstream.profiling.wording import number_text, size_name
+from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.results.files import decoded
+from hogstream.profiling.results.schema import (
+    AnyResult,
+    Bench,
+    Compare,
+    MachineCeilings,
+    Train,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-_BEGIN = "<!-- {}: made by `make results`, not by hand -->\n"
-_END = "<!-- end of {} -->\n"
-_RACE_COLUMNS = (
-    "elements",
-    "workers",
-    "policy",
-    "updates per s",
-    "lost",
-    "overwrites per update",
-    "staleness mean",
-    "p50",
-    "p99",
-    "max",
-)
+PICTURE = "gain.png"
+
+R = TypeVar("R", bound=AnyResult)
 
 
 def updated(name: str, text: str, folder: Path) -> str:
@@ -40,114 +36,104 @@ def updated(name: str, text: str, folder: Path) -> str:
         ValueError: If a mark is missing.
     """
     part, measure = DOCUMENTS[name]
-    begin_mark, end_mark = _BEGIN.format(part), _END.format(part)
-    before, begin, rest = text.partition(begin_mark)
-    _, end, after = rest.partition(end_mark)
-    if not begin or not end:
-        raise ValueError(f"text must hold the marks {begin_mark!r} and {end_mark!r}")
-    return before + begin + "\n" + measure(folder) + "\n" + end + after
+    marks = re.compile(rf"(<!-- {part}: [^\n]*-->\n).*?(<!-- end of {part} -->\n)", re.DOTALL)
+    if not marks.search(text):
+        raise ValueError(f"{name} must hold a mark <!-- {part}: ... --> and <!-- end of {part} -->")
+    made = "\n\n".join(measure(folder))
+    return marks.sub(lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text)
 
 
 def main() -> None:
-    """Rewrites the documents in place."""
+    """Rewrites the documents in place, and draws README's picture."""
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(updated(name, path.read_text("utf-8"), RESULTS), encoding="utf-8")
+    for _, sweep in _last_sweep(RESULTS):
+        plots.write_gain(sweep, RESULTS / PICTURE)
 
 
-def races(folder: Path) -> str:
+def result(folder: Path) -> list[str]:
+    """What README shows: a picture and a sentence on the last ``*-sweep.json``, and a link."""
+    told = []
+    for _, sweep in _last_sweep(folder):
+        answer = sentences.answer(sweep)
+        best = answer.facts[0]
+        told += [
+            f"![Gain of lock-free over the stronger of locked and ordered](docs/results/{PICTURE})",
+            f"On {rows.machine_text(sweep)}: {answer.verdict} {best.name}: {best.value} "
+            f"({best.detail}).",
+        ]
+    link = "[All results](docs/results.md), with 95 % intervals and the commands that made them."
+    return [*told, link]
+
+
+def results(folder: Path) -> list[str]:
+    """What ``docs/results.md`` shows: each kind of result, each made by a command."""
+    parts = []
+    for name, bench in _read(folder, "bench", Bench):
+        parts += _section(name, bench, sentences.of_bench(bench), rows.results(bench))
+        parts += [_table(rows.kernels(bench))]
+    for name, machine in _read(folder, "ceilings", MachineCeilings):
+        tables = [rows.levels(machine.ceilings), rows.rates(machine.ceilings)]
+        parts += _section(name, machine, [], tables)
+    for name, sweep in _read(folder, "sweep", Bench):
+        parts += _section(name, sweep, sentences.of_bench(sweep), rows.gains(sweep))
+    for name, compare in _read(folder, "compare", Compare):
+        skipped = rows.skipped(compare)
+        tables = [rows.peers(compare), *([skipped] if skipped else [])]
+        parts += _section(name, compare, sentences.of_compare(compare), tables)
+    for name, train in _read(folder, "train-digits", Train):
+        parts += _section(name, train, sentences.of_train(train), [rows.training(train)])
+    return [*parts, *_missing_on_gpu(folder)]
+
+
+def races(folder: Path) -> list[str]:
     """What ``docs/lock-free.md`` shows of ``*-races.json``, made by ``bench --telemetry``."""
     parts = []
-    for path in sorted(folder.glob("*-races.json")):
-        bench = json.loads(path.read_text("utf-8"))
-        parts += [f"`{bench['command']}` ([JSON](results/{path.name})):"]
-        parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(bench))]
-        parts += [_table(_RACE_COLUMNS, map(_race_row, bench["results"]), 3)]
-    return "\n\n".join(parts or ["Nothing was measured yet."]) + "\n"
+    for name, bench in _read(folder, "races", Bench):
+        table = rows.races(bench)
+        parts += _section(name, bench, sentences.of_bench(bench), [table] if table else [])
+    return parts or ["Nothing was measured yet."]
 
 
-def _race_row(result: dict[str, Any]) -> tuple[str, ...]:
-    staleness, lost = result["staleness"], result["lost_updates_fraction"]
-    return (
-        size_name(result["elements"]),
-        str(result["workers"]),
-        result["policy"],
-        number_text(result["updates_per_second"]),
-        number_text(None if lost is None else 100 * lost, 2, " %"),
-        number_text(result["overwrites_per_update"], 4),
-        number_text(staleness["mean"], 1),
-        *(number_text(staleness[name]) for name in ("p50", "p99", "max")),
-    )
+def _read(folder: Path, job: str, type_: type[R]) -> Iterator[tuple[str, R]]:
+    """Results of a job in the order of their names, each with its file's."""
+    for path in sorted(folder.glob(f"*-{job}.json")):
+        yield path.name, decoded(path.read_bytes(), type_)
 
 
-def result(folder: Path) -> str:
-    """What README shows: the picture that was drawn beside the results, and where the rest is."""
-    picture = "![Gain of lock-free over locked and ordered](docs/results/gain.png)\n\n"
-    link = "[All results](docs/results.md), with 95 % intervals and the commands that made them.\n"
-    return (picture if (folder / "gain.png").exists() else "") + link
+def _last_sweep(folder: Path) -> list[tuple[str, Bench]]:
+    return [*_read(folder, "sweep", Bench)][-1:]
 
 
-def results(folder: Path) -> str:
-    """What ``docs/results.md`` shows: ``*-bench.json`` and so on, each made by a command."""
-    parts = []
-    for path in sorted(folder.glob("*-bench.json")):
-        bench = json.loads(path.read_text("utf-8"))
-        parts += [f"`{bench['command']}` ([JSON](results/{path.name})):"]
-        parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(bench))]
-        parts += [_table(summary.COLUMNS, map(summary.result_row, bench["results"]), 3)]
-        if races := summary.race_rows(bench):
-            parts += ["What the races cost:", _table(summary.RACE_COLUMNS, races, 3)]
-        parts += ["The kernels alone, all cores:"]
-        parts += [_table(summary.KERNEL_COLUMNS, map(summary.kernel_row, bench["kernels"]), 1)]
-    for path in sorted(folder.glob("*-ceilings.json")):
-        ceilings = json.loads(path.read_text("utf-8"))
-        parts += [f"`{ceilings['command']}` ([JSON](results/{path.name})):"]
-        parts += [_table(summary.LEVEL_COLUMNS, summary.level_rows(ceilings["ceilings"]), 1)]
-        parts += [_table(summary.RATE_COLUMNS, summary.rate_rows(ceilings["ceilings"]), 1)]
-    for path in sorted(folder.glob("*-sweep.json")):
-        sweep = json.loads(path.read_text("utf-8"))
-        parts += [f"`{sweep['command']}` ([JSON](results/{path.name})):"]
-        parts += ["\n".join(f"- {sentence}" for sentence in summary.sentences(sweep))]
-        for title, gains in gain_tables(sweep).items():
-            parts += [f"{title}:", _table(gain_columns(sweep), gains, 1)]
-    for path in sorted(folder.glob("*-compare.json")):
-        compare = json.loads(path.read_text("utf-8"))
-        name = compare["environment"]["device_name"]
-        parts += [f"`{compare['command']}` on {name} ([JSON](results/{path.name})):"]
-        said = summary.compare_sentences(compare) + summary.skipped_sentences(compare)
-        parts += ["\n".join(f"- {sentence}" for sentence in said)]
-        rows = map(summary.compare_readme_row, compare["results"])
-        parts += [_table(summary.COMPARE_README_COLUMNS, rows, 2)]
-    for path in sorted(folder.glob("*-train-digits.json")):
-        train = json.loads(path.read_text("utf-8"))
-        name = train["environment"]["device_name"]
-        parts += [f"`{train['command']}` on {name} ([JSON](results/{path.name})):"]
-        said = summary.training_sentences(train)
-        parts += ["\n".join(f"- {sentence}" for sentence in said)]
-        rows = map(summary.training_row, train["results"])
-        parts += [_table(summary.TRAINING_COLUMNS, rows, 1)]
-    parts += _missing_on_gpu(folder)
-    return "\n\n".join(parts) + "\n"
+def _section(name: str, result: R, said: list[str], tables: list[rows.Table]) -> list[str]:
+    """The command that made a result, what it says, and its tables."""
+    where = f" on {rows.machine_text(result)}" if isinstance(result, (Compare, Train)) else ""
+    parts = [f"`{result.command}`{where} ([JSON](results/{name})):"]
+    parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
+    return [*parts, *map(_table, tables)]
 
 
-def _missing_on_gpu(results: Path) -> list[str]:
+def _missing_on_gpu(folder: Path) -> list[str]:
     missing = [
         what
         for what, job in (("policies", "bench"), ("optimizers", "compare"))
-        if not any(results.glob(f"nvidia*-{job}.json"))
+        if not any(folder.glob(f"nvidia*-{job}.json"))
     ]
     if len(missing) == 2:
         return ["Nothing was measured on a GPU yet."]
     return [f"The {what} were not compared on a GPU yet." for what in missing]
 
 
-def _table(columns: tuple[str, ...], rows: Any, text_columns: int) -> str:
-    rule = ["---" if index < text_columns else "---:" for index in range(len(columns))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows))
+def _table(table: rows.Table) -> str:
+    count = len(table.columns)
+    rule = ["---" if index < table.text_columns else "---:" for index in range(count)]
+    lines = [" | ".join(cells) for cells in (table.columns, rule, *table.rows)]
+    return "\n".join([f"{table.title}:", "", *(f"| {line} |" for line in lines)])
 
 
-#: Each document, what its marks call the measured part, and what makes that.
-DOCUMENTS = {
+#: Each document, what its marks call the measured part, and the paragraphs of that.
+DOCUMENTS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "README.md": ("result", result),
     "docs/results.md": ("results", results),
     "docs/lock-free.md": ("races", races),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.runs import run_of, scheduling_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
+from hogstream.profiling.results.gains import training_gains_of
 from hogstream.profiling.results.schema import MOST, Ceilings, Spread, Train, TrainRun
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import (
@@ -120,7 +121,11 @@ def run_training(
             )
     finally:
         torch.set_num_threads(threads)
-    results = [_run_of(trainings, settings, ceilings) for trainings in rounds]
+    ends = {trainings[0].policy: [training.end() for training in trainings] for trainings in rounds}
+    seconds = {
+        policy: Spread.of([end.report.seconds for end in each]) for policy, each in ends.items()
+    }
+    results = [_run_of(policy, settings, ceilings, ends[policy], seconds) for policy in ends]
     return Train(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),
@@ -169,24 +174,35 @@ async def _train_all(
 
 
 def _run_of(
-    trainings: Sequence[_Training], settings: TrainSettings, ceilings: Ceilings
+    policy: str,
+    settings: TrainSettings,
+    ceilings: Ceilings,
+    ends: Sequence[_End],
+    seconds: Mapping[str, Spread],
 ) -> TrainRun:
-    """What a policy's trainings came to."""
-    ends = [training.end() for training in trainings]
-    reports = [end.report for end in ends]
+    """What a policy's trainings came to.
+
+    Args:
+        policy: Its name.
+        settings: How it trained.
+        ceilings: Of the machine.
+        ends: Of its trainings.
+        seconds: Of the trainings of each policy, this among them.
+    """
     final_losses = [end.final_loss for end in ends]
     return run_of(
         TrainRun,
-        reports,
+        [end.report for end in ends],
         ceilings,
         processes=settings.processes,
-        batch=settings.scheduling.with_policy(reports[0].policy).batch,
+        batch=settings.scheduling.with_policy(policy).batch,
         depth=settings.scheduling.depth,
         test_accuracy=Spread.of([end.test_accuracy for end in ends]),
         final_loss=Spread.of(final_losses) if all(map(_is_told, final_losses)) else None,
-        training_seconds=Spread.of([report.seconds for report in reports]),
+        training_seconds=seconds[policy],
         epochs=Spread.of([end.epochs for end in ends]),
         losses=[(time, loss) for time, loss in ends[0].losses if _is_told(loss)],
+        gains=training_gains_of(policy, seconds),
     )
 
 
@@ -218,6 +234,7 @@ class _Training:
     """One training of a new model.
 
     Attributes:
+        policy: Under which.
         report: Of the scheduler, also if it failed or was cancelled; None before.
     """
 
@@ -231,6 +248,7 @@ class _Training:
     ) -> None:
         self.report: RunReport | None = None
         self._settings = settings
+        self.policy = policy
         self._scheduling = settings.scheduling.with_policy(policy)
         self._digits = digits
         self._on_step = on_step

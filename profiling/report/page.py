@@ -127,9 +127,7 @@ def _bench_sections(bench: Bench) -> list[Section]:
         for group in plots.of_bench(bench)
     ]
     rest = [each for each in _but_warnings(sentences.of_bench(bench), bench) if each not in said]
-    races = rows.races(bench)
-    listed = [rows.updates(bench), *([races] if races else [])]
-    results = Section("results", "All results", rest, None, listed)
+    results = Section("results", "All results", rest, None, rows.results(bench, intervals=True))
     return [*sections, results, _ceilings(bench.ceilings)]
 
 
@@ -158,7 +156,7 @@ def _compare_sections(compare: Compare) -> list[Section]:
 
 def _diff_section(diff: Diff) -> Section:
     said = [f"First: {diff.first}. Second: {diff.second}."]
-    said += [each for each in diff_sentences(diff) if each not in cautions(diff)]
+    said += [each for each in diff_sentences(diff)[1:] if each not in cautions(diff)]
     tables = [rows.changes(diff), *rows.around_changes(diff)]
     group = plots.of_diff(diff)
     return Section(group.anchor, f"What changed: {diff.kind}", said, group, tables)
@@ -179,7 +177,11 @@ def _drawn(section: Section) -> tuple[list[Markup], list[tuple[Markup, str]]]:
         drawing.markup(plot, f"{section.anchor} {index}")
         for index, plot in enumerate(section.group.plots)
     ]
-    return drawn, [(drawing.swatch(look), name) for name, look in section.group.looks.items()]
+    legend = [
+        (drawing.swatch(look, f"{section.anchor} legend {index}"), name)
+        for index, (name, look) in enumerate(section.group.looks.items())
+    ]
+    return drawn, legend
 
 
 def sort_value(text: str) -> float | None:

@@ -50,6 +50,7 @@ from hogstream.profiling.results.schema import (
     Run,
     Spread,
     Train,
+    TrainRun,
 )
 from hogstream.profiling.wording import counted, size_name
 
@@ -447,11 +448,7 @@ def of_train(train: Train) -> Group:
         for run in train.results
     }
     curves = {policy: curve for policy, curve in curves.items() if curve}
-    text = " ".join(
-        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy, final loss "
-        f"{run.final_loss.median:.4f}, after {run.training_seconds.median:.1f} s."
-        for run in train.results
-    )
+    text = " ".join(map(_trained, train.results))
 
     def draw(axes: Axes) -> None:
         end = max(x for curve in curves.values() for x, _ in curve)
@@ -471,10 +468,19 @@ def of_train(train: Train) -> Group:
         draw,
         x="seconds",
         y="cross entropy (nats), running mean",
-        **{"width": 520, "height": 300},
+        width=520,
+        height=300,
     )
     return Group(
         "training", "Training", "The loss of the first round.", [plot] if curves else [], looks
+    )
+
+
+def _trained(run: TrainRun) -> str:
+    loss = "the loss diverged" if run.final_loss is None else f"loss {run.final_loss.median:.4f}"
+    return (
+        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy, {loss}, after "
+        f"{run.training_seconds.median:.1f} s (medians)."
     )
 
 
@@ -622,8 +628,7 @@ def write_gain(bench: Bench, path: Path) -> None:
             axes.bar(index, gain.median, 0.62, color=DAY[shade])
             if gain.bounds is not None:
                 drawing.interval(axes, index, *gain.bounds, LOOKS[-1])
-            told = {"ha": "center", "color": DAY["back"], "fontweight": "bold"}
-            axes.text(index, 0.12, f"{gain.median:.2f}x", **told)  # type: ignore[arg-type]
+            axes.text(index, 0.12, f"{gain.median:.2f}x", ha="center", color=DAY["back"])
         axes.axhline(1, color=DAY["text"], linewidth=1.3)
 
     plot = Plot(
@@ -633,7 +638,8 @@ def write_gain(bench: Bench, path: Path) -> None:
         x="elements of the shared parameters",
         y="lock-free over the stronger of locked and ordered; lines: 95 % intervals; grey: may be "
         "noise",
-        **{"width": 620, "height": 300},
+        width=620,
+        height=300,
     )
     drawing.save([plot], path, note=f"{counted(workers, 'worker')} on {machine_text(bench)}")
 

@@ -44,28 +44,36 @@ class Table:
     grouped_by: int = 0
 
 
-def updates(bench: Bench) -> Table:
-    """All results of a bench."""
+def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
+    """All results of a bench, and what races there were, if they were counted.
+
+    Args:
+        bench: What was measured.
+        intervals: Whether those of updates/s have a column, for which a terminal is too narrow.
+    """
     columns = (
         *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
         *("p50 us", "p99 us", "staleness mean/max", "gain over locked", "gain over ordered"),
     )
-    rows = [
-        (
-            *_where(run),
-            *spread_texts(run.updates_per_second, 0),
-            number_text(run.gigabytes_per_second, 1),
-            number_text(run.latency_us.p50),
-            number_text(run.latency_us.p99),
-            _staleness(run),
-            *(
-                number_text(run.gains[name].median if name in run.gains else None, 2, "x")
-                for name in BASELINES
-            ),
-        )
-        for run in bench.results
-    ]
-    return Table("Updates", columns, rows, 3, 2)
+    lines = [columns, *(_result_row(run) for run in bench.results)]
+    if not intervals:
+        lines = [(*line[:4], *line[5:]) for line in lines]
+    return [Table("Updates", lines[0], lines[1:], 3, 2), *filter(None, [races(bench)])]
+
+
+def _result_row(run: BenchRun) -> Row:
+    return (
+        *_where(run),
+        *spread_texts(run.updates_per_second, 0),
+        number_text(run.gigabytes_per_second, 1),
+        number_text(run.latency_us.p50),
+        number_text(run.latency_us.p99),
+        _staleness(run),
+        *(
+            number_text(run.gains[name].median if name in run.gains else None, 2, "x")
+            for name in BASELINES
+        ),
+    )
 
 
 def races(bench: Bench) -> Table | None:
@@ -214,14 +222,14 @@ def peers(compare: Compare) -> Table:
 
 
 def peers_by_shape(compare: Compare) -> list[Table]:
-    """A table of optimizers for each shape."""
+    """A table of optimizers for each shape, then what was skipped."""
     tables = []
     for shape, results in results_by_shape(compare).items():
         title = (
             f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
         )
         tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
-    return tables
+    return [*tables, *filter(None, [skipped(compare)])]
 
 
 _PEER_COLUMNS = (
@@ -232,8 +240,7 @@ _PEER_COLUMNS = (
 
 def _peer_row(result: PeerTime) -> Row:
     times, against = result.milliseconds, result.time_against_hogstream
-    low, high = times.interval or (None, None)
-    ends = "-" if low is None else f"{_milliseconds(low)} to {_milliseconds(high)}"
+    ends = " to ".join(_milliseconds(end) for end in times.interval or ()) or "-"
     return (
         result.peer,
         _milliseconds(times.median),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train
+from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train, TrainRun
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
@@ -58,7 +58,7 @@ def shares_alone(bench: Bench) -> dict[int, float]:
     }
 
 
-def over_stronger(run: BenchRun) -> tuple[str, Interval] | None:
+def over_stronger(run: BenchRun | TrainRun) -> tuple[str, Interval] | None:
     """The baseline that a run gains least over, which is the stronger one, and that gain.
 
     Returns:
@@ -68,13 +68,28 @@ def over_stronger(run: BenchRun) -> tuple[str, Interval] | None:
     return min(gains.items(), key=lambda each: each[1].median) if gains else None
 
 
-def training_gains(train: Train) -> dict[str, Interval]:
-    """How many times as fast lock-free trains as each baseline, over rounds that both finished."""
-    seconds = {run.policy: run.training_seconds.samples for run in train.results}
-    mine = seconds.get(CONTENDER, [])
+def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, Ratio]:
+    """How many times as fast a policy trained as each other one that finished as many rounds.
+
+    Args:
+        policy: Its name.
+        seconds: Of a training with each policy by name, its own among them.
+    """
+    mine = seconds[policy].samples
     gains = {
-        baseline: Ratio.of(seconds[baseline], mine)
-        for baseline in BASELINES
-        if mine and len(seconds.get(baseline, ())) == len(mine)
+        other: Ratio.of(theirs.samples, mine)
+        for other, theirs in seconds.items()
+        if other != policy and len(theirs.samples) == len(mine)
     }
-    return {name: gain.estimate for name, gain in gains.items() if gain is not None}
+    return {other: gain for other, gain in gains.items() if gain is not None}
+
+
+def training_gains(train: Train) -> dict[str, Interval]:
+    """How many times as fast lock-free trained as each baseline that was measured."""
+    return {
+        name: run.gains[name].estimate
+        for run in train.results
+        if run.policy == CONTENDER
+        for name in BASELINES
+        if name in run.gains
+    }

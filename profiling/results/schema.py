@@ -307,6 +307,8 @@ class TrainRun(Run):
         epochs: How often each training example was seen.
         losses: Of the first round: seconds since its start, and the loss of the batch, as long as
             it was a number.
+        gains: How many times as fast it trained as each other policy that finished as many rounds,
+            by policy.
     """
 
     test_accuracy: Spread
@@ -314,6 +316,7 @@ class TrainRun(Run):
     training_seconds: Spread
     epochs: Spread
     losses: list[tuple[Number, Number]]
+    gains: dict[str, Ratio]
 
 
 class KernelTime(Record):

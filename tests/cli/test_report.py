@@ -247,7 +247,11 @@ def test_whatever_is_wrong_anywhere_is_refused_or_told() -> None:
     """One value after another is put in place of one that belongs there."""
     values: tuple[Any, ...] = (None, 0, "x", [], {}, True, 1e17, 1e-17, [0, 0])
     refused, told = list[str](), 0
-    for whole in map(to_json, (smallest_bench(), smallest_train(), smallest_compare())):
+    for whole in (
+        to_json(smallest_bench()),
+        to_json(smallest_train()),
+        to_json(smallest_compare()),
+    ):
         for index, place in enumerate(places(whole)):
             result = copy.deepcopy(whole)
             inner: Any = result

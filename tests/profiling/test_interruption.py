@@ -89,7 +89,8 @@ def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     assert sum(result["staleness"]["histogram"].values()) == result["updates"]
     events = json.loads(trace.read_text("utf-8"))["traceEvents"]
     assert sum(event.get("cat") == "update" for event in events) == result["updates"]
-    assert f"{result['test_accuracy']['median']:.1%} test accuracy" in plot.read_text("utf-8")
+    accuracy = f"{100 * result['test_accuracy']['median']:.1f} %"
+    assert f"{accuracy} test accuracy" in plot.read_text("utf-8")
 
 
 def test_training_that_was_cut_short_does_not_spoil_whole_ones(tmp_path: Path) -> None:

@@ -33,22 +33,35 @@ function backgroundOf(element, view) {
   return [255, 255, 255];
 }
 
-function textContrasts(page, view) {
+// What lies under a text of a plot: the filled shapes before it that hold its middle.
+function belowText(text, back, view) {
+  const box = text.getBoundingClientRect();
+  const [x, y] = [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+  for (const shape of text.ownerSVGElement.querySelectorAll("path")) {
+    if (shape.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_PRECEDING) break;
+    const style = view.getComputedStyle(shape);
+    const frame = shape.getBoundingClientRect();
+    if (style.fill === "none" || x < frame.left || x > frame.right) continue;
+    if (y < frame.top || y > frame.bottom) continue;
+    const { color } = parse(style.fill);
+    back = over(color, Number(style.opacity) * Number(style.fillOpacity), back);
+  }
+  return back;
+}
+
+function worstContrast(page, view) {
   const found = [];
   const walker = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
-    if (!node.data.trim() || ["STYLE", "SCRIPT", "title"].includes(element.tagName)) continue;
+    if (!node.data.trim()) continue;
+    if (["style", "script", "title", "desc"].includes(element.localName)) continue;
     const style = view.getComputedStyle(element);
     let back = backgroundOf(element, view);
     let front = parse(style.color).color;
-    if (element.tagName === "text") {
+    if (element.localName === "text") {
       front = parse(style.fill).color;
-      const cell = element.previousElementSibling;
-      if (element.classList.contains("cell") && cell.tagName === "rect") {
-        const below = view.getComputedStyle(cell);
-        back = over(parse(below.fill).color, Number(below.fillOpacity), back);
-      }
+      back = belowText(element, back, view);
     }
     found.push([contrast(front, back), node.data.slice(0, 40)]);
   }
@@ -61,16 +74,22 @@ function plotsOf(page) {
     const outside = (box) =>
       box.left < frame.left - 1 || box.right > frame.right + 1 ||
       box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
-    const marks = [...svg.querySelectorAll("circle, polygon, polyline, rect")].map((mark) =>
-      mark.getBoundingClientRect());
+    const marks = [...svg.querySelectorAll("path, use")].filter((mark) => !mark.closest("defs"));
+    const boxes = marks.map((mark) => mark.getBoundingClientRect());
+    const shapes = marks.filter((mark) => mark.style.fill !== "none")  // lines may have no length
+      .map((mark) => mark.getBoundingClientRect());
+    const texts = [...svg.querySelectorAll("text")];
     return {
       section: svg.closest("section").id,
-      text: svg.getAttribute("aria-label"),
+      role: svg.getAttribute("role"),
+      text: svg.querySelector(":scope > desc").textContent,
+      words: [...svg.closest("section").querySelectorAll("details li")]
+        .map((each) => each.textContent),
       marks: marks.length,
-      empty: marks.filter((box) => box.width <= 0 || box.height <= 0).length,
-      outside: marks.filter(outside).length,
-      cut: [...svg.querySelectorAll("text")]
-        .filter((text) => outside(text.getBoundingClientRect())).map((text) => text.textContent),
+      empty: shapes.filter((box) => box.width <= 0 && box.height <= 0).length,
+      outside: boxes.filter(outside).length,
+      cut: texts.filter((text) => outside(text.getBoundingClientRect()))
+        .map((text) => text.textContent),
     };
   });
 }
@@ -99,10 +118,14 @@ window.addEventListener("load", () => {
     const page = frame.contentDocument;
     const view = frame.contentWindow;
     const ids = [...page.querySelectorAll("[id]")].map((each) => each.id);
+    const sections = [...page.querySelectorAll("main > section")];
     findings[frame.name] = {
       width: page.documentElement.scrollWidth,
       background: view.getComputedStyle(page.body).backgroundColor,
-      contrast: textContrasts(page, view),
+      contrast: worstContrast(page, view),
+      answered: page.querySelector(".answer").getBoundingClientRect().bottom,
+      facts: [...page.querySelectorAll(".answer dt")].map((each) => each.textContent),
+      last: sections[sections.length - 1].id,
       plots: plotsOf(page),
       loads: view.performance.getEntriesByType("resource").map((each) => each.name),
       repeated: ids.filter((id, index) => ids.indexOf(id) !== index),

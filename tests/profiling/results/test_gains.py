@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.results.confidence import Floats
 from hogstream.profiling.results.gains import gains_of, gains_over, shares_alone
 from hogstream.profiling.results.schema import Bench, Shares, Spread
 from report_testing import committed, with_gains
@@ -110,7 +111,7 @@ def test_sentence_leaves_out_what_was_not_measured_alone() -> None:
     assert sentences.gains(bench)[0].endswith("at 2^10. From 2^12 on it does not.")
 
 
-def heat_map(bench: Bench) -> tuple[dict[tuple[int, int], np.ndarray], dict[tuple[int, int], str]]:
+def heat_map(bench: Bench) -> tuple[dict[tuple[int, int], Floats], dict[tuple[int, int], str]]:
     """Colours and texts of the cells, by column and row."""
     (plot,) = plots.gains(bench)
     axes = Figure().add_subplot()

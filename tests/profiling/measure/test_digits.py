@@ -1,0 +1,62 @@
+"""Training on the digits: what is made of trainings that diverge, and of several policies."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from hogstream.profiling.measure import digits
+from hogstream.profiling.results.files import read_result, write_result
+from hogstream.profiling.results.gains import training_gains, training_gains_of
+from hogstream.profiling.results.schema import Spread, Train
+from hogstream.scheduler import SchedulerSettings
+
+pytestmark = pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn")
+
+
+def train(*policies: str, rounds: int) -> Train:
+    settings = digits.TrainSettings(
+        device=torch.device("cpu"),
+        backend="numpy",
+        processes=1,
+        epochs=1,
+        rounds=rounds,
+        seed=0,
+        scheduling=SchedulerSettings(workers=2, backend="numpy"),
+    )
+    data = digits.load_digits(settings)
+    return digits.run_training(settings, policies, data, "hogstream train", lambda step: None)
+
+
+def test_a_training_that_diverges_is_told_as_far_as_there_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "LEARNING_RATE", 1e36)
+    result = train("lock-free", rounds=1)
+    (run,) = result.results
+    assert run.final_loss is None
+    assert run.updates == 45
+    assert 0 < len(run.losses) < 45  # the first batch is lost on what was not trained yet
+    assert all(math.isfinite(loss) for _, loss in run.losses)
+    write_result(result, tmp_path / "train.json")
+    assert read_result(tmp_path / "train.json").result == result
+
+
+def test_policies_that_finished_as_many_rounds_are_set_against_each_other() -> None:
+    seconds = {
+        "lock-free": Spread.of([1.0, 2.0, 1.0, 2.0, 1.0]),
+        "locked": Spread.of([3.0, 6.0, 3.0, 6.0, 3.0]),
+        "ordered": Spread.of([3.0, 6.0, 3.0, 6.0]),
+    }
+    gains = training_gains_of("lock-free", seconds)
+    assert gains.keys() == {"locked"}
+    assert (gains["locked"].median, gains["locked"].interval) == (3.0, (3.0, 3.0))
+    result = train("lock-free", "locked", rounds=1)
+    mine, theirs = result.results
+    ratio = theirs.training_seconds.median / mine.training_seconds.median
+    assert training_gains(result)["locked"].median == pytest.approx(ratio)
+    assert theirs.gains["lock-free"].median == pytest.approx(1 / ratio)

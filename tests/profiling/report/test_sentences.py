@@ -1,0 +1,204 @@
+"""The answers and what stands behind them, of results whose numbers are known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from hogstream.profiling.report import sentences
+from hogstream.profiling.report.sentences import Fact
+from hogstream.profiling.results.diff import diff_runs
+from hogstream.profiling.results.files import ResultFile
+from hogstream.profiling.results.gains import training_gains_of
+from hogstream.profiling.results.schema import Bench, Compare, Ratio, Shares, Spread, Train
+from report_testing import committed, full_bench, with_gains
+
+SPEEDS = {"lock-free": 200.0, "locked": 100.0, "ordered": 160.0}
+
+
+def known_bench() -> Bench:
+    """Three sizes; lock-free gains most over ordered with 2 workers at the first."""
+    bench = full_bench("races")
+    for run in bench.results:
+        run.updates_per_second = Spread.of([SPEEDS[run.policy] + step for step in range(5)])
+    best = next(run for run in bench.results if run.policy == "lock-free")
+    best.updates_per_second = Spread.of([300.0, 303.0, 306.0, 309.0, 312.0])
+    best.staleness.mean, best.staleness.max = 5.05, 791.0
+    best.lost_updates_fraction = 0.0273
+    best.share_of_ceilings = Shares("L2", 0.61, 0.2, 0.3)
+    with_gains(bench.results)
+    return bench
+
+
+def facts(answer: sentences.Answer) -> dict[str, Fact]:
+    return {fact.name: fact for fact in answer.facts}
+
+
+def test_answer_tells_policy_gain_cost_and_machine() -> None:
+    answer = sentences.answer(known_bench())
+    assert answer.verdict == (
+        "Lock-free is the fastest at each of 3 sizes, at 3 of them beyond noise over every other "
+        "policy."
+    )
+    told = facts(answer)
+    gain = told["Gain at best"]
+    assert gain.value == "1.89x"  # 306 / 162: over ordered, and not 3.00x over locked
+    assert gain.detail.startswith("95 %: 1.88 to 1.90; lock-free over ordered (the stronger base")
+    assert "with 2 workers at 2^12 elements" in gain.detail
+    assert told["Gain beyond noise"].value == "6 of 6"
+    assert (told["Cost: staleness"].value, told["Cost: lost updates"].value) == ("5.0", "2.73 %")
+    assert "791 at most" in told["Cost: staleness"].detail
+    assert told["Machine"].value == "2 cores"
+    assert told["Machine"].detail == "AMD EPYC (cpu, 2 cores), numba backend"
+
+
+def test_verdict_tells_where_the_gain_ends_and_what_bounds_it() -> None:
+    said = " ".join(sentences.verdict(known_bench()))
+    for part in (
+        "The greatest gain of lock-free over ordered is 1.89x (95 %: 1.88 to 1.90) with 2 workers",
+        "Lock-free clearly gains over locked, with most worker counts, up to 2^20 elements",
+        "5.0 updates on average and 791 at most",
+        "2.73 % of the updates were lost",
+        "With 2 workers at 2^12 elements it takes 61 % of the bandwidth of L2, 20 % of the launch "
+        "rate of a lane, 30 % of the turns of the event loop.",
+    ):
+        assert part in said
+
+
+def test_a_gain_within_noise_is_told_as_such() -> None:
+    bench = known_bench()
+    for run in bench.results:
+        run.updates_per_second = Spread.of([90.0, 95.0, 100.0, 110.0, 120.0])
+    with_gains(bench.results)
+    answer = sentences.answer(bench)
+    assert "at none of them beyond noise" in answer.verdict
+    assert facts(answer)["Gain beyond noise"].value == "0 of 6"
+
+
+def test_a_policy_alone_is_compared_with_nothing() -> None:
+    bench = known_bench()
+    bench.results = [run for run in bench.results if run.policy == "ordered"]
+    with_gains(bench.results)
+    answer = sentences.answer(bench)
+    assert answer.verdict == "Only ordered was measured: there is nothing to compare it with."
+    assert facts(answer)["Updates/s at most"].value == "162"
+    assert sentences.verdict(bench) == []
+
+
+def test_lost_updates_that_were_not_counted_are_not_told_as_none() -> None:
+    bench = known_bench()
+    for run in bench.results:
+        run.lost_updates_fraction = None
+    lost = facts(sentences.answer(bench))["Cost: lost updates"]
+    assert (lost.value, lost.detail) == ("not counted", "--telemetry counts them")
+
+
+def train_of(**seconds: list[float]) -> Train:
+    train = committed("train-digits", Train)
+    template = train.results[0]
+    train.results = []
+    spreads = {name.replace("_", "-"): Spread.of(rounds) for name, rounds in seconds.items()}
+    for policy, spread in spreads.items():
+        run = copy.copy(template)
+        run.policy, run.training_seconds = policy, spread
+        run.gains = training_gains_of(policy, spreads)
+        train.results.append(run)
+    return train
+
+
+def test_training_is_as_much_faster_as_its_seconds_are_fewer() -> None:
+    train = train_of(lock_free=[2.0] * 5, locked=[8.0] * 5, ordered=[3.0] * 5)
+    answer = sentences.answer(train)
+    assert answer.verdict == "Lock-free trained the soonest, in 2.0 s (the median)."
+    assert facts(answer)["As fast"].value == "1.50x"
+    assert "lock-free over ordered (the stronger baseline)" in facts(answer)["As fast"].detail
+    assert (
+        "against locked 4.00x (4.00 to 4.00), against ordered 1.50x"
+        in (sentences.of_train(train)[0])
+    )
+
+
+def test_training_within_noise_is_told_as_such() -> None:
+    train = train_of(lock_free=[2.0, 3.0, 4.0, 5.0, 6.0], locked=[6.0, 5.0, 4.5, 3.0, 2.0])
+    answer = sentences.answer(train)
+    assert answer.verdict.endswith("in 4.0 s (the median), though not beyond noise.")
+    assert facts(answer)["As fast"].detail.endswith("it may be noise")
+    alone = sentences.answer(train_of(locked=[2.0] * 5))
+    assert alone.verdict.endswith("with nothing to compare it with.")
+
+
+def test_rivals_are_told_by_bytes_per_second_and_not_by_time() -> None:
+    compare = committed("compare", Compare)
+    compare.results = [
+        each
+        for each in compare.results
+        if each.shape == "2^20" and each.peer in ("hogstream", "torch-adam-fused", "torch-foreach")
+    ]
+    times = {
+        "hogstream": Ratio(median=1.0, interval=(1.0, 1.0)),
+        "torch-adam-fused": Ratio(median=1.0, interval=(0.9, 1.1)),  # which moves 28 to our 20
+        "torch-foreach": Ratio(median=4.0, interval=(3.0, 5.0)),
+    }
+    for each in compare.results:
+        each.time_against_hogstream = times[each.peer]
+    said = sentences.of_compare(compare)[0]
+    assert said == "2^20: more bytes/s than hogstream: torch-adam-fused (1.40x)."
+    answer = sentences.answer(compare)
+    assert answer.verdict == (
+        "hogstream moves the most bytes/s, or as many within noise, at 0 of 1 shape; it is ahead "
+        "of all others beyond noise at 0."
+    )
+    told = facts(answer)
+    assert told["At 2^20, the largest"].value == "0.71x"  # 20 / 28
+    assert told["At 2^20, the largest"].detail.startswith("95 %: 0.64 to 0.79;")
+    assert told["torch.optim.RMSprop"].value == "4.00x to 4.00x"
+
+
+def test_a_diff_tells_what_changed_and_whether_it_is_like_for_like() -> None:
+    first, second = full_bench(), full_bench(speed=4.0)
+    second.settings.scheduling.depth = 4
+    diff = diff_runs(ResultFile("a.json", first), ResultFile("b.json", second))
+    answer = sentences.diff_answer(diff, second)
+    assert answer.verdict == (
+        "The second run is faster beyond noise in 8 and slower in 0 of 28 configurations."
+    )
+    told = facts(answer)
+    assert told["Changed beyond noise"].value == "8 of 28"
+    assert told["Faster, the most"].detail.startswith("95 %: ")
+    assert "Slower, the most" not in told
+    assert told["Like for like"].value == "no"
+    assert "depth" in told["Like for like"].detail
+    again = sentences.diff_answer(
+        diff_runs(ResultFile("a.json", first), ResultFile("b.json", first)), first
+    )
+    assert facts(again)["Like for like"].value == "yes"
+
+
+def test_warnings_are_those_that_change_the_answer() -> None:
+    bench = committed("bench", Bench)
+    assert len(bench.warnings) == 2
+    assert sentences.warnings(bench) == bench.warnings[:1]
+    assert bench.warnings[0].startswith("The spread of 19 of 28 timings is too wide")
+    assert bench.warnings[1] in sentences.of_bench(bench)  # told, but not as a warning
+
+
+@pytest.mark.parametrize(
+    ("partial", "error", "said"),
+    [
+        (False, None, []),
+        (True, None, ["Interrupted: these are only the results that there were by then."]),
+        (
+            True,
+            "worker 3 failed",
+            [
+                "Ended early, as worker 3 failed: these are only the results that there were by "
+                "then."
+            ],
+        ),
+    ],
+)
+def test_what_is_not_whole_is_told(partial: bool, error: str | None, said: list[str]) -> None:
+    bench = full_bench()
+    bench.partial, bench.error = partial, error
+    assert sentences.interruption(bench) == said
