@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator
+
+from hogstream.profiling.report.svg import TIP, copy_drawing
 
 #: By name: by day and by night. The series' are Okabe and Ito's, which the colour-blind tell apart.
 COLORS = {
@@ -42,7 +43,6 @@ COLORS = {
     "yellow": ("#b07800", "#e6b422"),
 }
 DAY = {name: day for name, (day, _) in COLORS.items()}
-_VARIABLES = {day: f"var(--{name})" for name, day in DAY.items()}
 
 #: Pixels of a plot, and the margins around its axes: left, right, top and bottom.
 WIDTH, HEIGHT = 340, 236
@@ -53,7 +53,6 @@ _ROW = 32  # of a bar, under its name
 _LONGEST = 50  # characters of a name: it may come from anywhere
 # Of pictures in files: around plots, between them, and a line below them.
 _MARGIN, _GAP, _LINE = 16, 24, 18
-_TIP = "tip:"
 
 _LOOK: dict[Any, Any] = {
     "figure.dpi": 72,  # a point is a pixel
@@ -138,7 +137,23 @@ def markup(plot: Plot, name: str) -> Markup:
         name: Unlike those of all other plots of the page: ids are made from it.
     """
     with matplotlib.rc_context({**_LOOK, "svg.hashsalt": name}):
-        return _inline(_figure([plot], columns=1), plot)
+        picture = _picture([plot], columns=1)
+        for artist in picture.findobj(lambda each: bool(each.get_gid())):
+            artist.set_gid(printable(artist.get_gid() or ""))
+        file = io.StringIO()
+        with warnings.catch_warnings():  # the page's font has what matplotlib's may not
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            picture.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    variables = {day: f"var(--{name})" for name, day in DAY.items()}
+    svg = ElementTree.Element("svg", {"viewBox": f"0 0 {plot.width} {plot.height}"})
+    if plot.text:
+        svg.attrib |= {"class": "plot", "role": "img", "width": f"{_ZOOM * plot.width:g}"}
+        ElementTree.SubElement(svg, "title").text = printable(plot.title or plot.x)
+        ElementTree.SubElement(svg, "desc").text = printable(plot.text)
+    else:
+        svg.attrib |= {"class": "swatch", "aria-hidden": "true"}
+    copy_drawing(file.getvalue(), svg, variables)
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))
 
 
 def swatch(look: Look, name: str) -> Markup:
@@ -181,21 +196,21 @@ def save(
     names = looks or {}
     below = _LINE * (len(names) + bool(note))
     with matplotlib.rc_context(_LOOK):
-        figure = _figure(plots, columns, margin=_MARGIN, below=below)
+        picture = _picture(plots, columns, margin=_MARGIN, below=below)
         for name, look in names.items():
-            figure.axes[0].plot([], [], label=legible(name), marker=look.marker, **look.line)
-        left, bottom = (_MARGIN / 72 / size for size in figure.get_size_inches())
+            picture.axes[0].plot([], [], label=legible(name), marker=look.marker, **look.line)
+        left, bottom = (_MARGIN / 72 / size for size in picture.get_size_inches())
         if note:
-            figure.text(left, bottom, note, color=DAY["quiet"])
+            picture.text(left, bottom, note, color=DAY["quiet"])
         if names:
-            corner = (left, bottom + _LINE * bool(note) / 72 / figure.get_figheight())
-            figure.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
-        for artist in figure.findobj(lambda each: bool(each.get_gid())):
+            corner = (left, bottom + _LINE * bool(note) / 72 / picture.get_figheight())
+            picture.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
+        for artist in picture.findobj(lambda each: bool(each.get_gid())):
             artist.set_gid("")  # only the page shows tips
-        figure.savefig(path, dpi=200, facecolor=DAY["back"])
+        picture.savefig(path, dpi=200, facecolor=DAY["back"])
 
 
-def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:
+def _picture(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:
     """Plots in a grid of cells as wide as the first, each row as high as its highest."""
     columns = min(columns, len(plots))
     rows = [plots[start : start + columns] for start in range(0, len(plots), columns)]
@@ -203,20 +218,20 @@ def _figure(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0
     cell = plots[0].width
     width = 2 * margin + columns * cell + (columns - 1) * _GAP
     height = 2 * margin + below + sum(heights) + (len(rows) - 1) * _GAP
-    figure = Figure(figsize=(width / 72, height / 72))
+    picture = Figure(figsize=(width / 72, height / 72))
     top = height - margin
     for row, row_height in zip(rows, heights, strict=True):
         for column, plot in enumerate(row):
             left = margin + column * (cell + _GAP)
-            _draw(figure, plot, left / width, top / height, width, height)
+            _draw(picture, plot, left / width, top / height, width, height)
         top -= row_height + _GAP
-    for text in figure.findobj(Text):
+    for text in picture.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(printable(text.get_text()))
-    return figure
+    return picture
 
 
-def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, height: int) -> None:
+def _draw(picture: Figure, plot: Plot, left: float, top: float, width: int, height: int) -> None:
     before, after, above, below = plot.margins
     box = (
         left + before / width,
@@ -224,7 +239,7 @@ def _draw(figure: Figure, plot: Plot, left: float, top: float, width: int, heigh
         (plot.width - before - after) / width,
         (plot.height - above - below) / height,
     )
-    axes = figure.add_axes(box)
+    axes = picture.add_axes(box)
     plot.draw(axes)
     _beside(axes, plot.title, (0, 1), (-before, above - 12), **_OF_AXES, **_BOLD)
     _beside(axes, plot.y, (0, 1), (-before, above - 30), **_OF_AXES, **_QUIET)
@@ -262,7 +277,7 @@ _DASHED: dict[str, Any] = {**_QUIET, "linewidth": 1.3, "linestyle": (0, (4, 3))}
 def mark(axes: Axes, x: float, y: float, look: Look, tip: str) -> None:
     """A marker; the tip shows under the mouse, in the page."""
     point = {"marker": look.marker, "color": DAY[look.color], "linestyle": ""}
-    axes.plot([x], [y], gid=_TIP + tip, **point)  # type: ignore[arg-type]
+    axes.plot([x], [y], gid=TIP + tip, **point)  # type: ignore[arg-type]
 
 
 def interval(axes: Axes, x: float, low: float, high: float, look: Look) -> None:
@@ -367,7 +382,7 @@ def bars(title: str, text: str, x: str, rows: Sequence[Bar], ceiling: float | No
             middle = index + 21 / _ROW
             shade = DAY["blue" if row.ours else "quiet"]
             box = Rectangle((0, middle - 0.14), row.value, 0.28, color=shade, linewidth=0)
-            box.set(alpha=1 if row.ours else 0.55, gid=f"{_TIP}{row.name}: {row.told}")
+            box.set(alpha=1 if row.ours else 0.55, gid=f"{TIP}{row.name}: {row.told}")
             axes.add_patch(box)
             axes.text(0, index + 12 / _ROW, legible(row.name))
             if row.interval:
@@ -440,7 +455,7 @@ def heat_map(
 
 
 def _box(column: int, row: int, cell: Cell) -> Rectangle:
-    box = Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, linewidth=0, gid=_TIP + cell.tip)
+    box = Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, linewidth=0, gid=TIP + cell.tip)
     if cell.strength is None:
         box.set(facecolor=DAY["quiet"], alpha=0.16)
     else:  # text must stay readable on it
@@ -486,7 +501,7 @@ def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) ->
                 linestyle="",
                 markeredgewidth=1.5,
                 markerfacecolor=shade if row.clear else DAY["back"],
-                gid=f"{_TIP}{row.name}: {row.ratio:.2f}x ({row.low:.2f} to {row.high:.2f})",
+                gid=f"{TIP}{row.name}: {row.ratio:.2f}x ({row.low:.2f} to {row.high:.2f})",
             )
             place = axes.get_yaxis_transform()
             axes.text(0, index + 12 / _ROW, legible(row.name), transform=place, **_ON_PAPER)
@@ -528,67 +543,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
     every = max(1, math.ceil(decades / 6))
     ticks = [factor * 10.0**ten for ten in range(first, last + 1, every) for factor in factors]
     return [tick for tick in ticks if low <= tick <= high]
-
-
-# From matplotlib's SVG to the page's.
-
-
-def _inline(figure: Figure, plot: Plot) -> Markup:
-    for artist in figure.findobj(lambda each: bool(each.get_gid())):
-        artist.set_gid(printable(artist.get_gid() or ""))
-    file = io.StringIO()
-    with warnings.catch_warnings():  # the page's font has what matplotlib's may not
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    source = ElementTree.fromstring(file.getvalue())
-    svg = ElementTree.Element("svg", {"viewBox": f"0 0 {plot.width} {plot.height}"})
-    if plot.text:
-        svg.attrib |= {"class": "plot", "role": "img", "width": f"{_ZOOM * plot.width:g}"}
-        ElementTree.SubElement(svg, "title").text = printable(plot.title or plot.x)
-        ElementTree.SubElement(svg, "desc").text = printable(plot.text)
-    else:
-        svg.attrib |= {"class": "swatch", "aria-hidden": "true"}
-    for child in source:
-        _copy(child, svg)
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))
-
-
-def _copy(element: ElementTree.Element, parent: ElementTree.Element) -> None:
-    """Copies an element without what the page does not need, its colours by name."""
-    tag, gid = element.tag.rpartition("}")[2], element.get("id", "")
-    if tag in ("metadata", "style", "clipPath"):
-        return
-    if tag == "defs" and not any(child.tag.endswith("}path") for child in element):
-        return
-    if tag == "g" and not gid.startswith(_TIP) and not element.get("transform"):
-        for child in element:
-            _copy(child, parent)
-        return
-    kept = {
-        name.rpartition("}")[2]: _rounded(value)
-        for name, value in element.items()
-        if name not in ("id", "clip-path", "style") and not value.startswith("rotate(-0 ")
-    }
-    if style := _styled(element.get("style", "")):
-        kept["style"] = style
-    if parent.tag == "defs":
-        kept["id"] = gid
-    copied = ElementTree.SubElement(parent, tag, kept)
-    if tag == "text":
-        copied.text = element.text
-    if gid.startswith(_TIP):
-        ElementTree.SubElement(copied, "title").text = gid.removeprefix(_TIP)
-    for child in element:
-        _copy(child, copied)
-
-
-def _styled(style: str) -> str:
-    parts = [part.strip() for part in style.split(";")]
-    kept = ";".join(part.replace(": ", ":") for part in parts if not part.startswith("font-family"))
-    return re.sub("#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), kept)
-
-
-def _rounded(value: str) -> str:
-    """Coordinates, and paths of them, in tenths of a pixel."""
-    tenths = re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
-    return " ".join(tenths.split())
