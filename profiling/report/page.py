@@ -156,7 +156,7 @@ def _compare_sections(compare: Compare) -> list[Section]:
 
 def _diff_section(diff: Diff) -> Section:
     said = [f"First: {diff.first}. Second: {diff.second}."]
-    said += [each for each in diff_sentences(diff) if each not in cautions(diff)]
+    said += [each for each in diff_sentences(diff)[1:] if each not in cautions(diff)]
     tables = [rows.changes(diff), *rows.around_changes(diff)]
     group = plots.of_diff(diff)
     return Section(group.anchor, f"What changed: {diff.kind}", said, group, tables)

@@ -86,17 +86,12 @@ def _bench_answer(bench: Bench) -> Answer:
         facts = [Fact("Updates/s at most", number_text(speed.median), told)]
     else:
         run, baseline, gain = best
-        told = f"95 %: {range_text(gain, 2)}; {CONTENDER} over {baseline}"
-        told += " (the stronger baseline)" if _other_than(baseline, run) else ""
+        value, told = _gain_texts(run, baseline, gain)
         facts = [
-            Fact("Gain at best", f"{gain.median:.2f}x", f"{told}, with {_where(run)}"),
+            Fact("Gain at best", value, f"{told}, with {_where(run)}"),
             _everywhere(bench),
         ]
     return Answer(_winners(bench), [*facts, *_costs(run), _machine(bench)])
-
-
-def _other_than(baseline: str, run: BenchRun) -> bool:
-    return any(name in run.gains for name in BASELINES if name != baseline)
 
 
 def _greatest_gain(bench: Bench) -> tuple[BenchRun, str, Interval] | None:
@@ -164,30 +159,36 @@ def _winners(bench: Bench) -> str:
     return f"The fastest, of {len(each)} sizes: {said}."
 
 
-def _is_clear(run: BenchRun) -> bool:
+def _is_clear(run: BenchRun | TrainRun) -> bool:
     """Whether it is faster beyond noise than each other policy with as many workers."""
     return bool(run.gains) and all(gain.estimate.low > 1 for gain in run.gains.values())
 
 
 def _train_answer(train: Train) -> Answer:
     best = min(train.results, key=lambda run: run.training_seconds.median)
-    gains, seconds = training_gains(train), best.training_seconds
-    facts = []
-    verdict = f"{_upper(best.policy)} trained the soonest, in {seconds.median:.1f} s (the median)"
-    if len(train.results) == 1:
-        verdict = f"{_upper(best.policy)} trained in {seconds.median:.1f} s (the median); there is "
-        verdict += "nothing to compare it with"
-    elif best.policy == CONTENDER and not all(gain.low > 1 for gain in gains.values()):
+    alone = len(train.results) == 1
+    verdict = f"{_upper(best.policy)} trained{'' if alone else ' the soonest,'} in "
+    verdict += f"{best.training_seconds.median:.1f} s (the median)"
+    if alone:
+        verdict += ", with nothing to compare it with"
+    elif not _is_clear(best):
         verdict += ", though not beyond noise"
-    if gains:
-        baseline, gain = min(gains.items(), key=lambda each: each[1].median)
-        told = f"95 %: {range_text(gain, 2)}; {CONTENDER} over {baseline}"
-        told += " (the stronger baseline)" if len(gains) > 1 else ""
-        noise = "" if gain.excludes(1) else "; it may be noise"
-        facts.append(Fact("As fast", f"{gain.median:.2f}x", told + noise))
     mine = next((run for run in train.results if run.policy == CONTENDER), best)
-    facts.append(_learned(mine, train))
-    return Answer(f"{verdict}.", [*facts, *_costs(mine), _machine(train)])
+    facts = []
+    over = over_stronger(mine)
+    if over is not None:
+        value, told = _gain_texts(mine, *over)
+        noise = "" if over[1].excludes(1) else "; it may be noise"
+        facts.append(Fact("As fast", value, told + noise))
+    return Answer(f"{verdict}.", [*facts, _learned(mine, train), *_costs(mine), _machine(train)])
+
+
+def _gain_texts(run: BenchRun | TrainRun, baseline: str, gain: Interval) -> tuple[str, str]:
+    """A gain, and between what: the interval, the policy, and the baseline."""
+    told = f"95 %: {range_text(gain, 2)}; {run.policy} over {baseline}"
+    if any(name in run.gains for name in BASELINES if name != baseline):
+        told += " (the stronger baseline)"
+    return f"{gain.median:.2f}x", told
 
 
 def _learned(mine: TrainRun, train: Train) -> Fact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train
+from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train, TrainRun
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
@@ -58,7 +58,7 @@ def shares_alone(bench: Bench) -> dict[int, float]:
     }
 
 
-def over_stronger(run: BenchRun) -> tuple[str, Interval] | None:
+def over_stronger(run: BenchRun | TrainRun) -> tuple[str, Interval] | None:
     """The baseline that a run gains least over, which is the stronger one, and that gain.
 
     Returns:

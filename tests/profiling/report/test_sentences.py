@@ -10,6 +10,7 @@ from hogstream.profiling.report import sentences
 from hogstream.profiling.report.sentences import Fact
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import ResultFile
+from hogstream.profiling.results.gains import training_gains_of
 from hogstream.profiling.results.schema import Bench, Compare, Ratio, Shares, Spread, Train
 from report_testing import committed, full_bench, with_gains
 
@@ -97,9 +98,11 @@ def train_of(**seconds: list[float]) -> Train:
     train = committed("train-digits", Train)
     template = train.results[0]
     train.results = []
-    for policy, rounds in seconds.items():
+    spreads = {name.replace("_", "-"): Spread.of(rounds) for name, rounds in seconds.items()}
+    for policy, spread in spreads.items():
         run = copy.copy(template)
-        run.policy, run.training_seconds = policy.replace("_", "-"), Spread.of(rounds)
+        run.policy, run.training_seconds = policy, spread
+        run.gains = training_gains_of(policy, spreads)
         train.results.append(run)
     return train
 
@@ -122,7 +125,7 @@ def test_training_within_noise_is_told_as_such() -> None:
     assert answer.verdict.endswith("in 4.0 s (the median), though not beyond noise.")
     assert facts(answer)["As fast"].detail.endswith("it may be noise")
     alone = sentences.answer(train_of(locked=[2.0] * 5))
-    assert alone.verdict.endswith("there is nothing to compare it with.")
+    assert alone.verdict.endswith("with nothing to compare it with.")
 
 
 def test_rivals_are_told_by_bytes_per_second_and_not_by_time() -> None:
