@@ -110,7 +110,8 @@ def test_every_peer_is_measured_or_skipped_with_its_reason(
             check_metrics(entry, {other["peer"]: other for other in measured})
             assert entry["peer"] in out
     picture = plot.read_text()
-    for text in (*RMSPROPS, *FUSED, CEILING, "GB/s, least traffic", "Gop/s", "operations/byte"):
+    axes = ("GB/s, least traffic", "Gop/s", "operations per byte")
+    for text in (*RMSPROPS, *FUSED, "copy", "update-shaped", *axes):
         assert text in picture
 
 
