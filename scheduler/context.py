@@ -149,11 +149,11 @@ class WorkerContext:
         update = Update(
             self.index,
             submitted_ns,
+            turn.passage,
             grad,
             checked,
             self._dispatch.hyperparameters,
             turn.read_version,
-            passage=turn.passage,
         )
         self._enqueue(update)
         turn.enqueued = True
@@ -233,7 +233,7 @@ class WorkerContext:
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
-        snapshot = Snapshot(self.index, time.perf_counter_ns(), self.flat, passage=passage)
+        snapshot = Snapshot(self.index, time.perf_counter_ns(), passage, self.flat)
         self._enqueue(snapshot)
         self._snapshot = snapshot
         while self._snapshot is not None:

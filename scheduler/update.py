@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -41,11 +41,10 @@ class _OnLane:
 
     worker: int
     submitted_ns: int
-    _: KW_ONLY
-    passage: Passage | None = None
-    started_ns: int = 0
-    landed_ns: int = 0
-    error: BaseException | None = None
+    passage: Passage | None
+    started_ns: int = field(default=0, init=False)
+    landed_ns: int = field(default=0, init=False)
+    error: BaseException | None = field(default=None, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +64,8 @@ class Update(_OnLane):
     checked: Checked
     hyperparameters: Hyperparameters
     read_version: int
-    _: KW_ONLY
-    staleness: int = 0
-    nonfinite: bool = False
+    staleness: int = field(default=0, init=False)
+    nonfinite: bool = field(default=False, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,8 +78,7 @@ class Snapshot(_OnLane):
     """
 
     target: torch.Tensor
-    _: KW_ONLY
-    version: int = 0
+    version: int = field(default=0, init=False)
 
 
 Work = Update | Snapshot

@@ -71,7 +71,7 @@ async def _launch_on_cpu(queues: int) -> float:
     numbers, grad = Hyperparameters(), torch.zeros(1)
     table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
     checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
-    updates = [Update(0, 0, grad, checked, numbers, 0) for _ in range(_QUEUE)]
+    updates = [Update(0, 0, None, grad, checked, numbers, 0) for _ in range(_QUEUE)]
     warm_up(settings, numbers)
     lanes = open_lanes(settings, 1, _QUEUE, lambda _lane, _landed: None)
     (lane,) = lanes.lanes

@@ -61,7 +61,7 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "locked": ({"policy": "locked"}, 40),
     "ordered": ({"policy": "ordered"}, 32),
     "bounded": ({"policy": "bounded:2"}, 47),
-    "snapshot": ({"read": "snapshot"}, 55),
+    "snapshot": ({"read": "snapshot"}, 54),
     # Left to compiled code:
     "watched": ({"telemetry": True, "staleness_aware": True, "on_nonfinite": "skip"}, 30),
     "deadline": ({"deadline": 60.0}, 31),

@@ -61,7 +61,7 @@ def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
     table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
     checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
     hyperparameters = Hyperparameters()
-    return [Update(0, 0, grad, checked, hyperparameters, 0) for _ in range(count)]
+    return [Update(0, 0, None, grad, checked, hyperparameters, 0) for _ in range(count)]
 
 
 def written(event: int) -> int:
