@@ -10,7 +10,7 @@ from hogstream.profiling.ceilings.machine import machine_ceilings
 from hogstream.profiling.environment import cuda_devices, device_name, installed_version
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, find_tool
-from hogstream.profiling.results.schema import Ceilings
+from hogstream.profiling.results.records import Ceilings
 from hogstream.scheduler.tracing.nvtx import why_no_ranges
 
 _OPTIONAL = (

@@ -15,7 +15,7 @@ from hogstream.cli.output import command_line, finish, write_files
 from hogstream.profiling.assembly import inspection as job
 from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.results.files import write_result
-from hogstream.profiling.results.schema import Inspection
+from hogstream.profiling.results.profile_schema import Inspection
 
 
 @click.command("inspect")

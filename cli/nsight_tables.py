@@ -9,7 +9,7 @@ from rich.table import Table
 from hogstream.cli.console import new_table
 from hogstream.profiling.nsight.compute import READ_BYTES, WRITTEN_BYTES
 from hogstream.profiling.nsight.systems import WHOLE
-from hogstream.profiling.results.schema import (
+from hogstream.profiling.results.profile_schema import (
     KernelCounters,
     NcuProfile,
     NsysProfile,

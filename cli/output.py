@@ -14,7 +14,8 @@ import click
 from hogstream.cli.console import print_text
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.report.sentences import interruption
-from hogstream.profiling.results.schema import AnyResult, Measurement
+from hogstream.profiling.results.files import AnyResult
+from hogstream.profiling.results.records import Measurement
 from hogstream.scheduler import Timeline
 
 

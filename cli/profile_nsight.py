@@ -34,7 +34,8 @@ from hogstream.profiling.nsight.tools import (
     run_tool,
 )
 from hogstream.profiling.results.files import write_result
-from hogstream.profiling.results.schema import Environment, NcuProfile
+from hogstream.profiling.results.profile_schema import NcuProfile
+from hogstream.profiling.results.records import Environment
 
 # What runs if no program is named.
 _BENCH = ("bench", "--elements", "2^16", "--workers", "16", "--seconds", "0.5")

@@ -32,7 +32,9 @@ from hogstream.profiling.capture import profiled
 from hogstream.profiling.environment import best_device, describe_environment
 from hogstream.profiling.interruption import End, MeasurementError
 from hogstream.profiling.results.files import read_result, write_result
-from hogstream.profiling.results.schema import Bench, Environment, TorchProfile, Train
+from hogstream.profiling.results.profile_schema import TorchProfile
+from hogstream.profiling.results.records import Environment
+from hogstream.profiling.results.schema import Bench, Train
 from hogstream.profiling.torch_profiler import trace as job
 from hogstream.profiling.wording import number_text
 from hogstream.scheduler import Timeline

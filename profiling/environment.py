@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hogstream.profiling.event_loop import EVENT_LOOP
-from hogstream.profiling.results.schema import Environment
+from hogstream.profiling.results.records import Environment
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _PACKAGES = ("hogstream", "torch", "triton", "numba", "numpy")

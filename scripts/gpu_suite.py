@@ -28,7 +28,7 @@ from hogstream.profiling.environment import (
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, Tool, find_tool
 from hogstream.profiling.results.files import write_result
-from hogstream.profiling.results.schema import OutcomesOnGpu
+from hogstream.profiling.results.profile_schema import OutcomesOnGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 

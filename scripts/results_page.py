@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from hogstream.profiling.report import plots, rows, sentences
-from hogstream.profiling.results.files import decoded
-from hogstream.profiling.results.schema import (
-    AnyResult,
-    Bench,
-    Compare,
-    MachineCeilings,
-    Train,
-)
+from hogstream.profiling.results.files import AnyResult, decoded
+from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -14,7 +14,7 @@ from itertools import product, starmap, zip_longest
 
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.profiling.assembly.parse import Findings, inspect_amd, inspect_nvidia
-from hogstream.profiling.results.schema import CompiledKernel
+from hogstream.profiling.results.profile_schema import CompiledKernel
 
 #: The code of one kernel, by stage of its compilation.
 Code = dict[str, str]

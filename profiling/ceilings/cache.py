@@ -17,7 +17,7 @@ from hogstream.profiling.capture import is_profiled
 from hogstream.profiling.environment import describe_machine
 from hogstream.profiling.results.files import BadResultError, decoded, encoded
 from hogstream.profiling.results.last import cache_folder
-from hogstream.profiling.results.schema import Ceilings
+from hogstream.profiling.results.records import Ceilings
 from hogstream.scheduler.files import replace_file
 
 #: Of the files: another one whenever something else is measured, or in another way.

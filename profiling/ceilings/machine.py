@@ -13,7 +13,8 @@ from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.profiling.ceilings.cache import remember
 from hogstream.profiling.ceilings.host import launch_rate, turn_rate
 from hogstream.profiling.ceilings.memory import COPY, UPDATE_SHAPED, bandwidths, memory_levels
-from hogstream.profiling.results.schema import Ceilings, Level, PositiveSpread, Shares
+from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
+from hogstream.profiling.results.schema import Shares
 from hogstream.profiling.turns import Rate, sample_in_turn
 from hogstream.scheduler import RunReport
 

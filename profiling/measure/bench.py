@@ -18,14 +18,8 @@ from hogstream.profiling.measure.runs import run_of, scheduling_of, speed_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import Interval, spread_warnings
 from hogstream.profiling.results.gains import CONTENDER, gains_of
-from hogstream.profiling.results.schema import (
-    Bench,
-    BenchRun,
-    Ceilings,
-    KernelTime,
-    Ratio,
-    TelemetryCost,
-)
+from hogstream.profiling.results.records import Ceilings, Ratio
+from hogstream.profiling.results.schema import Bench, BenchRun, KernelTime, TelemetryCost
 from hogstream.profiling.turns import in_turn
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler import (

@@ -29,7 +29,8 @@ from hogstream.profiling.measure.peers import (
 from hogstream.profiling.measure.shapes import Shape
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
-from hogstream.profiling.results.schema import Compare, PeerTime, PositiveSpread, Ratio, Skipped
+from hogstream.profiling.results.records import PositiveSpread, Ratio
+from hogstream.profiling.results.schema import Compare, PeerTime, Skipped
 
 DEFAULT_SHAPES = "2^16,2^20,2^24,resnet50,gpt2,1000x1000"
 #: Rounds are made until a shape's time is used up, but no fewer and no more than these.

@@ -19,7 +19,8 @@ from hogstream.profiling.measure.runs import run_of, scheduling_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
 from hogstream.profiling.results.gains import training_gains_of
-from hogstream.profiling.results.schema import MOST, Ceilings, Spread, Train, TrainRun
+from hogstream.profiling.results.records import MOST, Ceilings, Spread
+from hogstream.profiling.results.schema import Train, TrainRun
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import (
     ModelWorker,

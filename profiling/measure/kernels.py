@@ -10,7 +10,8 @@ import torch
 
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.reference import plain_expression_
-from hogstream.profiling.results.schema import KernelTime, PositiveSpread
+from hogstream.profiling.results.records import PositiveSpread
+from hogstream.profiling.results.schema import KernelTime
 from hogstream.profiling.turns import interleave
 
 ELEMENTS = 1 << 24

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from hogstream.profiling.ceilings.machine import shares
-from hogstream.profiling.results.schema import Ceilings, Run, Scheduling, Spread
+from hogstream.profiling.results.records import Ceilings, Spread
+from hogstream.profiling.results.schema import Run, Scheduling
 from hogstream.scheduler import RunReport, SchedulerSettings
 
 SomeRun = TypeVar("SomeRun", bound=Run)

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.nsight.tools import FoundTool, Program
-from hogstream.profiling.results.schema import KernelCounters, Spread
+from hogstream.profiling.results.profile_schema import KernelCounters
+from hogstream.profiling.results.records import Spread
 
 #: What an update must move for an element: reads of grad, ms and param, writes of ms and param.
 READ_BYTES, WRITTEN_BYTES = 12, 8

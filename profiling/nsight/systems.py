@@ -46,8 +46,7 @@ from hogstream.profiling.nsight.time_spans import (
     window_of,
 )
 from hogstream.profiling.nsight.tools import FoundTool, Program
-from hogstream.profiling.results.schema import (
-    Environment,
+from hogstream.profiling.results.profile_schema import (
     NamedTime,
     NsysProfile,
     Percentiles,
@@ -55,6 +54,7 @@ from hogstream.profiling.results.schema import (
     RangeTimes,
     StreamTime,
 )
+from hogstream.profiling.results.records import Environment
 from hogstream.scheduler.tracing.nvtx import DOMAIN
 
 # Texts of hogstream's ranges.

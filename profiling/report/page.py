@@ -18,7 +18,8 @@ from hogstream.profiling.report.plots import Group
 from hogstream.profiling.report.rows import Table
 from hogstream.profiling.results.diff import Diff, cautions, diff_runs, diff_sentences
 from hogstream.profiling.results.files import Reported, ResultFile
-from hogstream.profiling.results.schema import Bench, Ceilings, Compare, Train
+from hogstream.profiling.results.records import Ceilings
+from hogstream.profiling.results.schema import Bench, Compare, Train
 
 _NUMBER = re.compile(r"[(<]*(\d[\d,]*(?:\.\d+)?)(?:\^(\d+))?")
 _TITLES = {

@@ -41,6 +41,7 @@ from hogstream.profiling.results.gains import (
     over_stronger,
     shares_alone,
 )
+from hogstream.profiling.results.records import Spread
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -48,7 +49,6 @@ from hogstream.profiling.results.schema import (
     Latency,
     PeerTime,
     Run,
-    Spread,
     Train,
     TrainRun,
 )

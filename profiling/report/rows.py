@@ -9,14 +9,13 @@ from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import CHANGE_COLUMNS, Diff, change_rows, described
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
+from hogstream.profiling.results.records import Ceilings, Spread
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
-    Ceilings,
     Compare,
     PeerTime,
     Run,
-    Spread,
     Train,
     TrainRun,
 )

@@ -35,11 +35,11 @@ from hogstream.profiling.results.gains import (
     shares_alone,
     training_gains,
 )
+from hogstream.profiling.results.records import Measurement
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
     Compare,
-    Measurement,
     PeerTime,
     Run,
     Train,

@@ -11,7 +11,8 @@ import msgspec
 
 from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, ratio_interval
 from hogstream.profiling.results.files import Reported, ResultFile
-from hogstream.profiling.results.schema import Bench, Compare, PositiveSpread
+from hogstream.profiling.results.records import PositiveSpread
+from hogstream.profiling.results.schema import Bench, Compare
 from hogstream.profiling.wording import counted, number_text, size_name
 
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"

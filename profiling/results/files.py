@@ -9,10 +9,30 @@ from typing import TypeVar
 
 import msgspec
 
-from hogstream.profiling.results.schema import SCHEMA, AnyResult, Bench, Compare, Train
+from hogstream.profiling.results.profile_schema import (
+    Inspection,
+    NcuProfile,
+    NsysProfile,
+    OutcomesOnGpu,
+    TorchProfile,
+)
+from hogstream.profiling.results.records import SCHEMA
+from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
 
 T = TypeVar("T")
 
+#: What a file may say.
+AnyResult = (
+    Bench
+    | Train
+    | Compare
+    | MachineCeilings
+    | Inspection
+    | NsysProfile
+    | NcuProfile
+    | TorchProfile
+    | OutcomesOnGpu
+)
 Reported = Bench | Train | Compare
 #: What ``hogstream report`` shows, by its kind.
 KINDS: dict[str, type[Reported]] = {"bench": Bench, "train": Train, "compare": Compare}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.schema import Bench, BenchRun, Ratio, Spread, Train, TrainRun
+from hogstream.profiling.results.records import Ratio, Spread
+from hogstream.profiling.results.schema import Bench, BenchRun, Train, TrainRun
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")

@@ -10,14 +10,8 @@ import msgspec
 import numpy as np
 
 from hogstream.profiling.results.gains import gains_of
-from hogstream.profiling.results.schema import (
-    Bench,
-    BenchRun,
-    Ceilings,
-    Level,
-    PositiveSpread,
-    Spread,
-)
+from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread, Spread
+from hogstream.profiling.results.schema import Bench, BenchRun
 
 T = TypeVar("T")
 

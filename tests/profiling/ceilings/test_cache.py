@@ -16,7 +16,7 @@ import torch
 from hogstream.profiling import turns
 from hogstream.profiling.ceilings import machine
 from hogstream.profiling.ceilings.cache import cache_file, remember
-from hogstream.profiling.results.schema import Ceilings, Level, PositiveSpread
+from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
 from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,8 @@ from hogstream.profiling import environment
 from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
 from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
 from hogstream.profiling.ceilings.passes import update_shaped_pass
-from hogstream.profiling.results.schema import Ceilings, Level, PositiveSpread, Shares
+from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
+from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
 from hogstream.scheduler.latencies import Latencies
 from process_testing import run_python

@@ -12,7 +12,8 @@ import torch
 from hogstream.profiling.measure import digits
 from hogstream.profiling.results.files import read_result, write_result
 from hogstream.profiling.results.gains import training_gains, training_gains_of
-from hogstream.profiling.results.schema import Spread, Train
+from hogstream.profiling.results.records import Spread
+from hogstream.profiling.results.schema import Train
 from hogstream.scheduler import SchedulerSettings
 
 pytestmark = pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn")

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from hogstream.profiling.report import drawing, plots
 from hogstream.profiling.report.drawing import DAY, Plot
-from hogstream.profiling.results.schema import Bench, Compare, Spread, Train
+from hogstream.profiling.results.records import Spread
+from hogstream.profiling.results.schema import Bench, Compare, Train
 from report_testing import committed, full_bench, with_gains
 
 

@@ -11,7 +11,8 @@ from hogstream.profiling.report.sentences import Fact
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import ResultFile
 from hogstream.profiling.results.gains import training_gains_of
-from hogstream.profiling.results.schema import Bench, Compare, Ratio, Shares, Spread, Train
+from hogstream.profiling.results.records import Ratio, Spread
+from hogstream.profiling.results.schema import Bench, Compare, Shares, Train
 from report_testing import committed, full_bench, with_gains
 
 SPEEDS = {"lock-free": 200.0, "locked": 100.0, "ordered": 160.0}

@@ -20,13 +20,8 @@ from hogstream.profiling.results.diff import (
     false_alarms,
 )
 from hogstream.profiling.results.files import Reported, ResultFile
-from hogstream.profiling.results.schema import (
-    Bench,
-    Compare,
-    PositiveSpread,
-    Spread,
-    Train,
-)
+from hogstream.profiling.results.records import PositiveSpread, Spread
+from hogstream.profiling.results.schema import Bench, Compare, Train
 from report_testing import committed, full_bench
 
 ROUNDS = [98.0, 99.0, 100.0, 101.0, 102.0]

@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from hogstream.profiling.report import plots, rows, sentences
 from hogstream.profiling.results.confidence import Floats
 from hogstream.profiling.results.gains import gains_of, gains_over, shares_alone
-from hogstream.profiling.results.schema import Bench, Shares, Spread
+from hogstream.profiling.results.records import Spread
+from hogstream.profiling.results.schema import Bench, Shares
 from report_testing import committed, with_gains
 
 # Updates/s of the rounds of locked are 100; those of lock-free, for each size and worker count:

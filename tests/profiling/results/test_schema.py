@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hogstream.profiling.results.files import BadResultError, decoded, encoded, write_result
-from hogstream.profiling.results.schema import (
+from hogstream.profiling.results.files import (
     AnyResult,
-    KernelCounters,
-    NcuProfile,
-    PositiveSpread,
-    Ratio,
-    Spread,
+    BadResultError,
+    decoded,
+    encoded,
+    write_result,
 )
+from hogstream.profiling.results.profile_schema import KernelCounters, NcuProfile
+from hogstream.profiling.results.records import PositiveSpread, Ratio, Spread
 from report_testing import RESULTS
 
 
