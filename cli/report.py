@@ -9,9 +9,10 @@ import click
 
 from hogstream.cli import options
 from hogstream.cli.console import print_text
+from hogstream.profiling.report import sentences
 from hogstream.profiling.report.page import write_page
 from hogstream.profiling.results import last
-from hogstream.profiling.results.diff import diff_runs, diff_sentences
+from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import KINDS, BadResultError, ResultFile, read_result
 
 
@@ -47,7 +48,7 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     for kind in KINDS:
         alike = [result for result in results if result.kind == kind]
         if len(alike) == 2:
-            for sentence in diff_sentences(diff_runs(*alike)):
+            for sentence in sentences.of_diff(diff_runs(*alike)):
                 print_text(_plain(sentence))
     click.echo(f"wrote {output}")
 

@@ -17,3 +17,8 @@ def size_name(elements: int) -> str:
 def number_text(value: float | None, digits: int = 0, unit: str = "") -> str:
     """A number, with thousands separated; a dash for one that was not measured."""
     return "-" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def rounded_text(value: float) -> str:
+    """A number in about four digits."""
+    return number_text(value, 0 if value >= 1000 else 1 if value >= 100 else 3)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report import answers, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
 from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
 
@@ -50,7 +50,7 @@ def result(folder: Path) -> list[str]:
     """What README shows: a picture and a sentence on the last ``*-sweep.json``, and a link."""
     told = []
     for _, sweep in _last_sweep(folder):
-        answer = sentences.answer(sweep)
+        answer = answers.answer(sweep)
         best = answer.facts[0]
         told += [
             f"![Gain of lock-free over the stronger of locked and ordered](docs/results/{PICTURE})",

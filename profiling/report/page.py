@@ -14,9 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from hogstream.profiling.report import drawing, plots, rows, sentences
+from hogstream.profiling.report.answers import answer, diff_answer
 from hogstream.profiling.report.plots import Group
 from hogstream.profiling.report.rows import Table
-from hogstream.profiling.results.diff import Diff, cautions, diff_runs, diff_sentences
+from hogstream.profiling.results.diff import Diff, diff_runs
 from hogstream.profiling.results.files import Reported, ResultFile
 from hogstream.profiling.results.records import Ceilings
 from hogstream.profiling.results.schema import Bench, Compare, Train
@@ -62,18 +63,16 @@ def render_page(results: Sequence[ResultFile]) -> str:
         diff_runs(file, latest[file.kind]) for file in results if file is not latest[file.kind]
     ]
     shown = sorted(latest.values(), key=lambda file: list(_TITLES).index(file.kind))
-    answers = [
-        (_diff_title(diff), sentences.diff_answer(diff, latest[diff.kind].result)) for diff in diffs
-    ]
+    answers = [(_diff_title(diff), diff_answer(diff, latest[diff.kind].result)) for diff in diffs]
     answers += [
-        (_TITLES[file.kind], sentences.answer(file.result))
+        (_TITLES[file.kind], answer(file.result))
         for file in shown
         if file.kind not in [diff.kind for diff in diffs]
     ]
     sections = [_diff_section(diff) for diff in diffs]
     sections += [section for file in shown for section in _sections(file.result)]
     sections += [_origin(file, len(shown) > 1) for file in shown]
-    warnings = [said for diff in diffs for said in cautions(diff)]
+    warnings = [said for diff in diffs for said in sentences.cautions(diff)]
     warnings += [said for file in results for said in _warnings(file, len(results) > 1)]
     return _template().render(
         title=answers[0][0],
@@ -157,7 +156,7 @@ def _compare_sections(compare: Compare) -> list[Section]:
 
 def _diff_section(diff: Diff) -> Section:
     said = [f"First: {diff.first}. Second: {diff.second}."]
-    said += [each for each in diff_sentences(diff)[1:] if each not in cautions(diff)]
+    said += [each for each in sentences.of_diff(diff)[1:] if each not in sentences.cautions(diff)]
     tables = [rows.changes(diff), *rows.around_changes(diff)]
     group = plots.of_diff(diff)
     return Section(group.anchor, f"What changed: {diff.kind}", said, group, tables)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.diff import CHANGE_COLUMNS, Diff, change_rows, described
+from hogstream.profiling.results.diff import UNKNOWN, Change, Diff, described
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
 from hogstream.profiling.results.records import Ceilings, Spread
@@ -19,7 +19,7 @@ from hogstream.profiling.results.schema import (
     Train,
     TrainRun,
 )
-from hogstream.profiling.wording import counted, number_text, size_name
+from hogstream.profiling.wording import counted, number_text, rounded_text, size_name
 
 Row = tuple[str, ...]
 
@@ -274,7 +274,28 @@ def skipped(compare: Compare) -> Table | None:
 
 def changes(diff: Diff) -> Table:
     """What one run is against another."""
-    return Table("Changes", CHANGE_COLUMNS, change_rows(diff))
+    columns = (
+        *("what", "first", "second", "unit"),
+        *("second over first", "interval from", "to", "verdict"),
+    )
+    return Table("Changes", columns, [_change_row(change) for change in diff.changes])
+
+
+def _change_row(change: Change) -> Row:
+    speed, sure = change.speed, change.verdict != UNKNOWN
+    ratio = change.second.value / change.first.value if change.first.value else None
+    if change.first.unit == "ms":  # less is faster
+        ratio = None if not ratio else 1 / ratio
+    return (
+        change.name,
+        rounded_text(change.first.value),
+        rounded_text(change.second.value),
+        change.first.unit,
+        number_text(ratio if speed is None else speed.median, 3, "x"),
+        f"{speed.low:.3f}x" if speed and sure else "-",
+        f"{speed.high:.3f}x" if speed and sure else "-",
+        change.verdict,
+    )
 
 
 def around_changes(diff: Diff) -> list[Table]:

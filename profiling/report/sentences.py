@@ -1,15 +1,13 @@
-"""What results come to, in words: the answer first, then what stands behind it."""
+"""What results say, in words: what stands behind the answer."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hogstream.profiling.ceilings.machine import ceiling_warnings
 from hogstream.profiling.measure.peers import HOGSTREAM, MEMORY
 from hogstream.profiling.report.rows import (
-    fastest,
     lost_text,
     machine_text,
     range_text,
@@ -22,8 +20,6 @@ from hogstream.profiling.results.diff import (
     SLOWER,
     UNKNOWN,
     Diff,
-    cautions,
-    diff_sentences,
     false_alarms,
 )
 from hogstream.profiling.results.files import Reported
@@ -31,7 +27,7 @@ from hogstream.profiling.results.gains import (
     BASELINES,
     CONTENDER,
     gains_over,
-    over_stronger,
+    greatest_gain,
     shares_alone,
     training_gains,
 )
@@ -43,250 +39,31 @@ from hogstream.profiling.results.schema import (
     PeerTime,
     Run,
     Train,
-    TrainRun,
 )
 from hogstream.profiling.wording import counted, number_text, size_name
 
-
-@dataclass(frozen=True)
-class Fact:
-    """A part of an answer: what it is about, its value, and what that means."""
-
-    name: str
-    value: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is to be read first: which policy, by how much, at what cost, on what machine."""
-
-    verdict: str
-    facts: Sequence[Fact]
-
-
-# The answers.
-
-
-def answer(result: Reported) -> Answer:
-    """What a result comes to."""
-    if isinstance(result, Bench):
-        return _bench_answer(result)
-    if isinstance(result, Train):
-        return _train_answer(result)
-    return _compare_answer(result)
-
-
-def _bench_answer(bench: Bench) -> Answer:
-    best = _greatest_gain(bench)
-    if best is None:
-        run = max(bench.results, key=lambda run: run.updates_per_second.median)
-        speed = run.updates_per_second
-        told = f"{run.policy} with {_where(run)}; 95 %: {range_text(speed.estimate, 0)}"
-        facts = [Fact("Updates/s at most", number_text(speed.median), told)]
-    else:
-        run, baseline, gain = best
-        value, told = _gain_texts(run, baseline, gain)
-        facts = [
-            Fact("Gain at best", value, f"{told}, with {_where(run)}"),
-            _everywhere(bench),
-        ]
-    return Answer(_winners(bench), [*facts, *_costs(run), _machine(bench)])
-
-
-def _greatest_gain(bench: Bench) -> tuple[BenchRun, str, Interval] | None:
-    """Where lock-free gains most over the stronger baseline: beyond noise, if anywhere."""
-    gains = [
-        (run, *over)
-        for run in bench.results
-        if run.policy == CONTENDER and (over := over_stronger(run))
-    ]
-    return max(gains, key=lambda each: (each[2].low > 1, each[2].median)) if gains else None
-
-
-def _everywhere(bench: Bench) -> Fact:
-    gains = [over_stronger(run) for run in bench.results if run.policy == CONTENDER]
-    told = [gain for _, gain in filter(None, gains)]
-    faster, slower = sum(each.low > 1 for each in told), sum(each.high < 1 for each in told)
-    return Fact(
-        "Gain beyond noise",
-        f"{faster} of {len(told)}",
-        f"sizes and worker counts; slower beyond noise in {slower or 'none'}",
-    )
-
-
-def _costs(run: Run) -> list[Fact]:
-    """Staleness and lost updates."""
-    facts = []
-    if run.staleness.mean is not None:
-        most = f"versions on average, {number_text(run.staleness.max)} at most"
-        value = number_text(run.staleness.mean, 1)
-        facts.append(Fact("Cost: staleness", value, f"{most}; {run.policy}, {_where(run)}"))
-    lost = run.lost_updates_fraction
-    if lost is None:
-        facts.append(Fact("Cost: lost updates", "not counted", "--telemetry counts them"))
-    else:
-        told = "of the updates, block by block"
-        facts.append(Fact("Cost: lost updates", lost_text(lost), told))
-    return facts
-
-
-def _machine(result: Reported) -> Fact:
-    where = result.environment
-    value = counted(where.cores, "core") if where.device == "cpu" else where.device_name
-    return Fact("Machine", value, machine_text(result))
-
-
-def _winners(bench: Bench) -> str:
-    each = fastest(bench)
-    if len({run.policy for run in bench.results}) == 1:
-        return f"Only {each[0].policy} was measured: there is nothing to compare it with."
-    wins = Counter(run.policy for run in each)
-    clear = Counter(run.policy for run in each if _is_clear(run))
-    if len(each) == 1:
-        sure = "beyond noise" if clear else "though not beyond noise over every other"
-        return f"{_upper(each[0].policy)} is the fastest at {_where(each[0])}, {sure}."
-    if len(wins) == 1:
-        name = each[0].policy
-        return (
-            f"{_upper(name)} is the fastest at each of {len(each)} sizes, at "
-            f"{clear[name] or 'none'} of them beyond noise over every other policy."
-        )
-    said = ", ".join(
-        f"{name} at {count} ({clear[name] or 'none'} beyond noise over every other policy)"
-        for name, count in wins.most_common()
-    )
-    return f"The fastest, of {len(each)} sizes: {said}."
-
-
-def _is_clear(run: BenchRun | TrainRun) -> bool:
-    """Whether it is faster beyond noise than each other policy with as many workers."""
-    return bool(run.gains) and all(gain.estimate.low > 1 for gain in run.gains.values())
-
-
-def _train_answer(train: Train) -> Answer:
-    best = min(train.results, key=lambda run: run.training_seconds.median)
-    alone = len(train.results) == 1
-    verdict = f"{_upper(best.policy)} trained{'' if alone else ' the soonest,'} in "
-    verdict += f"{best.training_seconds.median:.1f} s (the median)"
-    if alone:
-        verdict += ", with nothing to compare it with"
-    elif not _is_clear(best):
-        verdict += ", though not beyond noise"
-    mine = next((run for run in train.results if run.policy == CONTENDER), best)
-    facts = []
-    over = over_stronger(mine)
-    if over is not None:
-        value, told = _gain_texts(mine, *over)
-        noise = "" if over[1].excludes(1) else "; it may be noise"
-        facts.append(Fact("As fast", value, told + noise))
-    return Answer(f"{verdict}.", [*facts, _learned(mine, train), *_costs(mine), _machine(train)])
-
-
-def _gain_texts(run: BenchRun | TrainRun, baseline: str, gain: Interval) -> tuple[str, str]:
-    """A gain, and between what: the interval, the policy, and the baseline."""
-    told = f"95 %: {range_text(gain, 2)}; {run.policy} over {baseline}"
-    if any(name in run.gains for name in BASELINES if name != baseline):
-        told += " (the stronger baseline)"
-    return f"{gain.median:.2f}x", told
-
-
-def _learned(mine: TrainRun, train: Train) -> Fact:
-    told = {run.policy: f"{100 * run.test_accuracy.median:.1f} %" for run in train.results}
-    value = told.pop(mine.policy)
-    others = [f"{policy} {accuracy}" for policy, accuracy in told.items()]
-    return Fact("Test accuracy", value, "; ".join([mine.policy, *others]))
-
-
-def _compare_answer(compare: Compare) -> Answer:
-    shapes = results_by_shape(compare)
-    rivals = {shape: speeds for shape, each in shapes.items() if (speeds := _rivals(each))}
-    if not rivals:
-        verdict = "There is nothing to compare: hogstream or all others were not measured."
-        return Answer(verdict, [_machine(compare)])
-    unbeaten = sum(all(speed.low <= 1 for speed in each.values()) for each in rivals.values())
-    first = sum(all(speed.high < 1 for speed in each.values()) for each in rivals.values())
-    verdict = (
-        f"hogstream moves the most bytes/s, or as many within noise, at {unbeaten} of "
-        f"{counted(len(rivals), 'shape')}; it is ahead of all others beyond noise at {first}."
-    )
-    largest = max(rivals, key=lambda shape: shapes[shape][0].elements)
-    rival, speed = max(rivals[largest].items(), key=lambda each: each[1].median)
-    ours = Interval(1 / speed.median, 1 / speed.high, 1 / speed.low) if speed.low else speed
-    told = f"95 %: {range_text(ours, 2)}; bytes/s of hogstream over {rival}, the nearest other"
-    facts = [Fact(f"At {largest}, the largest", f"{ours.median:.2f}x", told)]
-    return Answer(
-        verdict, [*facts, *_against_torch(shapes), *_share(shapes[largest]), _machine(compare)]
-    )
-
-
-def _against_torch(shapes: dict[str, list[PeerTime]]) -> list[Fact]:
-    """What who swaps ``torch.optim.RMSprop`` for hogstream gains."""
-    times = {
-        shape: result.time_against_hogstream.median
-        for shape, results in shapes.items()
-        for result in results
-        if result.peer == "torch-foreach" and result.time_against_hogstream is not None
-    }
-    if not times:
-        return []
-    least, most = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
-    value = f"{times[least]:.2f}x to {times[most]:.2f}x"
-    told = f"its step's time over hogstream's; the least at {least}, the most at {most}"
-    return [Fact("torch.optim.RMSprop", value, told)]
-
-
-def _share(results: list[PeerTime]) -> list[Fact]:
-    ours = next((each for each in results if each.peer == HOGSTREAM), None)
-    if ours is None or ours.share_of_ceiling is None:
-        return []
-    speed = f"{ours.gigabytes_per_second:.1f} GB/s"
-    told = f"of an update-shaped pass over memory at {ours.shape}: {speed}"
-    return [Fact("Of the ceiling", share_text(ours.share_of_ceiling), told)]
-
-
-def diff_answer(diff: Diff, second: Reported) -> Answer:
-    """What one run is against another.
-
-    Args:
-        diff: The two.
-        second: The later of them.
-    """
-    verdicts = [change.verdict for change in diff.changes]
-    faster, slower = verdicts.count(FASTER), verdicts.count(SLOWER)
-    count = len(verdicts) - verdicts.count(UNKNOWN)
-    told = f"{faster} faster, {slower} slower; up to {false_alarms(count)} may seem so by chance"
-    facts = [Fact("Changed beyond noise", f"{faster + slower} of {count}", told)]
-    for kind in (FASTER, SLOWER):  # the greatest effects come first
-        most = next((change for change in diff.changes if change.verdict == kind), None)
-        if most is not None and most.speed is not None:
-            told = f"95 %: {range_text(most.speed, 2)}; {most.name}"
-            facts.append(Fact(f"{_upper(kind)}, the most", f"{most.speed.median:.2f}x", told))
-    unlike = " ".join(cautions(diff))
-    alike = Fact("Like for like", "no" if unlike else "yes", unlike or "same machine and settings")
-    return Answer(diff_sentences(diff)[0], [*facts, alike, _machine(second)])
-
-
-# What stands behind them.
+# What a change of code is expected to change: it makes no difference of machine or settings.
+_SUBJECT = ("commit", "hogstream")
+_MACHINE_DRIFT = 1.1
 
 
 def verdict(bench: Bench) -> list[str]:
     """Where lock-free's gain ends, what it costs where it is greatest, and what bounds it."""
-    best = _greatest_gain(bench)
+    best = greatest_gain(bench)
     if best is None:
         return []
     run, baseline, gain = best
     sure = "" if gain.low > 1 else ", which may be noise"
     said = [
         f"The greatest gain of {CONTENDER} over {baseline} is {gain.median:.2f}x "
-        f"(95 %: {range_text(gain, 2)}) with {_where(run)}{sure}."
+        f"(95 %: {range_text(gain, 2)}) with {where_text(run)}{sure}."
     ]
     if len({each.elements for each in bench.results}) > 1:
         said += gains(bench)
     told = shares_text(run)
     said.append(_cost(run))
     if told is not None:
-        said.append(f"With {_where(run)} it takes {told}.")
+        said.append(f"With {where_text(run)} it takes {told}.")
     return said
 
 
@@ -331,7 +108,7 @@ def _gains_at(elements: int, grid: dict[tuple[int, int], Interval]) -> bool:
 
 def _cost(run: Run) -> str:
     said = (
-        f"It costs staleness: with {_where(run)}, {number_text(run.staleness.mean, 1)} updates "
+        f"It costs staleness: with {where_text(run)}, {number_text(run.staleness.mean, 1)} updates "
         f"on average and {number_text(run.staleness.max)} at most landed between a read and the "
         "update made from it"
     )
@@ -483,7 +260,7 @@ def _taken(ratio: float) -> str:
 def _failure_sentences(runs: Sequence[Run]) -> list[str]:
     """Which workers failed, and why, where the others went on."""
     return [
-        f"With {run.policy} and {_where(run)}, worker {worker} failed: {error}."
+        f"With {run.policy} and {where_text(run)}, worker {worker} failed: {error}."
         for run in runs
         for worker, error in run.failures.items()
     ]
@@ -519,7 +296,7 @@ def of_compare(compare: Compare) -> list[str]:
     """Which optimizer is nearest to hogstream at each shape, and whether any moves more bytes/s."""
     said = []
     for shape, results in results_by_shape(compare).items():
-        if told := _nearest(_rivals(results)):
+        if told := _nearest(rivals(results)):
             said.append(f"{shape}: {told}.")
     if said:
         said.append(
@@ -546,7 +323,7 @@ def _nearest(speeds: dict[str, Interval]) -> str:
     return said if faster else f"{said}; the nearest is {told[ranked[0]]}"
 
 
-def _rivals(results: list[PeerTime]) -> dict[str, Interval]:
+def rivals(results: list[PeerTime]) -> dict[str, Interval]:
     """Bytes/s of the other optimizers at a shape over hogstream's, if that was measured."""
     ours = next((each for each in results if each.peer == HOGSTREAM), None)
     speeds = {}
@@ -559,6 +336,72 @@ def _rivals(results: list[PeerTime]) -> dict[str, Interval]:
             low, high = more / slower.high, more / slower.low
             speeds[name] = Interval(more / slower.median, low, high)
     return speeds
+
+
+def of_diff(diff: Diff) -> list[str]:
+    """What has changed, what chance alone would show, and whether like was set against like."""
+    verdicts = [change.verdict for change in diff.changes]
+    told = [verdict for verdict in verdicts if verdict != UNKNOWN]
+    said = []
+    if not verdicts:
+        said.append("The two runs have no configuration in common.")
+    elif not told:
+        said.append("Neither faster nor slower can be told: there are too few rounds.")
+    else:
+        said += _change_sentences(diff, told)
+    said += cautions(diff)
+    for which, only in (("first", diff.only_first), ("second", diff.only_second)):
+        if only:
+            said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
+    return said
+
+
+def _change_sentences(diff: Diff, told: list[str]) -> list[str]:
+    faster, slower, count = told.count(FASTER), told.count(SLOWER), len(told)
+    changed, chance = faster + slower, false_alarms(len(told))
+    by_chance = (
+        f"An interval of 95 % is wrong once in twenty: of {counted(count, 'configuration')} up to "
+        f"{chance} may seem changed by chance alone"
+    )
+    said = []
+    if not changed:
+        said.append(f"Nothing changed beyond noise, of {counted(count, 'configuration')}.")
+    else:
+        most = next(each for each in diff.changes if each.verdict in (FASTER, SLOWER))
+        assert most.speed is not None
+        said += [
+            f"The second run is faster beyond noise in {faster} and slower in {slower} of "
+            f"{counted(count, 'configuration')}.",
+            f"They differ most of all in {most.name}: {most.speed.median:.2f}x "
+            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f}).",
+        ]
+        by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
+        by_chance += "no more than that" if changed <= chance else "more than that"
+    said.append(f"{by_chance}. The verdicts are not corrected for it.")
+    said.append(
+        "Rounds of one run share the state of the machine. To see what two runs of the same code "
+        "differ by, run it twice and take the diff of those."
+    )
+    return said
+
+
+def cautions(diff: Diff) -> list[str]:
+    """Why the two runs are not alike but for the code, if they are not."""
+    said = []
+    names = [name for name, _, _ in diff.differences if name not in _SUBJECT]
+    if names:
+        said.append(f"Like is not set against like: the runs differ in {', '.join(names)}.")
+    drift = [f"{name} {ratio}" for name, _, _, ratio in diff.ceilings if _has_drifted(ratio)]
+    if drift:
+        said.append(
+            f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."
+        )
+    return said
+
+
+def _has_drifted(ratio: str) -> bool:
+    value = float(ratio.removesuffix("x"))
+    return not 1 / _MACHINE_DRIFT <= value <= _MACHINE_DRIFT
 
 
 def warnings(result: Reported) -> list[str]:
@@ -578,10 +421,7 @@ def interruption(result: Measurement) -> list[str]:
     return [f"{why}: these are only the results that there were by then."]
 
 
-def _where(run: Run) -> str:
+def where_text(run: Run) -> str:
+    """With how many workers, and at which size."""
     workers = counted(run.workers, "worker")
     return f"{workers} at {size_name(run.elements)} elements"
-
-
-def _upper(name: str) -> str:
-    return name[:1].upper() + name[1:]

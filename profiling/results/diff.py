@@ -13,22 +13,9 @@ from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, rati
 from hogstream.profiling.results.files import Reported, ResultFile
 from hogstream.profiling.results.records import PositiveSpread
 from hogstream.profiling.results.schema import Bench, Compare
-from hogstream.profiling.wording import counted, number_text, size_name
+from hogstream.profiling.wording import counted, rounded_text, size_name
 
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
-CHANGE_COLUMNS = (
-    "what",
-    "first",
-    "second",
-    "unit",
-    "second over first",
-    "interval from",
-    "to",
-    "verdict",
-)
-# What a change of code is expected to change: it makes no difference of machine or settings.
-_SUBJECT = ("commit", "hogstream")
-_MACHINE_DRIFT = 1.1
 
 
 @dataclass(frozen=True)
@@ -126,47 +113,6 @@ def diff_runs(first: ResultFile, second: ResultFile) -> Diff:
     )
 
 
-def diff_sentences(diff: Diff) -> list[str]:
-    """What has changed, what chance alone would show, and whether like was set against like."""
-    verdicts = [change.verdict for change in diff.changes]
-    told = [verdict for verdict in verdicts if verdict != UNKNOWN]
-    said = []
-    if not verdicts:
-        said.append("The two runs have no configuration in common.")
-    elif not told:
-        said.append("Neither faster nor slower can be told: there are too few rounds.")
-    else:
-        said += _change_sentences(diff, told)
-    said += cautions(diff)
-    for which, only in (("first", diff.only_first), ("second", diff.only_second)):
-        if only:
-            said.append(f"Only the {which} run has {counted(len(only), 'configuration')} of these.")
-    return said
-
-
-def change_rows(diff: Diff) -> list[tuple[str, ...]]:
-    """All changes in ``CHANGE_COLUMNS``."""
-    rows: list[tuple[str, ...]] = []
-    for change in diff.changes:
-        speed, sure = change.speed, change.verdict != UNKNOWN
-        ratio = change.second.value / change.first.value if change.first.value else None
-        if change.first.unit == "ms":  # less is faster
-            ratio = None if not ratio else 1 / ratio
-        rows.append(
-            (
-                change.name,
-                _digits(change.first.value),
-                _digits(change.second.value),
-                change.first.unit,
-                number_text(ratio if speed is None else speed.median, 3, "x"),
-                f"{speed.low:.3f}x" if speed and sure else "-",
-                f"{speed.high:.3f}x" if speed and sure else "-",
-                change.verdict,
-            )
-        )
-    return rows
-
-
 def false_alarms(count: int) -> int:
     """How many of ``count`` true null results may seem changed by chance: no more, 95 times in 100.
 
@@ -178,54 +124,6 @@ def false_alarms(count: int) -> int:
         if total >= LEVEL:
             return number
     return count
-
-
-def _change_sentences(diff: Diff, told: list[str]) -> list[str]:
-    faster, slower, count = told.count(FASTER), told.count(SLOWER), len(told)
-    changed, chance = faster + slower, false_alarms(len(told))
-    by_chance = (
-        f"An interval of 95 % is wrong once in twenty: of {counted(count, 'configuration')} up to "
-        f"{chance} may seem changed by chance alone"
-    )
-    said = []
-    if not changed:
-        said.append(f"Nothing changed beyond noise, of {counted(count, 'configuration')}.")
-    else:
-        most = next(each for each in diff.changes if each.verdict in (FASTER, SLOWER))
-        assert most.speed is not None
-        said += [
-            f"The second run is faster beyond noise in {faster} and slower in {slower} of "
-            f"{counted(count, 'configuration')}.",
-            f"They differ most of all in {most.name}: {most.speed.median:.2f}x "
-            f"(95 %: {most.speed.low:.2f} to {most.speed.high:.2f}).",
-        ]
-        by_chance += f", and {changed} {'is' if changed == 1 else 'are'} "
-        by_chance += "no more than that" if changed <= chance else "more than that"
-    said.append(f"{by_chance}. The verdicts are not corrected for it.")
-    said.append(
-        "Rounds of one run share the state of the machine. To see what two runs of the same code "
-        "differ by, run it twice and take the diff of those."
-    )
-    return said
-
-
-def cautions(diff: Diff) -> list[str]:
-    """Why the two runs are not alike but for the code, if they are not."""
-    said = []
-    names = [name for name, _, _ in diff.differences if name not in _SUBJECT]
-    if names:
-        said.append(f"Like is not set against like: the runs differ in {', '.join(names)}.")
-    drift = [f"{name} {ratio}" for name, _, _, ratio in diff.ceilings if _has_drifted(ratio)]
-    if drift:
-        said.append(
-            f"The machine itself was not the same: {', '.join(drift)} of what it was in the first."
-        )
-    return said
-
-
-def _has_drifted(ratio: str) -> bool:
-    value = float(ratio.removesuffix("x"))
-    return not 1 / _MACHINE_DRIFT <= value <= _MACHINE_DRIFT
 
 
 def _effect(change: Change) -> tuple[bool, float]:
@@ -299,7 +197,7 @@ def _ceilings(first: Reported, second: Reported) -> Iterator[tuple[str, str, str
     for name, before in theirs.items():
         if name in mine:
             after = mine[name]
-            yield name, _digits(before), _digits(after), f"{after / before:.2f}x"
+            yield name, rounded_text(before), rounded_text(after), f"{after / before:.2f}x"
 
 
 def ceiling_medians(result: Reported) -> Iterator[tuple[str, float]]:
@@ -316,8 +214,3 @@ def ceiling_medians(result: Reported) -> Iterator[tuple[str, float]]:
                 yield f"{level.level}, {name} (GB/s)", rate.median
     yield "launches (per s)", ceilings.launches_per_second.median
     yield "event loop turns (per s)", ceilings.event_loop_turns_per_second.median
-
-
-def _digits(value: float) -> str:
-    """A number in about four digits."""
-    return number_text(value, 0 if value >= 1000 else 1 if value >= 100 else 3)

@@ -69,6 +69,16 @@ def over_stronger(run: BenchRun | TrainRun) -> tuple[str, Interval] | None:
     return min(gains.items(), key=lambda each: each[1].median) if gains else None
 
 
+def greatest_gain(bench: Bench) -> tuple[BenchRun, str, Interval] | None:
+    """Where lock-free gains most over the stronger baseline: beyond noise, if anywhere."""
+    gains = [
+        (run, *over)
+        for run in bench.results
+        if run.policy == CONTENDER and (over := over_stronger(run))
+    ]
+    return max(gains, key=lambda each: (each[2].low > 1, each[2].median)) if gains else None
+
+
 def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, Ratio]:
     """How many times as fast a policy trained as each other one that finished as many rounds.
 

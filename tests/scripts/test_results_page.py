@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hogstream.profiling.report import sentences
+from hogstream.profiling.report import answers, sentences
 from hogstream.profiling.results.files import write_result
 from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
 from report_testing import committed
@@ -53,7 +53,7 @@ def test_readme_has_a_picture_and_a_sentence_of_the_last_sweep(tmp_path: Path) -
     picture, sentence, _ = result(tmp_path)
     assert picture.endswith("(docs/results/gain.png)")
     assert sentence.startswith("On fast (cpu, 2 cores)")
-    assert sentences.answer(sweep).verdict in sentence
+    assert answers.answer(sweep).verdict in sentence
 
 
 def test_all_optimizers_are_told_and_those_skipped_with_their_reason(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from hogstream.profiling.report import sentences
-from hogstream.profiling.report.sentences import Fact
+from hogstream.profiling.report import answers, sentences
+from hogstream.profiling.report.answers import Fact
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import ResultFile
 from hogstream.profiling.results.gains import training_gains_of
@@ -32,12 +32,12 @@ def known_bench() -> Bench:
     return bench
 
 
-def facts(answer: sentences.Answer) -> dict[str, Fact]:
+def facts(answer: answers.Answer) -> dict[str, Fact]:
     return {fact.name: fact for fact in answer.facts}
 
 
 def test_answer_tells_policy_gain_cost_and_machine() -> None:
-    answer = sentences.answer(known_bench())
+    answer = answers.answer(known_bench())
     assert answer.verdict == (
         "Lock-free is the fastest at each of 3 sizes, at 3 of them beyond noise over every other "
         "policy."
@@ -72,7 +72,7 @@ def test_a_gain_within_noise_is_told_as_such() -> None:
     for run in bench.results:
         run.updates_per_second = Spread.of([90.0, 95.0, 100.0, 110.0, 120.0])
     with_gains(bench.results)
-    answer = sentences.answer(bench)
+    answer = answers.answer(bench)
     assert "at none of them beyond noise" in answer.verdict
     assert facts(answer)["Gain beyond noise"].value == "0 of 6"
 
@@ -81,7 +81,7 @@ def test_a_policy_alone_is_compared_with_nothing() -> None:
     bench = known_bench()
     bench.results = [run for run in bench.results if run.policy == "ordered"]
     with_gains(bench.results)
-    answer = sentences.answer(bench)
+    answer = answers.answer(bench)
     assert answer.verdict == "Only ordered was measured: there is nothing to compare it with."
     assert facts(answer)["Updates/s at most"].value == "162"
     assert sentences.verdict(bench) == []
@@ -91,7 +91,7 @@ def test_lost_updates_that_were_not_counted_are_not_told_as_none() -> None:
     bench = known_bench()
     for run in bench.results:
         run.lost_updates_fraction = None
-    lost = facts(sentences.answer(bench))["Cost: lost updates"]
+    lost = facts(answers.answer(bench))["Cost: lost updates"]
     assert (lost.value, lost.detail) == ("not counted", "--telemetry counts them")
 
 
@@ -110,7 +110,7 @@ def train_of(**seconds: list[float]) -> Train:
 
 def test_training_is_as_much_faster_as_its_seconds_are_fewer() -> None:
     train = train_of(lock_free=[2.0] * 5, locked=[8.0] * 5, ordered=[3.0] * 5)
-    answer = sentences.answer(train)
+    answer = answers.answer(train)
     assert answer.verdict == "Lock-free trained the soonest, in 2.0 s (the median)."
     assert facts(answer)["As fast"].value == "1.50x"
     assert "lock-free over ordered (the stronger baseline)" in facts(answer)["As fast"].detail
@@ -122,10 +122,10 @@ def test_training_is_as_much_faster_as_its_seconds_are_fewer() -> None:
 
 def test_training_within_noise_is_told_as_such() -> None:
     train = train_of(lock_free=[2.0, 3.0, 4.0, 5.0, 6.0], locked=[6.0, 5.0, 4.5, 3.0, 2.0])
-    answer = sentences.answer(train)
+    answer = answers.answer(train)
     assert answer.verdict.endswith("in 4.0 s (the median), though not beyond noise.")
     assert facts(answer)["As fast"].detail.endswith("it may be noise")
-    alone = sentences.answer(train_of(locked=[2.0] * 5))
+    alone = answers.answer(train_of(locked=[2.0] * 5))
     assert alone.verdict.endswith("with nothing to compare it with.")
 
 
@@ -145,7 +145,7 @@ def test_rivals_are_told_by_bytes_per_second_and_not_by_time() -> None:
         each.time_against_hogstream = times[each.peer]
     said = sentences.of_compare(compare)[0]
     assert said == "2^20: more bytes/s than hogstream: torch-adam-fused (1.40x)."
-    answer = sentences.answer(compare)
+    answer = answers.answer(compare)
     assert answer.verdict == (
         "hogstream moves the most bytes/s, or as many within noise, at 0 of 1 shape; it is ahead "
         "of all others beyond noise at 0."
@@ -160,7 +160,7 @@ def test_a_diff_tells_what_changed_and_whether_it_is_like_for_like() -> None:
     first, second = full_bench(), full_bench(speed=4.0)
     second.settings.scheduling.depth = 4
     diff = diff_runs(ResultFile("a.json", first), ResultFile("b.json", second))
-    answer = sentences.diff_answer(diff, second)
+    answer = answers.diff_answer(diff, second)
     assert answer.verdict == (
         "The second run is faster beyond noise in 8 and slower in 0 of 28 configurations."
     )
@@ -170,7 +170,7 @@ def test_a_diff_tells_what_changed_and_whether_it_is_like_for_like() -> None:
     assert "Slower, the most" not in told
     assert told["Like for like"].value == "no"
     assert "depth" in told["Like for like"].detail
-    again = sentences.diff_answer(
+    again = answers.diff_answer(
         diff_runs(ResultFile("a.json", first), ResultFile("b.json", first)), first
     )
     assert facts(again)["Like for like"].value == "yes"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from hogstream.profiling.report.page import render_page
+from hogstream.profiling.report.rows import changes
+from hogstream.profiling.report.sentences import of_diff
 from hogstream.profiling.results.diff import (
     FASTER,
     SAME,
     SLOWER,
     UNKNOWN,
     Diff,
-    change_rows,
     diff_runs,
-    diff_sentences,
     false_alarms,
 )
 from hogstream.profiling.results.files import Reported, ResultFile
@@ -77,7 +77,7 @@ def test_all_configurations_are_listed_by_effect_and_less_time_is_faster() -> No
     second.kernels[0].milliseconds = PositiveSpread.of([speed / 4 for speed in ROUNDS])
     second.kernels[1].milliseconds = PositiveSpread.of(ROUNDS[:1])
     found = diff(first, second)
-    told = [(row[0].split(",")[0], row[4], row[7]) for row in change_rows(found)]
+    told = [(row[0].split(",")[0], row[4], row[7]) for row in changes(found).rows]
     assert told == [
         ("hogstream", "4.000x", FASTER),
         ("locked", "0.500x", SLOWER),
@@ -86,7 +86,7 @@ def test_all_configurations_are_listed_by_effect_and_less_time_is_faster() -> No
         ("hogstream", "1.020x", UNKNOWN),  # 100 ms over 98
     ]
     assert found.only_first == ("torch RMSprop (foreach), 2^24 elements, alone",)
-    said = " ".join(diff_sentences(found))
+    said = " ".join(of_diff(found))
     assert "faster beyond noise in 2 and slower in 1 of 4 configurations" in said
     assert (
         "They differ most of all in hogstream, numba, 2^24 elements, alone: 4.00x (95 %: 3.8"
@@ -119,7 +119,7 @@ def trained(rounds: list[float]) -> Train:
 def test_of_trainings_with_few_rounds_nothing_can_be_told() -> None:
     found = diff(trained([100.0]), trained([200.0] * 4))
     assert set(verdicts(found).values()) == {UNKNOWN}
-    assert "Neither faster nor slower can be told" in diff_sentences(found)[0]
+    assert "Neither faster nor slower can be told" in of_diff(found)[0]
 
 
 def test_rounds_of_training_are_set_against_each_other() -> None:
@@ -141,7 +141,7 @@ def test_what_differs_but_for_the_code_is_told() -> None:
     names = [name for name, _, _ in found.differences]
     assert names == ["device_name", "torch", "commit", "depth", "dtype"]
     assert ("depth", "8", "4") in found.differences
-    said = " ".join(diff_sentences(found))
+    said = " ".join(of_diff(found))
     assert "Like is not set against like: the runs differ in device_name, torch, depth, dty" in said
     assert "memory, copy (GB/s) 1.50x of what it was" in said
     html = render_page([ResultFile("first.json", first), ResultFile("second.json", second)])
@@ -152,7 +152,7 @@ def test_what_differs_but_for_the_code_is_told() -> None:
 def test_the_same_machine_and_settings_are_like_against_like() -> None:
     first, second = full_bench(), full_bench()
     second.environment.commit = "abc"
-    said = " ".join(diff_sentences(diff(first, second)))
+    said = " ".join(of_diff(diff(first, second)))
     assert "Like is not" not in said
     assert "Nothing changed beyond noise, of 28 configurations." in said
 
@@ -164,7 +164,7 @@ def test_many_verdicts_raise_false_alarms_as_often_as_is_said() -> None:
         assert (alarms <= false_alarms(count)).mean() >= 0.945
         if false_alarms(count):
             assert (alarms <= false_alarms(count) - 1).mean() < 0.955
-    said = " ".join(diff_sentences(diff(full_bench("sweep"), full_bench("sweep", seed=1))))
+    said = " ".join(of_diff(diff(full_bench("sweep"), full_bench("sweep", seed=1))))
     assert "of 124 configurations up to 10 may seem changed by chance alone" in said
 
 
