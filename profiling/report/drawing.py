@@ -20,7 +20,6 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -49,7 +48,6 @@ WIDTH, HEIGHT = 340, 236
 Margins = tuple[int, int, int, int]
 MARGINS: Margins = (46, 12, 44, 38)
 _ZOOM = 1.05  # in the page: three in a row
-_ROW = 32  # of a bar, under its name
 _LONGEST = 50  # characters of a name: it may come from anywhere
 # Of pictures in files: around plots, between them, and a line below them.
 _MARGIN, _GAP, _LINE = 16, 24, 18
@@ -94,6 +92,7 @@ class Look:
         return {"color": DAY[self.color], "linestyle": (0, self.dashes) if self.dashes else "-"}
 
 
+Looks = dict[str, Look]
 LOOKS = (
     Look("blue", "o", ()),
     Look("orange", "s", (4, 1.7)),
@@ -127,6 +126,25 @@ class Plot:
     width: int = WIDTH
     height: int = HEIGHT
     margins: Margins = MARGINS
+
+
+@dataclass(frozen=True)
+class Group:
+    """Plots of one kind.
+
+    Attributes:
+        anchor: Its id in the page.
+        title: Its heading.
+        text: What to look at.
+        plots: Side by side.
+        looks: What lines and markers stand for, by name.
+    """
+
+    anchor: str
+    title: str
+    text: str
+    plots: Sequence[Plot]
+    looks: Looks
 
 
 def markup(plot: Plot, name: str) -> Markup:
@@ -241,9 +259,9 @@ def _draw(picture: Figure, plot: Plot, left: float, top: float, width: int, heig
     )
     axes = picture.add_axes(box)
     plot.draw(axes)
-    _beside(axes, plot.title, (0, 1), (-before, above - 12), **_OF_AXES, **_BOLD)
-    _beside(axes, plot.y, (0, 1), (-before, above - 30), **_OF_AXES, **_QUIET)
-    _beside(axes, plot.x, (0.5, 0), (0, 4 - below), ha="center", **_OF_AXES, **_QUIET)
+    beside(axes, plot.title, (0, 1), (-before, above - 12), **_OF_AXES, **_BOLD)
+    beside(axes, plot.y, (0, 1), (-before, above - 30), **_OF_AXES, **QUIET)
+    beside(axes, plot.x, (0.5, 0), (0, 4 - below), ha="center", **_OF_AXES, **QUIET)
 
 
 def legible(name: str) -> str:
@@ -256,7 +274,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def _beside(
+def beside(
     axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **more: Any
 ) -> None:
     """Writes so many pixels to the right of a point and above it."""
@@ -265,10 +283,10 @@ def _beside(
 
 _OF_AXES = {"xycoords": "axes fraction"}
 _BOLD = {"fontweight": "bold", "fontsize": 12.5}
-_QUIET = {"color": DAY["quiet"]}
+QUIET = {"color": DAY["quiet"]}
 # Or lines would cross the text.
-_ON_PAPER = {"bbox": {"facecolor": DAY["back"], "linewidth": 0, "pad": 0.5}}
-_DASHED: dict[str, Any] = {**_QUIET, "linewidth": 1.3, "linestyle": (0, (4, 3))}
+ON_PAPER = {"bbox": {"facecolor": DAY["back"], "linewidth": 0, "pad": 0.5}}
+DASHED: dict[str, Any] = {**QUIET, "linewidth": 1.3, "linestyle": (0, (4, 3))}
 
 
 # What is drawn on axes.
@@ -289,7 +307,7 @@ def interval(axes: Axes, x: float, low: float, high: float, look: Look) -> None:
 
 def from_zero(axes: Axes, values: Iterable[float], unit: str = "") -> None:
     """The vertical axis, from 0 to a round number above all values."""
-    ticks = _round_ticks(values)
+    ticks = round_ticks(values)
     axes.set_ylim(0, ticks[-1])
     axes.set_yticks(ticks, [short(tick) + unit for tick in ticks])
     axes.grid(axis="y")
@@ -325,191 +343,6 @@ def categories(axes: Axes, names: Sequence[str], most: int = 6) -> None:
     axes.set_xticks(range(0, len(names), every), names[::every])
 
 
-def names_beside(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names points, to their right, and no name over another."""
-    last = -math.inf
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        place = float(axes.transData.transform((x, y))[1])
-        last = max(place, last + 13)
-        told = legible(name)
-        _beside(axes, told, (x, y), (9, last - place), va="center_baseline", **_ON_PAPER)
-
-
-def roofs(axes: Axes, slopes: dict[str, float]) -> None:
-    """Dashed lines of a slope times x, on logarithmic axes, each with its name at its upper end."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    last = -math.inf
-    for name, slope in sorted(slopes.items(), key=lambda each: each[1]):
-        start, end = max(left, bottom / slope), min(right, top / slope)
-        axes.plot([start, end], [slope * start, slope * end], **_DASHED)
-        point = (end, slope * end)
-        place = float(axes.transData.transform(point)[1])
-        last = max(place + 3, last + 12)
-        offset = (-1, last - place)
-        _beside(axes, legible(name), point, offset, ha="right", **_QUIET, **_ON_PAPER)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A horizontal bar.
-
-    Attributes:
-        name: Above it.
-        value: Its length.
-        told: Its length in words, at its end.
-        ours: Whether it stands out.
-        interval: Of the value, if it is known.
-    """
-
-    name: str
-    value: float
-    told: str
-    ours: bool
-    interval: tuple[float, float] | None
-
-
-def bars(title: str, text: str, x: str, rows: Sequence[Bar], ceiling: float | None) -> Plot:
-    """Horizontal bars from 0, each under its name, with a dashed line at ``ceiling``."""
-
-    def draw(axes: Axes) -> None:
-        ends = [row.interval[1] if row.interval else row.value for row in rows]
-        ticks = _round_ticks([*ends, ceiling or 0.0])
-        axes.set(xlim=(0, ticks[-1]), ylim=(len(rows), 0), yticks=[])
-        axes.set_xticks(ticks, [short(tick) for tick in ticks])
-        axes.grid(axis="x")
-        axes.spines["bottom"].set_visible(False)
-        for index, row in enumerate(rows):
-            middle = index + 21 / _ROW
-            shade = DAY["blue" if row.ours else "quiet"]
-            box = Rectangle((0, middle - 0.14), row.value, 0.28, color=shade, linewidth=0)
-            box.set(alpha=1 if row.ours else 0.55, gid=f"{TIP}{row.name}: {row.told}")
-            axes.add_patch(box)
-            axes.text(0, index + 12 / _ROW, legible(row.name))
-            if row.interval:
-                axes.plot(row.interval, [middle, middle], color=DAY["text"], linewidth=1.3)
-            end = (ends[index], middle)
-            _beside(axes, row.told, end, (5, 0), va="center_baseline", **_ON_PAPER)
-        if ceiling:
-            axes.plot([ceiling, ceiling], [0, len(rows)], **_DASHED)
-
-    height = 24 + _ROW * len(rows) + 38
-    return Plot(title, text, draw, x=x, height=height, margins=(5, 60, 24, 38))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a heat map.
-
-    Attributes:
-        told: What is written in it.
-        strength: From -1 to 1: blue above 0, orange below, the stronger the deeper; None is grey.
-        tip: Shows under the mouse, in the page.
-    """
-
-    told: str
-    strength: float | None
-    tip: str
-
-
-def heat_map(
-    title: str,
-    text: str,
-    labels: tuple[str, str],
-    columns: Sequence[str],
-    rows: dict[str, list[Cell | None]],
-    beside: tuple[str, Sequence[str]] | None = None,
-) -> Plot:
-    """Cells in rows.
-
-    Args:
-        title: Above.
-        text: What it shows, in words.
-        labels: What names of columns and of rows tell.
-        columns: Names.
-        rows: A cell for each column, None where there is none, by name, from the bottom up.
-        beside: A heading, and what stands to the right of each row.
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)))
-        axes.set_xticks([index + 0.5 for index in range(len(columns))], columns)
-        axes.set_yticks([index + 0.5 for index in range(len(rows))], list(rows))
-        axes.tick_params(length=0)
-        axes.spines["bottom"].set_visible(False)
-        for row, cells in enumerate(rows.values()):
-            for column, cell in enumerate(cells):
-                if cell is not None:
-                    axes.add_patch(_box(column, row, cell))
-                told = "-" if cell is None else cell.told
-                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center_baseline")
-        if beside is not None:
-            heading, told_beside = beside
-            for row, told in enumerate(told_beside):
-                end = (len(columns), row + 0.5)
-                _beside(axes, told, end, (46, 0), ha="right", va="center_baseline", **_QUIET)
-            _beside(axes, heading, (len(columns), len(rows)), (46, 14), ha="right", **_QUIET)
-
-    height = 44 + 26 * len(rows) + 38
-    margins = (54, 54 if beside else 2, 44, 38)
-    return Plot(title, text, draw, *labels, height=height, margins=margins)
-
-
-def _box(column: int, row: int, cell: Cell) -> Rectangle:
-    box = Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, linewidth=0, gid=TIP + cell.tip)
-    if cell.strength is None:
-        box.set(facecolor=DAY["quiet"], alpha=0.16)
-    else:  # text must stay readable on it
-        shade = DAY["blue" if cell.strength > 0 else "orange"]
-        box.set(facecolor=shade, alpha=0.06 + 0.42 * abs(cell.strength))
-    return box
-
-
-@dataclass(frozen=True)
-class Reach:
-    """A ratio, its interval, and whether that is to stand out."""
-
-    name: str
-    ratio: float
-    low: float
-    high: float
-    clear: bool
-
-
-def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) -> Plot:
-    """Ratios with their intervals, each under its name, around a dashed line at 1.
-
-    Args:
-        text: What it shows, in words.
-        x: What the ratios tell.
-        rows: From top to bottom; ratios and intervals are above 0.
-        around: What the axis has room for.
-    """
-
-    def draw(axes: Axes) -> None:
-        logarithmic(axes, "x", around, "x")
-        axes.set(ylim=(len(rows), 0), yticks=[])
-        for index, row in enumerate(rows):
-            middle = index + 23 / _ROW
-            axes.plot([1, 1], [index + 15 / _ROW, index + 31 / _ROW], **_DASHED)
-            shade = DAY[("blue" if row.ratio > 1 else "orange") if row.clear else "quiet"]
-            axes.plot([row.low, row.high], [middle, middle], color=shade)
-            axes.plot(
-                [row.ratio],
-                [middle],
-                marker=("^" if row.ratio > 1 else "v") if row.clear else "o",
-                color=shade,
-                linestyle="",
-                markeredgewidth=1.5,
-                markerfacecolor=shade if row.clear else DAY["back"],
-                gid=f"{TIP}{row.name}: {row.ratio:.2f}x ({row.low:.2f} to {row.high:.2f})",
-            )
-            place = axes.get_yaxis_transform()
-            axes.text(0, index + 12 / _ROW, legible(row.name), transform=place, **_ON_PAPER)
-
-    height = _ROW * len(rows) + 6 + 38
-    return Plot("", text, draw, x=x, height=height, margins=(1, 14, 6, 38))
-
-
 def short(value: float) -> str:
     """A number in as few characters as tell it: 20k, 1.5M, 0.05."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -518,7 +351,7 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _round_ticks(values: Iterable[float]) -> list[float]:
+def round_ticks(values: Iterable[float]) -> list[float]:
     """From 0 to a round number above all values."""
     highest = max((*values, 0.0)) or 1.0
     ticks = [float(each) for each in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, highest)]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from hogstream.profiling.report import drawing, plots, rows, sentences
 from hogstream.profiling.report.answers import answer, diff_answer
-from hogstream.profiling.report.plots import Group
+from hogstream.profiling.report.drawing import Group
 from hogstream.profiling.report.rows import Table
 from hogstream.profiling.results.diff import Diff, diff_runs
 from hogstream.profiling.results.files import Reported, ResultFile

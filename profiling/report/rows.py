@@ -334,6 +334,22 @@ def fastest(bench: Bench) -> list[BenchRun]:
     return list(best.values())
 
 
+def runs_by_size(bench: Bench) -> dict[int, list[BenchRun]]:
+    """The runs at each size, from the smallest on."""
+    sizes: dict[int, list[BenchRun]] = {}
+    for run in sorted(bench.results, key=lambda run: run.elements):
+        sizes.setdefault(run.elements, []).append(run)
+    return sizes
+
+
+def runs_by_policy(runs: list[BenchRun]) -> dict[str, list[BenchRun]]:
+    """Runs of each policy, by worker count."""
+    policies: dict[str, list[BenchRun]] = {run.policy: [] for run in runs}
+    for run in sorted(runs, key=lambda run: run.workers):
+        policies[run.policy].append(run)
+    return policies
+
+
 def worker_counts(bench: Bench) -> list[int]:
     """How many workers there were, rising."""
     return sorted({run.workers for run in bench.results})

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hogstream.profiling.report import drawing, plots
+from hogstream.profiling.report import charts, drawing, plots
 from hogstream.profiling.report.drawing import DAY, Plot
 from hogstream.profiling.results.records import Spread
 from hogstream.profiling.results.schema import Bench, Compare, Train
@@ -77,7 +77,7 @@ def test_names_are_drawn_apart() -> None:
     picture = Figure(dpi=72)
     axes = picture.add_subplot()
     axes.set_ylim(0, 100)
-    drawing.names_beside(axes, [(0, 50, "one"), (0, 50, "two"), (0, 51, "three"), (0, 90, "far")])
+    charts.names_beside(axes, [(0, 50, "one"), (0, 50, "two"), (0, 51, "three"), (0, 90, "far")])
     picture.draw_without_rendering()
     heights = sorted(text.get_window_extent().y0 for text in axes.texts)
     tall = axes.texts[0].get_window_extent().height
@@ -136,7 +136,7 @@ def test_the_front_picture_is_of_the_stronger_baseline(tmp_path: Path) -> None:
 
 
 def test_long_names_are_cut_and_what_is_no_character_is_marked() -> None:
-    plot = drawing.bars("title", "1", "x", [drawing.Bar("a\x1b" + 99 * "b", 1, "1", True, None)], 2)
+    plot = charts.bars("title", "1", "x", [charts.Bar("a\x1b" + 99 * "b", 1, "1", True, None)], 2)
     shown = re.findall("<text[^>]*>([^<]+)", drawn(plot))
     assert f"a?{47 * 'b'}…" in shown
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report import bench_plots, rows, sentences
 from hogstream.profiling.results.confidence import Floats
 from hogstream.profiling.results.gains import gains_of, gains_over, shares_alone
 from hogstream.profiling.results.records import Spread
@@ -114,7 +114,7 @@ def test_sentence_leaves_out_what_was_not_measured_alone() -> None:
 
 def heat_map(bench: Bench) -> tuple[dict[tuple[int, int], Floats], dict[tuple[int, int], str]]:
     """Colours and texts of the cells, by column and row."""
-    (plot,) = plots.gains(bench)
+    (plot,) = bench_plots.gains(bench)
     axes = Figure().add_subplot()
     plot.draw(axes)
     colors = {
