@@ -14,12 +14,7 @@ import click
 
 from hogstream.cli import nsight_tables, options
 from hogstream.cli.console import print_table, print_text
-from hogstream.cli.output import (
-    check_distinct,
-    command_line,
-    finish,
-    write_files,
-)
+from hogstream.cli.output import check_distinct, command_line, finish, write_files
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.environment import best_device, describe_environment
 from hogstream.profiling.interruption import MeasurementError

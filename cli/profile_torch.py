@@ -20,12 +20,7 @@ from rich.table import Table
 from hogstream.cli import options
 from hogstream.cli.bench import bench
 from hogstream.cli.console import new_table, print_table, print_text
-from hogstream.cli.output import (
-    check_distinct,
-    command_line,
-    finish,
-    write_files,
-)
+from hogstream.cli.output import check_distinct, command_line, finish, write_files
 from hogstream.cli.train import train_digits
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.capture import profiled

@@ -17,20 +17,9 @@ from hogstream.profiling.report.rows import (
 )
 from hogstream.profiling.report.sentences import cautions, of_diff, rivals, where_text
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.diff import (
-    FASTER,
-    SLOWER,
-    UNKNOWN,
-    Diff,
-    false_alarms,
-)
+from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
-from hogstream.profiling.results.gains import (
-    BASELINES,
-    CONTENDER,
-    greatest_gain,
-    over_stronger,
-)
+from hogstream.profiling.results.gains import BASELINES, CONTENDER, greatest_gain, over_stronger
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,

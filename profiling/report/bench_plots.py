@@ -10,12 +10,7 @@ from matplotlib.axes import Axes
 
 from hogstream.profiling.report import charts, drawing
 from hogstream.profiling.report.charts import Cell
-from hogstream.profiling.report.drawing import (
-    DAY,
-    Looks,
-    Plot,
-    short,
-)
+from hogstream.profiling.report.drawing import DAY, Looks, Plot, short
 from hogstream.profiling.report.rows import (
     ONE_ALONE,
     gain_text,
@@ -26,17 +21,9 @@ from hogstream.profiling.report.rows import (
     worker_counts,
 )
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.gains import (
-    BASELINES,
-    gains_over,
-    shares_alone,
-)
+from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
 from hogstream.profiling.results.records import Spread
-from hogstream.profiling.results.schema import (
-    Bench,
-    BenchRun,
-    Latency,
-)
+from hogstream.profiling.results.schema import Bench, BenchRun, Latency
 from hogstream.profiling.wording import counted, size_name
 
 _Point = tuple[float, float]

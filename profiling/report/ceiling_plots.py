@@ -5,24 +5,10 @@ from __future__ import annotations
 from hogstream.profiling.measure.peers import CEILING, HOGSTREAM, MEMORY, PEERS
 from hogstream.profiling.report import charts, drawing
 from hogstream.profiling.report.charts import Bar, Point, roofline
-from hogstream.profiling.report.drawing import (
-    LOOKS,
-    Group,
-    Look,
-    Looks,
-    Plot,
-    legible,
-)
-from hogstream.profiling.report.rows import (
-    runs_by_policy,
-    runs_by_size,
-    share_text,
-)
+from hogstream.profiling.report.drawing import LOOKS, Group, Look, Looks, Plot, legible
+from hogstream.profiling.report.rows import runs_by_policy, runs_by_size, share_text
 from hogstream.profiling.results.records import Spread
-from hogstream.profiling.results.schema import (
-    Bench,
-    PeerTime,
-)
+from hogstream.profiling.results.schema import Bench, PeerTime
 from hogstream.profiling.wording import size_name
 
 #: Arithmetic of an update: what an element takes of it.

@@ -10,31 +10,11 @@ from matplotlib.axes import Axes
 from hogstream.profiling.measure.peers import HOGSTREAM
 from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing
 from hogstream.profiling.report.charts import Reach
-from hogstream.profiling.report.drawing import (
-    DAY,
-    LOOKS,
-    Group,
-    Looks,
-    Plot,
-)
-from hogstream.profiling.report.rows import (
-    machine_text,
-    results_by_shape,
-    worker_counts,
-)
+from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
+from hogstream.profiling.report.rows import machine_text, results_by_shape, worker_counts
 from hogstream.profiling.results.diff import UNKNOWN, Diff
-from hogstream.profiling.results.gains import (
-    BASELINES,
-    CONTENDER,
-    over_stronger,
-)
-from hogstream.profiling.results.schema import (
-    Bench,
-    Compare,
-    Run,
-    Train,
-    TrainRun,
-)
+from hogstream.profiling.results.gains import BASELINES, CONTENDER, over_stronger
+from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
 from hogstream.profiling.wording import counted, size_name
 
 _Point = tuple[float, float]

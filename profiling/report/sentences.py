@@ -15,13 +15,7 @@ from hogstream.profiling.report.rows import (
     share_text,
 )
 from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.diff import (
-    FASTER,
-    SLOWER,
-    UNKNOWN,
-    Diff,
-    false_alarms,
-)
+from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
     BASELINES,
@@ -32,14 +26,7 @@ from hogstream.profiling.results.gains import (
     training_gains,
 )
 from hogstream.profiling.results.records import Measurement
-from hogstream.profiling.results.schema import (
-    Bench,
-    BenchRun,
-    Compare,
-    PeerTime,
-    Run,
-    Train,
-)
+from hogstream.profiling.results.schema import Bench, BenchRun, Compare, PeerTime, Run, Train
 from hogstream.profiling.wording import counted, number_text, size_name
 
 # What a change of code is expected to change: it makes no difference of machine or settings.
