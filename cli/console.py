@@ -18,14 +18,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-# Tables are no wider than this; narrower terminals wrap their lines, which loses nothing.
-_TABLE_WIDTH = 84
+# Running text in tables is no wider than this.
+_TEXT_WIDTH = 84
 
 
 def print_table(table: Table) -> None:
     """Prints a table to standard output, whole, even if the terminal must wrap its lines."""
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, _TABLE_WIDTH)
+    wide = console.options.update(max_width=1 << 16)
+    needed = console.measure(table, options=wide).minimum  # of its words, of which none is cut
+    console.width = max(console.width, _TEXT_WIDTH, needed)
     console.print(table)
 
 

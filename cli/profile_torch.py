@@ -63,9 +63,9 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
     """Run something under torch's profiler: its operators, and each lane and worker.
 
     What is run is bench or train digits with their arguments (of bench, one policy, worker count
-    and size), briefly unless you say otherwise; or a script of yours, of whose updates only the
-    hand-overs are seen; or else train digits. The profiler slows it down: for how fast it is, run
-    it without.
+    and size), briefly unless you say otherwise; or a script of yours, of whose updates it is only
+    seen how they are enqueued; or else train digits. The profiler slows it down: for how fast it
+    is, run it without.
     """
     check_distinct({"--trace": trace, "--json": json_file})
     words = workload or _SAMPLE

@@ -52,7 +52,7 @@ def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
     """
     columns = (
         *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
-        *("p50 us", "p99 us", "staleness mean/max", "gain over locked", "gain over ordered"),
+        *("p50 ms", "p99 ms", "staleness mean/max", "gain over locked", "gain over ordered"),
     )
     lines = [columns, *(_result_row(run) for run in bench.results)]
     if not intervals:
@@ -61,15 +61,15 @@ def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
 
 
 def _result_row(run: BenchRun) -> Row:
+    latency = run.latency_us
     return (
         *_where(run),
         *spread_texts(run.updates_per_second, 0),
-        number_text(run.gigabytes_per_second, 1),
-        number_text(run.latency_us.p50),
-        number_text(run.latency_us.p99),
+        _brief(run.gigabytes_per_second, 1),
+        *("-" if us is None else _milliseconds(us / 1000) for us in (latency.p50, latency.p99)),
         _staleness(run),
         *(
-            number_text(run.gains[name].median if name in run.gains else None, 2, "x")
+            _brief(run.gains[name].median if name in run.gains else None, 2, "x")
             for name in BASELINES
         ),
     )
@@ -79,7 +79,7 @@ def races(bench: Bench) -> Table | None:
     """What going without a lock cost, if lost updates were counted."""
     columns = (
         *("elements", "workers", "policy", "updates per s", "lost", "overwrites per update"),
-        *("staleness mean", "p50", "p99", "max"),
+        *("staleness mean/max", "p50", "p99"),
     )
     rows = [
         (
@@ -87,9 +87,8 @@ def races(bench: Bench) -> Table | None:
             number_text(run.updates_per_second.median),
             lost_text(run.lost_updates_fraction),
             number_text(run.overwrites_per_update, 4),
-            number_text(run.staleness.mean, 1),
+            _staleness(run),
             *(number_text(each) for each in (run.staleness.p50, run.staleness.p99)),
-            number_text(run.staleness.max),
         )
         for run in bench.results
         if run.lost_updates_fraction is not None
@@ -395,7 +394,12 @@ def _where(run: BenchRun) -> Row:
 
 
 def _staleness(run: Run) -> str:
-    return f"{number_text(run.staleness.mean, 1)}/{number_text(run.staleness.max)}"
+    return f"{_brief(run.staleness.mean, 1)}/{number_text(run.staleness.max)}"
+
+
+def _brief(value: float | None, digits: int, unit: str = "") -> str:
+    """A number without a fraction from 100 on, so that a table of many columns fits a terminal."""
+    return number_text(value, 0 if value is not None and value >= 100 else digits, unit)
 
 
 def _milliseconds(value: float) -> str:

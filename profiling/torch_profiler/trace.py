@@ -49,7 +49,7 @@ class Label(NamedTuple):
     """
 
     text: str
-    policy: str | None
+    policy: str
     lane: int | None
     start_ns: int
     end_ns: int
@@ -66,8 +66,8 @@ class LabelLog:
         self.labels: list[Label] = []
 
     def get_event_attributes(
-        self, message: str, *, category: str | None, payload: int | None
-    ) -> tuple[str, str | None, int | None]:
+        self, message: str, *, category: str, payload: int | None
+    ) -> tuple[str, str, int | None]:
         """What a label is called."""
         return message, category, payload
 
@@ -244,7 +244,7 @@ def count_labels(
         updates: Events of lanes, on the profiler's clock; what is no update is left out.
         clock: The profiler's.
     """
-    times: dict[tuple[str | None, str, int | None], list[float]] = {}
+    times: dict[tuple[str, str, int | None], list[float]] = {}
     runs = [label for label in labels if label.text.startswith("run ")]
     runs.sort(key=lambda run: run.start_ns)
     for label in labels:
@@ -253,7 +253,7 @@ def count_labels(
     for event in updates:
         if event.get("cat") == "update":
             begun = bisect_right(runs, event["ts"], key=lambda run: clock.us(run.start_ns))
-            policy = runs[begun - 1].policy if begun else None
+            policy = runs[begun - 1].policy
             for lane in (None, event["tid"]):
                 times.setdefault((policy, event["name"], lane), []).append(event["dur"])
     rows = [
@@ -326,8 +326,8 @@ def _worker_events(labels: Iterable[Label], clock: Clock) -> Iterator[Event]:
 
 
 def _title(label: Label) -> str:
-    """What to call a label where a lane's updates are shown too, which it only hands over."""
-    return "hand-over" if label.text == "update" else label.text
+    """What to call a label: that of an update is of its way to the lane, whose own is shown too."""
+    return "enqueue" if label.text == "update" else label.text
 
 
 def _name(kind: str, process: str, track: int | None, name: str) -> Event:

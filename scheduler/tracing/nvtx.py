@@ -50,9 +50,7 @@ TOOL_VARIABLE = "NVTX_INJECTION64_PATH"
 class Tool(Protocol):
     """What takes ranges: the part of ``nvtx.Domain`` that is used."""
 
-    def get_event_attributes(
-        self, message: str, *, category: str | None, payload: int | None
-    ) -> Any:
+    def get_event_attributes(self, message: str, *, category: str, payload: int | None) -> Any:
         """What describes a range, again and again; made once for each that differs."""
 
     def start_range(self, attributes: Any) -> Any:
@@ -74,9 +72,7 @@ class TorchTool:
             return False
         return True
 
-    def get_event_attributes(
-        self, message: str, *, category: str | None, payload: int | None
-    ) -> str:
+    def get_event_attributes(self, message: str, *, category: str, payload: int | None) -> str:
         """The text."""
         return message
 
@@ -116,12 +112,12 @@ class Range:
 
 
 class Ranges:
-    """Ranges of one category, for a tool that is attached. To be used from any thread."""
+    """Ranges of one policy, for a tool that is attached. To be used from any thread."""
 
-    def __init__(self, tool: Tool, category: str | None) -> None:
+    def __init__(self, tool: Tool, policy: str) -> None:
         """Made by ``open_ranges``."""
         self._tool = tool
-        self._category = category
+        self._policy = policy
         self._attributes: dict[tuple[str, int | None], Any] = {}
 
     def around(self, text: str, lane: int | None = None) -> Range:
@@ -133,20 +129,18 @@ class Ranges:
         """
         attributes = self._attributes.get((text, lane))
         if attributes is None:
-            attributes = self._tool.get_event_attributes(
-                text, category=self._category, payload=lane
-            )
+            attributes = self._tool.get_event_attributes(text, category=self._policy, payload=lane)
             self._attributes[text, lane] = attributes
         return Range(self._tool, attributes)
 
 
-def open_ranges(category: str | None = None) -> Ranges | None:
-    """Ranges of a category, such as a policy; None if no tool would see them.
+def open_ranges(policy: str) -> Ranges | None:
+    """Ranges of a policy, which is their category; None if no tool would see them.
 
     Whether one would is found out once, at the first call.
     """
     tool = _other_tool.get() or _find_domain()[0]
-    return None if tool is None else Ranges(tool, category)
+    return None if tool is None else Ranges(tool, policy)
 
 
 @contextmanager

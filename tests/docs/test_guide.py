@@ -98,7 +98,8 @@ def check_hogstream(arguments: list[str]) -> None:
     for file in before:
         if Path(file).suffix in (".nsys-rep", ".ncu-rep"):
             Path(file).touch()
-    command.make_context(name, list(before))
+    # A command keeps the names of its help from when it is first run: those of the whole.
+    command.make_context(name, list(before), **cli.context_settings)
     if program and program[0] in cli.commands:
         check_hogstream(program)
 

@@ -71,16 +71,16 @@ def slices(recording: Recording, name: str, pid: str | None = None) -> list[Even
 
 
 def test_operators_updates_and_labels_are_on_one_clock(recording):
-    names = ("aten::mm", "submit", "hand-over", "update", "iteration")
+    names = ("aten::mm", "submit", "enqueue", "update", "iteration")
     each = [slices(recording, name) for name in names]
     assert [len(found) for found in each] == [2 * UPDATES] * len(names)
     slack = recording.clock_error_us
     assert slack < 1000
-    for product, submit, hand_over, update, iteration in zip(*each, strict=True):
+    for product, submit, enqueue, update, iteration in zip(*each, strict=True):
         # One clock after the other: torch's, the event loop's, the lane's.
         assert iteration["ts"] - slack <= product["ts"]
         assert product["ts"] + product["dur"] <= submit["ts"] + slack
-        assert submit["ts"] <= hand_over["ts"] <= update["ts"] + 0.002
+        assert submit["ts"] <= enqueue["ts"] <= update["ts"] + 0.002
         assert update["ts"] + update["dur"] <= submit["ts"] + submit["dur"]
         assert submit["ts"] + submit["dur"] <= iteration["ts"] + iteration["dur"] + 0.002
 
