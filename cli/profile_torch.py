@@ -205,7 +205,7 @@ def _scheduler_table(recording: job.Recording) -> Table:
     for row in recording.scheduler:
         table.add_row(
             row.label,
-            row.policy or "-",
+            row.policy,
             "all" if row.lane is None else str(row.lane),
             number_text(row.count),
             number_text(row.total_us / 1e3, 2),

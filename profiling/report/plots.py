@@ -194,7 +194,8 @@ def write_losses(train: Train, path: Path) -> None:
 def write_compare(compare: Compare, path: Path) -> None:
     """Saves what each optimizer moves, and a roofline; the suffix says the format."""
     plots = [plot for group in of_compare(compare) for plot in group.plots]
-    drawing.save(plots, path, columns=3)
+    note = "dashed: the update-shaped ceiling; lines: 95 % intervals"
+    drawing.save(plots, path, columns=3, note=note)
 
 
 def write_gain(bench: Bench, path: Path) -> None:

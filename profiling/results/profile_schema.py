@@ -237,7 +237,7 @@ class LabelTime(Record):
     """What the scheduler did, by its labels.
 
     Attributes:
-        policy: Under which; null for a step of an optimizer.
+        policy: Under which.
         label: Such as ``submit`` or ``update``.
         lane: On which; null for all together.
         count: How often.
@@ -246,7 +246,7 @@ class LabelTime(Record):
         p99_us: Likewise.
     """
 
-    policy: str | None
+    policy: str
     label: str
     lane: int | None
     count: Size
