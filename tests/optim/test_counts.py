@@ -23,8 +23,8 @@ CALLS = 11
 # Where gradients have moved: a look whether they overlap anything, and a table with new addresses.
 CALLS_AFTER_A_MOVE = CALLS + 2
 # Python's instructions for each tensor: 5 and 6 in loops over the parameters and their gradients,
-# and 7 in one that leaves out who has none; 2 more, as versions of Python differ.
-OPCODES = 18 + 2
+# and 7 in one that leaves out who has none; 2 more, as versions of Python differ, and 5 on 3.12.
+OPCODES = 18 + (5 if sys.version_info[:2] == (3, 12) else 2)
 # And 7 to pick the address of each.
 OPCODES_AFTER_A_MOVE = OPCODES + 7
 
