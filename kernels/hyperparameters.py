@@ -70,11 +70,16 @@ class Hyperparameters:
 
     @cached_property
     def factors(self) -> Factors:
-        """What the update multiplies by and adds, in float64; a kernel rounds each once."""
+        """What the update multiplies by and adds, in float64.
+
+        Each is rounded to float32 once, to nearest even, by who computes in that: NumPy and Numba
+        take ``in_float32``, compiled lanes round in ``numba_vectors.factors_at``, and Triton in
+        ``triton_kernels._rounded``.
+        """
         return Factors(
             lr=self.lr,
             alpha=self.alpha,
-            beta=1.0 - self.alpha,  # here, in float64, and rounded once with the others
+            beta=1.0 - self.alpha,  # made here, in float64
             eps=self.eps,
             weight_decay=self.weight_decay,
             shrink=1.0 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0,

@@ -49,7 +49,7 @@ class WorkerError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class _Turn:
+class _Iteration:
     """One iteration on its way.
 
     Attributes:
@@ -102,7 +102,7 @@ class WorkerContext:
         self._reads_at_once = dispatch.gate is None and snapshot is None
         self._deadline = dispatch.settings.deadline
         self._gradients = _CheckedGradients(shared.flat, ms)
-        self._turn: _Turn | None = None
+        self._current: _Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
         self._error: BaseException | None = None
@@ -113,7 +113,7 @@ class WorkerContext:
     @property
     def read_version(self) -> int:
         """Version of the parameters that this iteration reads; of a snapshot, at least."""
-        return 0 if self._turn is None else self._turn.read_version
+        return 0 if self._current is None else self._current.read_version
 
     async def submit(self, grad: torch.Tensor) -> None:
         """Submits this iteration's update, to go down the worker's lane.
@@ -136,27 +136,27 @@ class WorkerContext:
                 ``on_nonfinite="raise"``.
             Exception: Whatever an earlier update of this worker failed with on its lane.
         """
-        turn = self._turn
-        if turn is None or turn.submitted:
+        current = self._current
+        if current is None or current.submitted:
             raise RuntimeError(
                 f"worker {self.index} must submit one gradient an iteration, got a second"
             )
         grad, checked = self._gradients.check(grad)
         submitted_ns = time.perf_counter_ns()
-        turn.submitted = True
+        current.submitted = True
         if self._gate is not None or self._in_flight >= self.depth:
-            await self._wait_to_enqueue(turn)
+            await self._wait_to_enqueue(current)
         update = Update(
             self.index,
             submitted_ns,
-            turn.passage,
+            current.passage,
             grad,
             checked,
             self._dispatch.hyperparameters,
-            turn.read_version,
+            current.read_version,
         )
         self._enqueue(update)
-        turn.enqueued = True
+        current.enqueued = True
         self._in_flight += 1
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
@@ -182,9 +182,9 @@ class WorkerContext:
 
         return await self._dispatch.run_blocking(self.index, call)
 
-    async def _wait_to_enqueue(self, turn: _Turn) -> None:
+    async def _wait_to_enqueue(self, current: _Iteration) -> None:
         """Waits until the lane has room for an update, and the policy lets it go there."""
-        passage = turn.passage
+        passage = current.passage
         try:
             while self._in_flight >= self.depth:  # a wait for a landing was cancelled before
                 await self._wait(self._landing(), "landing")
@@ -192,9 +192,9 @@ class WorkerContext:
             if self._gate is not None and passage is not None:
                 await self._wait(self._gate.admit(passage), self._gate.reason)
         except BaseException:
-            turn.submitted = False  # nothing was enqueued
+            current.submitted = False  # nothing was enqueued
             raise
-        if self._turn is not turn:
+        if self._current is not current:
             if self._gate is not None and passage is not None:
                 self._gate.end(passage)
             raise RuntimeError(f"worker {self.index} must await submit within its iteration")
@@ -278,22 +278,22 @@ class ScheduledContext(WorkerContext):
         """Begins an iteration; whether it has read the parameters already, without ``read``."""
         self.overdue = False
         if not self._reads_at_once:
-            self._turn = _Turn()
+            self._current = _Iteration()
             return False
-        self._turn = _Turn(self._dispatch.shared.version)
+        self._current = _Iteration(self._dispatch.shared.version)
         if self._deadline is not None:
             self._set_busy()
         return True
 
     async def read(self) -> None:
         """Reads the parameters as soon as the policy lets it."""
-        turn = self._turn
-        assert turn is not None
+        current = self._current
+        assert current is not None
         if self._gate is not None:
-            turn.passage = await self._wait(self._gate.begin(), self._gate.reason)
-            turn.read_version = turn.passage.read_version
+            current.passage = await self._wait(self._gate.begin(), self._gate.reason)
+            current.read_version = current.passage.read_version
         if self._dispatch.settings.read == "snapshot":
-            turn.read_version = await self._wait(self._take_snapshot(), "snapshot")
+            current.read_version = await self._wait(self._take_snapshot(), "snapshot")
 
     def end(self) -> None:
         """Ends an iteration that has returned.
@@ -301,30 +301,30 @@ class ScheduledContext(WorkerContext):
         Raises:
             RuntimeError: If it has not submitted a gradient, or not to the end.
         """
-        turn = self._turn
-        if turn is None or not turn.enqueued:
-            submits = turn is not None and turn.submitted
+        current = self._current
+        if current is None or not current.enqueued:
+            submits = current is not None and current.submitted
             raise RuntimeError(
                 "it returned before submit did: await that"
                 if submits
                 else "it returned without submitting a gradient"
             )
-        self._turn = None
+        self._current = None
         self._busy_since = None
         self.iteration += 1
 
     def abandon(self) -> bool:
         """Gives up an iteration that failed; whether its update was enqueued all the same."""
-        turn, self._turn = self._turn, None
+        current, self._current = self._current, None
         self._busy_since = None
         self._error = None
-        if turn is None:
+        if current is None:
             return False
-        if turn.enqueued:
+        if current.enqueued:
             self.iteration += 1
-        elif self._gate is not None and turn.passage is not None:
-            self._gate.end(turn.passage)
-        return turn.enqueued
+        elif self._gate is not None and current.passage is not None:
+            self._gate.end(current.passage)
+        return current.enqueued
 
     def becomes_overdue(self, now: float, blocked: float) -> bool:
         """Whether the worker takes longer than the deadline, and was not known to.

@@ -96,7 +96,10 @@ class Gate(Protocol):
 
 
 class LockGate:
-    """A lock, held from before an update is enqueued until it lands; who waits longest is next."""
+    """A lock, held from before an update is enqueued until its delivery; in the order of asking.
+
+    Over processes each has one, and their updates hold a ``ProcessLock`` on the lane besides.
+    """
 
     reason = "lock"
 

@@ -103,7 +103,7 @@ class RunReport:
         return self.lost_block_updates / self.block_updates
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as one entry of ``results`` in the JSON; null where nothing was measured."""
+        """The report as plain values, for JSON; None where nothing was measured."""
         return {
             "policy": self.policy,
             "workers": self.workers,
@@ -276,13 +276,13 @@ class RunRecord:
         self._updates_by_worker = [0] * workers
         self._dropped = [0] * workers
         self._nonfinite = [0] * workers
-        self._waits_ns: list[int] = []
-        self._ages: list[int] = []
+        self._new_latencies_ns: list[int] = []
+        self._new_staleness: list[int] = []
 
     def add(self, worker: int, landed: Sequence[Work]) -> None:
         """Takes down the updates among what was delivered of a worker."""
-        before = len(self._ages)
-        add_wait, add_age = self._waits_ns.append, self._ages.append
+        before = len(self._new_staleness)
+        add_latency, add_staleness = self._new_latencies_ns.append, self._new_staleness.append
         for work in landed:
             if isinstance(work, Snapshot):
                 continue
@@ -291,10 +291,10 @@ class RunRecord:
             elif work.nonfinite:
                 self._nonfinite[worker] += 1
             else:
-                add_wait(work.landed_ns - work.submitted_ns)
-                add_age(work.staleness)
-        self._updates_by_worker[worker] += len(self._ages) - before
-        if len(self._ages) >= _BUFFERED:
+                add_latency(work.landed_ns - work.submitted_ns)
+                add_staleness(work.staleness)
+        self._updates_by_worker[worker] += len(self._new_staleness) - before
+        if len(self._new_staleness) >= _BUFFERED:
             self._count()
 
     def report(self, **attributes: Any) -> RunReport:
@@ -329,10 +329,10 @@ class RunRecord:
         return dict(zip(_RACES, (landed, landed - survived, overwritten), strict=True))
 
     def _count(self) -> None:
-        self._latencies.add(self._waits_ns)
-        self._staleness.update(self._ages)
-        self._waits_ns.clear()
-        self._ages.clear()
+        self._latencies.add(self._new_latencies_ns)
+        self._staleness.update(self._new_staleness)
+        self._new_latencies_ns.clear()
+        self._new_staleness.clear()
 
 
 def _totals(races: RaceCounters | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""How a scheduler runs: its settings, described and checked here and nowhere else."""
+"""How a scheduler runs: its settings, described here and nowhere else, which check themselves."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _counted(folder: Path) -> list[int]:
-    """Instructions between the marks that ``carry_out`` makes, in its order."""
+    """Instructions between the marks that ``run_updates`` makes, in its order."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(SUPPORT),
@@ -41,7 +41,7 @@ def _counted(folder: Path) -> list[int]:
         "NUMBA_CPU_FEATURES": "",
         "NUMBA_CACHE_DIR": str(folder / "numba"),
     }
-    itself = [sys.executable, "-W", "ignore", __file__, "carry_out"]
+    itself = [sys.executable, "-W", "ignore", __file__, "run_updates"]
     # So that compiled code is in the cache: compiling it under valgrind takes minutes.
     subprocess.run(itself, env=environment, check=True)
     tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getppid"]
@@ -56,8 +56,8 @@ def _counted(folder: Path) -> list[int]:
     return [int(total) for (total,) in totals[1::2]]  # each other is what lies between runs
 
 
-async def carry_out(counted: bool) -> None:
-    """Carries updates out on a lane by hand, between two calls of ``getppid`` each time."""
+async def run_updates(counted: bool) -> None:
+    """Runs updates on a lane by hand, between two calls of ``getppid`` each time."""
     from lanes_by_hand import lanes_by_hand, updates_of
 
     for elements in SIZES:
@@ -84,7 +84,7 @@ def _count_from_here(counted: bool) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["carry_out"]:
-        asyncio.run(carry_out(counted="counted" in sys.argv))
+    if sys.argv[1:2] == ["run_updates"]:
+        asyncio.run(run_updates(counted="counted" in sys.argv))
     else:
         main()

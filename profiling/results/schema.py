@@ -1,4 +1,4 @@
-"""The result files: every field of every command's ``--json`` stands once, with its unit.
+"""The result files: every field stands once, with its unit.
 
 A file is one object, tagged by ``kind``. Writers build these types, and readers get them back: what
 is not in a type is in no file. Null means that something was not measured; it is never 0.

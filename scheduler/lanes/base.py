@@ -133,7 +133,7 @@ class Wakeup:
 
 
 class Position:
-    """An event of a CPU lane: the place in its queue that was the last when it was recorded."""
+    """An event of a lane: the place in its queue that was the last when it was recorded."""
 
     def __init__(self, queue: Queue, position: int) -> None:
         """Made by ``Queue.position``."""
@@ -142,7 +142,7 @@ class Position:
 
 
 class Queue:
-    """How far a CPU lane has come, for those who wait for it.
+    """How far a lane has come, for those who wait for it.
 
     Attributes:
         enqueued: How many updates and snapshots were enqueued on the lane.

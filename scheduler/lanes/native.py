@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
-from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes import native_loop
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
     DONE,
@@ -43,10 +43,10 @@ class NativeLane(CpuLane):
         self._mask = rows - 1
         self._memory = np.zeros(ROWS + rows * ROW, np.int64)
         self._words = self._memory.data
-        self._words[native.LANE_EVENT] = self._event
-        self._words[native.MASK] = self._mask
-        self._words[native.ONE] = 1
-        self._words[native.LOW_WATER] = lanes.low_water
+        self._words[native_loop.LANE_EVENT] = self._event
+        self._words[native_loop.MASK] = self._mask
+        self._words[native_loop.ONE] = 1
+        self._words[native_loop.LOW_WATER] = lanes.low_water
         self._address = self._memory.ctypes.data
         table = self._memory[ROWS:].reshape(rows, ROW)
         self._results = table[:, STARTED : OUTCOME + 1]
@@ -72,7 +72,7 @@ class NativeLane(CpuLane):
             self.flush()
         else:
             self._launched = enqueued = self._queue.enqueued
-            native.launch(self._address, enqueued)
+            native_loop.launch(self._address, enqueued)
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
@@ -103,13 +103,13 @@ class NativeLane(CpuLane):
         if self._lanes.ordered:
             for index in range(self._launched, self._queue.enqueued):
                 row = ROWS + (index & self._mask) * ROW
-                self._words[row + native.TICKET] = self._lanes.take_ticket(self._address)
+                self._words[row + native_loop.TICKET] = self._lanes.take_ticket(self._address)
         self._launched = self._queue.enqueued
-        native.launch(self._address, self._queue.enqueued)
+        native_loop.launch(self._address, self._queue.enqueued)
 
     def deliver(self) -> None:
         """Delivers what has landed."""
-        count = native.landed(self._address) - self._queue.delivered
+        count = native_loop.landed(self._address) - self._queue.delivered
         if not count:
             return
         landed = [self._in_flight.popleft() for _ in range(count)]
@@ -128,12 +128,12 @@ class NativeLane(CpuLane):
 
     def close(self) -> None:
         """Ends the thread, which has been told to stop."""
-        native.wake(self._address)
+        native_loop.wake(self._address)
         self._thread.join()
         os.close(self._event)
 
     def _run(self) -> None:
-        native.run(self._address, self._lanes.settings.address)
+        native_loop.run(self._address, self._lanes.settings.address)
 
 
 def _note_outcome(work: Work, outcome: int) -> None:
@@ -188,7 +188,7 @@ class NativeLanes:
 
     def close(self) -> None:
         """Ends every thread."""
-        self.settings.words[native.STOP] = 1
+        self.settings.words[native_loop.STOP] = 1
         for lane in self.lanes:
             lane.close()
         self._loop.remove_reader(self._event)
@@ -197,7 +197,7 @@ class NativeLanes:
     def _deliver_landed(self) -> None:
         os.eventfd_read(self._event)
         # Then the flag: what lands from here on is either seen below, or wakes again.
-        native.listen(self.settings.address)
+        native_loop.listen(self.settings.address)
         for lane in self.lanes:
             lane.deliver()
 
@@ -210,37 +210,37 @@ class _Settings:
     ) -> None:
         self._settings = settings  # whose tensors must live as long
         shared, races, lock = settings.shared, settings.races, settings.lock
-        self._memory = np.zeros(native.SETTINGS, np.int64)
+        self._memory = np.zeros(native_loop.SETTINGS, np.int64)
         self.address = self._memory.ctypes.data
         self.words = self._memory.data
         for word, value in (
-            (native.PARAM, shared.flat.data_ptr()),
-            (native.ELEMENTS, shared.elements),
-            (native.BYTES, shared.flat.nbytes),
-            (native.VERSIONS, shared.versions.data_ptr()),
-            (native.SLOTS, len(shared.versions)),
-            (native.SLOT, shared.slot),
-            (native.RACES, races.counts.data_ptr() if races else 0),
-            (native.BLOCKS, races.counts.shape[1] if races else 0),
-            (native.BLOCK, races.block if races else 0),
-            (native.FINITE, _finite(settings)),
-            (native.STALENESS_AWARE, settings.staleness_aware),
-            (native.OWNERS, owners.ctypes.data if settings.ordered else 0),
-            (native.OWNERS_MASK, len(owners) - 1),
-            (native.LOCK, lock.address if lock else 0),
-            (native.LOOP_EVENT, loop_event),
+            (native_loop.PARAM, shared.flat.data_ptr()),
+            (native_loop.ELEMENTS, shared.elements),
+            (native_loop.BYTES, shared.flat.nbytes),
+            (native_loop.VERSIONS, shared.versions.data_ptr()),
+            (native_loop.SLOTS, len(shared.versions)),
+            (native_loop.SLOT, shared.slot),
+            (native_loop.RACES, races.counts.data_ptr() if races else 0),
+            (native_loop.BLOCKS, races.counts.shape[1] if races else 0),
+            (native_loop.BLOCK, races.block if races else 0),
+            (native_loop.FINITE, _finite(settings)),
+            (native_loop.STALENESS_AWARE, settings.staleness_aware),
+            (native_loop.OWNERS, owners.ctypes.data if settings.ordered else 0),
+            (native_loop.OWNERS_MASK, len(owners) - 1),
+            (native_loop.LOCK, lock.address if lock else 0),
+            (native_loop.LOOP_EVENT, loop_event),
         ):
             self.words[word] = value
 
 
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a lane that is told to stop at once."""
-    lane, words = np.zeros(native.ROWS, np.int64), np.zeros(native.SETTINGS, np.int64)
-    words[native.STOP] = 1
-    native.launch(lane.ctypes.data, 0)
-    native.landed(lane.ctypes.data)
-    native.listen(words.ctypes.data)
-    native.run(lane.ctypes.data, words.ctypes.data)
+    lane, words = np.zeros(native_loop.ROWS, np.int64), np.zeros(native_loop.SETTINGS, np.int64)
+    words[native_loop.STOP] = 1
+    native_loop.launch(lane.ctypes.data, 0)
+    native_loop.landed(lane.ctypes.data)
+    native_loop.listen(words.ctypes.data)
+    native_loop.run(lane.ctypes.data, words.ctypes.data)
     _as_words(_dtype(settings), hyperparameters)
     _finite(settings)
 

@@ -1,4 +1,4 @@
-"""Lanes on a machine with neither GPU nor Numba: CPU threads that call the kernel from Python."""
+"""Lanes of the NumPy backend: CPU threads that call the update from Python."""
 
 from __future__ import annotations
 

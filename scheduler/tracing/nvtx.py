@@ -1,4 +1,4 @@
-"""Ranges for Nsight Systems and other NVTX tools: whose step it is, and under which policy.
+"""Ranges for Nsight Systems and other NVTX tools: what a worker does, and under which policy.
 
 All are start/end ranges of the NVTX domain ``hogstream``. None is pushed and popped: that stack
 belongs to a thread, and workers take turns on one.
