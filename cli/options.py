@@ -21,6 +21,7 @@ from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.measure.peers import PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
+from hogstream.profiling.results.records import MOST
 from hogstream.scheduler.policies import select_policy
 
 T = TypeVar("T")
@@ -172,6 +173,8 @@ def _number(text: str, holds: Callable[[float], bool], allowed: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and holds(value)):
         raise click.BadParameter(f"must be a finite number {allowed}, got {text!r}")
+    if value > MOST:  # which no result file holds
+        raise click.BadParameter(f"must be at most {MOST:g}, got {text!r}")
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch.optim import Optimizer
 
-from hogstream.kernels.backends import check_backend, select_backend
+from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.optim.flat_buffers import FlatBuffer, check_params_disjoint, make_flat_buffers

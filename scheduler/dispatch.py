@@ -73,11 +73,14 @@ class Dispatch:
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
         self._batch = settings.batch
+        self._record: RunRecord | None = None
+        self._threads: list[WorkerThread] = []
+        self._nothing_under_way()
+
+    def _nothing_under_way(self) -> None:
         self._enqueued: list[int] = []  # the lane of each update that waits for its batch
         self._submitting = 0  # workers that a batch may wait for
-        self._record: RunRecord | None = None
         self._under_way = 0  # updates and snapshots in flight, and blocking calls
-        self._threads: list[WorkerThread] = []
         self._blocking: dict[int, list[Callable[[], None]]] = {}  # what ends each call, by worker
 
     async def open(self, backend: Backend) -> None:
@@ -92,6 +95,7 @@ class Dispatch:
         policy = select_policy(settings.policy)
         self.gate = make_gate(policy, lambda: shared.version)
         self._idle = asyncio.Event()
+        self._nothing_under_way()
         self._threads = [_make_thread(worker) for worker in range(settings.workers)]
         of_lanes = LaneSettings(
             shared=shared,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from hogstream.profiling.measure.runs import run_of, scheduling_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
 from hogstream.profiling.results.gains import training_gains_of
-from hogstream.profiling.results.records import MOST, Ceilings, Spread
+from hogstream.profiling.results.records import MOST, Ceilings, Ratio, Spread
 from hogstream.profiling.results.schema import Train, TrainRun
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import (
@@ -126,7 +126,16 @@ def run_training(
     seconds = {
         policy: Spread.of([end.report.seconds for end in each]) for policy, each in ends.items()
     }
-    results = [_run_of(policy, settings, ceilings, ends[policy], seconds) for policy in ends]
+    # One that was cut short is not as fast as it seems: it is no measure for others.
+    whole = {
+        policy: seconds[policy]
+        for policy, each in ends.items()
+        if not any(end.report.partial for end in each)
+    }
+    results = [
+        _run_of(ends[policy], seconds[policy], settings, ceilings, training_gains_of(policy, whole))
+        for policy in ends
+    ]
     return Train(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),
@@ -175,21 +184,22 @@ async def _train_all(
 
 
 def _run_of(
-    policy: str,
+    ends: Sequence[_End],
+    seconds: Spread,
     settings: TrainSettings,
     ceilings: Ceilings,
-    ends: Sequence[_End],
-    seconds: Mapping[str, Spread],
+    gains: dict[str, Ratio],
 ) -> TrainRun:
     """What a policy's trainings came to.
 
     Args:
-        policy: Its name.
+        ends: Of its trainings.
+        seconds: Of each.
         settings: How it trained.
         ceilings: Of the machine.
-        ends: Of its trainings.
-        seconds: Of the trainings of each policy, this among them.
+        gains: Over each other policy.
     """
+    policy = ends[0].report.policy
     final_losses = [end.final_loss for end in ends]
     return run_of(
         TrainRun,
@@ -200,10 +210,10 @@ def _run_of(
         depth=settings.scheduling.depth,
         test_accuracy=Spread.of([end.test_accuracy for end in ends]),
         final_loss=Spread.of(final_losses) if all(map(_is_told, final_losses)) else None,
-        training_seconds=seconds[policy],
+        training_seconds=seconds,
         epochs=Spread.of([end.epochs for end in ends]),
         losses=[(time, loss) for time, loss in ends[0].losses if _is_told(loss)],
-        gains=training_gains_of(policy, seconds),
+        gains=gains,
     )
 
 

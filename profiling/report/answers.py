@@ -136,8 +136,10 @@ def _is_clear(run: BenchRun | TrainRun) -> bool:
 
 
 def _train_answer(train: Train) -> Answer:
-    best = min(train.results, key=lambda run: run.training_seconds.median)
-    alone = len(train.results) == 1
+    # One that was cut short is not as fast as it seems.
+    whole = [run for run in train.results if not run.partial] or train.results
+    best = min(whole, key=lambda run: run.training_seconds.median)
+    alone = len(whole) == 1
     verdict = f"{_upper(best.policy)} trained{'' if alone else ' the soonest,'} in "
     verdict += f"{best.training_seconds.median:.1f} s (the median)"
     if alone:

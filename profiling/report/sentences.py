@@ -273,9 +273,10 @@ def _training_gains(train: Train) -> list[str]:
     ]
     if not told:
         return []
+    rounds = min(len(run.training_seconds.samples) for run in train.results)
     return [
         f"As fast is lock-free {', '.join(told)}; in brackets: 95 % confidence intervals, by "
-        f"bootstrap over {train.settings.rounds} rounds, in which policies took turns."
+        f"bootstrap over {rounds} rounds, in which policies took turns."
     ]
 
 

@@ -84,8 +84,13 @@ def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, R
 
     Args:
         policy: Its name.
-        seconds: Of a training with each policy by name, its own among them.
+        seconds: Of whole trainings with each policy, by name.
+
+    Returns:
+        By policy; nothing if it finished none itself.
     """
+    if policy not in seconds:
+        return {}
     mine = seconds[policy].samples
     gains = {
         other: Ratio.of(theirs.samples, mine)

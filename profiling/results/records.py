@@ -163,6 +163,8 @@ class Ceilings(Record):
     def __post_init__(self) -> None:
         """Checks what a type cannot say."""
         datetime.fromisoformat(self.measured)
+        if self.memory.cache_bytes is not None:
+            raise ValueError("levels must end with memory, whose cache_bytes is null")
 
     @property
     def memory(self) -> Level:

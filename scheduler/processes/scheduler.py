@@ -75,8 +75,8 @@ class ProcessScheduler:
         """
         check_type("shared", shared, SharedParameters)
         for name in ("timeline", "process_lock"):
-            if values.get(name) is not None:
-                raise SettingError(name, f"must be None over processes, got {values[name]!r}")
+            if (value := values.pop(name, None)) is not None:
+                raise SettingError(name, f"must be None over processes, got {value!r}")
         self.processes = check_integer("processes", processes, at_least=1)
         one_worker = {} if settings is not None else {"workers": 1}
         self.settings = SchedulerSettings.make(settings, {**one_worker, **values})

@@ -10,9 +10,9 @@ from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
 from update_testing import BACKENDS, Backend
 
 LAUNCH = {
-    "numpy": "numpy_kernels.update_",
-    "numba": "numba_kernels.update_",
-    "triton": "triton_launch._launch",
+    "numpy": "kernels.backends.numpy_kernels.update_",
+    "numba": "kernels.backends.numba_kernels.update_",
+    "triton": "kernels.backends.triton_launch._launch",
 }
 
 
@@ -27,7 +27,10 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
     assert counts[LAUNCH[backend.name]] == 1
     if backend.name == "triton" and backend.device == "cpu":
         # The interpreter calls the kernel for each program: one for each of these small tensors.
-        kernels = ("triton_kernels.rmsprop_kernel", "triton_kernels.multi_tensor_rmsprop_kernel")
+        kernels = (
+            "kernels.backends.triton_kernels.rmsprop_kernel",
+            "kernels.backends.triton_kernels.multi_tensor_rmsprop_kernel",
+        )
         assert sum(counts[each] for each in kernels) == tensors
 
 

@@ -75,7 +75,7 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
 async def test_an_update_takes_few_calls(case: str) -> None:
     settings, most = CALLS[case]
     calls = await calls_for_each_update(**settings)
-    assert calls["dispatch.enqueue"] >= 1
+    assert calls["scheduler.dispatch.enqueue"] >= 1
     hold(f"{calls}\ncalls for each update, {case}", calls.total(), most)
 
 
@@ -85,8 +85,10 @@ async def test_a_batch_is_launched_at_once() -> None:
     async with scheduler:
         with counted_calls() as counts:
             await scheduler.run(submit_ones(shared), updates=UPDATES)
-    assert counts["native.enqueue"] == UPDATES
-    assert counts["native.flush"] == 2 * UPDATES // 16  # of the lane, and of all lanes
+    assert counts["scheduler.lanes.native.enqueue"] == UPDATES
+    assert (
+        counts["scheduler.lanes.native.flush"] == 2 * UPDATES // 16
+    )  # of the lane, and of all lanes
 
 
 @pytest.mark.parametrize(("depth", "landings"), [(1, 1), (2, 1), (8, 4), (9, 5)])

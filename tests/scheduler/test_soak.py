@@ -28,6 +28,12 @@ pytestmark = pytest.mark.slow
 N = 1 << 10
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_may_be_garbage(nothing_older_is_garbage: None) -> None:
+    """What was there before may be let go too."""
+    gc.unfreeze()
+
+
 def resident_bytes() -> int:
     gc.collect()
     return int(psutil.Process().memory_info().rss)

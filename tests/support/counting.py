@@ -17,10 +17,12 @@ import hogstream.kernels
 import hogstream.optim
 import hogstream.scheduler
 
-_OURS = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(str(package.__file__))), "")
+_FOLDERS = [
+    Path(str(package.__file__)).resolve().parent
     for package in (hogstream.kernels, hogstream.optim, hogstream.scheduler)
-)
+]
+_ROOT = _FOLDERS[0].parent
+_OURS = tuple(os.path.join(folder, "") for folder in _FOLDERS)
 # From Python 3.12 on these are part of the function around them.
 _INLINED = ("<listcomp>", "<dictcomp>", "<setcomp>")
 
@@ -35,7 +37,7 @@ def hold(what: str, counted: float, at_most: float) -> None:
 
 @contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """Counts, on this thread, calls of each Python function of ours: by its file and name.
+    """Counts, on this thread, calls of each Python function of ours: by its module and name.
 
     Each time that a coroutine or generator is resumed counts too.
     """
@@ -101,4 +103,5 @@ def _name(code: CodeType) -> str:
     """What a function of ours is called in the counts; of others, nothing."""
     if not code.co_filename.startswith(_OURS) or code.co_name in _INLINED:
         return ""
-    return f"{Path(code.co_filename).stem}.{code.co_name}"
+    module = Path(code.co_filename).relative_to(_ROOT).with_suffix("")
+    return ".".join((*module.parts, code.co_name))

@@ -124,6 +124,7 @@ def launches(kept: dict[str, Any]) -> dict[str, Any]:
         (changed(lambda kept: kept["machine"].update(cores=0)), "it is of another machine"),
         (changed(lambda kept: kept["ceilings"].pop("levels")), "ceilings.levels is missing"),
         (changed(lambda kept: kept["ceilings"].update(levels=[])), "ceilings.levels must be"),
+        (changed(lambda kept: kept["ceilings"]["levels"].pop()), "levels must end with memory"),
         (changed(lambda kept: memory(kept).pop("bytes")), r"levels\[1\].bytes is missing"),
         (changed(lambda kept: memory(kept).pop("cache_bytes")), "cache_bytes is missing"),
         (changed(lambda kept: memory(kept).update(threads=-2)), "threads must be a whole number"),

@@ -275,6 +275,13 @@ def test_bad_settings_are_refused(
         ProcessScheduler(**{"shared": counters(), "processes": 1, **arguments})
 
 
+def test_what_other_processes_cannot_have_may_be_none() -> None:
+    scheduler = ProcessScheduler(
+        counters(), processes=1, timeline=None, process_lock=None, policy="locked"
+    )
+    assert scheduler.settings.policy == "locked"
+
+
 async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
     scheduler = ProcessScheduler(counters(), processes=1)
     with pytest.raises(RuntimeError, match="not open"):
