@@ -187,7 +187,7 @@ def forest(text: str, x: str, rows: Sequence[Reach], around: Iterable[float]) ->
             axes.text(0, index + 12 / _ROW, legible(row.name), transform=place, **ON_PAPER)
 
     height = _ROW * len(rows) + 6 + 38
-    return Plot("", text, draw, x=x, height=height, margins=(1, 14, 6, 38))
+    return Plot("", text, draw, x=x, height=height, margins=(14, 14, 6, 38))
 
 
 @dataclass(frozen=True)

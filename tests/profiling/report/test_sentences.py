@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_warnings_are_those_that_change_the_answer() -> None:
     bench = committed("bench", Bench)
     assert len(bench.warnings) == 2
     assert sentences.warnings(bench) == bench.warnings[:1]
-    assert bench.warnings[0].startswith("The spread of 19 of 28 timings is too wide")
+    assert re.match(r"The spread of \d+ of 28 timings is too wide", bench.warnings[0])
     assert bench.warnings[1] in sentences.of_bench(bench)  # told, but not as a warning
 
 
