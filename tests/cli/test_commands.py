@@ -320,6 +320,7 @@ def test_results_are_written_before_a_closed_pipe_ends_the_command(tmp_path: Pat
     assert len(json.loads((tmp_path / "train.json").read_text())["results"]) == 1
 
 
+@pytest.mark.slow
 def test_doctor_tells_what_works_and_why_the_rest_does_not(hogstream: Command) -> None:
     status, out, _ = hogstream("doctor")
     assert status == 0

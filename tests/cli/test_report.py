@@ -69,6 +69,7 @@ def test_names_in_files_do_nothing_to_the_terminal(hogstream: Command, tmp_path:
     assert "lock-free[/b][red]?[31m," in "".join(out.split())
 
 
+@pytest.mark.slow
 def test_without_files_it_is_of_the_last_results(hogstream: Command, tmp_path: Path) -> None:
     status, out, err = hogstream("report")
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -243,6 +244,7 @@ def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from places(inner, (*place, key))
 
 
+@pytest.mark.slow
 def test_whatever_is_wrong_anywhere_is_refused_or_told() -> None:
     """One value after another is put in place of one that belongs there."""
     values: tuple[Any, ...] = (None, 0, "x", [], {}, True, 1e17, 1e-17, [0, 0])

@@ -40,11 +40,13 @@ def test_every_example_is_tested_and_shown() -> None:
     assert len(shown) == len(PROGRAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
 def test_example_says_what_it_promises(name: str) -> None:
     assert re.search(f"^{PROMISED[name]}", output_of(name), flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_torch_and_its_replacement_learn_alike() -> None:
     lines = output_of("optimizer_swap.py").splitlines()
     torchs, _, outside = (float(line.split()[-1]) for line in lines)

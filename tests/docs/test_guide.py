@@ -51,6 +51,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_python_runs_from_top_to_bottom(page: str, in_folder: Path) -> None:
     found = blocks(page, "python")

@@ -20,7 +20,10 @@ from hogstream.profiling.results.records import Spread
 from hogstream.profiling.results.schema import Train
 from hogstream.scheduler import SchedulerSettings
 
-pytestmark = pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn"),
+]
 
 
 def train(

@@ -131,11 +131,13 @@ def look(page: str, dark: bool) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_has_nothing_to_complain_of() -> None:
     assert seen(False)["console"] == seen(True)["console"] == []
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     "name", ["everything", "phone", "two", "phone_two", "hostile", "phone_hostile"]
@@ -151,6 +153,7 @@ def test_plots_are_drawn_and_nothing_is_loaded(name: str) -> None:
             assert (plot["outside"], plot["cut"]) == (0, []), plot
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("name", ["everything", "two"])
 def test_each_plot_is_told_in_words_too(name: str) -> None:
@@ -160,6 +163,7 @@ def test_each_plot_is_told_in_words_too(name: str) -> None:
         assert plot["text"] in plot["words"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_all_plots_are_there() -> None:
     sections = {plot["section"] for plot in seen(False)["everything"]["plots"]}
@@ -170,12 +174,14 @@ def test_all_plots_are_there() -> None:
     assert seen(False)["two"]["plots"][0]["section"] == "changes-bench"
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("name", ["phone", "phone_two", "phone_hostile"])
 def test_page_is_no_wider_than_a_phone(name: str) -> None:
     assert seen(False)[name]["width"] <= 360
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (390, 844)])
 @pytest.mark.parametrize(
@@ -193,12 +199,14 @@ def test_first_screen_answers(kind: str, facts: list[str], width: int, height: i
     assert set(facts) <= set(page["facts"])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_warnings_come_last() -> None:
     for name in ("everything", "two", "hostile"):
         assert seen(False)[name]["last"] == "warnings"
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_all_text_is_readable_in_the_light_and_in_the_dark(dark: bool) -> None:
@@ -209,6 +217,7 @@ def test_all_text_is_readable_in_the_light_and_in_the_dark(dark: bool) -> None:
             assert light is not dark
 
 
+@pytest.mark.slow
 @needs_browser
 def test_headings_sort_numbers_as_numbers_and_what_is_missing_last() -> None:
     speeds, sizes, policies, gains = seen(False)["everything"]["pressed"]
@@ -230,6 +239,7 @@ def test_headings_sort_numbers_as_numbers_and_what_is_missing_last() -> None:
         assert "-" in press["column"]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_markup_in_files_and_their_names_makes_no_element_and_runs_nothing() -> None:
     found = seen(False)
@@ -261,6 +271,7 @@ def test_committed_results_make_small_pages(job: str) -> None:
     assert escape(bench.command, quote=False) in html.replace("&#39;", "'")
 
 
+@pytest.mark.slow
 def test_largest_sweep_makes_a_small_page() -> None:
     assert len(render_page(named(full_bench("sweep"))).encode()) < 3e6
 

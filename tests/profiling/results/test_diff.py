@@ -157,6 +157,7 @@ def test_the_same_machine_and_settings_are_like_against_like() -> None:
     assert "Nothing changed beyond noise, of 28 configurations." in said
 
 
+@pytest.mark.slow
 def test_many_verdicts_raise_false_alarms_as_often_as_is_said() -> None:
     random = np.random.default_rng(0)
     for count in (1, 8, 40, 120):

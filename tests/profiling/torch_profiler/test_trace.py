@@ -179,6 +179,7 @@ def profile_torch(*arguments: object) -> Any:
 TRAIN = ("--", "train", "digits", "--policy", "all", "--workers", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("sklearn"), reason="no scikit-learn")
 @pytest.mark.parametrize(
     ("workload", "policies"),
