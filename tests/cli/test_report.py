@@ -47,7 +47,7 @@ def test_files_are_told_apart_by_what_they_hold(hogstream: Command, tmp_path: Pa
 def test_of_two_of_a_kind_the_diff_is_told(hogstream: Command, tmp_path: Path) -> None:
     slow, fast = tmp_path / "slow.json", tmp_path / "fast.json"
     write_result(full_bench(), slow)
-    write_result(full_bench(speed=3.0), fast)
+    write_result(full_bench(speed=2.0), fast)
     status, out, _ = hogstream("report", slow, TRAIN, fast, "--output", "both.html")
     said = " ".join(out.split())
     assert status == 0
