@@ -10,7 +10,7 @@ import torch
 
 from hogstream.cli import options
 from hogstream.cli.console import print_table, print_text
-from hogstream.cli.output import command_line, finish, write_files
+from hogstream.cli.output import command_line, deliver
 from hogstream.cli.tables import console_table
 from hogstream.profiling.ceilings.cache import cache_file
 from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
@@ -41,13 +41,15 @@ def show_ceilings(device: torch.device, fresh: bool, json_file: Path | None) -> 
         environment=describe_environment(device, options.resolve_backend(None, device)),
         ceilings=ceilings,
     )
-    write_files((json_file, partial(write_result, result)))
-    for table in (rows.levels(ceilings), rows.rates(ceilings)):
-        print_table(console_table(table))
-    print_text(f"Measured at {ceilings.measured}.")
-    for sentence in ceiling_warnings(ceilings):
-        print_text(sentence)
-    path = cache_file(device)
-    if path is not None and path.exists():
-        click.echo(f"kept in {path}")
-    finish(result, json_file)
+
+    def show() -> None:
+        for table in (rows.levels(ceilings), rows.rates(ceilings)):
+            print_table(console_table(table))
+        print_text(f"Measured at {ceilings.measured}.")
+        for sentence in ceiling_warnings(ceilings):
+            print_text(sentence)
+        path = cache_file(device)
+        if path is not None and path.exists():
+            click.echo(f"kept in {path}")
+
+    deliver(result, show, (json_file, partial(write_result, result)))

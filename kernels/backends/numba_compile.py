@@ -1,8 +1,8 @@
-"""Numba's compilers as all compiled code of ours uses them: what they made is kept, where it can be.
+"""Numba's compilers as all our compiled code uses them: what they make is kept where it can be.
 
 Numba's own ``cache=True`` raises where it finds no folder that it may write, when the disk is full,
-and at a file that is damaged; or runs the damaged machine code. A cache is no reason to fail: here
-the function is compiled again.
+and at a file that is damaged; or it runs the damaged machine code. A cache is no reason to fail:
+here the function is compiled again.
 """
 
 from __future__ import annotations
@@ -13,32 +13,35 @@ import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
-from numba.core import sigutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core import caching, sigutils
 from numba.core.ccallback import CFunc
 from numba.core.serialize import dumps
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_caching: Any = caching  # much of it has no annotations
 _log = logging.getLogger(__name__)
 _warned = False
 
 
-def njit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """``numba.njit`` that releases the GIL and keeps what it compiled; with options, or bare."""
-    if function is None:
-        return lambda given: njit(given, **options)
-    compiled = numba.njit(nogil=True, **options)(function)
+def njit(function: Function) -> Function:
+    """``numba.njit`` that releases the GIL, checks no divisor, and keeps what it compiled."""
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     compiled._cache = _cache_of(function)
-    return compiled
+    typed: Function = compiled
+    return typed
 
 
 def cfunc(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """``numba.cfunc`` that keeps what it compiled."""
 
     def compile_(function: Callable[..., Any]) -> Any:
-        compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={})
+        compiled: Any = CFunc(
+            function, sigutils.normalize_signature(signature), locals={}, options={}
+        )
         compiled._cache = _cache_of(function)
         compiled.compile()
         return compiled
@@ -51,10 +54,10 @@ def _cache_of(function: Callable[..., Any]) -> Any:
         return _Cache(function)
     except Exception as error:  # there is no folder for it
         _not_kept(error)
-        return NullCache()
+        return _caching.NullCache()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(_caching.FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, which may fail to keep it, and may hold what is damaged."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -81,7 +84,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             _not_kept(error)
 
 
-class _CheckedFile(IndexDataCacheFile):  # type: ignore[misc]
+class _CheckedFile(_caching.IndexDataCacheFile):  # type: ignore[misc]
     """The files of a cache, each with a digest: damaged machine code would be run."""
 
     def save(self, key: Any, data: Any) -> None:

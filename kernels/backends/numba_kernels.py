@@ -100,7 +100,7 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., b
     """Takes pieces of a table until there is none left; whether all are done then."""
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @njit(error_model="numpy")
+    @njit
     def kernel(
         columns: Int64s,  # of a ``LaunchTable``: (4, updates)
         counters: Int64s,  # of ``Pieces``: (16,)

@@ -50,7 +50,7 @@ class Metres(np.ndarray[Any, Any]):
         raise TypeError("no unit is given")
 
 
-MASKED = np.ma.masked_array(array(), mask=[[1, 0, 0], [0, 0, 0]])
+MASKED: Any = np.ma.masked_array(array(), mask=[[1, 0, 0], [0, 0, 0]])
 PLAIN = "must be a plain NumPy array, got a {}, whose class has arithmetic of its own"
 
 ARRAYS = "must be a NumPy array or a torch tensor"
