@@ -34,7 +34,7 @@ def main() -> NoReturn:
     with Termination() as termination:
         try:
             status = cli.main(prog_name="hogstream", standalone_mode=False) or 0
-            _flush()
+            sys.stdout.flush()
         except click.ClickException as error:
             _leave(2, " ".join(error.format_message().split()))
         except BrokenPipeError:  # whoever read the output has seen enough
@@ -54,20 +54,6 @@ def _open_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
-
-
-def _flush() -> None:
-    """Writes what was printed.
-
-    Raises:
-        OSError: If it cannot be written; says so of standard output.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _leave(status: int, said: str = "") -> NoReturn:

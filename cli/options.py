@@ -6,7 +6,9 @@ honoured; click adds the option's name. Options that several commands share are 
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +79,12 @@ def output_file(text: str) -> Path:
     path = Path(text)
     try:
         target = path.resolve()  # of a link, where it leads
-        existed = target.exists()
-        target.open("ab").close()
+        existed = path.exists()
+        if existed and not (path.is_file() or path.is_dir()):  # a pipe waits to be opened
+            if not os.access(path, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return path
+        path.open("ab").close()
         if not existed:
             target.unlink()
     except OSError as error:

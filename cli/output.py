@@ -81,6 +81,10 @@ def deliver(
         for sentence in interruption(measured) if measured else ():
             print_text(sentence)
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"cannot write to standard output: {error.strerror}") from error
     finally:
         written = write_files(*files)
     for path in written:

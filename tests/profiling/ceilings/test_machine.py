@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from hogstream.profiling import environment
+from hogstream.profiling.ceilings import host
 from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
 from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
 from hogstream.profiling.ceilings.passes import update_shaped_pass
@@ -280,3 +282,19 @@ def test_ceilings_that_are_none_are_warned_of() -> None:
     assert ceiling_warnings(CEILINGS, [Shares("L2", 1.05, None, None)]) == []
     (said,) = ceiling_warnings(CEILINGS, [Shares("L2", 1.34, None, 0.1)])
     assert "are exceeded by some results, to 134 %. They" in said
+
+
+async def test_turns_of_the_event_loop_can_be_cut_short() -> None:
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    for turns in range(1, 5):  # each leaves another callback of it behind
+        turning = asyncio.create_task(host._turn(1 << 60))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        turning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await turning
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert told == []
