@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -284,17 +285,23 @@ def test_ceilings_that_are_none_are_warned_of() -> None:
     assert "are exceeded by some results, to 134 %. They" in said
 
 
-async def test_turns_of_the_event_loop_can_be_cut_short() -> None:
-    told: list[object] = []
-    loop = asyncio.get_running_loop()
+@pytest.mark.parametrize("after", [1, 64, 100, 1000])
+async def test_turns_of_the_event_loop_can_be_cut_short(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told, made = asyncio.get_running_loop(), [], count(1)
     loop.set_exception_handler(lambda _, context: told.append(context))
-    for turns in range(1, 5):  # each leaves another callback of it behind
-        turning = asyncio.create_task(host._turn(1 << 60))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        turning.cancel()
+    create = loop.create_future
+
+    def interrupt() -> asyncio.Future[Any]:  # as a signal does: in the midst of a coroutine
+        if next(made) == after:
+            turning.cancel()
+        return create()
+
+    turning = asyncio.create_task(host._turn(1 << 60))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_future", interrupt)
         with pytest.raises(asyncio.CancelledError):
             await turning
-        for _ in range(3):
-            await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert told == []
