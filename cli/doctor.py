@@ -46,7 +46,8 @@ def doctor() -> None:
             ceilings.memory.update_shaped_gigabytes_per_second,
         )
         medians = (number_text(None if rate is None else rate.median, 1) for rate in rates)
-        table.add_row(name, *medians, ceilings.measured)
+        dates = {(rate and rate.measured) or ceilings.measured: None for rate in rates}
+        table.add_row(name, *medians, ", ".join(dates))
     print_table(table)
 
 
