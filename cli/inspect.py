@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -77,8 +78,11 @@ def _compile(target: str, words: str, emit: str | None) -> dict[job.Variant, job
         raise click.BadParameter(str(error), param_hint="'--kernel'") from None
     compiled = {}
     try:
-        with steps(len(variants)) as progress:
-            for variant, code in job.compile_kernels(target, words, emit):
+        with (
+            steps(len(variants)) as progress,
+            closing(job.compile_kernels(target, words, emit)) as kernels,
+        ):
+            for variant, code in kernels:
                 compiled[variant] = code
                 progress.advance(variant.name)
     except RuntimeError as error:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
-from typing import NoReturn
 
-from hogstream.cli.signals import ENDED, Termination, ending_at_once
+try:
+    from importlib.util import find_spec
+    from typing import NoReturn
+
+    from hogstream.cli.signals import ENDED, Termination, ending_at_once
+except KeyboardInterrupt:
+    print("hogstream: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 # How many streams may really run at once; CUDA reads it when it starts.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
