@@ -14,10 +14,10 @@ from hogstream.cli.console import print_table, print_text, steps
 from hogstream.cli.output import (
     check_distinct,
     command_line,
-    finish,
+    deliver,
     traced,
-    write_files,
 )
+from hogstream.cli.pictures import page, plots
 from hogstream.cli.scheduler_options import (
     check_outputs_over,
     make_settings,
@@ -26,8 +26,7 @@ from hogstream.cli.scheduler_options import (
 )
 from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import bench as job
-from hogstream.profiling.report import plots, rows, sentences
-from hogstream.profiling.report.page import write_page
+from hogstream.profiling.report import rows, sentences
 from hogstream.profiling.results import last
 from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
@@ -113,7 +112,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
 @options.JSON
 @options.TRACE
 @click.option(
-    "--report", type=options.output_file, metavar="FILE", help="Write an HTML report to this file."
+    "--report", type=options.page_file, metavar="FILE", help="Write an HTML report to this file."
 )
 @options.plot_option("a heat map of the gain")
 def bench(
@@ -172,16 +171,21 @@ def bench(
     with traced(trace) as timeline, steps(settings.steps()) as progress:
         result = job.run_bench(settings, command_line(), progress.begin, timeline)
     last.keep(result)
-    write_files(
+
+    def show() -> None:
+        for table in _tables(result):
+            print_table(console_table(table))
+        for sentence in sentences.of_bench(result):
+            print_text(sentence)
+
+    deliver(
+        result,
+        show,
         (json_file, partial(write_result, result)),
-        (report, partial(write_page, [ResultFile("", result)])),
-        (plot, partial(plots.write_gains, result)),
+        (trace, None if timeline is None else timeline.write),
+        (report, lambda path: page().write_page([ResultFile("", result)], path)),
+        (plot, lambda path: plots().write_gains(result, path)),
     )
-    for table in _tables(result):
-        print_table(console_table(table))
-    for sentence in sentences.of_bench(result):
-        print_text(sentence)
-    finish(result, json_file, trace, report, plot)
 
 
 def _tables(bench: Bench) -> list[rows.Table]:

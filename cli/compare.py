@@ -13,14 +13,14 @@ from hogstream.cli.console import print_table, print_text, steps
 from hogstream.cli.output import (
     check_distinct,
     command_line,
-    finish,
-    write_files,
+    deliver,
 )
+from hogstream.cli.pictures import plots
 from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import compare as job
 from hogstream.profiling.measure.peers import PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
-from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report import rows, sentences
 from hogstream.profiling.results.files import write_result
 
 
@@ -82,11 +82,16 @@ def compare(
     )
     with steps(settings.steps()) as progress:
         result = job.run_compare(settings, command_line(), progress.begin)
-    write_files(
-        (json_file, partial(write_result, result)), (plot, partial(plots.write_compare, result))
+
+    def show() -> None:
+        for table in rows.peers_by_shape(result):
+            print_table(console_table(table))
+        for sentence in sentences.of_compare(result):
+            print_text(sentence)
+
+    deliver(
+        result,
+        show,
+        (json_file, partial(write_result, result)),
+        (plot, lambda path: plots().write_compare(result, path)),
     )
-    for table in rows.peers_by_shape(result):
-        print_table(console_table(table))
-    for sentence in sentences.of_compare(result):
-        print_text(sentence)
-    finish(result, json_file, plot)

@@ -1,16 +1,19 @@
-"""What is installed, what works here, and why the rest does not."""
+"""``hogstream doctor``."""
 
 from __future__ import annotations
 
+import click
 import torch
 
+from hogstream.cli.console import new_table, print_table
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.ceilings.machine import machine_ceilings
 from hogstream.profiling.environment import cuda_devices, device_name, installed_version
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, find_tool
 from hogstream.profiling.results.records import Ceilings
+from hogstream.profiling.wording import number_text
 from hogstream.scheduler.tracing.nvtx import why_no_ranges
 
 _OPTIONAL = (
@@ -18,6 +21,34 @@ _OPTIONAL = (
     *("uvloop", "nvtx"),
 )
 WORKS = "works"
+
+
+@click.command()
+def doctor() -> None:
+    """Say what is installed and what works here.
+
+    What does not work is listed with the reason.
+    """
+    for title, rows in (
+        ("Installed", installed_packages()),
+        ("Devices", check_devices()),
+        ("Backends", check_backends()),
+        ("Profilers", check_profilers()),
+    ):
+        table = new_table(title, "", "", text_columns=2)
+        for name, text in rows.items():
+            table.add_row(name, text)
+        print_table(table)
+    table = new_table("Bandwidth", "device", "copy GB/s", "update-shaped GB/s", "measured")
+    for name, ceilings in ceilings_of_devices().items():
+        rates = (
+            ceilings.memory.copy_gigabytes_per_second,
+            ceilings.memory.update_shaped_gigabytes_per_second,
+        )
+        medians = (number_text(None if rate is None else rate.median, 1) for rate in rates)
+        dates = {(rate and rate.measured) or ceilings.measured: None for rate in rates}
+        table.add_row(name, *medians, ", ".join(dates))
+    print_table(table)
 
 
 def installed_packages() -> dict[str, str]:

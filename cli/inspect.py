@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from hogstream.cli import options
 from hogstream.cli.console import print_table, steps
 from hogstream.cli.inspection_table import inspection_table
-from hogstream.cli.output import command_line, finish, write_files
+from hogstream.cli.output import command_line, deliver
 from hogstream.profiling.assembly import inspection as job
 from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.results.files import write_result
@@ -59,13 +60,15 @@ def inspect_kernels(target: str, kernel: str, emit: str | None, json_file: Path 
         environment=describe_environment(torch.device("cpu"), "triton"),
         results=[job.describe(target, *each) for each in inspected.items()],
     )
-    write_files((json_file, partial(write_result, result)))
-    if emit is not None:
+
+    def show() -> None:
+        if emit is None:
+            print_table(inspection_table(target, inspected))
+            return
         for variant, code in compiled.items():
             click.echo(f"// {variant.name}\n{code[emit]}")
-        return
-    print_table(inspection_table(target, inspected))
-    finish(result, json_file)
+
+    deliver(result, show, (json_file, partial(write_result, result)), raw=emit is not None)
 
 
 def _compile(target: str, words: str, emit: str | None) -> dict[job.Variant, job.Code]:
@@ -75,8 +78,11 @@ def _compile(target: str, words: str, emit: str | None) -> dict[job.Variant, job
         raise click.BadParameter(str(error), param_hint="'--kernel'") from None
     compiled = {}
     try:
-        with steps(len(variants)) as progress:
-            for variant, code in job.compile_kernels(target, words, emit):
+        with (
+            steps(len(variants)) as progress,
+            closing(job.compile_kernels(target, words, emit)) as kernels,
+        ):
+            for variant, code in kernels:
                 compiled[variant] = code
                 progress.advance(variant.name)
     except RuntimeError as error:

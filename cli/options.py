@@ -6,7 +6,9 @@ honoured; click adds the option's name. Options that several commands share are 
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from hogstream.kernels import available_backends
-from hogstream.kernels.backends.select import select_backend
+from hogstream.cli import pictures
+from hogstream.kernels.backends.select import BACKENDS, select_backend
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.measure.peers import PEERS
@@ -77,8 +79,12 @@ def output_file(text: str) -> Path:
     path = Path(text)
     try:
         target = path.resolve()  # of a link, where it leads
-        existed = target.exists()
-        target.open("ab").close()
+        existed = path.exists()
+        if existed and not (path.is_file() or path.is_dir()):  # a pipe waits to be opened
+            if not os.access(path, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return path
+        path.open("ab").close()
         if not existed:
             target.unlink()
     except OSError as error:
@@ -86,11 +92,25 @@ def output_file(text: str) -> Path:
     return path
 
 
+def replaceable_file(text: str) -> Path:
+    """An output file that is a regular one, or none yet."""
+    path = output_file(text)
+    if path.exists() and not path.is_file():
+        raise click.BadParameter(f"must be a regular file, or none yet, got {text!r}")
+    return path
+
+
+def page_file(text: str) -> Path:
+    """An output file for a page."""
+    pictures.check()
+    return output_file(text)
+
+
 def picture_file(text: str) -> Path:
     """An output file that ends in .png, .svg or .pdf."""
     if Path(text).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"must end in .png, .svg or .pdf, got {text!r}")
-    return output_file(text)
+    return page_file(text)
 
 
 def device(text: str) -> torch.device:
@@ -189,7 +209,7 @@ DEVICE = click.option(
 )
 BACKEND = click.option(
     "--backend",
-    type=click.Choice(list(available_backends())),
+    type=click.Choice(BACKENDS),
     help="Which kernels.  [default: the best for the device]",
 )
 SEED = click.option(
@@ -220,7 +240,7 @@ def plot_option(what: str) -> Callable[[Any], Any]:
 
 TRACE = click.option(
     "--trace",
-    type=output_file,
+    type=replaceable_file,
     metavar="FILE",
     help="Write what each lane and worker did, for ui.perfetto.dev, to this file.",
 )

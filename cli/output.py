@@ -1,4 +1,4 @@
-"""What a command leaves behind: files, what it says of them, and how it ends."""
+"""What a command leaves behind: what it prints, files, and how it ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pathlib import Path
 import click
 
 from hogstream.cli.console import print_text
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.report.sentences import interruption
 from hogstream.profiling.results.files import AnyResult
 from hogstream.profiling.results.records import Measurement
 from hogstream.scheduler import Timeline
+
+Write = Callable[[Path], object]
 
 
 def check_distinct(paths: dict[str, Path | None]) -> None:
@@ -43,44 +45,76 @@ def command_line() -> str:
 
 @contextmanager
 def traced(path: Path | None) -> Iterator[Timeline | None]:
-    """A timeline that is written to a file at the end, whatever happens; None without a file."""
+    """A timeline to be written to a file, which is done here if the block fails; None without."""
     timeline = None if path is None else Timeline()
     try:
         yield timeline
-    finally:
-        if timeline is not None and path is not None:
-            timeline.write(path)
+    except BaseException:
+        if timeline is not None:
+            write_files((path, timeline.write))
+        raise
 
 
-def write_files(*files: tuple[Path | None, Callable[[Path], object]]) -> None:
-    """Writes the files that were asked for: before anything is printed, which may fail.
+def deliver(
+    result: AnyResult,
+    show: Callable[[], object],
+    *files: tuple[Path | None, Write | None],
+    raw: bool = False,
+) -> None:
+    """Prints what a command found out and writes it to files, whatever fails of that.
 
     Args:
+        result: What it found out.
+        show: Prints it.
         files: A path, None if it was not asked for, and what writes to it.
-    """
-    for path, write in files:
-        if path is not None:
-            write(path)
-
-
-def finish(result: AnyResult, *written: Path | None) -> None:
-    """Says whether the result is whole and what was written.
-
-    Args:
-        result: What the command found out.
-        written: Files; None for what was not asked for.
+        raw: Whether what is printed is for a program: then nothing is added to it.
 
     Raises:
-        click.Abort: If it was interrupted, which ends the command as such.
+        OSError: If it could not be printed.
+        click.exceptions.Exit: If a file could not be written, which was said.
+        click.Abort: If the measurement was interrupted, which ends the command as such.
         MeasurementError: If it was cut short by a failure.
     """
     measured = result if isinstance(result, Measurement) else None
-    if measured is not None:
-        for sentence in interruption(measured):
+    try:
+        show()
+        for sentence in interruption(measured) if measured else ():
             print_text(sentence)
-    for path in filter(None, written):
-        click.echo(f"wrote {path}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"cannot write to standard output: {error.strerror}") from error
+    finally:
+        written = write_files(*files)
+    for path in written:
+        click.echo(f"wrote {path}", err=raw)
+    if len(written) < sum(path is not None for path, _ in files):
+        raise click.exceptions.Exit(1)
     if measured is not None and measured.error is not None:
         raise MeasurementError(measured.error)
     if measured is not None and measured.partial:
         raise click.Abort
+
+
+def write_files(*files: tuple[Path | None, Write | None]) -> list[Path]:
+    """Writes files: one that cannot be written, which is said, keeps none of the others from it.
+
+    Args:
+        files: A path, None if it was not asked for, and what writes to it.
+
+    Returns:
+        Those that were written.
+    """
+    written = []
+    for path, write in files:
+        if path is None or write is None:
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            said = f"hogstream: cannot write {path}: {error.strerror or error}"
+            print(said, file=sys.stderr)
+        else:
+            written.append(path)
+    return written

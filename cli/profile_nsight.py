@@ -1,4 +1,4 @@
-"""``hogstream profile``: NVIDIA's profilers, and what they find."""
+"""``hogstream profile nsys``, ``ncu`` and ``read``: NVIDIA's profilers, and what they find."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import click
 
 from hogstream.cli import nsight_tables, options
 from hogstream.cli.console import print_table, print_text
-from hogstream.cli.output import check_distinct, command_line, finish, write_files
+from hogstream.cli.output import check_distinct, command_line, deliver
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.environment import best_device, describe_environment
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight import compute, systems
 from hogstream.profiling.nsight.tools import (
     NCU,
@@ -76,15 +76,7 @@ _PROGRAM = click.argument(
 _SETTINGS = {"allow_interspersed_args": False}
 
 
-@click.group("profile", invoke_without_command=True)
-@click.pass_context
-def profile(context: click.Context) -> None:
-    """Profile updates: when they ran, and what they moved."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-@profile.command("nsys", context_settings=_SETTINGS)
+@click.command("nsys", context_settings=_SETTINGS)
 @_output_option(".nsys-rep")
 @options.JSON
 @_PROGRAM
@@ -102,7 +94,7 @@ def profile_nsys(output: Path | None, json_file: Path | None, program: tuple[str
     _show_timeline(_exported(tool, report), tool, report, json_file)
 
 
-@profile.command("ncu", context_settings=_SETTINGS)
+@click.command("ncu", context_settings=_SETTINGS)
 @click.option(
     "--elements",
     type=_elements,
@@ -154,7 +146,7 @@ def profile_ncu(
     _show_counters(_exported_launches(tool, report), elements, tool, report, json_file)
 
 
-@profile.command("read")
+@click.command("read")
 @click.option(
     "--elements",
     type=_elements,
@@ -258,13 +250,16 @@ def _show_timeline(
     trace: systems.Trace, tool: FoundTool | None, report: Path | None, json_file: Path | None
 ) -> None:
     result = systems.analyse(trace, command_line(), *_origin(tool))
-    write_files((json_file, partial(write_result, result)))
-    print_table(nsight_tables.timeline_table(result))
-    if result.kernels:
-        print_table(nsight_tables.kernels_table(result))
-    for sentence in nsight_tables.timeline_sentences(result):
-        print_text(sentence)
-    finish(result, report, json_file)
+
+    def show() -> None:
+        print_table(nsight_tables.timeline_table(result))
+        if result.kernels:
+            print_table(nsight_tables.kernels_table(result))
+        for sentence in nsight_tables.timeline_sentences(result):
+            print_text(sentence)
+        _tell(report)
+
+    deliver(result, show, (json_file, partial(write_result, result)))
 
 
 def _show_counters(
@@ -281,11 +276,19 @@ def _show_counters(
         profiler_version=version,
         results=compute.counters(launches, elements),
     )
-    write_files((json_file, partial(write_result, result)))
-    print_table(nsight_tables.counters_table(result))
-    for sentence in nsight_tables.counters_sentences(result):
-        print_text(sentence)
-    finish(result, report, json_file)
+
+    def show() -> None:
+        print_table(nsight_tables.counters_table(result))
+        for sentence in nsight_tables.counters_sentences(result):
+            print_text(sentence)
+        _tell(report)
+
+    deliver(result, show, (json_file, partial(write_result, result)))
+
+
+def _tell(report: Path | None) -> None:
+    if report is not None:  # which the tool has written
+        click.echo(f"wrote {report}")
 
 
 def _origin(tool: FoundTool | None) -> tuple[Environment | None, str | None]:

@@ -20,12 +20,13 @@ from rich.table import Table
 from hogstream.cli import options
 from hogstream.cli.bench import bench
 from hogstream.cli.console import new_table, print_table, print_text
-from hogstream.cli.output import check_distinct, command_line, finish, write_files
+from hogstream.cli.output import check_distinct, command_line, deliver
 from hogstream.cli.train import train_digits
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.capture import profiled
 from hogstream.profiling.environment import best_device, describe_environment
-from hogstream.profiling.interruption import End, MeasurementError
+from hogstream.profiling.errors import MeasurementError
+from hogstream.profiling.interruption import End
 from hogstream.profiling.results.files import read_result, write_result
 from hogstream.profiling.results.profile_schema import TorchProfile
 from hogstream.profiling.results.records import Environment
@@ -83,22 +84,26 @@ def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]
         operators=recording.operators,
         scheduler=recording.scheduler,
     )
-    write_files(
-        (trace, partial(_write_trace, recording)), (json_file, partial(write_result, result))
+    encoded = json.dumps(recording.trace).encode() + b"\n"
+
+    def show() -> None:
+        print_table(_operators_table(recording))
+        events, size = len(recording.trace["traceEvents"]), len(encoded)
+        said = f"The trace has {events:,} events in {size / 1e6:.1f} MB."
+        if recording.scheduler:
+            print_table(_scheduler_table(recording))
+            said += (
+                " Lanes and workers are placed among the operators to within "
+                f"{recording.clock_error_us:.0f} us."
+            )
+        print_text(said)
+
+    deliver(
+        result,
+        show,
+        (trace, lambda path: path.write_bytes(encoded)),
+        (json_file, partial(write_result, result)),
     )
-    print_table(_operators_table(recording))
-    said = (
-        f"The trace has {len(recording.trace['traceEvents']):,} events in "
-        f"{trace.stat().st_size / 1e6:.1f} MB."
-    )
-    if recording.scheduler:
-        print_table(_scheduler_table(recording))
-        said += (
-            " Lanes and workers are placed among the operators to within "
-            f"{recording.clock_error_us:.0f} us."
-        )
-    print_text(said)
-    finish(result, trace, json_file)
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,15 @@ def _run_command(command: click.Command, arguments: tuple[str, ...], lanes: Path
     with TemporaryDirectory() as folder:
         file = Path(folder, "result.json")
         with profiled(), redirect_stdout(shown):  # of metrics that the profiler has spoilt
-            command.main(
+            status = command.main(
                 [*arguments, "--trace", str(lanes), "--json", str(file)],
                 prog_name=f"hogstream profile torch -- {command.name}",
                 standalone_mode=False,
                 help_option_names=["-h", "--help"],  # click keeps those that it is first run with
                 default_map=_DEFAULTS[command],
             )
+        if status:  # it could not write, and said so
+            raise click.exceptions.Exit(status)
         if not file.exists():  # it was asked for help
             click.echo(shown.getvalue(), nl=False)
             raise click.exceptions.Exit
@@ -172,10 +179,6 @@ def _run_script(words: tuple[str, ...], lanes: Path) -> _Ran:
     device = best_device()
     backend = select_backend(None, device.type).name
     return _Ran(describe_environment(device, backend), End())
-
-
-def _write_trace(recording: job.Recording, path: Path) -> None:
-    path.write_text(json.dumps(recording.trace) + "\n", encoding="utf-8")
 
 
 def _operators_table(recording: job.Recording) -> Table:

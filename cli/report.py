@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import click
 
 from hogstream.cli import options
 from hogstream.cli.console import print_text
+from hogstream.cli.output import write_files
+from hogstream.cli.pictures import page
 from hogstream.profiling.report import sentences
-from hogstream.profiling.report.page import write_page
 from hogstream.profiling.results import last
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import KINDS, BadResultError, ResultFile, read_result
@@ -20,7 +22,7 @@ from hogstream.profiling.results.files import KINDS, BadResultError, ResultFile,
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--output",
-    type=options.output_file,
+    type=options.page_file,
     metavar="FILE",
     default="report.html",
     show_default=True,
@@ -44,12 +46,13 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     results = _read(paths)
     if len({path.resolve() for path in paths}) < len(paths):
         raise click.UsageError(f"each FILE must be another one, got '{paths[0]}' twice")
-    write_page(results, output)
     for kind in KINDS:
         alike = [result for result in results if result.kind == kind]
         if len(alike) == 2:
             for sentence in sentences.of_diff(diff_runs(*alike)):
                 print_text(_plain(sentence))
+    if not write_files((output, partial(page().write_page, results))):
+        raise click.exceptions.Exit(1)
     click.echo(f"wrote {output}")
 
 

@@ -14,10 +14,10 @@ from hogstream.cli.console import print_table, print_text, steps
 from hogstream.cli.output import (
     check_distinct,
     command_line,
-    finish,
+    deliver,
     traced,
-    write_files,
 )
+from hogstream.cli.pictures import plots
 from hogstream.cli.scheduler_options import (
     check_outputs_over,
     make_settings,
@@ -26,21 +26,13 @@ from hogstream.cli.scheduler_options import (
 )
 from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import digits as job
-from hogstream.profiling.report import plots, rows, sentences
+from hogstream.profiling.report import rows, sentences
 from hogstream.profiling.results import last
 from hogstream.profiling.results.files import write_result
 from hogstream.scheduler.policies import ALLOWED
 
 
-@click.group(invoke_without_command=True)
-@click.pass_context
-def train(context: click.Context) -> None:
-    """Train a model with asynchronous workers."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-@train.command("digits")
+@click.command("digits")
 @options.DEVICE
 @options.BACKEND
 @click.option(
@@ -113,11 +105,16 @@ def train_digits(
             settings, policies, digits, command_line(), progress.begin, timeline
         )
     last.keep(result)
-    write_files(
+
+    def show() -> None:
+        print_table(console_table(rows.training(result)))
+        for sentence in sentences.of_train(result):
+            print_text(sentence)
+
+    deliver(
+        result,
+        show,
         (json_file, partial(write_result, result)),
-        (plot, partial(plots.write_losses, result)),
+        (trace, None if timeline is None else timeline.write),
+        (plot, lambda path: plots().write_losses(result, path)),
     )
-    print_table(console_table(rows.training(result)))
-    for sentence in sentences.of_train(result):
-        print_text(sentence)
-    finish(result, json_file, trace, plot)

@@ -162,6 +162,14 @@ def _as_tensor(name: str, array: ArrayLike, *, written: bool) -> torch.Tensor:
         raise TypeError(
             f"{name} must be a NumPy array or a torch tensor, got {type(array).__name__}"
         )
+    # A mask, or a unit, is not in the memory that a kernel sees.
+    if isinstance(array, np.ma.MaskedArray) or (
+        type(array).__array_ufunc__ is not np.ndarray.__array_ufunc__
+    ):
+        raise TypeError(
+            f"{name} must be a plain NumPy array, got a {type(array).__name__}, whose class has "
+            "arithmetic of its own"
+        )
     if written and not array.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
     if array.dtype not in (np.float16, np.float32, np.float64):  # of this machine's byte order

@@ -1,16 +1,18 @@
-"""The event loop that measurements run on: uvloop where it is installed, else asyncio's own."""
+"""The event loop that measurements run on: uvloop where it works, else asyncio's own."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_uvloop: Any = import_module("uvloop") if find_spec("uvloop") else None
+_uvloop: Any = None
+with suppress(Exception):  # not installed, or not for this Python: whatever it raises
+    _uvloop = import_module("uvloop")
 
 #: Which event loop it is, such as ``"uvloop 0.23.0"`` or ``"asyncio"``.
 EVENT_LOOP = "asyncio" if _uvloop is None else f"uvloop {_uvloop.__version__}"

@@ -9,14 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.event_loop import run
 from hogstream.scheduler import WorkerError
 
 T = TypeVar("T")
-
-
-class MeasurementError(Exception):
-    """A measurement failed; says why."""
 
 
 @dataclass(frozen=True)

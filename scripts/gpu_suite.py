@@ -25,7 +25,7 @@ from hogstream.profiling.environment import (
     describe_environment,
     device_name,
 )
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, Tool, find_tool
 from hogstream.profiling.results.files import write_result
 from hogstream.profiling.results.profile_schema import OutcomesOnGpu

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +23,7 @@ from numba.extending import intrinsic
 
 from hogstream.kernels.backends.cpu_threads import Pieces
 from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, atomic_store
+from hogstream.kernels.backends.numba_compile import cfunc, njit
 from hogstream.kernels.backends.numba_vectors import (
     CACHE_LINE,
     FORMATS,
@@ -100,7 +100,7 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., b
     """Takes pieces of a table until there is none left; whether all are done then."""
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    @njit
     def kernel(
         columns: Int64s,  # of a ``LaunchTable``: (4, updates)
         counters: Int64s,  # of ``Pieces``: (16,)
@@ -150,7 +150,7 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
     """
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @numba.cfunc(types.int64(*[types.int64] * 8), cache=True)
+    @cfunc(types.int64(*[types.int64] * 8))
     def update(
         param: int,  # address: as stored, (elements,)
         grad: int,  # address: as stored, (elements,)
@@ -200,7 +200,7 @@ def finite_function(dtype: str) -> Any:
     stored_bytes = FORMATS[dtype].stored_bytes
     block = _FINITE_LINES * CACHE_LINE // stored_bytes
 
-    @numba.cfunc(types.int64(types.int64, types.int64), cache=True)
+    @cfunc(types.int64(types.int64, types.int64))
     def all_finite(grad: int, elements: int) -> int:
         for _ in range(elements // block):
             if not finite(grad, dtype, block):
@@ -215,7 +215,7 @@ def finite_function(dtype: str) -> Any:
     return all_finite
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def begin_block(counts: int, blocks: int, block: int) -> tuple[int, int]:
     """Notes how often a block has been updated; to be called before any of it is read.
 
@@ -232,7 +232,7 @@ def begin_block(counts: int, blocks: int, block: int) -> tuple[int, int]:
     return version, witness
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def end_block(counts: int, blocks: int, block: int, version: int, witness: int) -> None:
     """Counts an update of a block; to be called after all of it has been written.
 
@@ -249,7 +249,7 @@ def end_block(counts: int, blocks: int, block: int, version: int, witness: int) 
         atomic_add(counts + 8 * (OVERWRITTEN * blocks + block), overlapping)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def await_done(done: int, elements: int) -> bool:
     """Waits for the last pieces of other threads, for as long as one may take.
 

@@ -50,7 +50,10 @@ class Backend:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Maps each backend's name to None if it runs here, else to the reason that it does not."""
+    """Maps each backend's name to None if it runs here, else to the reason that it does not.
+
+    It imports their compilers, which takes a second or so when it is first called.
+    """
     return {name: missing() for name, missing in _MISSING.items()}
 
 
@@ -74,7 +77,7 @@ def select_backend(name: str | None, device_type: str) -> Backend:
     """The backend to use on a type of device: the one named, or the device's default.
 
     Args:
-        name: A backend, or None for Triton on a GPU, and on a CPU Numba if installed, else NumPy.
+        name: A backend, or None for Triton on a GPU, and on a CPU Numba if it works, else NumPy.
         device_type: Where the operands are, as ``torch.device.type``.
 
     Raises:
@@ -88,13 +91,12 @@ def select_backend(name: str | None, device_type: str) -> Backend:
 @cache
 def _select(name: str | None, device_type: str) -> Backend:
     if name is None:
-        on_cpu = "numpy" if _numba_missing() else "numba"
-        name = "triton" if device_type == "cuda" else on_cpu
+        name = "triton" if device_type == "cuda" else "numpy" if _numba_missing() else "numba"
         check_backend(name)
     takes = "cuda" if name == "triton" and not _interpreted() else "cpu"
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
-    module = importlib.import_module(f"hogstream.kernels.backends.{_MODULES[name]}")
+    module = importlib.import_module(_module(name))
     race_block = None if name == "numpy" else module.race_block
     return Backend(name, module.update_, threaded=name != "triton", race_block=race_block)
 
@@ -103,7 +105,11 @@ def _select(name: str | None, device_type: str) -> Backend:
 def _numba_missing() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed; pip install 'hogstream[cpu]'"
-    return None
+    if broken := _import_error("Numba", "numba"):
+        return broken
+    if importlib.import_module("numba").config.DISABLE_JIT:
+        return "Numba compiles nothing, as NUMBA_DISABLE_JIT is set"
+    return _import_error("Numba", _module("numba"))
 
 
 @cache
@@ -112,7 +118,24 @@ def _triton_missing() -> str | None:
         return "Triton is not installed; pip install triton (Linux only)"
     if not torch.cuda.is_available() and not _interpreted():
         return "no CUDA or ROCm device (with TRITON_INTERPRET=1 it runs on the CPU, slowly)"
+    return _import_error("Triton", _module("triton"))
+
+
+def _import_error(package: str, module: str) -> str | None:
+    """Why a module cannot be imported, though its package is installed; None if it can.
+
+    Only importing it tells: compilers refuse versions of Python, NumPy or torch, each in its way.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{package} is installed, but cannot be imported: {said}"
     return None
+
+
+def _module(backend: str) -> str:
+    return f"hogstream.kernels.backends.{_MODULES[backend]}"
 
 
 def _interpreted() -> bool:
@@ -128,3 +151,6 @@ _MISSING: dict[str, Callable[[], str | None]] = {
     "numba": _numba_missing,
     "numpy": lambda: None,
 }
+
+#: What there are, running here or not.
+BACKENDS = tuple(_MISSING)

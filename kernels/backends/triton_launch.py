@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hogstream.kernels.backends.triton_cache import ensure_folder
 from hogstream.kernels.backends.triton_kernels import (
     finite_kernel,
     multi_tensor_finite_kernel,
@@ -192,6 +193,7 @@ def _launch(
         compiled[programs, 1, 1](*arguments, *constants.values())
         return
     with _compiling:
+        ensure_folder()
         compiled = kernel[programs,](*arguments, **constants, **COMPILE_OPTIONS)
     if compiled is not None:  # the interpreter has nothing to keep
         _compiled[key] = compiled

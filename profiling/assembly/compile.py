@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from hogstream.kernels.backends.triton_cache import ensure_folder
 from hogstream.kernels.backends.triton_kernels import (
     finite_kernel,
     multi_tensor_finite_kernel,
@@ -92,6 +93,7 @@ def _cuobjdump(stage: str, cubin: bytes) -> str:
 def main() -> None:
     """Compiles what the command line names, in as many processes as there are cores."""
     target, stages, words = sys.argv[1:]
+    ensure_folder()
     compile_one = partial(compile_variant, target, stages.split(","))
     with multiprocessing.get_context("fork").Pool(min(usable_cores(), _MAX_PROCESSES)) as pool:
         for code in pool.imap(compile_one, variants_named(words)):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from itertools import product, starmap, zip_longest
 
@@ -99,7 +100,7 @@ def variants_named(words: str) -> list[Variant]:
 
 def compile_kernels(
     target: str, words: str = "", emit: str | None = None
-) -> Iterator[tuple[Variant, Code]]:
+) -> Generator[tuple[Variant, Code], None, None]:
     """Compiles kernels in another process, one in which Triton does not interpret.
 
     Args:
@@ -127,10 +128,15 @@ def compile_kernels(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            start_new_session=True,
         ) as process,
     ):
         assert process.stdout is not None
-        yield from zip(variants_named(words), map(json.loads, process.stdout), strict=False)
+        try:
+            yield from zip(variants_named(words), map(json.loads, process.stdout), strict=False)
+        except BaseException:  # interrupted, or nobody wants the rest
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         if process.wait() != 0:
             errors.seek(0)
             reason = errors.read().rstrip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""What was measured of a machine once, kept in the user's cache folder."""
+"""The best that was seen of a machine, kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from msgspec import Struct
 
 from hogstream.profiling.capture import is_profiled
+from hogstream.profiling.ceilings.raising import higher
 from hogstream.profiling.environment import describe_machine
 from hogstream.profiling.results.files import BadResultError, decoded, encoded
 from hogstream.profiling.results.last import cache_folder
@@ -21,7 +22,7 @@ from hogstream.profiling.results.records import Ceilings
 from hogstream.scheduler.files import replace_file
 
 #: Of the files: another one whenever something else is measured, or in another way.
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Kept(Struct, forbid_unknown_fields=True):
@@ -47,14 +48,31 @@ def remember(device: torch.device, measure: Callable[[], Ceilings], *, fresh: bo
     Args:
         device: What they are of.
         measure: Measures them.
-        fresh: Whether to measure in any case.
+        fresh: Whether to measure in any case; what was kept stays where it is higher.
+    """
+    kept = recall(device)
+    if kept is not None and not fresh:
+        return kept
+    return keep(device, measure())
+
+
+def recall(device: torch.device) -> Ceilings | None:
+    """The ceilings of a machine as they are kept; None if there are none that can be used."""
+    path = cache_file(device)
+    return None if path is None else _read(path, describe_machine(device))
+
+
+def keep(device: torch.device, ceilings: Ceilings) -> Ceilings:
+    """Keeps ceilings of a machine, as far as those that are kept are no higher.
+
+    Returns:
+        The higher of each.
     """
     machine, path = describe_machine(device), cache_file(device)
-    kept = None if fresh or path is None else _read(path, machine)
+    kept = None if path is None else _read(path, machine)
     if kept is not None:
-        return kept
-    ceilings = measure()
-    if not is_profiled():
+        ceilings = higher(kept, ceilings)
+    if ceilings != kept and not is_profiled():
         _write(path, _Kept(SCHEMA, machine, ceilings))
     return ceilings
 

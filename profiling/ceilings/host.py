@@ -102,7 +102,8 @@ async def _turn(rounds: int) -> float:
         due = waiting.copy()
         waiting.clear()
         for future in due:
-            future.set_result(None)
+            if not future.done():  # who waited for it was interrupted
+                future.set_result(None)
         if due:  # those whom they resume come before the next call
             loop.call_soon(resolve)
 

@@ -1,25 +1,35 @@
-"""What a machine can do at most, measured once, and what results are as shares of it."""
+"""What a machine can do at most, and what results are as shares of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from msgspec.structs import replace
 
 from hogstream.kernels.operands import COMPUTE_DTYPES
-from hogstream.profiling.ceilings.cache import remember
+from hogstream.profiling.ceilings.cache import keep, recall, remember
 from hogstream.profiling.ceilings.host import launch_rate, turn_rate
-from hogstream.profiling.ceilings.memory import COPY, UPDATE_SHAPED, bandwidths, memory_levels
-from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
-from hogstream.profiling.results.schema import Shares
+from hogstream.profiling.ceilings.memory import bandwidths, memory_levels
+from hogstream.profiling.ceilings.raising import Reached, new_ceiling, of_runs, raised, rescaled
+from hogstream.profiling.results.records import (
+    COPY,
+    LAUNCHES,
+    TURNS,
+    UPDATE_SHAPED,
+    Ceilings,
+    Level,
+)
+from hogstream.profiling.results.schema import Run, Shares
 from hogstream.profiling.turns import Rate, sample_in_turn
 from hogstream.scheduler import RunReport
 
+SomeRun = TypeVar("SomeRun", bound=Run)
+
 ROUNDS = 9
-_LAUNCHES, _TURNS = "launches", "turns of the event loop"
 _EXCEEDED = 1.1  # by more than what drift from one minute to the next explains
 
 
@@ -30,9 +40,48 @@ def machine_ceilings(device: torch.device, *, fresh: bool = False) -> Ceilings:
 
     Args:
         device: A CPU or CUDA device of it.
-        fresh: Measure anew, and remember that.
+        fresh: Measure again; what is higher than before is remembered.
     """
     return remember(device, partial(_measure_machine, device), fresh=fresh)
+
+
+def raise_by_runs(
+    device: torch.device, ceilings: Ceilings, runs: Sequence[SomeRun], besides: Iterable[Reached]
+) -> tuple[Ceilings, list[SomeRun]]:
+    """Raises the ceilings of a machine, for good, to what results reached.
+
+    Args:
+        device: Of it.
+        ceilings: From ``machine_ceilings``.
+        runs: Results, whose shares are of these.
+        besides: What else was reached.
+
+    Returns:
+        The ceilings now, and the results with shares of them.
+    """
+    best = keep(device, raised(ceilings, [*of_runs(runs, ceilings), *besides]))
+    return best, [
+        replace(run, share_of_ceilings=rescaled(run.share_of_ceilings, ceilings, best))
+        for run in runs
+    ]
+
+
+def raise_known(device: torch.device, reached: Iterable[Reached]) -> None:
+    """Raises the ceilings of a machine to what was reached, if they were measured before."""
+    ceilings = recall(device)
+    if ceilings is not None:
+        keep(device, raised(ceilings, reached))
+
+
+def when_measured(ceilings: Ceilings) -> str:
+    """When each was measured: a sentence."""
+    names: dict[str, list[str]] = {}
+    for name, rate in ceilings.rates().items():
+        names.setdefault(rate.measured or ceilings.measured, []).append(name)
+    if len(names) == 1:
+        return f"Measured at {next(iter(names))}."
+    dated = "; ".join(f"{', '.join(names[date])} at {date}" for date in sorted(names))
+    return f"The best that was measured: {dated}."
 
 
 def shares(
@@ -51,7 +100,7 @@ def shares(
     """
     dtype: torch.dtype = getattr(torch, report.dtype)
     size = report.elements * (dtype.itemsize + COMPUTE_DTYPES[dtype].itemsize)
-    level = next(each for each in ceilings.levels if (each.cache_bytes or size) >= size)
+    level = ceilings.level_of(size)
     bandwidth, launched = level.update_shaped_gigabytes_per_second, processes
     if report.device != "cpu":
         launched *= batch
@@ -72,18 +121,7 @@ def ceiling_warnings(ceilings: Ceilings, reached: Iterable[Shares] = ()) -> list
         ceilings: From ``machine_ceilings``.
         reached: Shares of them.
     """
-    named = {
-        _LAUNCHES: ceilings.launches_per_second,
-        _TURNS: ceilings.event_loop_turns_per_second,
-    }
-    for level in ceilings.levels:
-        for kind, rate in (
-            (COPY, level.copy_gigabytes_per_second),
-            (UPDATE_SHAPED, level.update_shaped_gigabytes_per_second),
-        ):
-            if rate is not None:
-                named[f"{level.level} {kind}"] = rate
-    wide = [name for name, rate in named.items() if rate.estimate.wide]
+    wide = [name for name, rate in ceilings.rates().items() if rate.estimate.wide]
     most = max(
         (
             share
@@ -109,9 +147,9 @@ def ceiling_warnings(ceilings: Ceilings, reached: Iterable[Shares] = ()) -> list
 def _measure_machine(device: torch.device) -> Ceilings:
     levels = memory_levels(device)
     with bandwidths(levels, device) as of_memory:
-        rates: dict[Any, Rate] = {_LAUNCHES: launch_rate(device), _TURNS: turn_rate(), **of_memory}
+        rates: dict[Any, Rate] = {LAUNCHES: launch_rate(device), TURNS: turn_rate(), **of_memory}
         samples = sample_in_turn(rates, ROUNDS)
-    spreads = {key: PositiveSpread.of(each) for key, each in samples.items()}
+    spreads = {key: new_ceiling(each) for key, each in samples.items()}
     return Ceilings(
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         levels=[
@@ -125,6 +163,6 @@ def _measure_machine(device: torch.device) -> Ceilings:
             )
             for level in levels
         ],
-        launches_per_second=spreads[_LAUNCHES],
-        event_loop_turns_per_second=spreads[_TURNS],
+        launches_per_second=spreads[LAUNCHES],
+        event_loop_turns_per_second=spreads[TURNS],
     )

@@ -25,10 +25,8 @@ import torch
 
 from hogstream.kernels.backends.select import available_backends
 from hogstream.profiling.environment import caches, usable_core_numbers
+from hogstream.profiling.results.records import COPY, UPDATE_SHAPED
 from hogstream.profiling.turns import Rate
-
-#: What passes over memory: it copies, or goes as an update without its arithmetic.
-COPY, UPDATE_SHAPED = "copy", "update-shaped"
 
 # How many arrays share out the working set, and how many bytes an element are read and written.
 _ARRAYS = {COPY: 2, UPDATE_SHAPED: 3}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -13,6 +12,7 @@ from numba.extending import intrinsic
 
 from hogstream.kernels.backends.cpu_threads import Pieces
 from hogstream.kernels.backends.numba_atomics import atomic_add
+from hogstream.kernels.backends.numba_compile import njit
 from hogstream.kernels.backends.numba_kernels import await_done
 from hogstream.kernels.launch_table import LaunchTable
 
@@ -60,7 +60,7 @@ def copy_passes(buffer: Floats, passes: int) -> None:
     _copy_passes(buffer.ctypes.data, buffer.nbytes // 2, passes)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def _update_shaped(
     columns: Int64s,  # of a ``LaunchTable`` of one update: (4, 1)
     counters: Int64s,  # of ``Pieces``: (16,)
@@ -78,7 +78,7 @@ def _update_shaped(
     return await_done(done, elements)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def _update_shaped_passes(
     param: int,  # address, where grad and ms follow: float32, (3 * elements,)
     elements: int,
@@ -88,7 +88,7 @@ def _update_shaped_passes(
         _add(param, param + 4 * elements, param + 8 * elements, elements)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def _copy_passes(
     target: int,  # address, where the source follows
     size: int,  # bytes of each
@@ -98,7 +98,7 @@ def _copy_passes(
         _memcpy(target, target + size, size)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def _add(
     param: int,  # address: float32, (elements,)
     grad: int,  # the same

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hogstream.kernels.backends.triton_cache import ensure_folder
+
 BLOCK = 1024
 #: How kernels are compiled: no load is made ahead of the stores before it.
 COMPILE_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
@@ -38,6 +40,7 @@ def launcher(counter: torch.Tensor) -> Callable[[], object]:
     Args:
         counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it, and so does this.
     """
+    ensure_folder()
     address = counter.data_ptr()
     compiled: Any = _count_kernel[(1,)](address, num_warps=1)
     if compiled is None:  # interpreted
@@ -47,6 +50,7 @@ def launcher(counter: torch.Tensor) -> Callable[[], object]:
 
 
 def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None:
+    ensure_folder()
     elements, device = tensors[0].numel(), tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # interpreted
         kernel[(triton.cdiv(elements, BLOCK),)](

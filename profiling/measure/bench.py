@@ -10,7 +10,12 @@ from functools import partial
 import torch
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
+from hogstream.profiling.ceilings.machine import (
+    ceiling_warnings,
+    machine_ceilings,
+    raise_by_runs,
+)
+from hogstream.profiling.ceilings.raising import of_kernels
 from hogstream.profiling.environment import cache_bytes, describe_environment, free_memory
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.kernels import measure_kernels
@@ -112,6 +117,7 @@ def run_bench(
     measured = [each for part in parts for each in part]
     results = [each for each in measured if isinstance(each, BenchRun)]
     costs = [each for each in measured if isinstance(each, TelemetryCost)]
+    ceilings, results = raise_by_runs(settings.device, ceilings, results, of_kernels(kernels))
     return Bench(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),

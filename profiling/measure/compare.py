@@ -15,9 +15,12 @@ from pathlib import Path
 
 import torch
 
+from hogstream.profiling.ceilings.machine import raise_known
+from hogstream.profiling.ceilings.raising import of_peers
 from hogstream.profiling.environment import describe_environment, free_memory, installed_version
 from hogstream.profiling.measure.peers import (
     CEILING,
+    COPY,
     HOGSTREAM,
     MEMORY,
     PACKAGES,
@@ -100,6 +103,7 @@ def run_compare(settings: CompareSettings, command: str, on_step: Callable[[str]
         if not results:
             raise
         partial = True
+    raise_known(settings.device, of_peers(results, COPY))
     return Compare(
         command=command,
         environment=describe_environment(settings.device, settings.backend),

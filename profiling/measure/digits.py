@@ -12,7 +12,11 @@ import torch
 from torch.nn import functional
 
 from hogstream.profiling.capture import captured
-from hogstream.profiling.ceilings.machine import ceiling_warnings, machine_ceilings
+from hogstream.profiling.ceilings.machine import (
+    ceiling_warnings,
+    machine_ceilings,
+    raise_by_runs,
+)
 from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.runs import run_of, scheduling_of
@@ -136,6 +140,7 @@ def run_training(
         _run_of(ends[policy], seconds[policy], settings, ceilings, training_gains_of(policy, whole))
         for policy in ends
     ]
+    ceilings, results = raise_by_runs(settings.device, ceilings, results, ())
     return Train(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.tools import FoundTool, Program
 from hogstream.profiling.results.profile_schema import KernelCounters
 from hogstream.profiling.results.records import Spread

@@ -34,7 +34,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.time_spans import (
     Ints,
     apart,

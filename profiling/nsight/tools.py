@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from hogstream.profiling.capture import PROFILED
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 
 #: For how long an interrupted tool may write what it has.
 GRACE_SECONDS = 60

@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from hogstream.profiling.ceilings.machine import when_measured
 from hogstream.profiling.report import drawing, plots, rows, sentences
 from hogstream.profiling.report.answers import answer, diff_answer
 from hogstream.profiling.report.drawing import Group
@@ -133,7 +134,7 @@ def _bench_sections(bench: Bench) -> list[Section]:
 
 def _ceilings(ceilings: Ceilings) -> Section:
     """What the machine can do, with its spread."""
-    said = [f"Measured on {ceilings.measured}."]
+    said = [when_measured(ceilings)]
     tables = [rows.levels(ceilings), rows.rates(ceilings)]
     return Section("ceilings", "Ceilings", said, None, tables)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from hogstream.profiling.results.confidence import Interval, median_interval, ratio_interval
 
@@ -66,6 +67,27 @@ class PositiveSpread(Spread):
 
     median: Positive
     samples: Annotated[list[Positive], Meta(min_length=1)]
+
+
+#: What a ceiling is of: of a level of memory, and of the host.
+COPY, UPDATE_SHAPED = "copy", "update-shaped"
+LAUNCHES, TURNS = "launches", "turns of the event loop"
+
+
+class Ceiling(PositiveSpread, omit_defaults=True):
+    """A rate that a machine reached, the highest that was seen of it.
+
+    Attributes:
+        measured: When, in UTC, ISO 8601; left out of a file if all were measured at once.
+    """
+
+    measured: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what a type cannot say."""
+        super().__post_init__()
+        if self.measured is not None:
+            datetime.fromisoformat(self.measured)
 
 
 class Ratio(Record):
@@ -141,15 +163,15 @@ class Level(Record):
     bytes: Size
     threads: Size | None
     cache_bytes: Size | None
-    copy_gigabytes_per_second: PositiveSpread | None
-    update_shaped_gigabytes_per_second: PositiveSpread | None
+    copy_gigabytes_per_second: Ceiling | None
+    update_shaped_gigabytes_per_second: Ceiling | None
 
 
 class Ceilings(Record):
-    """What a machine can do at most, measured once and kept.
+    """What a machine can do at most: the best that was seen of it.
 
     Attributes:
-        measured: When, in UTC, ISO 8601.
+        measured: When all of it was measured last, in UTC, ISO 8601; each has its own date besides.
         levels: Of its memory, smallest first; the last is the memory beyond all caches.
         launches_per_second: Of updates of nothing down one lane.
         event_loop_turns_per_second: Of the event loop that would run here.
@@ -157,8 +179,8 @@ class Ceilings(Record):
 
     measured: str
     levels: Annotated[list[Level], Meta(min_length=1)]
-    launches_per_second: PositiveSpread
-    event_loop_turns_per_second: PositiveSpread
+    launches_per_second: Ceiling
+    event_loop_turns_per_second: Ceiling
 
     def __post_init__(self) -> None:
         """Checks what a type cannot say."""
@@ -170,6 +192,38 @@ class Ceilings(Record):
     def memory(self) -> Level:
         """The memory beyond all caches."""
         return self.levels[-1]
+
+    def rates(self) -> dict[str, Ceiling]:
+        """All of them that were measured, by name: such as ``launches`` or ``L2 copy``."""
+        found = {LAUNCHES: self.launches_per_second, TURNS: self.event_loop_turns_per_second}
+        for level in self.levels:
+            for kind, rate in (
+                (COPY, level.copy_gigabytes_per_second),
+                (UPDATE_SHAPED, level.update_shaped_gigabytes_per_second),
+            ):
+                if rate is not None:
+                    found[f"{level.level} {kind}"] = rate
+        return found
+
+    def with_rates(self, rates: Mapping[str, Ceiling]) -> Ceilings:
+        """The same with others: by name, each that was measured."""
+        return replace(
+            self,
+            launches_per_second=rates[LAUNCHES],
+            event_loop_turns_per_second=rates[TURNS],
+            levels=[
+                replace(
+                    level,
+                    copy_gigabytes_per_second=rates.get(f"{level.level} {COPY}"),
+                    update_shaped_gigabytes_per_second=rates.get(f"{level.level} {UPDATE_SHAPED}"),
+                )
+                for level in self.levels
+            ],
+        )
+
+    def level_of(self, size: int) -> Level:
+        """The smallest level of which one cache holds so many bytes."""
+        return next(level for level in self.levels if (level.cache_bytes or size) >= size)
 
 
 class Result(Record, kw_only=True, tag_field="kind"):

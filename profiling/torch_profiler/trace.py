@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hogstream.profiling.environment import cuda_devices
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.results.profile_schema import LabelTime, OperatorTime
 from hogstream.scheduler.tracing.nvtx import shown_to
 

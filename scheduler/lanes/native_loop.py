@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-import numba
 from numba import types
 
 from hogstream.kernels.backends.numba_atomics import (
@@ -24,6 +23,7 @@ from hogstream.kernels.backends.numba_atomics import (
     float_load,
     float_store,
 )
+from hogstream.kernels.backends.numba_compile import njit
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 
 WORD = 8
@@ -71,7 +71,7 @@ _consistent: Any = types.ExternalFunction("pthread_mutex_consistent", types.int3
 _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def launch(lane: int, launched: int) -> None:
     """Makes rows visible to a lane, and wakes it if it sleeps.
 
@@ -83,26 +83,26 @@ def launch(lane: int, launched: int) -> None:
     wake(lane)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def wake(lane: int) -> None:
     """Has a lane look at its words again, if it sleeps."""
     if atomic_exchange(lane + WORD * ASLEEP, 0):
         _write(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * ONE, WORD)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def landed(lane: int) -> Any:
     """How many rows of a lane have landed; what was done for them can be seen then."""
     return atomic_load(lane + WORD * LANDED)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def listen(settings: int) -> None:
     """From here on, the next update to land wakes the event loop."""
     atomic_exchange(settings + WORD * WOKEN, 0)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def run(lane: int, settings: int) -> None:
     """The loop of a lane: returns when it is told to stop and has nothing left to do.
 
@@ -130,7 +130,7 @@ def run(lane: int, settings: int) -> None:
         wake_others(lane, row, settings, done)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def take_snapshot(row: int, settings: int) -> None:
     """Copies the parameters; the version that the copy holds at least is its staleness."""
     atomic_store(row + WORD * OUTCOME, DONE)
@@ -142,7 +142,7 @@ def take_snapshot(row: int, settings: int) -> None:
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def apply(lane: int, row: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
     grad, elements = atomic_load(row + WORD * SOURCE), atomic_load(settings + WORD * ELEMENTS)
@@ -172,7 +172,7 @@ def apply(lane: int, row: int, settings: int) -> int:
     return DONE
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def divide_lr(factors: int, divisor: int) -> None:
     """Divides ``lr`` among the factors, in the order of ``Factors``, and what depends on it."""
     lr, weight_decay, shrink = factors, factors + 4 * WORD, factors + 5 * WORD
@@ -181,7 +181,7 @@ def divide_lr(factors: int, divisor: int) -> None:
         float_store(shrink, 1.0 - float_load(lr) * float_load(weight_decay))
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def await_row(lane: int, settings: int, done: int) -> bool:
     """Waits until there is another row; False if there is none and the lane is to stop."""
     yields = _YIELDS
@@ -202,7 +202,7 @@ def await_row(lane: int, settings: int, done: int) -> bool:
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def await_turn(lane: int, row: int, settings: int) -> None:
     """Waits, under an order, until all rows with an earlier ticket have landed."""
     if atomic_load(settings + WORD * OWNERS) == 0:
@@ -222,7 +222,7 @@ def await_turn(lane: int, row: int, settings: int) -> None:
             _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def lock(lane: int, settings: int) -> Any:
     """Takes the lock that is shared with other processes, if there is one; 0 or an error."""
     mutex = atomic_load(settings + WORD * LOCK)
@@ -241,7 +241,7 @@ def lock(lane: int, settings: int) -> Any:
             return result
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def unlock(settings: int) -> None:
     """Releases that lock, if there is one."""
     mutex = atomic_load(settings + WORD * LOCK)
@@ -249,7 +249,7 @@ def unlock(settings: int) -> None:
         _unlock(mutex)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def land(row: int, settings: int, outcome: int) -> None:
     """Counts an update that was applied, and how stale it was."""
     atomic_store(row + WORD * OUTCOME, outcome)
@@ -262,7 +262,7 @@ def land(row: int, settings: int, outcome: int) -> None:
     atomic_store(row + WORD * STALENESS, before - atomic_load(row + WORD * READ_VERSION))
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def version(settings: int) -> int:
     """How many updates the parameters have had."""
     versions = atomic_load(settings + WORD * VERSIONS)
@@ -272,7 +272,7 @@ def version(settings: int) -> int:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def wake_others(lane: int, row: int, settings: int, done: int) -> None:
     """Lets the next in order go on, and wakes the event loop, if it is time and nobody has yet."""
     owners = atomic_load(settings + WORD * OWNERS)
@@ -290,7 +290,7 @@ def wake_others(lane: int, row: int, settings: int, done: int) -> None:
         _write(atomic_load(settings + WORD * LOOP_EVENT), lane + WORD * ONE, WORD)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit
 def now(lane: int) -> Any:
     """Nanoseconds, by the clock of ``time.perf_counter_ns``."""
     time = lane + WORD * TIME

@@ -12,8 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from hogstream.cli.commands import Group, cli
 from hogstream.profiling.interruption import End, gather_until_interrupted
 from hogstream.scheduler import WorkerError
 from process_testing import HOGSTREAM, run_python
@@ -328,6 +330,72 @@ def test_doctor_tells_what_works_and_why_the_rest_does_not(hogstream: Command) -
     assert re.search(r"numpy +works", out)
     assert re.search(r"torch +2\.", out)
     assert re.search(r"cpu +\d+\.\d +\d+\.\d", out)
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_written_keeps_nothing_else_from_being_told(
+    hogstream: Command, tmp_path: Path
+) -> None:
+    trace, plot = tmp_path / "trace.json", tmp_path / "loss.svg"
+    status, out, err = hogstream(
+        *("train", "digits", "--device", "cpu", "--epochs", "1", "--rounds", "1"),
+        *("--json", "/dev/full", "--trace", trace, "--plot", plot),
+    )
+    assert status == 1
+    assert err.splitlines()[1:] == ["hogstream: cannot write /dev/full: No space left on device"]
+    assert "lock-free" in out
+    assert "wrote /dev/full" not in out
+    for path in (trace, plot):
+        assert f"wrote {path}" in out
+        assert path.stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["closed", "full"])
+def test_results_are_written_where_nothing_can_be_printed(tmp_path: Path, closed: str) -> None:
+    json_file = tmp_path / "train.json"
+    words = f"train digits --device cpu --epochs 1 --rounds 1 --json {json_file}"
+    to = {"closed": ">&-", "full": "> /dev/full"}[closed]
+    command = f"exec {sys.executable} -m hogstream.cli.main {words} {to}"
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    said = ended.stderr.splitlines()[1:]
+    if closed == "full":
+        assert said == ["hogstream: cannot write to standard output: No space left on device"]
+        assert ended.returncode == 1
+    else:
+        assert (said, ended.returncode) == ([], 0)
+    assert len(json.loads(json_file.read_text())["results"]) == 1
+
+
+LOADS = """
+import sys
+from hogstream.cli.main import main
+sys.argv[1:] = {arguments!r}
+try:
+    main()
+except SystemExit:
+    print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["train"], ["profile", "-h"]])
+def test_help_waits_for_nothing_large(arguments: list[str]) -> None:
+    loaded = run_python("-c", LOADS.format(arguments=arguments)).splitlines()[-1].split()
+    assert "click" in loaded
+    assert not {"torch", "numpy", "matplotlib", "rich", "msgspec", "asyncio"} & {*loaded}
+
+
+def test_help_says_of_commands_what_they_say_themselves() -> None:
+    context, told = click.Context(cli), 0
+    for group in (cli, *cli.commands.values()):
+        assert isinstance(group, Group)
+        for name, later in group.later.items():
+            command = group.get_command(context, name)
+            assert command is not None
+            assert later.help.rstrip(".") == command.get_short_help_str(limit=1000).rstrip(".")
+            assert name == command.name
+            told += 1
+    assert told == 11
 
 
 def test_commands_explain_themselves(hogstream: Command) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from documents import PAGES, README, ROOT, blocks, page_text
-from hogstream.cli.main import cli
+from hogstream.cli.commands import cli
 from process_testing import run_python
 
 # README's Python is run by test_readme.py, what examples.md includes by test_examples.py.
@@ -86,12 +86,18 @@ def test_command_is_there(page: str, line: str, in_folder: Path) -> None:
             assert re.search(rf"^{extra} = \[", settings, flags=re.MULTILINE)
 
 
+def command_of(group: click.Group, name: str) -> click.Command:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    return command
+
+
 def check_hogstream(arguments: list[str]) -> None:
     """Has the command parse its options, and those of a command of its own that it would run."""
     command: click.Command = cli
     while isinstance(command, click.Group):
         name, *arguments = arguments
-        command = command.commands[name]
+        command = command_of(command, name)
     before, program = arguments, []
     if "--" in arguments:
         at = arguments.index("--")
@@ -101,7 +107,7 @@ def check_hogstream(arguments: list[str]) -> None:
             Path(file).touch()
     # A command keeps the names of its help from when it is first run: those of the whole.
     command.make_context(name, list(before), **cli.context_settings)
-    if program and program[0] in cli.commands:
+    if program and program[0] in cli.list_commands(click.Context(cli)):
         check_hogstream(program)
 
 
@@ -114,9 +120,10 @@ def test_options_that_are_not_there_are_found(in_folder: Path) -> None:
 def test_the_table_of_options_names_real_ones() -> None:
     _, _, rest = page_text("docs/profiling.md").partition("| option | of | is |")
     table, _, _ = rest.partition("\n\n")
-    train = cli.commands["train"]
+    train = command_of(cli, "train")
     assert isinstance(train, click.Group)
-    commands = cli.commands["bench"], cli.commands["compare"], train.commands["digits"]
+    names = (cli, "bench"), (cli, "compare"), (train, "digits")
+    commands = [command_of(*name) for name in names]
     known = {option for command in commands for each in command.params for option in each.opts}
     named = set(re.findall(r"`(--[\w-]+)", table))
     assert "--json" in named

@@ -42,6 +42,17 @@ GAPS = torch.ones(2, 6)[:, ::2]
 OTHER_ORDER = torch.ones(3, 2).T
 PACKED = np.zeros((2, 3), [("value", np.float32), ("flag", np.int8)])["value"]
 
+
+class Metres(np.ndarray[Any, Any]):
+    """An array with a unit, as those of astropy and unyt have one."""
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("no unit is given")
+
+
+MASKED: Any = np.ma.masked_array(array(), mask=[[1, 0, 0], [0, 0, 0]])
+PLAIN = "must be a plain NumPy array, got a {}, whose class has arithmetic of its own"
+
 ARRAYS = "must be a NumPy array or a torch tensor"
 DTYPES = "must be float16, bfloat16, float32 or float64"
 NATIVE = "must be native float16, float32 or float64"
@@ -53,6 +64,11 @@ BACKENDS = "backend must be one of triton, numba, numpy or None"
 WRONG_TYPES: dict[str, Arguments] = {
     f"param {ARRAYS}, got list": {"param": [0.5] * 6},
     f"grad {ARRAYS}, got float32": {"grad": np.float32(1)},
+    **{
+        f"{name} {PLAIN.format(type(given).__name__)}": {name: given}
+        for name in good_arguments()
+        for given in (MASKED, array().view(Metres))
+    },
     f"param {DTYPES}, got int32": {"param": ONES.int()},
     f"param {DTYPES}, got complex64": {"param": ONES * 1j},
     f"param {DTYPES}, got float8_e5m2": {"param": ONES.to(torch.float8_e5m2)},

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from process_testing import interrupt_hogstream
+from process_testing import interrupt_hogstream, run_python
 
 pytestmark = pytest.mark.slow
 INTERRUPTED = "Interrupted: these are only the results that there were by then."
 
 
-def check_interrupted(outcome: tuple[int, str, str], *written: Path) -> dict[str, Any]:
+#: How a command ends by each signal.
+ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+BOTH = pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
+
+
+def check_interrupted(
+    outcome: tuple[int, str, str], *written: Path, number: signal.Signals = signal.SIGINT
+) -> dict[str, Any]:
     """Checks how the command ended; returns the JSON, which is the first file written."""
     status, out, err = outcome
-    assert status == 130, err
-    assert err.endswith("\nhogstream: interrupted\n")
+    assert status == ENDS[number][0], err
+    assert err.endswith(f"\nhogstream: {ENDS[number][1]}\n")
     assert "Traceback" not in err
     assert INTERRUPTED in " ".join(out.split())
     for path in written:
@@ -30,7 +41,10 @@ def check_interrupted(outcome: tuple[int, str, str], *written: Path) -> dict[str
     return result
 
 
-def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
+@BOTH
+def test_bench_leaves_out_what_has_not_had_all_rounds(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     json_file, report = tmp_path / "bench.json", tmp_path / "report.html"
     plot = tmp_path / "gain.svg"
     outcome = interrupt_hogstream(
@@ -38,8 +52,9 @@ def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
         *("bench", "--device", "cpu", "--elements", "1000,2000,3000", "--workers", "1,2,3,4"),
         *("--policies", "lock-free,locked", "--seconds", "0.5"),
         *("--json", json_file, "--report", report, "--plot", plot),
+        number=number,
     )
-    bench = check_interrupted(outcome, json_file, report, plot)
+    bench = check_interrupted(outcome, json_file, report, plot, number=number)
     measured = [(result["workers"], result["policy"]) for result in bench["results"]]
     assert measured[:2] == [(1, "lock-free"), (1, "locked")]
     assert len(measured) % 2 == 0
@@ -50,15 +65,17 @@ def test_bench_leaves_out_what_has_not_had_all_rounds(tmp_path: Path) -> None:
     assert "<svg" in plot.read_text("utf-8")
 
 
-def test_compare_leaves_out_the_shape_under_way(tmp_path: Path) -> None:
+@BOTH
+def test_compare_leaves_out_the_shape_under_way(tmp_path: Path, number: signal.Signals) -> None:
     json_file, plot = tmp_path / "compare.json", tmp_path / "compare.svg"
     outcome = interrupt_hogstream(
         "5x2: making parameters",
         *("compare", "--device", "cpu", "--shapes", "16,5x2,3,4,5,6,7,8"),
         *("--peers", "hogstream,torch-loop", "--seconds", "0.01"),
         *("--json", json_file, "--plot", plot),
+        number=number,
     )
-    compare = check_interrupted(outcome, json_file, plot)
+    compare = check_interrupted(outcome, json_file, plot, number=number)
     measured = defaultdict(set)
     for result in compare["results"]:
         measured[result["shape"]].add(result["peer"])
@@ -114,3 +131,46 @@ def test_nothing_is_written_before_the_first_result(tmp_path: Path) -> None:
     assert (status, out) == (130, "")
     assert err.endswith("\nhogstream: interrupted\n")
     assert not json_file.exists()
+
+
+# An import may make something else of an exception that strikes in it.
+ENDED_IN_AN_IMPORT = """
+import os
+try:
+    os.kill(os.getpid(), {number:d})
+    for _ in range(100_000):
+        pass
+except BaseException as error:
+    raise ImportError("half of it is there") from error
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("module", ["click", "torch"])
+def test_imports_are_ended_in_a_line(tmp_path: Path, module: str, number: signal.Signals) -> None:
+    (tmp_path / f"{module}.py").write_text(ENDED_IN_AN_IMPORT.format(number=number))
+    ended = subprocess.run(
+        [sys.executable, "-m", "hogstream.cli.main", "bench", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    status, said = ENDS[number]
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", f"hogstream: {said}\n")
+
+
+IGNORES_SIGINT = """
+import os, signal, sys
+from hogstream.cli.signals import Termination
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with Termination() as termination:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        print(termination.signal == signal.SIGTERM)
+"""
+
+
+def test_sigterm_ends_what_a_shell_has_ignore_sigint() -> None:
+    assert run_python("-c", IGNORES_SIGINT) == "True\n"

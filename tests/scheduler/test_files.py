@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hogstream.scheduler.files import replace_file
+from process_testing import may_fork_with_threads
 
 
 def test_the_old_file_stays_until_the_block_ends(tmp_path: Path) -> None:
@@ -43,6 +44,63 @@ def test_a_new_file_has_usual_permissions(tmp_path: Path) -> None:
         pass
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666, 0o755], ids=oct)
+def test_permissions_stay(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(mode)
+    with replace_file(path) as file:
+        (new,) = tmp_path.glob(".*.tmp")
+        assert stat.S_IMODE(new.stat().st_mode) & ~0o600 == 0  # nobody else may read it meanwhile
+        file.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_owner_and_group_stay(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o640)
+    os.chown(path, 1234, 2345)
+    with replace_file(path) as file:
+        file.write(b"new")
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == (1234, 2345)
+    assert stat.S_IMODE(status.st_mode) == 0o640
+
+
+@may_fork_with_threads
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become others")
+def test_a_group_that_is_lost_hands_on_no_rights(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o664)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o777)
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            with replace_file(path) as file:
+                file.write(b"new")
+        finally:
+            os._exit(int(path.read_bytes() != b"new"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == (65534, 65534)
+    assert stat.S_IMODE(status.st_mode) == 0o604
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00fc" * 127, "a b'\"c\n"], ids=ascii)
+def test_names_may_be_as_long_as_the_file_system_has_them(tmp_path: Path, name: str) -> None:
+    for text in (b"first", b"second"):
+        with replace_file(tmp_path / name) as file:
+            file.write(text)
+    assert (tmp_path / name).read_bytes() == b"second"
 
 
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:

@@ -54,12 +54,15 @@ def run_to_end(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def interrupt_hogstream(line: str, *arguments: object) -> tuple[int, str, str]:
-    """Runs the ``hogstream`` command and sends it one SIGINT when its progress shows a line.
+def interrupt_hogstream(
+    line: str, *arguments: object, number: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Runs the ``hogstream`` command and sends it one signal when its progress shows a line.
 
     Args:
         line: What the line must hold.
         arguments: Of the command.
+        number: The signal.
 
     Returns:
         Exit status, standard output and standard error.
@@ -77,7 +80,7 @@ def interrupt_hogstream(line: str, *arguments: object) -> tuple[int, str, str]:
             for each in process.stderr:
                 shown.append(each)
                 if line in each:
-                    process.send_signal(signal.SIGINT)
+                    process.send_signal(number)
                     break
             else:
                 raise AssertionError(f"no line with {line!r} in {''.join(shown)}")

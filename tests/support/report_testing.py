@@ -10,7 +10,13 @@ import msgspec
 import numpy as np
 
 from hogstream.profiling.results.gains import gains_of
-from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread, Spread
+from hogstream.profiling.results.records import (
+    Ceiling,
+    Ceilings,
+    Level,
+    PositiveSpread,
+    Spread,
+)
 from hogstream.profiling.results.schema import Bench, BenchRun
 
 T = TypeVar("T")
@@ -36,7 +42,7 @@ def full_bench(job: str = "bench", *, speed: float = 1.0, seed: int = 0) -> Benc
     bench, random = committed(job, Bench), np.random.default_rng(seed)
     bench.ceilings = _calm_ceilings(random)
     for kernel in bench.kernels:
-        kernel.milliseconds = _noisy(kernel.milliseconds.median, random)
+        kernel.milliseconds = PositiveSpread.of(_noisy(kernel.milliseconds.median, random))
     for run in bench.results:
         factor = speed if run.policy == "lock-free" else 1.0
         noise = np.exp(0.02 * random.standard_normal(len(run.updates_per_second.samples)))
@@ -73,16 +79,16 @@ def _calm_ceilings(random: np.random.Generator) -> Ceilings:
                 bytes=size,
                 threads=2,
                 cache_bytes=cache_bytes,
-                copy_gigabytes_per_second=_noisy(0.6 * top, random),
-                update_shaped_gigabytes_per_second=_noisy(top, random),
+                copy_gigabytes_per_second=Ceiling.of(_noisy(0.6 * top, random)),
+                update_shaped_gigabytes_per_second=Ceiling.of(_noisy(top, random)),
             )
             for level, size, cache_bytes, top in levels
         ],
-        launches_per_second=_noisy(412_000.0, random),
-        event_loop_turns_per_second=_noisy(168_000.0, random),
+        launches_per_second=Ceiling.of(_noisy(412_000.0, random)),
+        event_loop_turns_per_second=Ceiling.of(_noisy(168_000.0, random)),
     )
 
 
-def _noisy(median: float, random: np.random.Generator) -> PositiveSpread:
+def _noisy(median: float, random: np.random.Generator) -> list[float]:
     samples: list[float] = (median * np.exp(0.03 * random.standard_normal(9))).tolist()
-    return PositiveSpread.of(samples)
+    return samples

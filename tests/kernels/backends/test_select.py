@@ -66,6 +66,51 @@ def test_updates_with_numpy(without_optional):
     assert module_param == pytest.approx([0.9] * 5)
 
 
+# What Python makes of a compiler that is installed, and does not fit what else is.
+BROKEN = {
+    "ImportError": "raise ImportError('needs NumPy 2.2 or less.\\nGot NumPy 2.4.')",
+    "ModuleNotFoundError": "import no_such_module",
+    "SystemError": "raise SystemError('initialization of _internal failed')",
+    "AttributeError": "import numpy; numpy.no_such_name",
+    "SyntaxError": "print 'of another Python'",
+}
+USED_ALL_THE_SAME = """
+import sys, json, torch
+from hogstream.kernels import available_backends, rmsprop_
+param, grad, ms = torch.ones(3, 5)
+rmsprop_(param, grad, ms)
+try:
+    rmsprop_(*torch.ones(3, 5), backend=sys.argv[1])
+except RuntimeError as error:
+    refused = str(error)
+missing = available_backends()[sys.argv[1]]
+assert refused == f"backend {sys.argv[1]!r} is not available: {missing}", refused
+print(json.dumps([missing, param.tolist()]))
+"""
+
+
+@pytest.mark.parametrize("error", BROKEN)
+@pytest.mark.parametrize("package", ["numba", "triton"])
+def test_a_compiler_that_cannot_be_imported_is_done_without(tmp_path, package, error):
+    (tmp_path / f"{package}.py").write_text(BROKEN[error])
+    said = run_python(
+        *("-c", USED_ALL_THE_SAME, package), PYTHONPATH=str(tmp_path), TRITON_INTERPRET="1"
+    )
+    missing, param = json.loads(said)
+    begins = f"{package.title()} is installed, but cannot be imported: {error}: "
+    assert missing.startswith(begins)
+    assert "\n" not in missing
+    assert param == pytest.approx([0.99] * 5)
+
+
+def test_numba_that_is_told_not_to_compile_is_done_without():
+    pytest.importorskip("numba")
+    said = run_python("-c", USED_ALL_THE_SAME, "numba", NUMBA_DISABLE_JIT="1")
+    missing, param = json.loads(said)
+    assert missing == "Numba compiles nothing, as NUMBA_DISABLE_JIT is set"
+    assert param == pytest.approx([0.99] * 5)
+
+
 def test_triton_needs_a_device_or_its_interpreter():
     code = "import hogstream.kernels as k; print(k.available_backends()['triton'])"
     reason = run_python("-c", code, CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")

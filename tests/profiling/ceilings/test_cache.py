@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 
 from hogstream.profiling import turns
 from hogstream.profiling.ceilings import machine
-from hogstream.profiling.ceilings.cache import cache_file, remember
-from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
+from hogstream.profiling.ceilings.cache import cache_file, keep, recall, remember
+from hogstream.profiling.ceilings.machine import when_measured
+from hogstream.profiling.results.records import Ceiling, Ceilings, Level
+from hogstream.profiling.results.schema import Bench
 from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]
@@ -24,18 +27,23 @@ Command = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 
 
-def rate(median: float) -> PositiveSpread:
-    return PositiveSpread(median, (median - 1, median + 1), [median] * 3)
+def rate(median: float) -> Ceiling:
+    return Ceiling(median, (0.9 * median, 1.1 * median), [median] * 3)
 
 
+def dated(median: float, date: str) -> Ceiling:
+    return msgspec.structs.replace(rate(median), measured=date)
+
+
+OLD = "2026-01-02T03:04:05+00:00"
 CEILINGS = Ceilings(
-    measured="2026-01-02T03:04:05+00:00",
+    measured=OLD,
     levels=[
         Level("L1", 1 << 14, 2, 1 << 14, None, None),
         Level("memory", 1 << 28, 2, None, rate(20.0), rate(40.0)),
     ],
     launches_per_second=rate(500_000.0),
-    event_loop_turns_per_second=PositiveSpread(4e5, (3e5, 5e5), [4e5]),
+    event_loop_turns_per_second=Ceiling(4e5, (3e5, 5e5), [4e5]),
 )
 
 
@@ -64,13 +72,74 @@ def test_it_is_measured_once(folder):
     assert [path.parent for path in folder.iterdir()] == [folder]  # one file, and no other left
 
 
-def test_fresh_ceilings_take_the_place_of_those_before(folder):
-    measure = Measured()
-    first = remember(CPU, measure, fresh=False)
-    second = remember(CPU, measure, fresh=True)
-    assert first.launches_per_second.median == 1000.0
-    assert second.launches_per_second.median == 2000.0
-    assert remember(CPU, measure, fresh=False) == second
+def test_ceilings_only_rise_each_by_itself(folder):
+    def measured(date: str, copy: float, launches: float) -> Ceilings:
+        memory = msgspec.structs.replace(
+            CEILINGS.memory, copy_gigabytes_per_second=dated(copy, date)
+        )
+        return msgspec.structs.replace(
+            CEILINGS,
+            measured=date,
+            levels=[CEILINGS.levels[0], memory],
+            launches_per_second=dated(launches, date),
+        )
+
+    first, second, third = (f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3))
+    remember(CPU, lambda: measured(first, 3.5, 1000.0), fresh=False)  # the machine was busy
+    for date, copy, launches in ((second, 25.0, 900.0), (third, 24.0, 1100.0)):
+        found = remember(CPU, partial(measured, date, copy, launches), fresh=True)
+        assert recall(CPU) == found
+    assert found.measured == third
+    assert found.memory.copy_gigabytes_per_second == dated(25.0, second)
+    assert found.launches_per_second == dated(1100.0, third)
+    assert found.memory.update_shaped_gigabytes_per_second == rate(40.0)
+    assert when_measured(found) == (
+        f"The best that was measured: memory copy at {second}; "
+        f"launches, turns of the event loop, memory update-shaped at {third}."
+    )
+
+
+def test_what_is_kept_is_raised_by_what_another_process_kept_meanwhile(folder):
+    mine = msgspec.structs.replace(CEILINGS, launches_per_second=rate(10.0))
+    remember(CPU, lambda: mine, fresh=False)
+    theirs = msgspec.structs.replace(CEILINGS, launches_per_second=rate(30.0))
+    assert keep(CPU, theirs) == theirs
+    assert keep(CPU, mine) == theirs == recall(CPU)
+
+
+@pytest.mark.slow
+def test_results_raise_ceilings_that_were_measured_too_low(hogstream: Command, folder, tmp_path):
+    low = msgspec.structs.replace(
+        CEILINGS,
+        launches_per_second=rate(2.0),
+        event_loop_turns_per_second=rate(2.0),
+        levels=[
+            msgspec.structs.replace(
+                CEILINGS.levels[0], update_shaped_gigabytes_per_second=dated(0.01, OLD)
+            ),
+            CEILINGS.memory,
+        ],
+    )
+    remember(CPU, lambda: low, fresh=False)
+    json_file = tmp_path / "bench.json"
+    status, out, err = hogstream(
+        *("bench", "--device", "cpu", "--elements", "1000", "--workers", "1"),
+        *("--seconds", "0.2", "--json", json_file),
+    )
+    assert (status, err.count("anew")) == (0, 0)
+    bench = msgspec.json.decode(json_file.read_bytes(), type=Bench)
+    assert recall(CPU) == bench.ceilings
+    best = bench.ceilings.levels[0].update_shaped_gigabytes_per_second
+    assert best is not None
+    assert best.median == pytest.approx(max(each.gigabytes_per_second for each in bench.results))
+    assert best.measured != OLD
+    assert bench.ceilings.launches_per_second.median == pytest.approx(
+        max(each.updates_per_second.median for each in bench.results)
+    )
+    shares = [each.share_of_ceilings for each in bench.results]
+    for field in ("bandwidth", "launch_rate", "event_loop_rate"):
+        assert max(getattr(each, field) for each in shares) == pytest.approx(1.0)
+    assert "exceeded" not in out
 
 
 @pytest.mark.parametrize(

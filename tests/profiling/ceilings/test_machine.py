@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import pytest
 import torch
 
 from hogstream.profiling import environment
+from hogstream.profiling.ceilings import host
 from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
 from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
 from hogstream.profiling.ceilings.passes import update_shaped_pass
-from hogstream.profiling.results.records import Ceilings, Level, PositiveSpread
+from hogstream.profiling.results.records import Ceiling, Ceilings, Level
 from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
 from hogstream.scheduler.latencies import Latencies
@@ -195,11 +198,11 @@ def test_levels_are_those_that_can_be_told_apart(rows, levels, tmp_path, monkeyp
     ] == [(name, size - size % unit, 2, cache) for name, size, cache in levels]
 
 
-def rate(median: float, spread: float = 0.0) -> PositiveSpread:
-    return PositiveSpread(median, (median * (1 - spread), median * (1 + spread)), [median])
+def rate(median: float, spread: float = 0.0) -> Ceiling:
+    return Ceiling(median, (median * (1 - spread), median * (1 + spread)), [median])
 
 
-def level(name: str, cache_bytes: int | None, bandwidth: PositiveSpread | None) -> Level:
+def level(name: str, cache_bytes: int | None, bandwidth: Ceiling | None) -> Level:
     return Level(name, 1 << 20, 2, cache_bytes, None, bandwidth)
 
 
@@ -274,9 +277,31 @@ def test_ceilings_that_are_none_are_warned_of() -> None:
     (said,) = ceiling_warnings(wide)
     assert "to conclude from: turns of the event loop, L2 update-shaped. They" in said
     assert "exceeded" not in said
-    few = msgspec.structs.replace(CEILINGS, launches_per_second=PositiveSpread.of([100.0]))
+    few = msgspec.structs.replace(CEILINGS, launches_per_second=Ceiling.of([100.0]))
     (said,) = ceiling_warnings(few)
     assert "to conclude from: launches. They were measured at 2026-11-22T19:00:00+00:00" in said
     assert ceiling_warnings(CEILINGS, [Shares("L2", 1.05, None, None)]) == []
     (said,) = ceiling_warnings(CEILINGS, [Shares("L2", 1.34, None, 0.1)])
     assert "are exceeded by some results, to 134 %. They" in said
+
+
+@pytest.mark.parametrize("after", [1, 64, 100, 1000])
+async def test_turns_of_the_event_loop_can_be_cut_short(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told, made = asyncio.get_running_loop(), [], count(1)
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    create = loop.create_future
+
+    def interrupt() -> asyncio.Future[Any]:  # as a signal does: in the midst of a coroutine
+        if next(made) == after:
+            turning.cancel()
+        return create()
+
+    turning = asyncio.create_task(host._turn(1 << 60))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_future", interrupt)
+        with pytest.raises(asyncio.CancelledError):
+            await turning
+    await asyncio.sleep(0)
+    assert told == []

@@ -15,7 +15,7 @@ import torch
 
 from hogstream.cli.main import main
 from hogstream.profiling.capture import captured
-from hogstream.profiling.interruption import MeasurementError
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.compute import METRICS
 from hogstream.profiling.nsight.tools import NCU, NSYS, Tool, find_tool, run_tool
 from nsight_testing import raw_csv, stand_in, write_export

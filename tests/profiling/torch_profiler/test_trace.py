@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hogstream.cli.profile_torch import torch_command
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.event_loop import run
-from hogstream.profiling.interruption import MeasurementError
 from hogstream.profiling.torch_profiler.trace import (
     LANES,
     WORKERS,
