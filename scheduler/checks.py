@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import operator
 from typing import Any
@@ -88,3 +89,25 @@ def check_type(name: str, value: Any, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
+
+
+def check_loop(what: str, loop: asyncio.AbstractEventLoop) -> None:
+    """Checks that what belongs to an event loop is used in that one.
+
+    Raises:
+        RuntimeError: If another one is running.
+    """
+    if asyncio.get_running_loop() is not loop:
+        raise RuntimeError(
+            f"{what} must be used in the event loop that it was opened in, got another one: "
+            f"open and use it in one call of asyncio.run()"
+        )
+
+
+def error_text(error: BaseException) -> str:
+    """What kind of error it is and what it says, which may raise in turn."""
+    try:
+        text = str(error)
+    except Exception as failure:
+        text = f"(its text cannot be made: {type(failure).__name__})"
+    return f"{type(error).__name__}: {text}"

@@ -7,12 +7,14 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
+from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.policies import Passage
@@ -35,7 +37,7 @@ class WorkerError(Exception):
         self.failures = dict(failures)
         workers: dict[str, list[str]] = {}  # who failed alike is named together
         for index, error in sorted(failures.items()):
-            workers.setdefault(f"{type(error).__name__}: {error}", []).append(str(index))
+            workers.setdefault(error_text(error), []).append(str(index))
         super().__init__(
             "; ".join(
                 f"{'worker' if len(each) == 1 else 'workers'} {', '.join(each)} failed: {text}"
@@ -108,6 +110,8 @@ class WorkerContext:
         self._error: BaseException | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._busy_since: float | None = None
+        self._thread = get_ident()  # of the event loop, for which nothing is quicker to ask
+        self._retired = False
         dispatch.receivers[index] = self._receive
 
     @property
@@ -131,16 +135,15 @@ class WorkerContext:
             TypeError: If ``grad`` is of another type or dtype.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters.
-            RuntimeError: If this iteration has submitted its update already, or has ended.
+            RuntimeError: If this iteration has submitted its update already, or has ended, or this
+                is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
                 ``on_nonfinite="raise"``.
             Exception: Whatever an earlier update of this worker failed with on its lane.
         """
         current = self._current
-        if current is None or current.submitted:
-            raise RuntimeError(
-                f"worker {self.index} must submit one gradient an iteration, got a second"
-            )
+        if current is None or current.submitted or get_ident() != self._thread:
+            raise self._why_refused("submit")
         grad, checked = self._gradients.check(grad)
         submitted_ns = time.perf_counter_ns()
         current.submitted = True
@@ -170,7 +173,14 @@ class WorkerContext:
 
         Other workers go on meanwhile. Its CUDA work goes down the worker's lane: after what the
         caller's current stream was given before, and ahead of the update submitted after it.
+
+        Raises:
+            RuntimeError: If the worker's run has ended, or this is not the thread of the
+                scheduler's event loop.
+            Exception: Whatever the function raises.
         """
+        if self._retired or get_ident() != self._thread:
+            raise self._why_refused("run_blocking")
         computing = self.lane.computing()
 
         def call() -> T:
@@ -181,6 +191,18 @@ class WorkerContext:
                     raise RuntimeError(f"{function!r} raised StopIteration") from stop
 
         return await self._dispatch.run_blocking(self.index, call)
+
+    def _why_refused(self, method: str) -> RuntimeError:
+        """Why a call is not possible now."""
+        if self._retired:
+            reason = f"must call {method} while its run goes on, which has ended"
+        elif get_ident() != self._thread:
+            reason = f"must call {method} in its scheduler's event loop, got another thread"
+        elif self._current is None:
+            reason = f"must call {method} within an iteration, and is in none"
+        else:
+            reason = "must submit one gradient an iteration, got a second"
+        return RuntimeError(f"worker {self.index} {reason}")
 
     async def _wait_to_enqueue(self, current: _Iteration) -> None:
         """Waits until the lane has room for an update, and the policy lets it go there."""
@@ -325,6 +347,10 @@ class ScheduledContext(WorkerContext):
         elif self._gate is not None and current.passage is not None:
             self._gate.end(current.passage)
         return current.enqueued
+
+    def retire(self) -> None:
+        """Its run has ended: whoever kept it can do nothing with it any more."""
+        self._retired = True
 
     def becomes_overdue(self, now: float, blocked: float) -> bool:
         """Whether the worker takes longer than the deadline, and was not known to.

@@ -14,6 +14,7 @@ import torch
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.settings import SchedulerSettings
@@ -130,10 +131,7 @@ class RunReport:
             "dropped_by_worker": self.dropped,
             "nonfinite_by_worker": self.nonfinite,
             "restarts_by_worker": self.restarts,
-            "failures": {
-                str(worker): f"{type(error).__name__}: {error}"
-                for worker, error in self.failures.items()
-            },
+            "failures": {str(worker): error_text(error) for worker, error in self.failures.items()},
             "dead": self.dead,
             "partial": self.partial,
         }

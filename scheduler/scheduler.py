@@ -15,7 +15,7 @@ import torch
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import check_integer, check_type
+from hogstream.scheduler.checks import check_integer, check_loop, check_type
 from hogstream.scheduler.context import ScheduledContext, Worker, WorkerError
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lanes
@@ -113,6 +113,7 @@ class StreamScheduler:
         if self._opened:
             raise RuntimeError("the scheduler is open already: enter it once")
         self._opened = True
+        self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         try:
             self._allocate()
@@ -129,8 +130,9 @@ class StreamScheduler:
         traceback: TracebackType | None,
     ) -> None:
         """Ends a run under way, waits for everything in flight, and closes the lanes."""
+        check_loop("the scheduler", self._loop)
         try:
-            await uncancelled(self._drain)
+            await uncancelled(self._drain, self._cancel_workers)
         finally:
             self._dispatch.close()
             self._opened = False
@@ -171,6 +173,7 @@ class StreamScheduler:
         finished = self._check_iterations(iterations)
         if self._dispatch.lanes is None:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
+        check_loop("the scheduler", self._loop)
         if self._running:
             raise RuntimeError("the scheduler runs already: await that run first")
         contexts = self._make_contexts(self._dispatch.lanes, finished)
@@ -192,10 +195,12 @@ class StreamScheduler:
                 closed, ended = self._stopping, True
             finally:
                 try:
-                    await uncancelled(self._drain)
+                    await uncancelled(self._drain, self._cancel_workers)
                 finally:
                     self._running = False
                     self._dispatch.end_run()
+                    for context in contexts:
+                        context.retire()
                     self._note_failures(record)
                     whole = ended and budget.is_spent()
                     ran = described(self.settings, self.shared, self.backend)
@@ -241,18 +246,17 @@ class StreamScheduler:
                     await iteration
                     context.end()
                 except BaseException as error:
-                    enqueued = context.abandon()
+                    if context.abandon():
+                        budget.finish()
+                        failures = 0
+                    else:
+                        budget.give_back()
                     failure = self._why_failed(context, error)
                 else:
                     budget.finish()
                     failures = 0
                     continue
                 record.failures.setdefault(context.index, failure)
-                if enqueued:
-                    budget.finish()
-                    failures = 0
-                else:
-                    budget.give_back()
                 failures += 1
                 if self.settings.on_error != "restart" or failures == MAX_FAILURES_IN_A_ROW:
                     return
@@ -292,11 +296,14 @@ class StreamScheduler:
     async def _drain(self) -> None:
         """Ends all workers, and waits for all that is under way; may be begun again."""
         self._stopping = True
-        for task in self._tasks.values():
-            task.cancel()
+        self._cancel_workers()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         await self._dispatch.drain()
+
+    def _cancel_workers(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
 
     def _check_iterations(self, iterations: Sequence[int] | None) -> list[int]:
         workers = self.settings.workers

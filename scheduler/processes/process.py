@@ -22,6 +22,7 @@ import torch
 import torch.multiprocessing
 
 from hogstream.scheduler.cancellation import uncancelled
+from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.context import WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
@@ -320,7 +321,7 @@ def _portable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        portable = RuntimeError(f"{type(error).__name__}: {error}")
+        portable = RuntimeError(error_text(error))
     if hasattr(portable, "add_note"):  # from Python 3.11 on
         portable.add_note(f"In another process:\n{note}")
     return portable

@@ -14,7 +14,13 @@ from typing import Any
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import SettingError, check_choice, check_integer, check_type
+from hogstream.scheduler.checks import (
+    SettingError,
+    check_choice,
+    check_integer,
+    check_loop,
+    check_type,
+)
 from hogstream.scheduler.context import Worker, WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
@@ -40,7 +46,8 @@ class ProcessScheduler:
 
     The processes are spawned, so a script needs its ``if __name__ == "__main__":``. They end with
     the scope, however it is left, and with this process, however it ends. They ignore Ctrl-C,
-    which cancels a run here: one cancellation has them stop and report, another kills them.
+    which cancels a run here: one cancellation has them stop and report, another kills them. Those
+    that come within a tenth of a second of each other are one, such as those of an anyio scope.
 
     Attributes:
         shared: What the workers update.
@@ -98,6 +105,7 @@ class ProcessScheduler:
         """
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
+        self._loop = asyncio.get_running_loop()
         shared, settings = self.shared, self.settings
         if settings.telemetry:
             shared.count_races_with(self._backend)
@@ -112,9 +120,7 @@ class ProcessScheduler:
         except BaseException:
             for task in opening:
                 task.cancel()
-            await uncancelled(lambda: asyncio.wait(opening))
-            self._kill()
-            await self.__aexit__(None, None, None)
+            await uncancelled(partial(self._give_up, opening))
             raise
         return self
 
@@ -125,14 +131,10 @@ class ProcessScheduler:
         traceback: TracebackType | None,
     ) -> None:
         """Ends a run under way, and every process."""
+        check_loop("the scheduler", self._loop)
         self._open = False
         self._stop()
-        tasks = self._tasks
-        if tasks:
-            await uncancelled(lambda: asyncio.wait(tasks), self._kill)
-        started = self._started.values()
-        await uncancelled(lambda: asyncio.gather(*(process.end() for process in started)))
-        self._started.clear()
+        await uncancelled(self._end, self._stop, self._kill)
 
     async def run(
         self, make_worker: MakeWorker, *, updates: int | None = None, seconds: float | None = None
@@ -172,6 +174,7 @@ class ProcessScheduler:
             ) from error
         if not self._open:
             raise RuntimeError("the scheduler is not open: use 'async with ProcessScheduler(...)'")
+        check_loop("the scheduler", self._loop)
         if self._tasks:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._stopping = False
@@ -190,6 +193,20 @@ class ProcessScheduler:
         if not self._open:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
         return self.report
+
+    async def _give_up(self, opening: list[asyncio.Task[WorkerProcess]]) -> None:
+        """Ends what could not be opened; may be begun again."""
+        await asyncio.wait(opening)
+        self._open = False
+        self._kill()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Waits for a run under way to end, and ends every process; may be begun again."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.gather(*(process.end() for process in self._started.values()))
+        self._started.clear()
 
     def _divide(self, budget: Budget) -> list[_Share]:
         ran = described(self.settings, self.shared, self._backend)

@@ -198,15 +198,62 @@ async def test_second_cancellation_does_not_wait_for_a_process_that_hangs() -> N
             scheduler.run(partial(misbehave, {0: "stopped"}), updates=1_000_000)
         )
         await until_landed(shared, 3)
-        for _ in range(2):
-            run.cancel()
-            await asyncio.sleep(0)
+        run.cancel()
+        await asyncio.sleep(0.3)  # what comes sooner is the same cancellation
+        run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(asyncio.shield(run), LIMIT_SECONDS)
         assert scheduler.report is not None
         assert len(scheduler.report.dead) == 1
         report = await scheduler.run(submit_ones, updates=30)  # by a new one in its place
         assert (report.updates, report.dead, report.partial) == (30, [], False)
+
+
+async def test_endless_cancellation_kills_no_process_that_answers() -> None:
+    shared = counters()
+    async with ProcessScheduler(shared, processes=2, backend="numpy") as scheduler:
+        run = asyncio.create_task(scheduler.run(submit_ones, updates=100_000_000))
+        await until_landed(shared, 3)
+        while not run.done():  # as a scope of anyio does whose deadline has passed
+            run.cancel()
+            await asyncio.sleep(0)
+        assert run.cancelled()
+        assert scheduler.report is not None
+        assert (scheduler.report.dead, scheduler.report.partial) == ([], True)
+        assert scheduler.report.updates == shared.version
+        report = await scheduler.run(submit_ones, updates=30)  # by the same processes
+        assert (report.updates, report.dead, report.partial) == (30, [], False)
+
+
+@pytest.mark.parametrize("after_turns", [0, 5])
+async def test_endless_cancellation_while_processes_start_leaves_none(after_turns: int) -> None:
+    shared = counters()
+    entering = asyncio.ensure_future(ProcessScheduler(shared, processes=1).__aenter__())
+    for _ in range(1 + after_turns):
+        await asyncio.sleep(0)
+    while not entering.done():
+        entering.cancel()
+        await asyncio.sleep(0)
+    assert entering.cancelled()  # nothing_left_behind looks for the rest
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_another_event_loop_is_refused(leave: bool) -> None:
+    scheduler = ProcessScheduler(counters(), processes=1, backend="numpy")
+    loop, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(scheduler.__aenter__())
+        use = (
+            scheduler.__aexit__(None, None, None)
+            if leave
+            else scheduler.run(submit_ones, updates=1)
+        )
+        with pytest.raises(RuntimeError, match="in the event loop that it was opened in"):
+            other.run_until_complete(use)
+        loop.run_until_complete(scheduler.__aexit__(None, None, None))
+    finally:
+        loop.close()
+        other.close()
 
 
 @contextmanager
