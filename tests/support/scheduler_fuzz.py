@@ -62,12 +62,14 @@ class Run:
     Attributes:
         updates: How many it is asked for.
         seconds: How long it may take; None for as long as it likes.
+        begins: After how many turns of the event loop it begins.
         end: A name in ``ENDS``, or one of ``LEAVES``.
-        turns: How often the event loop turns before that.
+        turns: After how many turns that comes.
     """
 
     updates: int
     seconds: float | None
+    begins: int
     end: str
     turns: int
 
@@ -139,6 +141,7 @@ def draw(seed: int) -> SchedulerCase:
             Run(
                 updates=chance.choice([1, 2, 7, 50, 200]),
                 seconds=chance.choice([None, None, 0.02]),
+                begins=chance.choice([0, 0, 0, 1, 2, 5]),
                 end=chance.choice(["itself"] * 8 + [*ENDS, *LEAVES]),
                 turns=chance.choice([0, 1, 2, 5, 30, 200]),
             )
@@ -202,7 +205,7 @@ ENDS: dict[str, Callable[[asyncio.Task[RunReport]], Awaitable[None]]] = {
     "cancelled twice": _cancelled_twice,
     "cancelled at every turn": _cancelled_at_every_turn,
 }
-#: The scope is left while the run goes on.
+#: The scope is left while the run goes on, or before it begins.
 LEAVES = ["scope left", "body fails"]
 
 
@@ -278,9 +281,9 @@ class _Program:
                 async with self._scheduler:
                     for run in self._case.runs:
                         before = self._shared.version
-                        task = self._begin(run)
-                        for _ in range(run.turns):
-                            await asyncio.sleep(0)
+                        self._scheduler.report = None
+                        task = asyncio.ensure_future(self._begin(run))
+                        await _turn(run.turns)
                         if run.end == "body fails":
                             raise _BodyFailed
                         if run.end == "scope left":
@@ -296,11 +299,9 @@ class _Program:
             thread.join()
         await asyncio.sleep(0)
 
-    def _begin(self, run: Run) -> asyncio.Task[RunReport]:
-        self._scheduler.report = None
-        return asyncio.ensure_future(
-            self._scheduler.run(self._work, updates=run.updates, seconds=run.seconds)
-        )
+    async def _begin(self, run: Run) -> RunReport:
+        await _turn(run.begins)
+        return await self._scheduler.run(self._work, updates=run.updates, seconds=run.seconds)
 
     async def _work(self, context: WorkerContext) -> None:
         """A worker's iteration."""
@@ -415,6 +416,11 @@ class _Program:
             assert_same_bits(State(flat, expected.ms), expected)
         else:
             assert self._shared.flat.isfinite().all()
+
+
+async def _turn(turns: int) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 async def _walk_away(wait: Awaitable[object], chance: Chance) -> None:
