@@ -4,13 +4,17 @@ PYTHON ?= python3
 ARGS ?=
 OUT ?= bench-results
 JOBS ?= 2
+SECONDS ?= 60
+SEED ?= 1
+FUZZ ?=
+RUNS ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-quick lint gpu format docs results wheel clean
+.PHONY: help bench test test-quick fuzz lint gpu format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
@@ -22,6 +26,8 @@ help: ## list the targets
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
 	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
 	@echo "  JOBS=N             processes that run tests side by side (2; 0 for one without more)"
+	@echo "  SECONDS=600 SEED=1 how long fuzz runs, and from which seed on (60, 1)"
+	@echo "  FUZZ=NAME RUNS=N   one fuzz, and so many seeds in place of a time"
 	@echo "  OUT=folder         where bench and gpu write (bench-results)"
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
@@ -33,6 +39,10 @@ test: $(STAMP) ## run all tests
 
 test-quick: $(STAMP) ## run all but those marked slow: under a minute
 	$(PYTEST) -m 'not slow' $(ARGS)
+
+fuzz: $(STAMP) ## run random cases for SECONDS, from SEED on; FUZZ=optimizer, scheduler or process
+	$(VENV)/bin/python tests/support/fuzz.py --seconds $(SECONDS) --seed $(SEED) \
+		$(if $(RUNS),--runs $(RUNS)) $(FUZZ)
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import inspect
 import os
 import sys
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from brief_hogstream import BRIEF
+from compiled_code import keep_by_source
 
 HAS_DEVICE = torch.cuda.is_available()
 
@@ -24,16 +24,7 @@ HAS_DEVICE = torch.cuda.is_available()
 if not HAS_DEVICE:
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Numba keeps what it compiled by the file of the function alone. Here it is kept by what all files
-# say that compiled code comes from, so that no test runs code of before.
-_ROOT = Path(__file__).resolve().parents[1]
-_COMPILED = (
-    *sorted(_ROOT.glob("kernels/**/*.py")),
-    _ROOT / "scheduler" / "lanes" / "native_loop.py",
-    _ROOT / "profiling" / "ceilings" / "numba_passes.py",
-)
-_HASH = hashlib.sha256(b"".join(path.read_bytes() for path in _COMPILED)).hexdigest()
-os.environ["NUMBA_CACHE_DIR"] = str(_ROOT / ".pytest_cache" / f"numba-{_HASH[:16]}")
+keep_by_source()
 
 # What commands keep for the user they keep here, and nothing of the user's is seen.
 _CACHE = tempfile.TemporaryDirectory(prefix="hogstream-tests-")
