@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -18,7 +19,11 @@ from hogstream.scheduler.checks import SettingError, check_choice, check_integer
 from hogstream.scheduler.context import Worker, WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.processes.process import WorkerProcess
+from hogstream.scheduler.processes.process import (
+    WorkerProcess,
+    check_main_module,
+    check_portable,
+)
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
 from hogstream.scheduler.settings import SchedulerSettings
@@ -39,8 +44,13 @@ class ProcessScheduler:
             report = await scheduler.run(make_worker, updates=10_000)
 
     The processes are spawned, so a script needs its ``if __name__ == "__main__":``. They end with
-    the scope, however it is left, and with this process, however it ends. They ignore Ctrl-C,
-    which cancels a run here: one cancellation has them stop and report, another kills them.
+    the scope, however it is left, and with this process, however it ends, but not with one that it
+    forks. They ignore Ctrl-C, which cancels a run here: one cancellation has them stop and report,
+    another kills them.
+
+    While the scope is open, no other ``ProcessScheduler`` can be over the same parameters. A
+    ``StreamScheduler`` of this process can: its updates count in ``shared.version``, but not in the
+    report, and it has no part in the lock of ``policy="locked"``.
 
     Attributes:
         shared: What the workers update.
@@ -94,17 +104,17 @@ class ProcessScheduler:
 
         Raises:
             ProcessDied: If a process ends meanwhile; what it printed says why.
+            RuntimeError: If a scheduler is open over the parameters, shared memory has no room for
+                them, or other processes cannot import ``__main__``; nothing has changed then.
+            MemoryError: If what the settings ask for does not fit; nothing has changed then.
+            OSError: If there is no more room for a process, or no lock for ``policy="locked"``.
             Exception: Whatever kept the scheduler of a process from opening.
         """
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
-        shared, settings = self.shared, self.settings
-        if settings.telemetry:
-            shared.count_races_with(self._backend)
-        if settings.state == "per-worker":
-            shared.make_worker_ms(self.processes * settings.workers)
-        shared.share_memory_(self.processes)
-        self._lock = ProcessLock() if settings.policy == "locked" else None
+        check_main_module()
+        self._share()
+        self._pid = os.getpid()
         self._open = True
         opening = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
@@ -125,14 +135,19 @@ class ProcessScheduler:
         traceback: TracebackType | None,
     ) -> None:
         """Ends a run under way, and every process."""
+        if os.getpid() != self._pid:
+            return  # a fork leaves this scope too, but the processes are its parent's
         self._open = False
         self._stop()
         tasks = self._tasks
-        if tasks:
-            await uncancelled(lambda: asyncio.wait(tasks), self._kill)
-        started = self._started.values()
-        await uncancelled(lambda: asyncio.gather(*(process.end() for process in started)))
-        self._started.clear()
+        try:
+            if tasks:
+                await uncancelled(lambda: asyncio.wait(tasks), self._kill)
+            started = self._started.values()
+            await uncancelled(lambda: asyncio.gather(*(process.end() for process in started)))
+        finally:
+            self._started.clear()
+            self.shared.users -= 1
 
     async def run(
         self, make_worker: MakeWorker, *, updates: int | None = None, seconds: float | None = None
@@ -170,6 +185,7 @@ class ProcessScheduler:
                 f"make_worker must be a function of a module, or something else that can be "
                 f"pickled, got {make_worker!r}"
             ) from error
+        check_portable(make_worker, pickled)
         if not self._open:
             raise RuntimeError("the scheduler is not open: use 'async with ProcessScheduler(...)'")
         if self._tasks:
@@ -190,6 +206,18 @@ class ProcessScheduler:
         if not self._open:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
         return self.report
+
+    def _share(self) -> None:
+        """Moves all that the processes share to where they can reach it."""
+        shared, settings = self.shared, self.settings
+        self._lock = ProcessLock() if settings.policy == "locked" else None
+        with shared.undone_on_error():
+            if settings.telemetry:
+                shared.count_races_with(self._backend)
+            if settings.state == "per-worker":
+                shared.make_worker_ms(self.processes * settings.workers)
+            shared.share_memory_(self.processes)
+        shared.users += 1
 
     def _divide(self, budget: Budget) -> list[_Share]:
         ran = described(self.settings, self.shared, self._backend)
