@@ -48,14 +48,18 @@ def saved_bytes(thing: Any) -> int:
     return file.tell()
 
 
-# What may become of a module after it was attached; each returns the one that is saved then.
-FATES: dict[str, Callable[[torch.nn.Module, SharedParameters], torch.nn.Module]] = {
-    "attached": lambda module, shared: module,
-    "attached again": lambda module, shared: (shared.attach(module), module)[1],
-    "moved": lambda module, shared: (shared.share_memory_(1), module)[1],
-    "moved by torch": lambda module, shared: module.share_memory(),
-    "copied": lambda module, shared: copy.deepcopy(module),
-}
+FATES = ("attached", "attached again", "moved", "moved by torch", "copied")
+
+
+def meet(fate: str, module: torch.nn.Sequential, shared: SharedParameters) -> torch.nn.Sequential:
+    """What may become of a module after it was attached; returns the one that is saved then."""
+    if fate == "attached again":
+        shared.attach(module)
+    elif fate == "moved":
+        shared.share_memory_(1)
+    elif fate == "moved by torch":
+        module.share_memory()
+    return copy.deepcopy(module) if fate == "copied" else module
 
 
 @pytest.mark.parametrize("fate", FATES)
@@ -63,7 +67,7 @@ FATES: dict[str, Callable[[torch.nn.Module, SharedParameters], torch.nn.Module]]
 def test_module_is_saved_as_one_that_is_not_shared(fate: str, tied: bool, tmp_path: Path) -> None:
     plain = tie(make_module()) if tied else make_module()
     module = copy.deepcopy(plain)
-    module = FATES[fate](module, SharedParameters.from_module(module))
+    module = meet(fate, module, SharedParameters.from_module(module))
     assert module.state_dict().keys() == plain.state_dict().keys()
     for mine, own in ((module, plain), *zip(module.children(), plain.children(), strict=True)):
         assert saved_bytes(mine.state_dict()) == saved_bytes(own.state_dict())
@@ -88,7 +92,7 @@ def saved_bytes_of(module: torch.nn.Module) -> int:
 def test_state_dict_is_the_memory_that_workers_update(fate: str) -> None:
     module = make_module()
     shared = SharedParameters.from_module(module)
-    module = FATES[fate](module, shared)
+    module = meet(fate, module, shared)
     state = module.state_dict()
     shared.flat.fill_(2.0)
     assert all(value.eq(2.0).all() for value in state.values())
@@ -244,16 +248,18 @@ async def test_move_that_fails_has_changed_nothing(shortage: str, step: str, bac
     module = torch.nn.Linear(ELEMENTS, 1, bias=False, dtype=torch.bfloat16)
     torch.nn.init.zeros_(module.weight)
     shared = SharedParameters.from_module(module)
-    scheduler = ProcessScheduler(
-        shared, processes=2, state="per-worker", **({"telemetry": True} if step == "open" else {})
-    )
+    scheduler = ProcessScheduler(shared, processes=2, state="per-worker", telemetry=True)
     tensors = shared.flat, shared.ms, shared.versions
     addresses = [tensor.data_ptr() for tensor in tensors]
-    with SHORTAGES[shortage](), pytest.raises((RuntimeError, OSError)):
+
+    async def move() -> None:
         if step == "open":
             await scheduler.__aenter__()
         else:
             shared.share_memory_(2)
+
+    with SHORTAGES[shortage](), pytest.raises((RuntimeError, OSError)):
+        await move()
     assert [tensor.data_ptr() for tensor in (shared.flat, shared.ms, shared.versions)] == addresses
     assert not any(tensor.is_shared() for tensor in tensors)
     assert (shared.users, shared.worker_ms, shared.races) == (0, None, None)

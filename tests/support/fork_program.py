@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -32,11 +33,11 @@ def end_child(end: str, parent_goes_on: int) -> None:
 async def main(kind: str, end: str) -> None:
     """Runs workers, and forks when some of their updates have landed."""
     shared = SharedParameters({"counters": torch.zeros(1 << 12)})
-    settings = {"lr": 1.0, "alpha": 0.0, "eps": 0.0, "policy": "locked"}
-    scheduler: StreamScheduler | ProcessScheduler
+    settings: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0, "policy": "locked"}
+    scheduler: Any
+    worker: Any = submit_ones
     if kind == "processes":
         scheduler = ProcessScheduler(shared, processes=2, **settings)
-        worker = submit_ones
     else:
         scheduler = StreamScheduler(shared, workers=3, backend=kind, depth=4, **settings)
         worker = submit_ones(shared, 0)
@@ -49,11 +50,11 @@ async def main(kind: str, end: str) -> None:
             os.close(tell)
             end_child(end, goes_on)
         if end != "stays":
-            os.waitpid(pid, 0)
+            os.waitpid(pid, 0)  # noqa: ASYNC222 (lanes and processes go on meanwhile)
         report = await run
     os.close(tell)
     if end == "stays":
-        os.waitpid(pid, 0)
+        os.waitpid(pid, 0)  # noqa: ASYNC222
     whole = bool(shared.flat.eq(-6000).all())
     print(report.updates, shared.version, whole, report.failures)
 
