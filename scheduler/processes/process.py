@@ -200,7 +200,6 @@ class WorkerProcess:
 
     def let_go(self) -> None:
         """Leaves it, in a child of ``os.fork``, to the parent."""
-        atexit.unregister(self.kill)
         if not self.has_ended:
             self._process._popen.returncode = _NOT_OURS
             cut_off(self._end)
