@@ -118,7 +118,7 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
         OSError: If the file cannot be read.
         ValueError: If it is damaged, no checkpoint, of another format or of other parameters;
             nothing has changed then.
-        MemoryError: If ``worker_ms`` does not fit the device; nothing has changed then.
+        MemoryError: If ``worker_ms`` or ``races`` do not fit the device; nothing has changed then.
     """
     tensors, content = _read(path)
     states = {
@@ -133,11 +133,12 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
         checkpoint = _checked(tensors, generators=states, **described)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
-    if "worker_ms" in tensors:
-        shared.make_worker_ms(len(tensors["worker_ms"]))
-    if "races" in tensors:
-        shared.count_races(block)
-    elif shared.races is not None:
+    with shared.undone_on_error():
+        if "worker_ms" in tensors:
+            shared.make_worker_ms(len(tensors["worker_ms"]))
+        if "races" in tensors:
+            shared.count_races(block)
+    if "races" not in tensors and shared.races is not None:
         shared.races.counts.zero_()
     mine = _tensors_of(shared)
     for name, tensor in tensors.items():

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from hogstream.kernels.backends.select import Backend
+from hogstream.scheduler.forks import let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
 from hogstream.scheduler.lanes.process_lock import ProcessLock
@@ -94,9 +95,11 @@ class Dispatch:
         settings, shared = self.settings, self.shared
         policy = select_policy(settings.policy)
         self.gate = make_gate(policy, lambda: shared.version)
+        self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._nothing_under_way()
         self._threads = [_make_thread(worker) for worker in range(settings.workers)]
+        let_go_in_forks(self)
         of_lanes = LaneSettings(
             shared=shared,
             backend=backend,
@@ -120,6 +123,12 @@ class Dispatch:
             self.lanes.close()
             self.lanes = None
             self.shared.users -= 1
+
+    def let_go(self) -> None:
+        """Leaves, in a child of ``os.fork``, what is under way to the parent."""
+        part_loop(self._loop)
+        self._nothing_under_way()
+        self._idle.set()
 
     def begin_run(self, record: RunRecord) -> None:
         """Takes down in a record what is delivered from here on; all workers submit."""

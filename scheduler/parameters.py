@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,8 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
+from hogstream.scheduler.forks import let_go_in_forks
+from hogstream.scheduler.memory import allocate_zeros, move_to_shared_memory, save_parts_alone
 
 
 class SharedParameters:
@@ -31,7 +34,7 @@ class SharedParameters:
             (processes + 1,) on the CPU; the first is of the process that made them. Only its
             process writes a slot.
         slot: Which of them is of this process.
-        users: How many schedulers of this process are open, whose lanes write here.
+        users: How many schedulers are open over them in this process.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -69,24 +72,26 @@ class SharedParameters:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         elements = sum(tensor.numel() for tensor in tensors.values())
         self.flat = allocate_zeros("parameters", (elements,), first.dtype, first.device)
-        torch.cat([tensor.reshape(-1) for tensor in tensors.values()], out=self.flat)
+        with torch.inference_mode(False):
+            torch.cat([tensor.reshape(-1) for tensor in tensors.values()], out=self.flat)
         self.ms = allocate_zeros("ms", (elements,), COMPUTE_DTYPES[first.dtype], first.device)
         self.worker_ms: torch.Tensor | None = None
         self.races: RaceCounters | None = None
-        self.versions = torch.zeros(1, dtype=torch.int64)
+        self.versions = _make_versions(0)
         self.slot = 0
-        self.users = 0
         self._look()
 
     @classmethod
     def from_module(cls, module: torch.nn.Module) -> SharedParameters:
         """Makes a module's parameters shared: they become views of the flat storage.
 
-        Buffers, such as running statistics, stay the module's own.
+        Buffers, such as running statistics, stay the module's own. See ``attach`` for what its
+        ``state_dict`` holds.
 
         Raises:
             TypeError: If ``module`` is not one, a dtype cannot be updated, or dtypes differ.
-            ValueError: If the module has no parameters, or devices differ.
+            ValueError: If the module has no parameters, or devices differ, or it was made in
+                inference mode.
         """
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -96,8 +101,15 @@ class SharedParameters:
 
     def _look(self) -> None:
         """Makes the views of what has been made, or has come from another process."""
-        self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
+        with torch.inference_mode(False):
+            self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
         self._versions = self.versions.numpy().data
+        self.let_go()
+        let_go_in_forks(self)
+
+    def let_go(self) -> None:
+        """Forgets who uses them: in a copy, or a child of ``os.fork``, nobody does."""
+        self.users = 0
         self._landing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +123,6 @@ class SharedParameters:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what has come from another process: the same memory, if it is shared."""
         vars(self).update(state)
-        self.users = 0
         self._look()
 
     @property
@@ -167,9 +178,12 @@ class SharedParameters:
 
         Raises:
             ValueError: If they were made for blocks of another size.
+            MemoryError: If they do not fit the device.
         """
         if self.races is None:
-            self.races = RaceCounters.zeros(self.elements, block, self.flat.device)
+            shape = RaceCounters.zeros(self.elements, block, "meta").counts.shape
+            counts = allocate_zeros("races", tuple(shape), torch.int64, self.flat.device)
+            self.races = RaceCounters(self.elements, block, counts)
         if self.races.block != block:
             raise ValueError(
                 f"block must be {self.races.block}, for which races are counted, got {block}"
@@ -181,6 +195,7 @@ class SharedParameters:
 
         Raises:
             ValueError: If they were made for blocks of another size.
+            MemoryError: If they do not fit the device.
         """
         assert backend.race_block is not None
         return self.count_races(backend.race_block(self.flat.dtype, self.flat.device))
@@ -190,25 +205,38 @@ class SharedParameters:
 
         Pickled then, as for a process of ``torch.multiprocessing``, they are the same memory there
         (over CUDA's inter-process handles, on a GPU). ``worker_ms`` and ``races`` that are made
-        later are not shared. No scheduler may be open: its lanes would go on in the old place.
+        later are not shared. No scheduler may be open: its lanes, or its processes, would go on in
+        the old place.
 
         Args:
             processes: How many others there may be; each writes a slot of ``versions``.
 
         Raises:
-            RuntimeError: If a scheduler is open: its lanes write to where the memory is now.
+            RuntimeError: If a scheduler is open, or there is no room; nothing has changed then.
         """
         if self.users:
-            raise RuntimeError("shared must not move while a scheduler is open")
+            raise RuntimeError(
+                f"shared must not move while a scheduler is open over it, and {self.users} are: "
+                f"leave their scopes first"
+            )
         processes = check_integer("processes", processes, at_least=1)
-        versions = torch.zeros(processes + 1, dtype=torch.int64)
+        versions = _make_versions(processes)
         versions[0] = self.version
+        made = self.worker_ms, None if self.races is None else self.races.counts
+        tensors = [self.flat, self.ms, versions, *(each for each in made if each is not None)]
+        move_to_shared_memory(*tensors)
         self.versions = versions
-        counts = None if self.races is None else self.races.counts
-        for tensor in (self.flat, self.ms, self.worker_ms, self.versions, counts):
-            if tensor is not None:
-                tensor.share_memory_()
         self._look()
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """If the block fails, ``worker_ms`` and ``races`` are again what they were before it."""
+        before = self.worker_ms, self.races
+        try:
+            yield
+        except BaseException:
+            self.worker_ms, self.races = before
+            raise
 
     def enter_process(self, process: int) -> None:
         """Says which of the others this process is: what it works on then is its own part.
@@ -232,13 +260,18 @@ class SharedParameters:
     ) -> None:
         """Re-points a module's parameters into the shared storage; their old values are dropped.
 
+        Its ``state_dict`` holds the parameters' own memory, and is saved as what it is: that of one
+        layer as one layer, also by safetensors. Sent to another process it is a copy, so send
+        the module or the shared parameters.
+
         Args:
             module: With the names, shapes, dtype and device of the shared parameters, such as a
                 deep copy of the module they were made from.
             views: Where to point them instead: a worker's snapshot, say, by name.
 
         Raises:
-            ValueError: If a name, shape, dtype or device differs; the module is left as it was.
+            ValueError: If a name, shape, dtype or device differs, or it was made in inference mode;
+                the module is left as it was.
         """
         parameters = dict(module.named_parameters())
         if parameters.keys() != self.views.keys():
@@ -248,8 +281,14 @@ class SharedParameters:
             mine, theirs = _signature(self.views[name]), _signature(parameter)
             if mine != theirs:
                 raise ValueError(f"{name} must be {mine} as the shared one, got {theirs}")
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{name} must not be an inference tensor: make the module outside of "
+                    f"torch.inference_mode(), or copy it there"
+                )
         for name, parameter in parameters.items():
             parameter.data = self.views[name] if views is None else views[name]
+        save_parts_alone(module)
 
     def views_of(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of a flat tensor by parameter name: of a gradient, say, or a snapshot.
@@ -268,31 +307,7 @@ def _signature(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torc
     return tuple(tensor.shape), tensor.dtype, tensor.device
 
 
-def allocate_zeros(
-    what: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """A tensor of zeros.
-
-    Args:
-        what: What errors call it, such as ``"ms"``.
-        shape: Its shape.
-        dtype: Its dtype.
-        device: Where it is to lie.
-
-    Raises:
-        MemoryError: If it does not fit; the message says how much was asked, and where.
-    """
-    try:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # torch has no class of its own for a CPU
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "memory" not in str(error):
-            raise
-        asked = math.prod(shape) * dtype.itemsize
-        raise MemoryError(f"{what} needs {asked:,} bytes on {device}{_free(device)}") from error
-
-
-def _free(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ", more than it can give"
-    free, total = torch.cuda.mem_get_info(device)
-    return f", of whose {total:,} bytes {free:,} are free"
+def _make_versions(processes: int) -> torch.Tensor:
+    """A slot of this process and one of each other."""
+    shape, device = (processes + 1,), torch.device("cpu")
+    return allocate_zeros("versions", shape, torch.int64, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,8 +21,9 @@ from hogstream.scheduler.context import ScheduledContext, Worker, WorkerError
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lanes
 from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.nvtx_context import RangedContext
-from hogstream.scheduler.parameters import SharedParameters, allocate_zeros
+from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.nvtx import open_ranges
@@ -113,11 +115,12 @@ class StreamScheduler:
         if self._opened:
             raise RuntimeError("the scheduler is open already: enter it once")
         self._opened = True
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         try:
-            self._allocate()
-            await self._dispatch.open(self.backend)
+            with self.shared.undone_on_error():
+                self._allocate()
+                await self._dispatch.open(self.backend)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -130,6 +133,8 @@ class StreamScheduler:
         traceback: TracebackType | None,
     ) -> None:
         """Ends a run under way, waits for everything in flight, and closes the lanes."""
+        if os.getpid() != self._pid:
+            return  # a fork leaves this scope too, but the lanes are its parent's
         check_loop("the scheduler", self._loop)
         try:
             await uncancelled(self._drain, self._cancel_workers)

@@ -55,7 +55,9 @@ class Mark:
         self.landed = torch.cuda.Event(enable_timing=timed)
         self.started = torch.cuda.Event(enable_timing=True) if timed else None
         self.verdicts = (
-            torch.zeros(verdicts, dtype=torch.int32, pin_memory=True) if verdicts else None
+            torch.zeros(verdicts, dtype=torch.int32, device="cpu", pin_memory=True)
+            if verdicts
+            else None
         )
 
 

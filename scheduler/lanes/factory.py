@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
@@ -21,7 +23,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         deliver: Takes what has landed.
 
     Raises:
-        ValueError: If there are no lanes for the device.
+        ValueError: If there are no lanes for the device, or none that count races in this system.
         RuntimeError: If the device refuses; nothing is left open.
     """
     device = settings.shared.flat.device
@@ -31,10 +33,12 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         return CudaLanes(settings, count, deliver)
     if device.type != "cpu":
         raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
-    if settings.backend.name == "numba":
+    if _takes_compiled_loop(settings):
         from hogstream.scheduler.lanes.native import NativeLanes
 
         return NativeLanes(settings, count, depth, deliver)
+    if settings.races is not None:
+        raise ValueError("telemetry must be off: this system cannot run the loop that counts races")
     from hogstream.scheduler.lanes.threads import ThreadLanes
 
     return ThreadLanes(settings, count, deliver)
@@ -42,7 +46,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
 
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles whatever lanes need for updates of this form, before any worker can need it."""
-    if settings.backend.name == "numba":
+    if _takes_compiled_loop(settings):
         from hogstream.scheduler.lanes import native
 
         native.warm_up(settings, hyperparameters)
@@ -62,3 +66,9 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
         counters=None if races is None else RaceCounters.zeros(1, races.block, device),
         verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
     )
+
+
+def _takes_compiled_loop(settings: LaneSettings) -> bool:
+    """Whether CPU lanes run compiled code; not where the system lacks what that calls, as macOS."""
+    lacks_nothing = hasattr(ctypes.CDLL(None), "pthread_mutex_timedlock")
+    return settings.backend.name == "numba" and lacks_nothing

@@ -28,9 +28,11 @@ from hogstream.scheduler.lanes.native_loop import (
     STARTED,
     UPDATE,
 )
+from hogstream.scheduler.lanes.signals import Signal
 from hogstream.scheduler.update import Update, Work
 
 _FORM_END = FACTORS + len(Factors._fields)
+_SIGNAL_BYTES = 4096  # more than lanes send before it is taken
 
 
 class NativeLane(CpuLane):
@@ -39,11 +41,12 @@ class NativeLane(CpuLane):
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
         self._index = index
         self._lanes = lanes
-        self._event = os.eventfd(0)
+        self._event = Signal(blocking=True)
         self._mask = rows - 1
         self._memory = np.zeros(ROWS + rows * ROW, np.int64)
         self._words = self._memory.data
-        self._words[native_loop.LANE_EVENT] = self._event
+        self._words[native_loop.LANE_EVENT] = self._event.reader
+        self._words[native_loop.LANE_WAKER] = self._event.writer
         self._words[native_loop.MASK] = self._mask
         self._words[native_loop.ONE] = 1
         self._words[native_loop.LOW_WATER] = lanes.low_water
@@ -62,7 +65,7 @@ class NativeLane(CpuLane):
         try:
             self._thread.start()
         except BaseException:
-            os.close(self._event)
+            self._event.close()
             raise
 
     def launch(self, work: Work) -> None:
@@ -130,7 +133,7 @@ class NativeLane(CpuLane):
         """Ends the thread, which has been told to stop."""
         native_loop.wake(self._address)
         self._thread.join()
-        os.close(self._event)
+        self._event.close()
 
     def _run(self) -> None:
         native_loop.run(self._address, self._lanes.settings.address)
@@ -159,13 +162,13 @@ class NativeLanes:
         self.low_water = settings.low_water
         self.dtype = _dtype(settings)
         self._loop = asyncio.get_running_loop()
-        self._event = os.eventfd(0, os.EFD_NONBLOCK)
+        self._event = Signal(blocking=False)
         # As many words as tickets may be out, or more.
         self._owners = np.zeros(1 << (count * (depth + 1)).bit_length(), np.int64)
-        self.settings = _Settings(settings, self._event, self._owners)
+        self.settings = _Settings(settings, self._event.writer, self._owners)
         self._tickets = 0
         self.lanes: list[NativeLane] = []
-        self._loop.add_reader(self._event, self._deliver_landed)
+        self._loop.add_reader(self._event.reader, self._deliver_landed)
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
@@ -191,11 +194,11 @@ class NativeLanes:
         self.settings.words[native_loop.STOP] = 1
         for lane in self.lanes:
             lane.close()
-        self._loop.remove_reader(self._event)
-        os.close(self._event)
+        self._loop.remove_reader(self._event.reader)
+        self._event.close()
 
     def _deliver_landed(self) -> None:
-        os.eventfd_read(self._event)
+        os.read(self._event.reader, _SIGNAL_BYTES)
         # Then the flag: what lands from here on is either seen below, or wakes again.
         native_loop.listen(self.settings.address)
         for lane in self.lanes:

@@ -30,10 +30,11 @@ WORD = 8
 
 #: A lane: how many rows were launched, how many have landed, whether it sleeps; the file
 #: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
-#: 1, space for a time, how many rows may be left when it wakes the loop, space for factors; and
-#: then the rows.
+#: 1, space for a time, how many rows may be left when it wakes the loop, the file descriptor by
+#: which that event is sent, space for factors; and then the rows.
 LAUNCHED, LANDED, ASLEEP = 0, 8, 16
-LANE_EVENT, MASK, ONE, TIME, LOW_WATER, OWN_FACTORS, ROWS = 24, 25, 26, 27, 29, 32, 40
+LANE_EVENT, MASK, ONE, TIME, LOW_WATER, LANE_WAKER = 24, 25, 26, 27, 29, 30
+OWN_FACTORS, ROWS = 32, 40
 
 #: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
 #: the function that updates, 0 for a snapshot, and its factors; and what became of it.
@@ -87,7 +88,7 @@ def launch(lane: int, launched: int) -> None:
 def wake(lane: int) -> None:
     """Has a lane look at its words again, if it sleeps."""
     if atomic_exchange(lane + WORD * ASLEEP, 0):
-        _write(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * ONE, WORD)
+        _write(atomic_load(lane + WORD * LANE_WAKER), lane + WORD * ONE, WORD)
 
 
 @njit

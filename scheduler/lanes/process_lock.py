@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from hogstream.scheduler.memory import allocate_zeros
+
 # At least sizeof(pthread_mutex_t) and pthread_mutexattr_t of any 64-bit Linux.
 _BYTES = 64
 #: Where in it the number of its recoveries is, an int64.
@@ -33,11 +35,13 @@ class ProcessLock:
         """Makes it, free.
 
         Raises:
-            OSError: If the system has no such mutexes.
+            OSError: If the system has no such mutexes, as macOS.
+            RuntimeError: If there is no room in shared memory.
         """
-        self._memory = torch.zeros(2 * _BYTES, dtype=torch.uint8).share_memory_()
-        attributes = self.address + _BYTES
         libc = _libc()
+        device = torch.device("cpu")
+        self._memory = allocate_zeros("lock", (2 * _BYTES,), torch.uint8, device).share_memory_()
+        attributes = self.address + _BYTES
         for made in (
             libc.pthread_mutexattr_init(attributes),
             libc.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED),
@@ -88,12 +92,20 @@ class _Timespec(ctypes.Structure):
 @cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
-    for name in ("init", "consistent", "unlock", "timedlock"):
-        function = getattr(libc, f"pthread_mutex_{name}")
-        function.argtypes = [ctypes.c_void_p] + [ctypes.c_void_p] * (name in ("init", "timedlock"))
-    libc.pthread_mutexattr_init.argtypes = [ctypes.c_void_p]
-    for name in ("pshared", "robust"):
-        getattr(libc, f"pthread_mutexattr_set{name}").argtypes = [ctypes.c_void_p, ctypes.c_int]
+    address, integer = ctypes.c_void_p, ctypes.c_int
+    for name, arguments in {
+        "pthread_mutexattr_init": [address],
+        "pthread_mutexattr_setpshared": [address, integer],
+        "pthread_mutexattr_setrobust": [address, integer],
+        "pthread_mutex_init": [address, address],
+        "pthread_mutex_timedlock": [address, address],
+        "pthread_mutex_consistent": [address],
+        "pthread_mutex_unlock": [address],
+    }.items():
+        try:
+            getattr(libc, name).argtypes = arguments
+        except AttributeError:
+            raise OSError(errno.ENOSYS, f"process lock: this system has no {name}") from None
     return libc
 
 

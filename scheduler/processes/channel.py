@@ -8,6 +8,8 @@ import socket
 import struct
 from typing import Any, cast
 
+from hogstream.scheduler.forks import cut_off, let_go_in_forks, part_loop
+
 _LENGTH = struct.Struct("!Q")
 
 
@@ -26,6 +28,7 @@ class Channel(asyncio.Protocol):
 
     def __init__(self) -> None:
         """Made by ``open``."""
+        self._loop = asyncio.get_running_loop()
         self.silence = 0
         self._bytes = bytearray()
         self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -36,6 +39,7 @@ class Channel(asyncio.Protocol):
         """Takes over one end of ``socket.socketpair()``."""
         loop = asyncio.get_running_loop()
         _, channel = await loop.create_unix_connection(cls, sock=end)
+        let_go_in_forks(channel)
         return channel
 
     def send(self, kind: str, content: Any = None) -> None:
@@ -76,6 +80,13 @@ class Channel(asyncio.Protocol):
         """Closes this end, once all is sent or the other end has gone."""
         self._transport.close()
         await self._lost.wait()
+
+    def let_go(self) -> None:
+        """Leaves it, in a child of ``os.fork``, to the parent."""
+        part_loop(self._loop)
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        if descriptor >= 0:  # it is not closed
+            cut_off(descriptor)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps what bytes are written to."""

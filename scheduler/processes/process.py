@@ -12,10 +12,16 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import (
+    connection,
+    current_process,
+    parent_process,
+    resource_tracker,
+    spawn,
+)
 from typing import Any
 
 import torch
@@ -24,6 +30,7 @@ import torch.multiprocessing
 from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.context import WorkerError
+from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
@@ -37,6 +44,13 @@ _SIGNS = 4
 # How long a process may take to end that has nothing left to do.
 _GRACE_SECONDS = 10.0
 _REAPING_SECONDS = 1e-3
+# How often a process looks whether it is an orphan.
+_ORPHAN_SECONDS = 1.0
+# What a process returns that would start others while it is itself being started.
+_UNGUARDED = 78
+# What multiprocessing is told of a process that is no child of this one, or no longer; of those
+# that are, none returns so much.
+_NOT_OURS = 1 << 16
 
 
 class ProcessDied(Exception):
@@ -44,10 +58,11 @@ class ProcessDied(Exception):
 
     Attributes:
         pid: Its process id.
-        exitcode: What it returned; minus the number of the signal, if one killed it.
+        exitcode: What it returned; minus the number of the signal, if one killed it. None if
+            something else in this process has taken it: a wait for any child, or SIGCHLD ignored.
     """
 
-    def __init__(self, text: str, pid: int, exitcode: int) -> None:
+    def __init__(self, text: str, pid: int, exitcode: int | None) -> None:
         super().__init__(text, pid, exitcode)
         self.pid, self.exitcode = pid, exitcode
 
@@ -75,8 +90,11 @@ class WorkerProcess:
         self._ended = asyncio.Event()
         self._exitcode: int | None = None
         self._overdue: float | None = None
-        asyncio.get_running_loop().add_reader(process.sentinel, self._note_end)
+        self._opened = False
+        self._end = _open_end(process)
+        asyncio.get_running_loop().add_reader(self._end, self._note_end)
         atexit.register(self.kill)  # should the event loop never come to end it
+        let_go_in_forks(self)
 
     @classmethod
     async def start(
@@ -98,6 +116,7 @@ class WorkerProcess:
             OSError: If there is no more room for a process, or it died at once.
         """
         mine, its = socket.socketpair()
+        channel: Channel | None = None
         context = torch.multiprocessing.get_context("spawn")
         arguments = index, its, shared, lock, settings
         process = context.Process(target=_serve, args=arguments, name=f"hogstream-process-{index}")
@@ -105,14 +124,21 @@ class WorkerProcess:
         thread = WorkerThread(f"hogstream-start-{index}")
         try:
             started = thread.call(partial(_start, process), lambda: None)
+            started.add_done_callback(_note_failure)
             await uncancelled(lambda: asyncio.wait({started}))
             started.result()
-            return cls(index, process, await Channel.open(mine))
+            channel = await Channel.open(mine)
+            return cls(index, process, channel)
         except BaseException:
-            mine.close()
+            if channel is None:
+                mine.close()
+            else:
+                channel.hang_up()
             if process.pid is not None:
                 process.kill()
                 process.join()
+                _reap(process)
+                process.close()
             raise
         finally:
             its.close()
@@ -144,6 +170,7 @@ class WorkerProcess:
         if received == "failed":
             raise content
         assert received == kind
+        self._opened = True
         return content
 
     @contextmanager
@@ -168,8 +195,16 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends it at once."""
-        if not self.has_ended:
+        # Not one that the loop has yet to note the end of: its number may be another's by now.
+        if not self.has_ended and not connection.wait([self._end], 0):
             self._process.kill()
+
+    def let_go(self) -> None:
+        """Leaves it, in a child of ``os.fork``, to the parent."""
+        if not self.has_ended:
+            self._process._popen.returncode = _NOT_OURS
+            cut_off(self._end)
+            self._ended.set()
 
     async def end(self) -> None:
         """Lets it end, or kills it if it does not; may be begun again."""
@@ -180,10 +215,11 @@ class WorkerProcess:
             self.kill()
             await self._ended.wait()
         await self._channel.close()
-        while self._exitcode is None:  # it is about to be there: its files are closed already
+        while not _reap(self._process):  # noqa: ASYNC110 (no event tells; it is about to be there)
+            await asyncio.sleep(_REAPING_SECONDS)
+        if self._process._popen is not None:  # and it was not closed before
             self._exitcode = self._process.exitcode
-            await asyncio.sleep(0 if self._exitcode is not None else _REAPING_SECONDS)
-        self._process.close()
+            self._process.close()
         atexit.unregister(self.kill)
 
     async def _watch(self, deadline: float) -> None:
@@ -195,24 +231,101 @@ class WorkerProcess:
         self.kill()
 
     def _note_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        asyncio.get_running_loop().remove_reader(self._end)
+        os.close(self._end)
         self._ended.set()
 
     def _why_ended(self) -> Exception:
         code = self._exitcode
-        assert code is not None
         if self._overdue is not None:
             return TimeoutError(
                 f"{self._name} showed no sign of life for deadline={self._overdue:g} s, "
                 f"and was killed"
             )
+        if code == _NOT_OURS:
+            fate = "ended; its exit code was taken by something else here, or SIGCHLD is ignored"
+            return ProcessDied(f"{self._name} {fate}", self.pid, None)
+        assert code is not None
         signals = {each.value: each.name for each in signal.Signals}
-        fate = (
-            f"ended with exit code {code}"
-            if code >= 0
-            else f"was killed by {signals.get(-code, f'signal {-code}')}"
-        )
+        if code < 0:
+            fate = f"was killed by {signals.get(-code, f'signal {-code}')}"
+        elif self._opened:
+            fate = f"ended with exit code {code}"
+        elif code == _UNGUARDED:
+            fate = (
+                "came to start processes of its own when it imported __main__: "
+                'a script starts them under `if __name__ == "__main__":`'
+            )
+        else:
+            fate = f"ended with exit code {code} as it started, or imported __main__: see above"
         return ProcessDied(f"{self._name} {fate}", self.pid, code)
+
+
+def check_main_module() -> None:
+    """Checks that a process may be started: it begins by importing ``__main__`` as this one did.
+
+    Raises:
+        SystemExit: In a process that does so now.
+        RuntimeError: If ``__main__`` cannot be imported.
+    """
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        raise SystemExit(_UNGUARDED)
+    path = spawn.get_preparation_data("").get("init_main_from_path")
+    if path is not None and not os.path.isfile(path):
+        raise RuntimeError(f"__main__ must be a file that other processes can read, got {path}")
+
+
+def check_portable(make_worker: Any, pickled: bytes) -> None:
+    """Checks that another process can unpickle what makes its workers.
+
+    Args:
+        make_worker: It.
+        pickled: The same.
+
+    Raises:
+        TypeError: If it is of a ``__main__`` that only this process has.
+    """
+    importable = {"init_main_from_path", "init_main_from_name"}
+    if b"__main__" in pickled and importable.isdisjoint(spawn.get_preparation_data("")):
+        raise TypeError(
+            f"make_worker must be a function of a module that other processes can import, got "
+            f"{make_worker!r} of __main__, which has no file"
+        )
+
+
+def _open_end(process: Any) -> int:
+    """A file descriptor that can be read once a process has ended.
+
+    Its sentinel is closed only when no process has it open any more that it has forked.
+    """
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # where that is not allowed, or it has ended and was waited for
+            return os.pidfd_open(process.pid)
+    return os.dup(process.sentinel)
+
+
+def _reap(process: Any) -> bool:
+    """Takes the exit code of a process that has ended; False if there is none yet.
+
+    If something else has taken it, multiprocessing would wait for it for ever.
+    """
+    popen = process._popen
+    if popen is None or popen.poll() is not None:
+        return True
+    try:
+        ended, status = os.waitpid(popen.pid, os.WNOHANG)
+    except ChildProcessError:
+        popen.returncode = _NOT_OURS
+        return True
+    if ended:
+        popen.returncode = os.waitstatus_to_exitcode(status)
+    return bool(ended)
+
+
+def _note_failure(started: asyncio.Future[None]) -> None:
+    """Has asyncio not tell of a failure that nobody waits to hear of."""
+    if not started.cancelled():
+        started.exception()
 
 
 def _start(process: Any) -> None:
@@ -244,7 +357,9 @@ def _serve(
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
+    # A process that the parent has forked keeps the sentinel open when the parent has ended.
+    while not connection.wait([parent.sentinel], _ORPHAN_SECONDS) and os.getppid() == parent.pid:
+        pass
     os._exit(1)  # nobody is left to report to
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -24,7 +25,11 @@ from hogstream.scheduler.checks import (
 from hogstream.scheduler.context import Worker, WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.processes.process import WorkerProcess
+from hogstream.scheduler.processes.process import (
+    WorkerProcess,
+    check_main_module,
+    check_portable,
+)
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
 from hogstream.scheduler.settings import SchedulerSettings
@@ -45,9 +50,14 @@ class ProcessScheduler:
             report = await scheduler.run(make_worker, updates=10_000)
 
     The processes are spawned, so a script needs its ``if __name__ == "__main__":``. They end with
-    the scope, however it is left, and with this process, however it ends. They ignore Ctrl-C,
-    which cancels a run here: one cancellation has them stop and report, another kills them. Those
-    that come within a tenth of a second of each other are one, such as those of an anyio scope.
+    the scope, however it is left, and with this process, however it ends, but not with one that it
+    forks. They ignore Ctrl-C, which cancels a run here: one cancellation has them stop and report,
+    another kills them. Those that come within a tenth of a second of each other are one, such as
+    those of an anyio scope.
+
+    While the scope is open, no other ``ProcessScheduler`` can be over the same parameters. A
+    ``StreamScheduler`` of this process can: its updates count in ``shared.version``, but not in the
+    report, and it has no part in the lock of ``policy="locked"``.
 
     Attributes:
         shared: What the workers update.
@@ -94,34 +104,36 @@ class ProcessScheduler:
         self._open = False
         self._stopping = False
         self._started: dict[int, WorkerProcess] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> ProcessScheduler:
         """Moves the parameters to shared memory, and starts the processes.
 
         Raises:
             ProcessDied: If a process ends meanwhile; what it printed says why.
+            RuntimeError: If a scheduler is open over the parameters, shared memory has no room for
+                them, or other processes cannot import ``__main__``; nothing has changed then.
+            MemoryError: If what the settings ask for does not fit; nothing has changed then.
+            OSError: If there is no more room for a process, or no lock for ``policy="locked"``.
             Exception: Whatever kept the scheduler of a process from opening.
         """
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
-        self._loop = asyncio.get_running_loop()
-        shared, settings = self.shared, self.settings
-        if settings.telemetry:
-            shared.count_races_with(self._backend)
-        if settings.state == "per-worker":
-            shared.make_worker_ms(self.processes * settings.workers)
-        shared.share_memory_(self.processes)
-        self._lock = ProcessLock() if settings.policy == "locked" else None
+        check_main_module()
+        self._share()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._open = True
-        opening = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
+        self._tasks = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
-            await asyncio.gather(*opening)
+            await asyncio.gather(*self._tasks)
         except BaseException:
-            for task in opening:
+            for task in self._tasks:
                 task.cancel()
-            await uncancelled(partial(self._give_up, opening))
+            self._kill()
+            await self.__aexit__(None, None, None)
             raise
+        finally:
+            self._tasks = []
         return self
 
     async def __aexit__(
@@ -131,10 +143,15 @@ class ProcessScheduler:
         traceback: TracebackType | None,
     ) -> None:
         """Ends a run under way, and every process."""
+        if os.getpid() != self._pid:
+            return  # a fork leaves this scope too, but the processes are its parent's
         check_loop("the scheduler", self._loop)
         self._open = False
         self._stop()
-        await uncancelled(self._end, self._stop, self._kill)
+        try:
+            await uncancelled(self._end, self._stop, self._kill)
+        finally:
+            self.shared.users -= 1
 
     async def run(
         self, make_worker: MakeWorker, *, updates: int | None = None, seconds: float | None = None
@@ -172,6 +189,7 @@ class ProcessScheduler:
                 f"make_worker must be a function of a module, or something else that can be "
                 f"pickled, got {make_worker!r}"
             ) from error
+        check_portable(make_worker, pickled)
         if not self._open:
             raise RuntimeError("the scheduler is not open: use 'async with ProcessScheduler(...)'")
         check_loop("the scheduler", self._loop)
@@ -194,15 +212,20 @@ class ProcessScheduler:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
         return self.report
 
-    async def _give_up(self, opening: list[asyncio.Task[WorkerProcess]]) -> None:
-        """Ends what could not be opened; may be begun again."""
-        await asyncio.wait(opening)
-        self._open = False
-        self._kill()
-        await self._end()
+    def _share(self) -> None:
+        """Moves all that the processes share to where they can reach it."""
+        shared, settings = self.shared, self.settings
+        self._lock = ProcessLock() if settings.policy == "locked" else None
+        with shared.undone_on_error():
+            if settings.telemetry:
+                shared.count_races_with(self._backend)
+            if settings.state == "per-worker":
+                shared.make_worker_ms(self.processes * settings.workers)
+            shared.share_memory_(self.processes)
+        shared.users += 1
 
     async def _end(self) -> None:
-        """Waits for a run under way to end, and ends every process; may be begun again."""
+        """Waits for what is under way to end, and ends every process; may be begun again."""
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.gather(*(process.end() for process in self._started.values()))

@@ -134,7 +134,7 @@ async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
             for update in updates_of(lanes, 8):
                 lane.launch(update)
             lane._run()
-            assert written(lanes._event) == 1
+            assert written(lanes._event.reader) == 1
             lanes._deliver_landed()
 
 
@@ -158,7 +158,7 @@ async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
         for done in range(1, 9):
             native.listen(lanes.settings.address)
             native.wake_others(lane._address, 0, lanes.settings.address, done)
-            seen.append(written(lanes._event))
+            seen.append(written(lanes._event.reader))
         assert seen == [max(0, wakes + done - 8) for done in range(1, 9)]
 
 
@@ -169,7 +169,7 @@ async def test_a_lane_is_woken_only_if_it_sleeps(asleep: bool) -> None:
         lane._words[native.ASLEEP] = asleep
         for update in updates_of(lanes, 8):
             lane.launch(update)
-        assert written(lane._event) == asleep
+        assert written(lane._event.reader) == asleep
 
 
 @pytest.mark.parametrize("asleep", [False, True])
@@ -182,7 +182,7 @@ async def test_a_landing_wakes_the_next_lane_in_order_only_if_it_sleeps(asleep: 
             lane._words[native.ASLEEP] = asleep
         first._words[native.ASLEEP] = 0  # as it is at work
         first._run()
-        assert [written(lane._event) for lane in lanes.lanes] == [0, asleep, 0]
+        assert [written(lane._event.reader) for lane in lanes.lanes] == [0, asleep, 0]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

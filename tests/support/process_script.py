@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import torch
 
 from hogstream.scheduler import ProcessScheduler, SharedParameters
-from process_workers import misbehave, until_landed
+from process_workers import block, misbehave, until_landed
 
 
 async def main(fates: dict[int, str]) -> None:
@@ -23,6 +24,8 @@ async def main(fates: dict[int, str]) -> None:
         async with scheduler:
             run = asyncio.create_task(scheduler.run(partial(misbehave, fates), updates=10**9))
             await until_landed(shared, 3)
+            if fates.get(0) == "outlived" and os.fork() == 0:
+                block()
             print(*(process.pid for process in multiprocessing.active_children()), flush=True)
             await run
     finally:

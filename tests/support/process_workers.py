@@ -89,6 +89,8 @@ async def meet(fate: str, context: WorkerContext) -> None:
         await update
     elif fate == "blocked":
         block()
+    elif fate == "outlived":
+        pass  # it is the parent's
     elif fate == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     else:

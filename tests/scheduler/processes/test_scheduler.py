@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -256,6 +256,104 @@ def test_another_event_loop_is_refused(leave: bool) -> None:
         other.close()
 
 
+@pytest.fixture
+def restore_sigchld() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+async def test_exit_code_that_something_else_takes_is_unknown(restore_sigchld: None) -> None:
+    """A wait for any child takes one, and the kernel that of the other."""
+    shared = counters()
+    async with ProcessScheduler(shared, processes=2, on_error="continue", **COUNTING) as scheduler:
+        run = asyncio.create_task(
+            scheduler.run(partial(misbehave, {0: "stopped"}), updates=1_000_000)
+        )
+        await until_landed(shared, 10)
+        (pid,) = (
+            each.pid
+            for each in multiprocessing.active_children()
+            if each.name == "hogstream-process-0"
+        )
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)  # noqa: ASYNC222 (ahead of the scheduler, which needs the loop)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert scheduler.report is not None
+        died = scheduler.report.failures[0]
+        assert isinstance(died, ProcessDied)
+        assert (died.pid, died.exitcode) == (pid, None)
+        assert "its exit code was taken by something else" in str(died)
+        assert scheduler.report.dead == [pid]
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+async def test_second_scheduler_of_processes_is_refused_and_the_first_goes_on() -> None:
+    shared = counters()
+    async with ProcessScheduler(shared, processes=1, policy="locked", **COUNTING) as scheduler:
+        with pytest.raises(RuntimeError, match="must not move while a scheduler is open over it"):
+            await ProcessScheduler(shared, processes=3).__aenter__()
+        assert (await scheduler.run(submit_ones, updates=20)).updates == 20
+        async with StreamScheduler(shared, workers=1, **COUNTING) as beside:
+            assert (await beside.run(submit_ones(shared, 0), updates=5)).updates == 5
+        assert shared.versions.tolist() == [5, 20]
+    assert shared.users == 0
+    shared.share_memory_(2)
+    assert shared.versions.tolist() == [25, 0, 0]
+
+
+UNGUARDED = """
+import asyncio
+import torch
+from hogstream.scheduler import ProcessScheduler, SharedParameters
+
+def make(shared, process):
+    raise LookupError
+
+async def main():
+    async with ProcessScheduler(SharedParameters({"p": torch.zeros(8)}), processes=1) as scheduler:
+        await scheduler.run(make, updates=1)
+"""
+RUN = "asyncio.run(main())\n"
+GUARDED_RUN = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
+
+
+@pytest.mark.parametrize(
+    ("run", "option", "last_line"),
+    [
+        (RUN, "file", 'a script starts them under `if __name__ == "__main__":`'),
+        (GUARDED_RUN, "-", "RuntimeError: __main__ must be a file that other processes can read"),
+        (GUARDED_RUN, "-c", "TypeError: make_worker must be a function of a module that other"),
+        ("import sys\n" + RUN, "file that ends", "ended with exit code 5 as it started, or"),
+    ],
+)
+def test_script_that_processes_cannot_import_is_told_so(
+    run: str, option: str, last_line: str, tmp_path: Path
+) -> None:
+    """In the last line, of few."""
+    script = UNGUARDED + run
+    if option == "file that ends":
+        script = f'import sys\nif __name__ != "__main__":\n    sys.exit(5)\n{script}'
+    path = tmp_path / "script.py"
+    path.write_text(script, "utf-8")
+    arguments = {"-c": ["-c", script], "-": ["-"]}.get(option, [str(path)])
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        input=script if option == "-" else "",
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert last_line in lines[-1], ended.stderr
+    assert len(lines) < 30
+
+
 @contextmanager
 def running_script(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A script whose run goes on, and the ids of its processes."""
@@ -282,15 +380,18 @@ def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_processes_end_with_a_parent_that_is_killed() -> None:
-    """Also one that blocks its event loop."""
-    with running_script("blocked") as (script, pids):
+@pytest.mark.parametrize("fate", ["blocked", "outlived"])
+def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
+    """Also one that blocks its event loop, or that a process outlives which it has forked."""
+    with running_script(fate) as (script, pids):
         ends = [os.pidfd_open(pid) for pid in pids]
         script.kill()
-        script.communicate(timeout=LIMIT_SECONDS)
-    for end in ends:
-        assert select.select([end], [], [], LIMIT_SECONDS)[0]
-        os.close(end)
+        script.wait(LIMIT_SECONDS)
+        for end in ends:
+            assert select.select([end], [], [], LIMIT_SECONDS)[0]
+            os.close(end)
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

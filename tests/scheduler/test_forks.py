@@ -1,0 +1,51 @@
+"""A child of ``os.fork``, however it ends, takes nothing from its parent's scheduler."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hogstream.scheduler import SharedParameters, StreamScheduler
+from process_testing import may_fork_with_threads, run_python
+
+PROGRAM = Path(__file__).parents[1] / "support" / "fork_program.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        ("numba", "exit"),
+        ("numba", "stays"),
+        ("numpy", "exit"),
+        ("numpy", "handlers"),
+        ("processes", "handlers"),
+        ("processes", "exit"),
+        ("processes", "stays"),
+    ],
+)
+def test_parent_goes_on_however_its_child_ends(kind: str, end: str) -> None:
+    assert run_python(str(PROGRAM), kind, end, PYTHONWARNINGS="ignore") == "6000 6000 True {}\n"
+
+
+@may_fork_with_threads
+async def test_child_may_use_what_its_parent_has_open() -> None:
+    """Nobody in it has the parameters open, nor holds what counts their versions."""
+    shared = SharedParameters({"p": torch.zeros(8)})
+    async with StreamScheduler(shared, workers=2, backend="numpy"):
+        with shared._landing:
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    shared.share_memory_(1)
+                    shared.land(0)
+                    code = 0 if shared.version == 1 else 2
+                finally:
+                    os._exit(code)
+    _, status = os.waitpid(pid, 0)  # noqa: ASYNC222 (nothing else has to go on)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert shared.version == 0

@@ -1,0 +1,63 @@
+"""Forks while workers run: python fork_program.py SCHEDULER END; prints what the parent has then.
+
+SCHEDULER is ``numba``, ``numpy``, or ``processes``. The child ENDs by ``_exit``; by ``handlers``,
+which a script's end calls; by ``exit``, out of the coroutine and through the event loop; or it
+``stays`` until the parent has ended its scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sys
+from typing import Any
+
+import torch
+
+from hogstream.scheduler import ProcessScheduler, SharedParameters, StreamScheduler
+from process_workers import submit_ones, until_landed
+
+
+def end_child(end: str, parent_goes_on: int) -> None:
+    """Ends this process."""
+    if end == "exit":
+        sys.exit(3)
+    if end == "handlers":
+        atexit._run_exitfuncs()
+    if end == "stays":
+        os.read(parent_goes_on, 1)
+    os._exit(3)
+
+
+async def main(kind: str, end: str) -> None:
+    """Runs workers, and forks when some of their updates have landed."""
+    shared = SharedParameters({"counters": torch.zeros(1 << 12)})
+    settings: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0, "policy": "locked"}
+    scheduler: Any
+    worker: Any = submit_ones
+    if kind == "processes":
+        scheduler = ProcessScheduler(shared, processes=2, **settings)
+    else:
+        scheduler = StreamScheduler(shared, workers=3, backend=kind, depth=4, **settings)
+        worker = submit_ones(shared, 0)
+    goes_on, tell = os.pipe()
+    async with scheduler:
+        run = asyncio.ensure_future(scheduler.run(worker, updates=6000))
+        await until_landed(shared, 10)
+        pid = os.fork()
+        if pid == 0:
+            os.close(tell)
+            end_child(end, goes_on)
+        if end != "stays":
+            os.waitpid(pid, 0)  # noqa: ASYNC222 (lanes and processes go on meanwhile)
+        report = await run
+    os.close(tell)
+    if end == "stays":
+        os.waitpid(pid, 0)  # noqa: ASYNC222
+    whole = bool(shared.flat.eq(-6000).all())
+    print(report.updates, shared.version, whole, report.failures)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
