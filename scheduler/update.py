@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from hogstream.scheduler.policies import Passage
 
 
-class Checked(NamedTuple):
+class Checked:
     """A gradient that has been checked, and what it updates; holds no tensor.
 
     Attributes:
-        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them.
-        address: Of the gradient.
-        ms_address: Of the ``ms``.
+        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them:
+            whole, or the parts of them that are updated.
+        address: Of ``table.columns``.
+        memory: The numbers in the table: equal for updates of the same memory.
     """
 
-    table: LaunchTable
-    address: int
-    ms_address: int
+    __slots__ = "address", "memory", "table"
+
+    def __init__(self, operands: Sequence[Operands]) -> None:
+        """Lays out checked operands, at least one."""
+        self.table = LaunchTable(operands)
+        self.address: int = self.table.columns.ctypes.data
+        self.memory: tuple[int, ...] = tuple(self.table.columns.ravel().tolist())
 
 
 @dataclass(slots=True, eq=False)

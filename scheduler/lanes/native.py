@@ -18,9 +18,9 @@ from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
     DONE,
     FACTORS,
-    MS,
     NONFINITE,
     OUTCOME,
+    PARTS,
     READ_VERSION,
     ROW,
     ROWS,
@@ -89,7 +89,7 @@ class NativeLane(CpuLane):
                 self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
             checked = work.checked
             words[row + SOURCE] = checked.address
-            words[row + MS] = checked.ms_address
+            words[row + PARTS] = checked.table.updates
             words[row + READ_VERSION] = work.read_version
         else:
             self._forms[index] = None
@@ -214,8 +214,7 @@ class _Settings:
         self.address = self._memory.ctypes.data
         self.words = self._memory.data
         for word, value in (
-            (native_loop.PARAM, shared.flat.data_ptr()),
-            (native_loop.ELEMENTS, shared.elements),
+            (native_loop.FLAT, shared.flat.data_ptr()),
             (native_loop.BYTES, shared.flat.nbytes),
             (native_loop.VERSIONS, shared.versions.data_ptr()),
             (native_loop.SLOTS, len(shared.versions)),
