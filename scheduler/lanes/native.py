@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hogstream.kernels.backends.floating_point import FloatingPointMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.scheduler.lanes import native_loop
@@ -133,6 +134,7 @@ class NativeLane(CpuLane):
         os.close(self._event)
 
     def _run(self) -> None:
+        self._lanes.mode.set()
         native_loop.run(self._address, self._lanes.settings.address)
 
 
@@ -158,6 +160,7 @@ class NativeLanes:
         self.ordered = settings.ordered
         self.low_water = settings.low_water
         self.dtype = _dtype(settings)
+        self.mode = FloatingPointMode()  # of the thread that opens them
         self._loop = asyncio.get_running_loop()
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
         # As many words as tickets may be out, or more.
