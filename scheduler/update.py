@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ class Checked:
         table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them:
             whole, or the parts of them that are updated.
         address: Of ``table.columns``.
-        memory: The numbers in the table: equal for updates of the same memory.
+        memory: The bytes of the table: equal for updates of the same memory.
     """
 
     __slots__ = "address", "memory", "table"
@@ -28,8 +30,9 @@ class Checked:
     def __init__(self, operands: Sequence[Operands]) -> None:
         """Lays out checked operands, at least one."""
         self.table = LaunchTable(operands)
-        self.address: int = self.table.columns.ctypes.data
-        self.memory: tuple[int, ...] = tuple(self.table.columns.ravel().tolist())
+        columns: Any = self.table.columns
+        self.address = ctypes.addressof(ctypes.c_int64.from_buffer(columns))  # the fastest way
+        self.memory = columns.tobytes()
 
 
 @dataclass(slots=True, eq=False)
