@@ -35,7 +35,6 @@ def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 async def main() -> None:
     """Trains; says how good the model is, and how stale its updates were."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # workers are the parallelism
     model = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
     shared = SharedParameters.from_module(model)
     worker = ModelWorker(shared, model, loss_of, batches(seed=1))

@@ -22,7 +22,8 @@ class RaceCounters:
       another overwrites, which had read the block before, takes its count with it.
     - OVERWRITTEN: for each update, how many others landed while it was under way.
 
-    An update of ``blocks`` blocks counts as so many. Numbers are exact when no update is under way;
+    An update of ``blocks`` blocks counts as so many; one of some parts of the parameter, as many as
+    each part has an element in. Numbers are exact when no update is under way;
     until then some may have been counted in one row and not yet in another.
 
     A block is counted as a whole. Its window, from the witness's read to its store, holds those of

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
+from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Passage
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 
@@ -24,6 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CHECKED_GRADIENTS = 64
+_CHECKED_PARTS = 64  # of each of them
 
 
 class WorkerError(Exception):
@@ -103,7 +104,9 @@ class WorkerContext:
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
         self._deadline = dispatch.settings.deadline
-        self._gradients = _CheckedGradients(shared.flat, ms)
+        self._gradients = _CheckedGradients(
+            shared, ms, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
+        )
         self._current: _Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
@@ -119,7 +122,7 @@ class WorkerContext:
         """Version of the parameters that this iteration reads; of a snapshot, at least."""
         return 0 if self._current is None else self._current.read_version
 
-    async def submit(self, grad: torch.Tensor) -> None:
+    async def submit(self, grad: torch.Tensor, only: Collection[str] | None = None) -> None:
         """Submits this iteration's update, to go down the worker's lane.
 
         Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
@@ -130,11 +133,15 @@ class WorkerContext:
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
                 device. ``SharedParameters.views_of`` gives views of it by name.
+            only: Names of the parameters that have a gradient; None if all do. The others are left
+                alone, their ``ms`` too: no weight decay moves them, as a gradient of zeros would
+                let it. What ``grad`` holds for them is not looked at.
 
         Raises:
-            TypeError: If ``grad`` is of another type or dtype.
+            TypeError: If ``grad`` is of another type or dtype, or ``only`` is no collection.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
-                the shared parameters.
+                the shared parameters; or if ``only`` is empty, names what is no parameter, or is
+                given with ``telemetry`` on a GPU, where races of whole updates are counted.
             RuntimeError: If this iteration has submitted its update already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
@@ -144,7 +151,7 @@ class WorkerContext:
         current = self._current
         if current is None or current.submitted or get_ident() != self._thread:
             raise self._why_refused("submit")
-        grad, checked = self._gradients.check(grad)
+        grad, checked = self._gradients.check(grad, only)
         submitted_ns = time.perf_counter_ns()
         current.submitted = True
         if self._gate is not None or self._in_flight >= self.depth:
@@ -372,28 +379,46 @@ class _Kept(NamedTuple):
 
     reference: weakref.ref[torch.Tensor]
     plain: torch.Tensor
-    checked: Checked
+    address: int
+    whole: Checked
+    parts: dict[frozenset[str], Checked]
 
 
 class _CheckedGradients:
     """Checks a worker's gradients: each once, as long as it has the same memory, all of it."""
 
-    def __init__(self, flat: torch.Tensor, ms: torch.Tensor) -> None:
-        self._flat, self._ms = flat, ms
-        self._elements = flat.numel()
+    def __init__(self, shared: SharedParameters, ms: torch.Tensor, *, whole_only: bool) -> None:
+        """Remembers what gradients must fit.
+
+        Args:
+            shared: What they update.
+            ms: The worker's, shape (elements,).
+            whole_only: Whether none may update some parameters only.
+        """
+        self._shared, self._flat, self._ms = shared, shared.flat, ms
+        self._elements = shared.elements
+        self._whole_only = whole_only
         self._kept: dict[int, _Kept] = {}
 
-    def check(self, grad: torch.Tensor) -> tuple[torch.Tensor, Checked]:
-        """The gradient to keep alive until its update has landed, and where it lies."""
+    def check(
+        self, grad: torch.Tensor, only: Collection[str] | None
+    ) -> tuple[torch.Tensor, Checked]:
+        """The gradient to keep alive until its update has landed, and where it lies.
+
+        Args:
+            grad: Flat, of all parameters.
+            only: Names of those to update; None for all.
+        """
         kept = self._kept.get(id(grad))
-        if kept is not None:
-            reference, plain, checked = kept
-            if (
-                reference() is grad
-                and grad.data_ptr() == checked.address
-                and grad.numel() == self._elements
-            ):
-                return plain, checked
+        if kept is None or not (
+            kept.reference() is grad
+            and grad.data_ptr() == kept.address
+            and grad.numel() == self._elements
+        ):
+            kept = self._check_whole(grad)
+        return kept.plain, kept.whole if only is None else self._parts(kept, only)
+
+    def _check_whole(self, grad: torch.Tensor) -> _Kept:
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
@@ -402,14 +427,57 @@ class _CheckedGradients:
         plain = grad.detach().resolve_neg()
         operands = Operands(self._flat, plain, self._ms)
         check_disjoint([(("param", "grad", "ms"), operands)])
-        checked = Checked(LaunchTable([operands]), plain.data_ptr(), self._ms.data_ptr())
+        key = id(grad)
+        reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
+        kept = _Kept(reference, plain, plain.data_ptr(), Checked([operands]), {})
         if not grad.is_neg():
             if len(self._kept) == _CHECKED_GRADIENTS:
                 self._kept.clear()
-            key = id(grad)
-            reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
-            self._kept[key] = _Kept(reference, plain, checked)
-        return plain, checked
+            self._kept[key] = kept
+        return kept
+
+    def _parts(self, kept: _Kept, only: Collection[str]) -> Checked:
+        """A gradient as lanes take it that update some parameters only."""
+        if isinstance(only, str) or not isinstance(only, Collection):
+            raise TypeError(f"only must be a collection of names or None, got {only!r}")
+        names = frozenset(only)
+        checked = kept.parts.get(names)
+        if checked is not None:
+            return checked
+        if self._whole_only:
+            raise ValueError(
+                "only must be None with telemetry on a GPU, which counts whole updates"
+            )
+        if not names:
+            raise ValueError("only must name at least one parameter, got none")
+        if unknown := sorted(map(repr, names - self._shared.views.keys())):
+            raise ValueError(
+                f"only must name shared parameters, got {', '.join(unknown)}, which are none"
+            )
+        tensors = self._flat, kept.plain, self._ms
+        checked = Checked(
+            [
+                Operands(*(each[start:stop] for each in tensors))
+                for start, stop in _runs(self._shared, names)
+            ]
+        )
+        if len(kept.parts) == _CHECKED_PARTS:
+            kept.parts.clear()
+        kept.parts[names] = checked
+        return checked
+
+
+def _runs(shared: SharedParameters, names: Collection[str]) -> list[tuple[int, int]]:
+    """Where some parameters lie in the flat ones, neighbours together: from and to an element."""
+    runs: list[tuple[int, int]] = []
+    stop = 0
+    for name, view in shared.views.items():
+        start, stop = stop, stop + view.numel()
+        if name in names:
+            if runs and runs[-1][1] == start:
+                start, _ = runs.pop()
+            runs.append((start, stop))
+    return runs
 
 
 Worker = Callable[[WorkerContext], Awaitable[None]]

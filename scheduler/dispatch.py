@@ -27,6 +27,7 @@ from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
 from hogstream.scheduler.report import RunRecord
 from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.thread_state import ThreadState, share_of_cores
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.update import Snapshot, Update, Work
 from hogstream.scheduler.worker_thread import WorkerThread
@@ -98,7 +99,8 @@ class Dispatch:
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._nothing_under_way()
-        self._threads = [_make_thread(worker) for worker in range(settings.workers)]
+        self._thread_state = ThreadState(share_of_cores(settings.workers))
+        self._threads = [self._make_thread(worker) for worker in range(settings.workers)]
         let_go_in_forks(self)
         of_lanes = LaneSettings(
             shared=shared,
@@ -221,7 +223,7 @@ class Dispatch:
         calls = list(self._blocking.get(worker, ()))
         if calls:
             self._threads[worker].close(hangs=True)
-            self._threads[worker] = _make_thread(worker)
+            self._threads[worker] = self._make_thread(worker)
         for end in calls:
             end()
         return bool(calls)
@@ -249,6 +251,9 @@ class Dispatch:
             self._enqueued = [each for each in self._enqueued if each not in chosen]
             self.lanes.flush(tuple(chosen))
 
+    def _make_thread(self, worker: int) -> WorkerThread:
+        return WorkerThread(f"hogstream-worker-{worker}", self._thread_state)
+
     def _end(self, count: int = 1) -> None:
         """So many are under way no more."""
         self._under_way -= count
@@ -259,10 +264,6 @@ class Dispatch:
         while self._under_way:
             self._idle.clear()
             await self._idle.wait()
-
-
-def _make_thread(worker: int) -> WorkerThread:
-    return WorkerThread(f"hogstream-worker-{worker}")
 
 
 def _raise_nonfinite(landed: Sequence[Work]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import TypeVar
 
 import torch
@@ -37,10 +37,10 @@ class RangedContext(ScheduledContext):
         self._range = ranges.around("iteration", index)
         self._enqueue = self._enqueue_in_range
 
-    async def submit(self, grad: torch.Tensor) -> None:
+    async def submit(self, grad: torch.Tensor, only: Collection[str] | None = None) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
-            await super().submit(grad)
+            await super().submit(grad, only)
 
     def begin(self) -> bool:
         """As ``ScheduledContext.begin``."""

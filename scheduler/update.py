@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from hogstream.scheduler.policies import Passage
 
 
-class Checked(NamedTuple):
+class Checked:
     """A gradient that has been checked, and what it updates; holds no tensor.
 
     Attributes:
-        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them.
-        address: Of the gradient.
-        ms_address: Of the ``ms``.
+        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them:
+            whole, or the parts of them that are updated.
+        address: Of ``table.columns``.
+        memory: The bytes of the table: equal for updates of the same memory.
     """
 
-    table: LaunchTable
-    address: int
-    ms_address: int
+    __slots__ = "address", "memory", "table"
+
+    def __init__(self, operands: Sequence[Operands]) -> None:
+        """Lays out checked operands, at least one."""
+        self.table = LaunchTable(operands)
+        columns: Any = self.table.columns
+        self.address = ctypes.addressof(ctypes.c_int64.from_buffer(columns))  # the fastest way
+        self.memory = columns.tobytes()
 
 
 @dataclass(slots=True, eq=False)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from hogstream.scheduler.thread_state import ThreadState
+
 
 class WorkerThread:
     """A thread of one worker's own, started at its first call.
@@ -18,8 +20,15 @@ class WorkerThread:
     ending if a call never returns.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, state: ThreadState | None = None) -> None:
+        """Starts nothing.
+
+        Args:
+            name: Of the thread.
+            state: What the thread starts with; None for what Python gives it.
+        """
         self._name = name
+        self._state = state
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -68,6 +77,8 @@ class WorkerThread:
             self._thread.join()
 
     def _run(self) -> None:
+        if self._state is not None:
+            self._state.enter()
         while (call := self._calls.get()) is not None:
             call()
             del call  # and what it refers to, while the thread waits

@@ -7,7 +7,6 @@ import copy
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,28 +60,79 @@ class SimulatedWorker:
         await context.submit(mine[context.iteration % len(mine)])
 
 
-@dataclass(frozen=True)
 class _Replica:
     """A worker's own module over the shared parameters, with gradients of its own.
 
     An update may still read one gradient while the next is made: there are as many as the depth.
     """
 
-    module: torch.nn.Module
-    flat: torch.Tensor
-    grads: list[torch.Tensor]
-    views: list[dict[str, torch.Tensor]]
+    def __init__(
+        self, shared: SharedParameters, model: torch.nn.Module, context: WorkerContext
+    ) -> None:
+        self._flat = context.flat
+        self._originals = list(model.parameters())
+        self._frozen = _frozen(self._originals)
+        self.module = copy.deepcopy(model)
+        shared.attach(self.module, context.parameters)
+        self._parameters = dict(self.module.named_parameters())
+        self._targets = context.parameters
+        self._grads = [torch.zeros_like(shared.flat) for _ in range(context.depth)]
+        self._views = [shared.views_of(grad) for grad in self._grads]
 
     def fits(self, context: WorkerContext) -> bool:
         """Whether it was made for a context like this one."""
-        return self.flat is context.flat and len(self.grads) == context.depth
+        return self._flat is context.flat and len(self._grads) == context.depth
 
-    def next_grad(self, iteration: int) -> torch.Tensor:
-        """Points the module's gradients into a flat one that no update reads, and clears it."""
-        index = iteration % len(self.grads)
-        for name, parameter in self.module.named_parameters():
-            parameter.grad = self.views[index][name]
-        return self.grads[index].zero_()
+    def clear(self) -> None:
+        """Has no parameter a gradient, and freezes those that were frozen in the model since."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        frozen = _frozen(self._originals)
+        if frozen != self._frozen:  # else what the loss itself has frozen stays so
+            self._frozen = frozen
+            for parameter, each in zip(self._parameters.values(), frozen, strict=True):
+                parameter.requires_grad_(not each)
+
+    def take_grad(self, iteration: int) -> tuple[torch.Tensor, Sequence[str] | None]:
+        """Copies what a backward has made into a flat gradient that no update reads.
+
+        Returns:
+            The gradient, and the names of the parameters that have one; None if all do.
+        """
+        self._check_parameters()
+        index = iteration % len(self._grads)
+        made = {
+            name: parameter.grad
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        }
+        if not made:
+            raise RuntimeError(
+                "loss must depend on a parameter of the model that requires a gradient, got none"
+            )
+        with torch.no_grad():
+            torch._foreach_copy_(
+                [self._views[index][name] for name in made],
+                [
+                    each if each.layout == torch.strided else each.to_dense()
+                    for each in made.values()
+                ],
+            )
+        return self._grads[index], None if len(made) == len(self._parameters) else tuple(made)
+
+    def _check_parameters(self) -> None:
+        """Checks that the parameters are those that are shared: others would train nothing."""
+        now = dict(self.module.named_parameters())
+        for name in {**self._parameters, **now}:
+            parameter = self._parameters.get(name)
+            if parameter is None or now.get(name) is not parameter:
+                raise RuntimeError(f"loss must leave the model its parameters, got another {name}")
+            if parameter.data_ptr() != self._targets[name].data_ptr():
+                raise RuntimeError(f"loss must leave {name} in shared memory, got other data in it")
+
+
+def _frozen(parameters: Sequence[torch.nn.Parameter]) -> list[bool]:
+    return [not parameter.requires_grad for parameter in parameters]
 
 
 class ModelWorker:
@@ -90,8 +140,12 @@ class ModelWorker:
 
     Every worker has a replica of the model. Its parameters are those that its context has: the
     shared ones, live (Hogwild: they change while it reads them), or its snapshot of them. Its
-    gradients and buffers are its own. The flat gradient is zero where a batch does not reach a
-    parameter, whose ``ms`` then decays.
+    gradients and buffers are its own.
+
+    A parameter that a batch's loss does not reach, or that is frozen, is left alone by that batch's
+    update, its ``ms`` too, as an optimizer leaves one whose ``grad`` is None. Replicas follow
+    ``requires_grad`` of the model's parameters, which may change at any time; in processes, of the
+    model that each of them has made.
     """
 
     def __init__(
@@ -124,30 +178,29 @@ class ModelWorker:
         """One iteration: a batch, its gradient, the update.
 
         Raises:
-            RuntimeError: If the batches have run out.
+            RuntimeError: If the batches have run out, or the loss depends on no parameter, or has
+                put another in the place of one, or other data into it.
         """
         replica = self._replicas.get(context.index)
         if replica is None or not replica.fits(context):
-            replica = self._replicas[context.index] = self._make_replica(context)
-        loss, grad = await context.run_blocking(self._forward_backward, replica, context.iteration)
-        await context.submit(grad)
+            replica = self._replicas[context.index] = _Replica(self._shared, self._model, context)
+        loss, grad, reached = await context.run_blocking(
+            self._forward_backward, replica, context.iteration
+        )
+        await context.submit(grad, only=reached)
         if self._on_loss is not None:
             self._on_loss(context.index, loss)
 
-    def _make_replica(self, context: WorkerContext) -> _Replica:
-        module = copy.deepcopy(self._model)
-        self._shared.attach(module, context.parameters)
-        grads = [torch.zeros_like(self._shared.flat) for _ in range(context.depth)]
-        views = [self._shared.views_of(grad) for grad in grads]
-        return _Replica(module, context.flat, grads, views)
-
-    def _forward_backward(self, replica: _Replica, iteration: int) -> tuple[float, torch.Tensor]:
+    def _forward_backward(
+        self, replica: _Replica, iteration: int
+    ) -> tuple[float, torch.Tensor, Sequence[str] | None]:
         with self._reading:
             try:
                 batch = next(self._batches)
             except StopIteration:
                 raise RuntimeError("batches must last for every update, but ran out") from None
-        grad = replica.next_grad(iteration)
+        replica.clear()
         loss = self._loss(replica.module, batch)
-        loss.backward()
-        return loss.item(), grad
+        if loss.requires_grad:  # else it has reached nothing, or has gone backward itself
+            loss.backward()
+        return loss.item(), *replica.take_grad(iteration)

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from hogstream.kernels.backends.floating_point import FloatingPointMode
 from hogstream.kernels.launch_table import LaunchTable
 
 # A thread that sleeps is there after 0.1 to 0.2 ms: it is woken for no less than this much of the
@@ -65,8 +66,8 @@ Kernel = Callable[..., bool]
 def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
     """Calls ``kernel(table, *args, pieces)`` on several threads, until all pieces are done.
 
-    At most ``torch.get_num_threads()`` threads work, the calling one among them. One that comes too
-    late finds nothing left to do, and is not waited for.
+    At most ``torch.get_num_threads()`` threads work, the calling one among them, all in its
+    floating-point mode. One that comes too late finds nothing left to do, and is not waited for.
 
     Args:
         kernel: Takes pieces until there is none left.
@@ -79,12 +80,17 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
         kernel(table, *args, Pieces(table.elements, table.elements))
         return
     pieces = Pieces(table.elements, PIECE_ELEMENTS)
-    pool = _pool
+    pool, mode = _pool, FloatingPointMode()
+
+    def help_caller() -> bool:
+        mode.set()  # which the thread keeps only until it helps another caller
+        return kernel(table, *args, pieces)
+
     helpers: list[Future[bool]] = []
     done = refused = False
     try:
         try:
-            helpers.extend(pool.submit(kernel, table, *args, pieces) for _ in range(threads - 1))
+            helpers.extend(pool.submit(help_caller) for _ in range(threads - 1))
         except RuntimeError:  # no thread can be started, or Python is ending: do with fewer
             refused = True
         done = kernel(table, *args, pieces)

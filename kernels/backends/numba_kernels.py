@@ -142,15 +142,16 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
         coupled: As in ``Hyperparameters``.
 
     Returns:
-        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements)``, a
+        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements, flat)``, a
         ``CFunc`` of Numba. All arguments are int64, and it returns 0. The first three are
         addresses, ``factors`` that of ``Hyperparameters.factors`` as seven float64, each rounded
         here. ``counts`` is the address of ``RaceCounters.counts``, for ``blocks`` blocks of
-        ``block_elements`` elements, or 0 to count no races; the other two are of no account then.
+        ``block_elements`` elements from ``flat`` on, the address of a parameter of which ``param``
+        is a part or all. It is 0 to count no races; what follows it is of no account then.
     """
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @cfunc(types.int64(*[types.int64] * 8))
+    @cfunc(types.int64(*[types.int64] * 9))
     def update(
         param: int,  # address: as stored, (elements,)
         grad: int,  # address: as stored, (elements,)
@@ -160,12 +161,16 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
         counts: int,  # address of ``RaceCounters.counts``, or 0: int64, (3, blocks)
         blocks: int,
         block_elements: int,  # of each block but for the last
+        flat: int,  # address of what is counted, as stored: param is a part of it, or all
     ) -> int:
         rounded = factors_at(factors, dtype)
+        before = (param - flat) // stored_bytes  # elements
         if counts == 0:
-            blocks, block_elements = 1, elements
-        for block in range(blocks):
-            first = block * block_elements
+            before, block_elements = 0, elements
+        first = 0
+        while first < elements:
+            block = (before + first) // block_elements
+            stop = min((block + 1) * block_elements - before, elements)
             version = witness = 0
             if counts != 0:
                 version, witness = begin_block(counts, blocks, block)
@@ -173,7 +178,7 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
                 param + first * stored_bytes,
                 grad + first * stored_bytes,
                 ms + first * compute_bytes,
-                min(block_elements, elements - first),
+                stop - first,
                 rounded,
                 dtype,
                 eps_inside_sqrt,
@@ -181,6 +186,7 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
             )
             if counts != 0:
                 end_block(counts, blocks, block, version, witness)
+            first = stop
         return 0
 
     return update

@@ -10,7 +10,6 @@ import torch
 
 from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.profiling.event_loop import run
 from hogstream.profiling.turns import Rate
@@ -69,8 +68,7 @@ async def _launch_on_cpu(queues: int) -> float:
     shared = SharedParameters({"flat": torch.zeros(1)})
     settings = LaneSettings(shared, select_backend(None, "cpu"))
     numbers, grad = Hyperparameters(), torch.zeros(1)
-    table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
-    checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
+    checked = Checked([Operands(shared.flat, grad, shared.ms)])
     updates = [Update(0, 0, None, grad, checked, numbers, 0) for _ in range(_QUEUE)]
     warm_up(settings, numbers)
     lanes = open_lanes(settings, 1, _QUEUE, lambda _lane, _landed: None)

@@ -413,7 +413,9 @@ class CudaLanes:
         for lane, update in updates:
             if update.hyperparameters is not numbers:
                 return None
-            key += lane.index, update.checked.address, update.checked.ms_address
+            if update.checked.table.updates > 1:  # a graph would keep a copy of the table for ever
+                return None
+            key += lane.index, update.checked.memory
         return self._graphs.find(tuple(key), partial(self._capture, updates))
 
     def _capture(self, updates: Sequence[tuple[CudaLane, Update]]) -> _Prepared:

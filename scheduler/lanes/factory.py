@@ -55,17 +55,17 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     spare = Operands(
         *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
     )
-    table, device = LaunchTable([spare]), shared.flat.device
+    whole, device = LaunchTable([spare]), shared.flat.device
     if device.type != "cuda":
-        settings.backend.update_(table, hyperparameters)
+        settings.backend.update_(whole, hyperparameters)
         return
-    races = settings.races
-    settings.backend.kernel(
-        table,
-        hyperparameters,
-        counters=None if races is None else RaceCounters.zeros(1, races.block, device),
-        verdict=torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None,
-    )
+    verdict = torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None
+    if (races := settings.races) is not None:
+        counters = RaceCounters.zeros(1, races.block, device)
+        settings.backend.kernel(whole, hyperparameters, counters=counters, verdict=verdict)
+        return
+    for table in (whole, LaunchTable([spare, spare])):  # for updates of parts
+        settings.backend.kernel(table, hyperparameters, verdict=verdict)
 
 
 def _takes_compiled_loop(settings: LaneSettings) -> bool:

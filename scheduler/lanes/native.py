@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hogstream.kernels.backends.floating_point import FloatingPointMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.scheduler.lanes import native_loop
@@ -18,9 +19,9 @@ from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.native_loop import (
     DONE,
     FACTORS,
-    MS,
     NONFINITE,
     OUTCOME,
+    PARTS,
     READ_VERSION,
     ROW,
     ROWS,
@@ -92,7 +93,7 @@ class NativeLane(CpuLane):
                 self._forms[index] = words[row + UPDATE : row + _FORM_END] = self._form
             checked = work.checked
             words[row + SOURCE] = checked.address
-            words[row + MS] = checked.ms_address
+            words[row + PARTS] = checked.table.updates
             words[row + READ_VERSION] = work.read_version
         else:
             self._forms[index] = None
@@ -136,6 +137,7 @@ class NativeLane(CpuLane):
         self._event.close()
 
     def _run(self) -> None:
+        self._lanes.mode.set()
         native_loop.run(self._address, self._lanes.settings.address)
 
 
@@ -161,6 +163,7 @@ class NativeLanes:
         self.ordered = settings.ordered
         self.low_water = settings.low_water
         self.dtype = _dtype(settings)
+        self.mode = FloatingPointMode()  # of the thread that opens them
         self._loop = asyncio.get_running_loop()
         self._event = Signal(blocking=False)
         # As many words as tickets may be out, or more.
@@ -217,8 +220,7 @@ class _Settings:
         self.address = self._memory.ctypes.data
         self.words = self._memory.data
         for word, value in (
-            (native_loop.PARAM, shared.flat.data_ptr()),
-            (native_loop.ELEMENTS, shared.elements),
+            (native_loop.FLAT, shared.flat.data_ptr()),
             (native_loop.BYTES, shared.flat.nbytes),
             (native_loop.VERSIONS, shared.versions.data_ptr()),
             (native_loop.SLOTS, len(shared.versions)),

@@ -24,6 +24,7 @@ from hogstream.kernels.backends.numba_atomics import (
     float_store,
 )
 from hogstream.kernels.backends.numba_compile import njit
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 
 WORD = 8
@@ -36,15 +37,16 @@ LAUNCHED, LANDED, ASLEEP = 0, 8, 16
 LANE_EVENT, MASK, ONE, TIME, LOW_WATER, LANE_WAKER = 24, 25, 26, 27, 29, 30
 OWN_FACTORS, ROWS = 32, 40
 
-#: A row: the gradient or where the snapshot goes, and what else the update needs; the address of
-#: the function that updates, 0 for a snapshot, and its factors; and what became of it.
-SOURCE, MS, READ_VERSION, TICKET, UPDATE, FACTORS = 0, 1, 2, 3, 4, 5
+#: A row: the columns of the update's ``LaunchTable`` and how many parts those have, or where the
+#: snapshot goes; what else the update needs; the address of the function that updates, 0 for a
+#: snapshot, and its factors; and what became of it.
+SOURCE, PARTS, READ_VERSION, TICKET, UPDATE, FACTORS = 0, 1, 2, 3, 4, 5
 STARTED, LANDED_NS, STALENESS, OUTCOME = 12, 13, 14, 15
 ROW = 16
 
 #: All lanes of a scheduler: what they update and how; then words that they write.
-PARAM, ELEMENTS, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(9)
-FINITE, STALENESS_AWARE, LOCK, LOOP_EVENT = range(9, 13)
+FLAT, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)
+FINITE, STALENESS_AWARE, LOCK, LOOP_EVENT = range(8, 12)
 #: Under an order, where it is noted which lane has which ticket: a word for each, by the ticket's
 #: remainder, as many as a power of two, of which this is one less; 0 if there is no order.
 OWNERS, OWNERS_MASK = 13, 14
@@ -138,7 +140,7 @@ def take_snapshot(row: int, settings: int) -> None:
     atomic_store(row + WORD * STALENESS, version(settings))
     _copy(
         atomic_load(row + WORD * SOURCE),
-        atomic_load(settings + WORD * PARAM),
+        atomic_load(settings + WORD * FLAT),
         atomic_load(settings + WORD * BYTES),
     )
 
@@ -146,9 +148,7 @@ def take_snapshot(row: int, settings: int) -> None:
 @njit
 def apply(lane: int, row: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
-    grad, elements = atomic_load(row + WORD * SOURCE), atomic_load(settings + WORD * ELEMENTS)
-    finite = atomic_load(settings + WORD * FINITE)
-    if finite != 0 and call(finite, (grad, elements)) == 0:
+    if not is_finite(row, settings):
         return NONFINITE
     factors = row + WORD * FACTORS
     if atomic_load(settings + WORD * STALENESS_AWARE):
@@ -157,20 +157,41 @@ def apply(lane: int, row: int, settings: int) -> int:
         _copy(own, factors, WORD * (STARTED - FACTORS))
         divide_lr(own, max(stale, 1))
         factors = own
-    call(
-        atomic_load(row + WORD * UPDATE),
-        (
-            atomic_load(settings + WORD * PARAM),
-            grad,
-            atomic_load(row + WORD * MS),
-            elements,
-            factors,
-            atomic_load(settings + WORD * RACES),
-            atomic_load(settings + WORD * BLOCKS),
-            atomic_load(settings + WORD * BLOCK),
-        ),
-    )
+    for part in range(atomic_load(row + WORD * PARTS)):
+        call(
+            atomic_load(row + WORD * UPDATE),
+            (
+                of_part(row, PARAM, part),
+                of_part(row, GRAD, part),
+                of_part(row, MS, part),
+                of_part(row, ELEMENTS, part),
+                factors,
+                atomic_load(settings + WORD * RACES),
+                atomic_load(settings + WORD * BLOCKS),
+                atomic_load(settings + WORD * BLOCK),
+                atomic_load(settings + WORD * FLAT),
+            ),
+        )
     return DONE
+
+
+@njit
+def is_finite(row: int, settings: int) -> bool:
+    """Whether the gradient of a row is finite in all its parts, if that matters."""
+    finite = atomic_load(settings + WORD * FINITE)
+    if finite == 0:
+        return True
+    for part in range(atomic_load(row + WORD * PARTS)):
+        if call(finite, (of_part(row, GRAD, part), of_part(row, ELEMENTS, part))) == 0:
+            return False
+    return True
+
+
+@njit
+def of_part(row: int, what: int, part: int) -> Any:
+    """An address, or the number of elements, of one part of a row's update."""
+    columns, parts = atomic_load(row + WORD * SOURCE), atomic_load(row + WORD * PARTS)
+    return atomic_load(columns + WORD * (what * parts + part))
 
 
 @njit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from hogstream.kernels.backends.floating_point import FloatingPointMode
 from hogstream.kernels.backends.numpy_kernels import all_finite
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
 from hogstream.scheduler.update import Snapshot, Update, Work
@@ -75,6 +77,7 @@ class ThreadLane(CpuLane):
         self._thread.join()
 
     def _run(self) -> None:
+        self._lanes.mode.set()
         while (batch := self._launched.get()) is not None:
             for launched in batch:
                 if launched.after is not None:
@@ -92,6 +95,7 @@ class ThreadLanes:
     def __init__(self, settings: LaneSettings, count: int, deliver: Deliver) -> None:
         self.deliver = deliver
         self.wakeup = Wakeup(self._deliver_landed)
+        self.mode = FloatingPointMode()  # of the thread that opens them
         self._settings = settings
         self._last: threading.Event | None = None  # of what was launched last on any lane
         self.lanes: list[ThreadLane] = []
@@ -140,8 +144,10 @@ class ThreadLanes:
             lane.close()
 
     def _take(self, snapshot: Snapshot) -> None:
-        snapshot.version = self._settings.shared.version
-        snapshot.target.copy_(self._settings.shared.flat)
+        shared, target = self._settings.shared, snapshot.target
+        snapshot.version = shared.version
+        # Not by torch, which may start threads of OpenMP for it, on each lane its own.
+        ctypes.memmove(target.data_ptr(), shared.flat.data_ptr(), shared.flat.nbytes)
 
     def _update(self, update: Update) -> None:
         settings, shared = self._settings, self._settings.shared

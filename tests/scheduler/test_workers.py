@@ -181,3 +181,186 @@ async def test_thinking_takes_time() -> None:
 def test_bad_simulation_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SimulatedWorker([torch.ones(1)] * 2, **{"workers": 1, **arguments})
+
+
+class TwoHeads(torch.nn.Module):
+    """A batch goes through one of two heads; the embedding's gradient is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(3, 4, sparse=True)
+        self.trunk = torch.nn.Linear(4, 4)
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)])
+
+    def forward(self, head: int) -> torch.Tensor:
+        hidden = torch.tanh(self.trunk(self.table(torch.arange(3))))
+        squares: torch.Tensor = self.heads[head](hidden) ** 2
+        return squares.mean()
+
+
+def through_heads(model: torch.nn.Module, head: int) -> torch.Tensor:
+    loss: torch.Tensor = model(head)
+    return loss
+
+
+def through_cleared_heads(model: torch.nn.Module, head: int) -> torch.Tensor:
+    """Clears gradients, as loops that people copy do first."""
+    loss = through_heads(model, head)
+    model.zero_grad()
+    return loss
+
+
+def through_replaced_gradients(model: torch.nn.Module, head: int) -> torch.Tensor:
+    """A backward adds to what is there: zeros here, where a parameter is to have a gradient."""
+    loss = through_heads(model, head)
+    for parameter in (*model.trunk.parameters(), *model.heads[head].parameters()):  # type: ignore
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return loss
+
+
+def through_frozen_trunk(model: torch.nn.Module, head: int) -> torch.Tensor:
+    model.trunk.requires_grad_(False)
+    return through_heads(model, head)
+
+
+def gone_backward_itself(model: torch.nn.Module, head: int) -> torch.Tensor:
+    loss = through_heads(model, head)
+    loss.backward()
+    return loss.detach()
+
+
+HEADS = [0, 1, 1, 0, 1, 1, 1, 1]
+DECAY = {"weight_decay": 0.1}
+DECOUPLED = {"weight_decay": 0.1, "decoupled_weight_decay": True}
+
+
+@pytest.mark.parametrize("options", [DECAY, DECOUPLED, {"eps": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "frozen", [(), ("trunk.weight",), ("heads.1.bias", "table.weight")], ids=str
+)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        through_heads,
+        through_cleared_heads,
+        through_replaced_gradients,
+        through_frozen_trunk,
+        gone_backward_itself,
+    ],
+)
+async def test_only_what_a_loss_reaches_is_updated(
+    backend: str, loss: Any, frozen: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """As a loop that leaves parameters without a gradient alone, their ms too."""
+    options = {"lr": 0.01, "eps": 1e-8, **options}
+    torch.manual_seed(0)
+    model, plain = TwoHeads(), TwoHeads()
+    plain.load_state_dict(model.state_dict())
+    for each in (model, plain):
+        for name in frozen:
+            each.get_parameter(name).requires_grad_(False)
+    shared = SharedParameters.from_module(model)
+    worker = ModelWorker(shared, model, loss, iter(HEADS))
+    async with StreamScheduler(shared, backend=backend, workers=1, **options) as scheduler:
+        await scheduler.run(worker, updates=len(HEADS))
+
+    parameters = dict(plain.named_parameters())
+    mss = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for head in HEADS:
+        plain.zero_grad()
+        made = loss(plain, head)
+        if made.requires_grad:
+            made.backward()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                rmsprop_(parameter, parameter.grad.to_dense(), mss[name], **options)
+    for name, ms in shared.views_of(shared.ms).items():
+        assert torch.equal(ms, mss[name]), name
+        assert torch.equal(model.get_parameter(name), parameters[name]), name
+    assert shared.version == len(HEADS)
+
+
+async def test_replicas_follow_what_is_frozen_in_the_model() -> None:
+    """Frozen between iterations, then thawed; what a loss has frozen once stays so meanwhile."""
+    model = make_model()
+    first, _, last = model
+    shared = SharedParameters.from_module(model)
+    moved: list[list[bool]] = []
+    before = shared.flat.clone()
+
+    def note(worker: int, loss: float) -> None:
+        was, now = shared.views_of(before), shared.views
+        moved.append([not torch.equal(was[key], now[key]) for key in ("0.bias", "2.bias")])
+        before.copy_(shared.flat)
+        if len(moved) in (2, 4):
+            first.requires_grad_(len(moved) == 4)
+
+    frozen = threading.Event()
+
+    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        if len(moved) == 6 and not frozen.is_set():
+            frozen.set()
+            model[2].requires_grad_(False)  # type: ignore[index]
+        return squared_error(model, batch)
+
+    worker = ModelWorker(shared, model, loss, make_batches(), note)
+    async with StreamScheduler(shared, workers=1, **OPTIONS) as scheduler:
+        await scheduler.run(worker, updates=4)
+        await scheduler.run(worker, updates=4)
+    both, only_last, only_first = [True, True], [False, True], [True, False]
+    assert moved == [both] * 2 + [only_last] * 2 + [both] * 2 + [only_first] * 2
+    assert all(parameter.requires_grad for parameter in last.parameters())
+
+
+def replace_parameter(model: torch.nn.Module) -> None:
+    model[0].weight = torch.nn.Parameter(torch.ones(8, 4))  # type: ignore[index]
+
+
+def replace_data(model: torch.nn.Module) -> None:
+    model[2].bias.data = torch.ones(1)  # type: ignore[index]
+
+
+def add_parameter(model: torch.nn.Module) -> None:
+    model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+
+
+def freeze_all(model: torch.nn.Module) -> None:
+    model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replace_parameter, r"loss must leave the model its parameters, got another 0\.weight"),
+        (add_parameter, "loss must leave the model its parameters, got another scale"),
+        (replace_data, r"loss must leave 2\.bias in shared memory, got other data in it"),
+        (freeze_all, "loss must depend on a parameter of the model that requires a gradient"),
+    ],
+)
+async def test_loss_that_would_train_nothing_is_an_error(change: Any, message: str) -> None:
+    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        change(model)
+        return squared_error(model, batch)
+
+    model = make_model()
+    shared = SharedParameters.from_module(model)
+    before = shared.flat.clone()
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(WorkerError, match=message):
+            await scheduler.run(ModelWorker(shared, model, loss, make_batches()), updates=1)
+    assert torch.equal(shared.flat, before)
+
+
+async def test_replicas_go_on_where_parameters_have_moved_to() -> None:
+    model = make_model()
+    shared = SharedParameters.from_module(model)
+    worker = ModelWorker(shared, model, squared_error, make_batches())
+    for _ in range(2):
+        before = shared.flat.clone()
+        async with StreamScheduler(shared, workers=1) as scheduler:
+            await scheduler.run(worker, updates=3)
+        assert not torch.equal(shared.flat, before)
+        if not shared.flat.is_shared():
+            shared.share_memory_(processes=1)
+    assert shared.version == 6

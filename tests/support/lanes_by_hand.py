@@ -16,7 +16,6 @@ import torch
 
 from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.lanes import native_loop as native
@@ -58,8 +57,7 @@ def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
     """Updates that may be enqueued on any lane."""
     shared = lanes.settings._settings.shared
     grad = torch.ones_like(shared.flat)
-    table = LaunchTable([Operands(shared.flat, grad, shared.ms)])
-    checked = Checked(table, grad.data_ptr(), shared.ms.data_ptr())
+    checked = Checked([Operands(shared.flat, grad, shared.ms)])
     hyperparameters = Hyperparameters()
     return [Update(0, 0, None, grad, checked, hyperparameters, 0) for _ in range(count)]
 

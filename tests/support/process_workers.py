@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import time
@@ -115,3 +116,18 @@ async def until_landed(shared: SharedParameters, updates: int) -> None:
     """Waits until other processes have made so many updates."""
     while shared.version < updates:  # noqa: ASYNC110 (no event of this loop tells it)
         await asyncio.sleep(0.01)
+
+
+def note_openmp_threads(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that says in an element of its process how many threads OpenMP would start.
+
+    On the thread that computes, and asked of OpenMP: torch would set it when it is asked.
+    """
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    grad = torch.zeros_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        shared.flat[process] = await context.run_blocking(library.omp_get_max_threads)
+        await context.submit(grad)
+
+    return worker

@@ -92,10 +92,9 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
     counts = counters.counts.data_ptr() if block else 0
     for step in range(2):
         grad = extreme(size, dtype, seed=1 + step)
-        addresses = (tensor.data_ptr() for tensor in (param, grad, ms))
-        update.ctypes(
-            *addresses, size, factors.ctypes.data, counts, counters.blocks, counters.block
-        )
+        addresses = [tensor.data_ptr() for tensor in (param, grad, ms)]
+        where = counts, counters.blocks, counters.block, addresses[0]
+        update.ctypes(*addresses, size, factors.ctypes.data, *where)
         expected = formula(expected, grad, **options)
     assert_same_bits(State(param, ms), expected)
     assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
@@ -110,7 +109,8 @@ def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
     addresses = [tensor.data_ptr() for tensor in operands]
     update = numba_kernels.update_function("float64", True, False)
     factors = np.array(ADDS_2_TO_A_COUNT.factors)
-    update.ctypes(*addresses, 1, factors.ctypes.data, counters.counts.data_ptr(), 1, 1)
+    where = counters.counts.data_ptr(), 1, 1, addresses[0]
+    update.ctypes(*addresses, 1, factors.ctypes.data, *where)
     assert counters.counts.flatten().tolist() == counts
 
 
@@ -120,7 +120,7 @@ def test_threads_that_race_are_all_counted():
     factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).factors)
     param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
     counters = RaceCounters.zeros(4000, 100)
-    where = counters.counts.data_ptr(), counters.blocks, counters.block
+    where = counters.counts.data_ptr(), counters.blocks, counters.block, param.data_ptr()
 
     def race() -> None:
         for _ in range(2000):

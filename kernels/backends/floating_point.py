@@ -1,0 +1,26 @@
+"""How a thread rounds and what it does with denormals: a mode that each thread has for itself."""
+
+from __future__ import annotations
+
+import ctypes
+
+# C's functions from ``fenv.h``, in whatever is loaded; they are too short to give up the GIL for.
+_libm = ctypes.PyDLL(None)
+# An ``fenv_t`` has 32 bytes on x86-64 and 8 on AArch64.
+_BYTES = 64
+
+
+class FloatingPointMode:
+    """The mode of the thread that makes this, for threads that compute in its place.
+
+    ``torch.set_flush_denormal`` sets part of it for its caller alone. A new thread has the mode of
+    whoever starts it, on Linux, and not that of whoever it works for later.
+    """
+
+    def __init__(self) -> None:
+        self._environment = ctypes.create_string_buffer(_BYTES)
+        _libm.fegetenv(self._environment)
+
+    def set(self) -> None:
+        """Gives the calling thread this mode."""
+        _libm.fesetenv(self._environment)

@@ -1,0 +1,57 @@
+"""What every thread has for itself, and what a worker's thread starts with of that."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+from hogstream.kernels.backends.floating_point import FloatingPointMode
+
+# Finds names in all that torch is linked with.
+_torch = ctypes.PyDLL(torch._C.__file__)
+# In C: ``void omp_set_num_threads(int)``, and MKL's for the calling thread alone. A torch without
+# the first has one pool of threads for all that call it, and there is nothing to bound.
+_SETTERS = "omp_set_num_threads", "MKL_Set_Num_Threads_Local"
+
+
+class ThreadState:
+    """What a thread starts with that computes for a worker.
+
+    It has the floating-point mode of the thread that makes this, and a bound on the threads that
+    torch gives its operations. OpenMP and MKL keep their number of threads for each thread that
+    calls them: to set it on another thread has no effect here.
+    """
+
+    def __init__(self, torch_threads: int) -> None:
+        """Takes the calling thread's floating-point mode.
+
+        Args:
+            torch_threads: How many threads torch may use at most; at least 1.
+        """
+        self._mode = FloatingPointMode()
+        self._torch_threads = torch_threads
+
+    def enter(self) -> None:
+        """Gives it to the calling thread, and to no other.
+
+        ``torch.set_num_threads`` would set besides what threads get that are new to torch.
+        """
+        self._mode.set()
+        # Torch sets what it gives a new thread when it is first asked; later, that would undo this.
+        if torch.get_num_threads() > self._torch_threads:
+            for name in _SETTERS:
+                if hasattr(_torch, name):
+                    getattr(_torch, name)(self._torch_threads)
+
+
+def share_of_cores(workers: int) -> int:
+    """How many threads torch may use for each of so many workers.
+
+    One core is left to the event loop and the lanes: threads of OpenMP spin while they wait for
+    each other, and stall those that hand over updates where cores are short.
+    """
+    can_ask = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    return max(1, (cores - 1) // workers)
