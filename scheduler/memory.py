@@ -39,7 +39,7 @@ def allocate_zeros(
                 raise
             asked = math.prod(shape) * dtype.itemsize
             raise MemoryError(f"{what} needs {asked:,} bytes on {device}{_free(device)}") from error
-        if device.type != "cpu":
+        if device.type != "cpu" or not zeros.nbytes:
             return zeros
         memory = zeros.reshape(-1).view(torch.uint8).numpy()
         _allocated[memory.ctypes.data] = memory

@@ -192,6 +192,13 @@ async def test_all_is_made_where_and_as_it_belongs_in_any_mode(
     assert state["weight"].eq(2.0).all()
 
 
+def test_parameters_without_elements_are_shared() -> None:
+    shared = SharedParameters({"none": torch.zeros(0, 3, dtype=torch.bfloat16)})
+    shared.share_memory_(1)
+    assert shared.make_worker_ms(2).shape == (2, 0)
+    assert shared.views["none"].shape == (0, 3)
+
+
 def test_module_made_in_inference_mode_is_refused_and_left_alone() -> None:
     with torch.inference_mode():
         module = torch.nn.Linear(2, 3)
