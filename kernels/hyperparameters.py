@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
@@ -62,6 +63,30 @@ class Hyperparameters:
     def from_group(cls, group: dict[str, Any]) -> Hyperparameters:
         """The hyperparameters in an optimizer's parameter group, which may hold more."""
         return cls(**{name: group[name] for name in HYPERPARAMETERS})
+
+    def check_held_by(self, dtype: torch.dtype) -> None:
+        """Checks that no number is lost where the update of a parameter rounds it.
+
+        What is only small stays: a denormal, or a ``1 - lr*weight_decay`` that becomes 1.
+
+        Args:
+            dtype: Of the parameter. All are computed with in float32 but float64, which holds all
+                but what overflows in ``1 - lr*weight_decay``.
+
+        Raises:
+            ValueError: If ``lr``, ``eps`` or ``weight_decay`` would become 0 without being 0, a
+                number infinite, or ``alpha`` 1.
+        """
+        double = dtype == torch.float64
+        compute = "float64" if double else "float32"
+        held = map(float, self.in_float64 if double else self.in_float32)
+        for name, value, rounded in zip(_FACTOR_NAMES, self.factors, held, strict=True):
+            lost = (rounded == 0.0) != (value == 0.0)
+            if lost or math.isinf(rounded) or (name == "alpha" and rounded == 1.0):
+                raise ValueError(
+                    f"{name} must be a number that {compute}, the compute type, can hold, "
+                    f"got {value!r}, which becomes {rounded!r} there"
+                )
 
     @property
     def coupled(self) -> bool:
@@ -125,6 +150,10 @@ class Factors(NamedTuple):
     weight_decay: float
     shrink: float
     sign: float
+
+
+# What errors call the factors.
+_FACTOR_NAMES = (*Factors._fields[:5], "1 - lr*weight_decay", "the sign")
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.dlpack import from_dlpack
 
 ArrayLike = torch.Tensor | npt.NDArray[Any]
 
@@ -89,8 +90,7 @@ def check_operands(
 
     Raises:
         TypeError: If an operand is of a wrong type or dtype.
-        ValueError: If shapes, devices or strides differ, memory is read-only or not contiguous, or
-            two operands overlap.
+        ValueError: If shapes, devices or strides differ, or memory is read-only or not contiguous.
     """
     param_name, grad_name, ms_name = names
     param, grad, ms = (
@@ -130,6 +130,23 @@ def check_operands(
 def lay_flat(tensor: torch.Tensor) -> torch.Tensor:
     """A view of shape (n,) of a tensor whose elements fill one block of memory, in memory order."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def own_view(flat: torch.Tensor, like: torch.Tensor, start: int) -> torch.Tensor:
+    """A tensor over a part of flat memory that is its whole storage to torch.
+
+    So it is saved as what it is, where a usual view is saved with all of the memory, or refused
+    (by safetensors). The memory lives for as long as the tensor. ``share_memory_()`` moves the
+    tensor out of it.
+
+    Args:
+        flat: Shape (n,).
+        like: Has the shape and strides.
+        start: Its first element in ``flat``.
+    """
+    view = flat.as_strided(like.size(), like.stride(), start)
+    # Some versions of torch set the strides of axes of size 1 to 1.
+    return from_dlpack(view).as_strided(like.size(), like.stride())
 
 
 def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:

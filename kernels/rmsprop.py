@@ -40,7 +40,8 @@ def rmsprop_(
         grad: Gradient, with the shape, dtype, device and memory layout of ``param``.
         ms: Running mean of squared gradients, in the compute type: float64 for float64
             parameters, else float32. Starts at zero.
-        lr: Learning rate, finite and >= 0.
+        lr: Learning rate, finite and >= 0; this and the numbers that follow must be ones that the
+            compute type can hold: not rounded to infinity, or to 0 without being 0.
         alpha: Decay of ``ms``, in [0, 1).
         eps: Finite and >= 0.
         weight_decay: Finite and >= 0.
@@ -52,8 +53,8 @@ def rmsprop_(
 
     Raises:
         TypeError: If an operand or number is of a wrong type or dtype.
-        ValueError: If an operand does not fit, a number is out of range, or ``backend`` is unknown
-            or cannot take these operands.
+        ValueError: If an operand does not fit, a number is out of range or more than the compute
+            type can hold, or ``backend`` is unknown or cannot take these operands.
         RuntimeError: If ``backend`` is not available here.
     """
     hyperparameters = Hyperparameters(
@@ -67,9 +68,10 @@ def rmsprop_(
     )
     operands = check_operands(param, grad, ms)
     check_disjoint([(Operands._fields, operands)])
+    hyperparameters.check_held_by(operands.param.dtype)
     chosen = select_backend(backend, operands.param.device.type)
-    chosen.update_(LaunchTable([operands]), hyperparameters)
     _note_changes([param, ms])
+    chosen.update_(LaunchTable([operands]), hyperparameters)
 
 
 def multi_tensor_rmsprop_(
@@ -131,10 +133,12 @@ def multi_tensor_rmsprop_(
         named.append((names, check_operands(param, grad, ms, names)))
     check_disjoint(named)
     tables = make_tables([operands for _, operands in named])
+    for table in tables:
+        hyperparameters.check_held_by(table.dtype)
     backends = [select_backend(backend, table.device.type) for table in tables]
+    _note_changes([*params, *mss])
     for table, chosen in zip(tables, backends, strict=True):
         chosen.update_(table, hyperparameters)
-    _note_changes([*params, *mss])
 
 
 def _check_lists(**lists: Sequence[ArrayLike]) -> None:
@@ -149,7 +153,7 @@ def _check_lists(**lists: Sequence[ArrayLike]) -> None:
 
 
 def _note_changes(changed: Sequence[ArrayLike]) -> None:
-    """Tells autograd that tensors were written."""
+    """Tells autograd that tensors are written: before they are, as it may refuse."""
     torch.autograd.graph.increment_version(
         [array for array in changed if isinstance(array, torch.Tensor)]
     )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import ctypes
+import os
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 
-from hogstream.kernels.operands import COMPUTE_DTYPES, Operands, check_disjoint, lay_flat
+from hogstream.kernels.operands import (
+    COMPUTE_DTYPES,
+    Operands,
+    check_disjoint,
+    lay_flat,
+    own_view,
+)
 
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
 _ALIGNMENT_BYTES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlatBuffer:
     """Parameters of one dtype on one device, side by side, with their gradients and ``ms``.
 
@@ -23,10 +32,11 @@ class FlatBuffer:
 
     Attributes:
         operands: The memory, flat.
-        params: The parameters, whose data are views of ``operands.param``.
+        params: The parameters, whose data are in ``operands.param``, and which are to torch tensors
+            with storages of their own, so that each is saved as what it is.
         starts: Of each parameter, its first element in the flat memory.
-        grads: Views of ``operands.grad``, in the shapes and strides of ``params``.
-        mss: The same of ``operands.ms``.
+        grads: The same in ``operands.grad``, in the shapes and strides of ``params``.
+        mss: Views of ``operands.ms``, in the same shapes and strides; shared as a whole.
     """
 
     operands: Operands
@@ -35,10 +45,17 @@ class FlatBuffer:
     grads: list[torch.Tensor]
     mss: list[torch.Tensor]
 
-    def attach_grads(self) -> bool:
+    def __post_init__(self) -> None:
+        """Is remembered, for the children of a fork."""
+        _buffers.add(self)
+
+    def attach_grads(self, mine: Collection[int]) -> bool:
         """Sets all gradients to zero, and makes them the parameters' own.
 
-        A parameter whose dtype, device or shape has changed keeps a gradient that is its own.
+        A parameter that requires none now, or whose dtype, device or shape has changed, gets None.
+
+        Args:
+            mine: The ``id`` of each parameter of the optimizer: others are left alone.
 
         Returns:
             Whether one was elsewhere before.
@@ -49,19 +66,43 @@ class FlatBuffer:
         for index, (param, start, ms) in enumerate(
             zip(self.params, self.starts, self.mss, strict=True)
         ):
+            if id(param) not in mine:
+                continue
             kind = param.dtype, param.device, param.shape
-            if kind != (flat.dtype, flat.device, ms.shape):
+            if not param.requires_grad or kind != (flat.dtype, flat.device, ms.shape):
                 param.grad = None
                 continue
             grad = self.grads[index]
             address = flat.data_ptr() + start * flat.element_size() if grad.numel() else 0
             if (grad.data_ptr(), grad.dtype) != (address, flat.dtype):
                 # It was moved itself, as ``module.to()`` does it.
-                grad = self.grads[index] = flat.as_strided(ms.size(), ms.stride(), start)
+                with torch.inference_mode(False):
+                    grad = self.grads[index] = own_view(flat, ms, start)
             if param.grad is not grad:
                 param.grad = grad
                 came_back = True
         return came_back
+
+    def with_new_state(self) -> FlatBuffer:
+        """The same parameters, with ``ms`` of zero in new memory."""
+        flat = torch.zeros_like(self.operands.ms)
+        mss = [
+            flat.as_strided(ms.size(), ms.stride(), start)
+            for ms, start in zip(self.mss, self.starts, strict=True)
+        ]
+        return replace(self, operands=self.operands._replace(ms=flat), mss=mss)
+
+    def unshare_grads(self) -> None:
+        """Brings gradients back that ``module.share_memory()`` has moved, with their values.
+
+        It is for a child just after a fork, where torch's threads are not to be used.
+        """
+        flat = self.operands.grad
+        for index, (param, grad) in enumerate(zip(self.params, self.grads, strict=True)):
+            if param.grad is grad and grad.device.type == "cpu" and grad.is_shared():
+                own = own_view(flat, self.mss[index], self.starts[index])
+                ctypes.memmove(own.data_ptr(), grad.data_ptr(), own.nbytes)
+                param.grad = self.grads[index] = own
 
     def holds(self, operands: Sequence[Operands | None]) -> bool:
         """Whether all parameters are updated, and none of their tensors has been replaced.
@@ -80,34 +121,65 @@ class FlatBuffer:
         )
 
 
-def check_params_disjoint(groups: list[dict[str, Any]]) -> None:
-    """Checks that no two parameters share memory: moved, they would do so no more.
+_buffers: weakref.WeakSet[FlatBuffer] = weakref.WeakSet()
+
+
+@torch.inference_mode(False)
+def _unshare_all_grads() -> None:
+    for buffer in list(_buffers):
+        buffer.unshare_grads()
+
+
+if hasattr(os, "register_at_fork"):
+    # ``module.share_memory()`` shares gradients too, and workers must have their own.
+    os.register_at_fork(after_in_child=_unshare_all_grads)
+
+
+def check_movable(groups: list[dict[str, Any]]) -> None:
+    """Checks that parameters may be moved, and be the same to everybody who knows them.
 
     Raises:
-        ValueError: If two do.
+        ValueError: If two share memory, which they would do no more; or if one is in memory that is
+            shared with other processes, which would keep the old one.
     """
     named = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
             flat, name = lay_flat(param), f"param {index} in group {group_index}"
+            if param.device.type == "cpu" and param.is_shared():
+                raise ValueError(
+                    f"{name} must not be shared with other processes before flat=True moves it: "
+                    "share the model when its optimizer has been made"
+                )
             named.append(((name, "", ""), Operands(flat, flat[:0], flat[:0])))
     check_disjoint(named)
 
 
-def make_flat_buffers(params: list[torch.Tensor]) -> list[FlatBuffer]:
+@torch.inference_mode(False)
+@torch.no_grad()
+def make_flat_buffers(groups: Iterable[list[torch.Tensor]]) -> list[list[FlatBuffer]]:
     """Moves parameters, and gradients that they have, into flat memory: one for each dtype, device.
 
+    Nothing is moved if there is not enough memory for all.
+
     Args:
-        params: Checked parameters; their ``data`` and ``grad`` are replaced.
+        groups: Lists of checked parameters; their ``data`` and ``grad`` are replaced.
+
+    Returns:
+        Those of each group.
     """
-    groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-    for param in params:
-        groups.setdefault((param.dtype, param.device), []).append(param)
-    return [_make_flat_buffer(group) for group in groups.values()]
+    buffers = []
+    for params in groups:
+        kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for param in params:
+            kinds.setdefault((param.dtype, param.device), []).append(param)
+        buffers.append([_new_flat_buffer(kind) for kind in kinds.values()])
+    for buffer in (each for of_group in buffers for each in of_group):
+        _move_into(buffer)
+    return buffers
 
 
-@torch.no_grad()
-def _make_flat_buffer(params: list[torch.Tensor]) -> FlatBuffer:
+def _new_flat_buffer(params: list[torch.Tensor]) -> FlatBuffer:
     first = params[0]
     step = _ALIGNMENT_BYTES // first.element_size()
     ends = [0, *accumulate(-(-param.numel() // step) * step for param in params)]
@@ -116,17 +188,18 @@ def _make_flat_buffer(params: list[torch.Tensor]) -> FlatBuffer:
         *(torch.zeros(ends[-1], dtype=dtype, device=first.device) for dtype in dtypes)
     )
     starts = ends[:-1]
-    data, grads, mss = (
-        [
-            flat.as_strided(param.size(), param.stride(), start)
-            for param, start in zip(params, starts, strict=True)
-        ]
-        for flat in operands
-    )
-    for param, own, grad in zip(params, data, grads, strict=True):
-        own.copy_(param)
+    places = list(zip(params, starts, strict=True))
+    grads = [own_view(operands.grad, param, start) for param, start in places]
+    mss = [operands.ms.as_strided(param.size(), param.stride(), start) for param, start in places]
+    return FlatBuffer(operands, params, starts, grads, mss)
+
+
+def _move_into(buffer: FlatBuffer) -> None:
+    for param, start, grad in zip(buffer.params, buffer.starts, buffer.grads, strict=True):
+        with torch.inference_mode(param.is_inference()):  # data of another kind would not do
+            own = own_view(buffer.operands.param, param, start)
+            own.copy_(param)
         if param.grad is not None:
             grad.copy_(param.grad)
         param.data = own
         param.grad = grad
-    return FlatBuffer(operands, params, starts, grads, mss)

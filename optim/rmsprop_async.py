@@ -11,9 +11,14 @@ from torch.optim import Optimizer
 
 from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
-from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
-from hogstream.optim.flat_buffers import FlatBuffer, check_params_disjoint, make_flat_buffers
+from hogstream.kernels.operands import check_param
+from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
+from hogstream.optim.state import STATE, as_saved, check_group, check_loadable, new_ms, pair
+from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
 from hogstream.optim.step_plan import Reached, StepPlan, make_plan
+
+# ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
+_not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
 class RMSpropAsync(Optimizer):
@@ -28,13 +33,18 @@ class RMSpropAsync(Optimizer):
     (arXiv 1602.01783). Every backend gives the same bits.
 
     State is made here, not at the first step, so that it can be shared before workers start. Its
-    names are those of ``torch.optim.RMSprop``: ``step`` (float32 scalar) and ``square_avg`` (shape
-    of the parameter; float64 for float64 parameters, else float32). A parameter whose gradient is
-    None is left alone, its state too.
+    names are those of ``torch.optim.RMSprop``: ``step`` (float32 scalar, the nearest to the count
+    beyond 2^24) and ``square_avg`` (shape of the parameter; float64 for float64 parameters, else
+    float32). State that has been removed (``state.clear()``), or that a parameter put into a group
+    by hand has not, is made by the next step; not where it is shared with other processes, which
+    would not see it. A parameter whose gradient is None is left alone, its state too.
+
+    ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32 or float64.
-        lr: Learning rate, finite and >= 0.
+        lr: Learning rate, finite and >= 0; this and the numbers that follow must be ones that the
+            compute type can hold: not rounded to infinity, or to 0 without being 0.
         alpha: Decay of ``ms``, in [0, 1).
         eps: Finite and >= 0.
         weight_decay: Finite and >= 0.
@@ -45,10 +55,12 @@ class RMSpropAsync(Optimizer):
         flat: Move the parameters of a group that require gradients, and gradients for all of them,
             into one piece of memory each: a step is then one launch without a table. Gradients
             stay where they are: ``zero_grad()`` sets them to zero and not to None, so a parameter
-            that a loss does not reach is updated with zero. A gradient that leaves the flat memory
+            that a loss does not reach is updated with zero. One that requires no gradient any more
+            gets None: freeze before ``zero_grad()``. A gradient that leaves the flat memory
             (``param.grad = ...``, ``model.zero_grad()``) is read all the same, through the table,
-            until the next ``zero_grad()``; so is a parameter whose ``data`` is replaced, from then
-            on. A copied or unpickled optimizer is not flat.
+            until the next ``zero_grad()``; so is a parameter whose ``data`` is replaced
+            (``model.to()``, ``model.share_memory()``), from then on. A copied or unpickled
+            optimizer is not flat.
         capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
             CUDA graph. ``group["lr"]`` is then a float64 tensor of shape (), which torch's
             schedulers, or ``fill_``, change in place, replays included; the host can't check it.
@@ -58,9 +70,10 @@ class RMSpropAsync(Optimizer):
 
     Raises:
         TypeError: If a parameter or number is of a wrong type or dtype.
-        ValueError: If a parameter cannot be updated in place, a number is out of range,
-            ``backend`` is unknown or cannot take a parameter's device, or ``capturable`` cannot be
-            honoured for a group.
+        ValueError: If a parameter cannot be updated in place, or moved if ``flat`` (where it shares
+            memory with another, or with other processes); a number is out of range; a group has
+            momentum or is centered; ``backend`` is unknown or cannot take a parameter's device; or
+            ``capturable`` cannot be honoured for a group.
         RuntimeError: If ``backend`` is not available here.
     """
 
@@ -94,6 +107,8 @@ class RMSpropAsync(Optimizer):
         }
         Hyperparameters.from_group(defaults)
         self.backend, self.flat, self.capturable = backend, False, capturable
+        self._shared = False  # whether other processes may know the state
+        self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         # By group: its hyperparameters, and what a launch takes for them.
@@ -101,9 +116,8 @@ class RMSpropAsync(Optimizer):
         super().__init__(params, defaults)
         self.flat = flat
         if flat:  # only now, when no group can be refused any more
-            check_params_disjoint(self.param_groups)
-            for index in range(len(self.param_groups)):
-                self._make_flat(index)
+            check_movable(self.param_groups)
+            self._flat_buffers = self._make_flat(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
@@ -116,7 +130,6 @@ class RMSpropAsync(Optimizer):
             ValueError: As for the class, or if a parameter is in another group already.
             RuntimeError: If no backend is available for a parameter's device.
         """
-        Hyperparameters.from_group({**self.defaults, **param_group})
         params = param_group["params"]
         if isinstance(params, torch.Tensor):
             params = [params]
@@ -125,13 +138,21 @@ class RMSpropAsync(Optimizer):
         tensors = [param[1] if isinstance(param, tuple) else param for param in params]
         # torch refuses anything that is not a tensor, in its own words.
         tensors = [each for each in tensors if isinstance(each, torch.Tensor)]
+        index = len(self.param_groups)
+        check_group({**self.defaults, **param_group, "params": tensors}, index)
         self._check_params(tensors)
         if self.flat:
-            check_params_disjoint([*self.param_groups, {"params": tensors}])
+            check_movable([*self.param_groups, {"params": tensors}])
         super().add_param_group({**param_group, "params": params})
-        self._make_state(self.param_groups[-1])
-        if self.flat:
-            self._make_flat(len(self.param_groups) - 1)
+        group = self.param_groups[-1]
+        with torch.inference_mode(False):  # whose tensors could not be changed elsewhere
+            self._make_state(group["params"])
+            if self.capturable:
+                device = tensors[0].device if tensors else "cpu"
+                lr = float(group["lr"])
+                group["lr"] = torch.full((), lr, dtype=torch.float64, device=device)
+        self._flat_buffers += self._make_flat([group]) if self.flat else [[]]
+        self._plan = None
 
     def _check_params(self, params: list[torch.Tensor]) -> None:
         for index, param in enumerate(params):
@@ -148,55 +169,105 @@ class RMSpropAsync(Optimizer):
                     f"{param.device} for param {index}"
                 )
 
-    def _make_state(self, group: dict[str, Any]) -> None:
-        params = group["params"]
+    def _make_state(self, params: list[torch.Tensor]) -> None:
+        """Makes what parameters of one group lack of their state."""
         device = params[0].device if self.capturable and params else torch.device("cpu")
-        steps = torch.zeros(len(params), dtype=torch.float32, device=device)
-        if self.capturable:
-            lr = float(group["lr"])
-            group["lr"] = torch.full((), lr, dtype=torch.float64, device=device)
-        for param, step in zip(params, steps, strict=True):
-            self.state[param] = {"step": step, "square_avg": _new_ms(param)}
-        self._flat_buffers.append([])
+        counts = new_counts(len(params), device)
+        self._counts.append(counts)
+        for param, step in zip(params, counts[0], strict=True):
+            state = self.state.setdefault(param, {})
+            state.setdefault("step", step)
+            if "square_avg" not in state:
+                state["square_avg"] = new_ms(param)
+
+    def _make_flat(self, groups: list[dict[str, Any]]) -> list[list[FlatBuffer]]:
+        buffers = make_flat_buffers(
+            [param for param in group["params"] if param.requires_grad] for group in groups
+        )
+        for buffer in (each for of_group in buffers for each in of_group):
+            self._take_state_of(buffer)
+        return buffers
+
+    def _take_state_of(self, buffer: FlatBuffer) -> None:
+        for param, ms in zip(buffer.params, buffer.mss, strict=True):
+            self.state.setdefault(param, {})["square_avg"] = ms
+
+    def _make_missing_state(self) -> None:
+        """Makes the state of parameters that somebody has removed, or put into a group by hand.
+
+        Raises:
+            TypeError: If such a parameter is of a wrong dtype.
+            ValueError: If it cannot be updated in place.
+            RuntimeError: If the state is shared with other processes. Nothing has changed then.
+        """
+        lacking = [self._lacking_of(index) for index in range(len(self.param_groups))]
+        if any(lacking):
+            with torch.inference_mode(False), torch.no_grad():
+                self._make_states(lacking)
+
+    def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
+        """Makes what parameters of each group lack, in flat memory where all of it is lost."""
+        states = ((param, self.state.get(param, {})) for params in lacking for param in params)
+        without = {id(param) for param, state in states if "square_avg" not in state}
+        for buffers in self._flat_buffers:
+            for place, buffer in enumerate(buffers):
+                if all(id(param) in without for param in buffer.params):
+                    buffers[place] = buffer.with_new_state()
+                    self._take_state_of(buffers[place])
+        for params in filter(None, lacking):
+            self._make_state(params)
+        self._counts = counts_in_use(self._counts, self.state.values())
         self._plan = None
 
-    def _make_flat(self, index: int) -> None:
-        trained = [param for param in self.param_groups[index]["params"] if param.requires_grad]
-        self._flat_buffers[index] = make_flat_buffers(trained)
-        for buffer in self._flat_buffers[index]:
-            for param, ms in zip(buffer.params, buffer.mss, strict=True):
-                self.state[param]["square_avg"] = ms
+    def _lacking_of(self, index: int) -> list[torch.Tensor]:
+        """Parameters of a group that have no state, or not all of it, and may be given it."""
+        params = self.param_groups[index]["params"]
+        states = [self.state.get(param, {}) for param in params]
+        places = [place for place, state in enumerate(states) if not state.keys() >= set(STATE)]
+        if places and self._shared:
+            raise RuntimeError(
+                f"param {places[0]} in group {index} has no state, and other processes would not "
+                "see a new one: set shared state to 0 in place, and add parameters before it is "
+                "shared"
+            )
+        if places:
+            self._check_params(params)
+        return [params[place] for place in places]
 
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
 
-        The parameters themselves are shared by ``module.share_memory()``. CUDA tensors are shared
-        as they are.
+        The parameters themselves are shared by ``module.share_memory()``, which takes them out of
+        the memory of ``flat``. CUDA tensors are shared as they are.
 
         Returns:
             The optimizer itself.
         """
-        for state in self.state.values():
-            for tensor in state.values():
-                tensor.share_memory_()
+        self._make_missing_state()
+        for param in (param for group in self.param_groups for param in group["params"]):
+            for name in STATE:
+                self.state[param][name].share_memory_()
+        self._shared = True
         return self
 
     def _settings_of(self, index: int) -> tuple[Any, ...]:
         """What a launch for a group takes after its table, checked anew if anything changed."""
-        values = [self.param_groups[index][name] for name in HYPERPARAMETERS]
+        group = self.param_groups[index]
+        values = [group[name] for name in HYPERPARAMETERS]
+        values += group.get("momentum"), group.get("centered")
         known, settings = self._settings.get(index, ([], ()))
         if len(known) == len(values) and all(map(is_, known, values)):
             return settings
         settings = self._check_settings(index)
         on_host = values[HYPERPARAMETERS.index("lr") + 1 :] if self.capturable else values
-        if all(isinstance(value, (int, float)) for value in on_host):
+        if all(isinstance(value, (int, float, type(None))) for value in on_host):
             self._settings[index] = values, settings  # others may change and stay the same object
         return settings
 
     def _check_settings(self, index: int) -> tuple[Any, ...]:
         group = self.param_groups[index]
         if not self.capturable:
-            return (Hyperparameters.from_group(group),)
+            return (check_group(group, index),)
         lr = group["lr"]
         if not (isinstance(lr, torch.Tensor) and lr.dtype == torch.float64 and lr.ndim == 0):
             raise TypeError(
@@ -206,13 +277,13 @@ class RMSpropAsync(Optimizer):
         device = group["params"][0].device if group["params"] else lr.device
         if lr.device != device:
             raise ValueError(f"lr of group {index} must stay on {device}, got one on {lr.device}")
-        return Hyperparameters.from_group({**group, "lr": 0.0}), lr
+        return check_group({**group, "lr": 0.0}, index), lr
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
+    @_not_compiled
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Updates every parameter that has a gradient.
 
@@ -228,27 +299,34 @@ class RMSpropAsync(Optimizer):
             TypeError: If a gradient has another dtype than its parameter.
             ValueError: If a gradient is sparse, or of another shape or device, or a group's
                 hyperparameter is out of range.
+            RuntimeError: If state is missing that is shared with other processes.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        settings = [self._settings_of(index) for index in range(len(groups))]
         reached = Reached.of(groups)
         plan = self._plan.followed(groups, self.state, reached) if self._plan else None
+        if plan is None:
+            self._settings.clear()  # which were checked for other parameters, maybe
+        settings = [self._settings_of(index) for index in range(len(groups))]
         copies: list[torch.Tensor] = []  # which must live until they are launched
         if plan is None:
-            plan, copies = make_plan(groups, self.state, self._flat_buffers, reached, self.backend)
+            self._make_missing_state()
+            plan, copies = make_plan(
+                groups, self.state, self._counts, self._flat_buffers, reached, self.backend
+            )
         self._plan = plan
+        torch.autograd.graph.increment_version(reached.params)  # so that autograd notices
         for launch in plan.launches:
             launch.backend.update_(launch.table, *settings[launch.group])
         for counter in plan.counters:
-            counter.add_(1)
+            counter.add_one()
         del copies
-        torch.autograd.graph.increment_version(reached.params)  # so that autograd notices
         return loss
 
+    @_not_compiled
     def zero_grad(self, set_to_none: bool | None = None) -> None:
         """Clears all gradients.
 
@@ -258,14 +336,14 @@ class RMSpropAsync(Optimizer):
         """
         if set_to_none is None and self.flat:
             flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+            params = {id(param): param for group in self.param_groups for param in group["params"]}
             for buffer in flat:
-                if buffer.attach_grads():
+                if buffer.attach_grads(params.keys()):
                     self._plan = None  # which reaches them one by one
-            inside = {id(param) for buffer in flat for param in buffer.params}
-            for group in self.param_groups:
-                for param in group["params"]:
-                    if id(param) not in inside:
-                        param.grad = None
+            for inside in (param for buffer in flat for param in buffer.params):
+                params.pop(id(inside), None)
+            for param in params.values():
+                param.grad = None
             return
         super().zero_grad(set_to_none is not False)
 
@@ -273,9 +351,9 @@ class RMSpropAsync(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum;
-        hyperparameters that it does not know stay as they are. So does ``backend``, which is not
-        part of the state.
+        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum,
+        and goes on as it began: with ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false.
+        ``backend`` stays as it is, as it is not part of the state.
 
         Args:
             state_dict: From ``state_dict()``.
@@ -284,27 +362,36 @@ class RMSpropAsync(Optimizer):
             TypeError: If a hyperparameter is of a wrong type.
             ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
                 out of range, or the state has momentum or is centered. Nothing is loaded then.
+            RuntimeError: If state is missing that is shared with other processes.
         """
-        state, groups = dict(self.state), self.param_groups
+        groups = self.param_groups
+        state: dict[torch.Tensor, Any] = {}
         final: dict[str, Any] = {}
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
-            _check_loadable(self, loaded)
+            check_loadable(self, loaded)
+            self._make_missing_state()
+            state.update(self.state)
             final.update(loaded)
 
         def restore(_: Optimizer) -> None:
             # torch has cast square_avg to the parameters' dtype, and made new tensors.
             for group, old in zip(self.param_groups, groups, strict=True):
+                if "centered" in group:  # it is of torch.optim.RMSprop
+                    group.setdefault("eps_inside_sqrt", False)
+                    group.setdefault("decoupled_weight_decay", False)
                 for name in HYPERPARAMETERS:
                     group.setdefault(name, old[name])
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
-            for param, saved in _pair(self, final):
-                for name, tensor in state[param].items():
+            for counts in self._counts:
+                counts[1].zero_()
+            for param, saved in pair(self, final):
+                for name in STATE:
                     if saved:
-                        tensor.copy_(torch.as_tensor(saved[name]))
+                        state[param][name].copy_(as_saved(saved[name]))
                     else:
-                        tensor.zero_()
+                        state[param][name].zero_()
                 self.state[param] = state[param]
 
         # After the user's hooks that may change the dict, and before those that may change state.
@@ -320,56 +407,18 @@ class RMSpropAsync(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and how it was made."""
-        own = {name: getattr(self, name) for name in ("backend", "capturable")}
+        own = {name: getattr(self, name) for name in ("backend", "capturable", "_counts")}
         return {**super().__getstate__(), **own, "flat": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
         self._plan, self._settings = None, {}
+        if "_counts" in state:  # it was copied or pickled
+            self._counts = gather_steps(self._counts, self.state.values())
         if len(self.__dict__.setdefault("_flat_buffers", [])) != len(self.param_groups):
             self._flat_buffers = [[] for _ in self.param_groups]
-
-
-def _new_ms(param: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(
-        param,
-        dtype=COMPUTE_DTYPES[param.dtype],
-        memory_format=torch.preserve_format,
-        requires_grad=False,
-    )
-
-
-def _pair(
-    optimizer: Optimizer, state_dict: dict[str, Any]
-) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """Each parameter with its saved state, which is empty if none was saved."""
-    return [
-        (param, state_dict["state"].get(saved_id, {}))
-        for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
-        for param, saved_id in zip(group["params"], saved["params"], strict=True)
-    ]
-
-
-def _check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
-    sizes = [len(group["params"]) for group in groups]
-    saved_sizes = [len(group["params"]) for group in saved_groups]
-    if saved_sizes != sizes:
-        raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
-    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
-        for name in ("momentum", "centered"):
-            if saved.get(name):
-                raise ValueError(
-                    f"{name} of group {index} must be off to be loaded, got {saved[name]}"
-                )
-        Hyperparameters.from_group({**group, **saved})
-    for index, (param, saved) in enumerate(_pair(optimizer, state_dict)):
-        if saved and saved.keys() != {"step", "square_avg"}:
-            raise ValueError(
-                f"state of parameter {index} must have step and square_avg, got {sorted(saved)}"
-            )
-        for name, shape in (("step", ()), ("square_avg", tuple(param.shape))):
-            got = tuple(torch.as_tensor(saved[name]).shape) if saved else shape
-            if got != shape:
-                raise ValueError(f"{name} of parameter {index} must have shape {shape}, got {got}")
+        squares = (each["square_avg"] for each in self.state.values() if "square_avg" in each)
+        self._shared = self.__dict__.get("_shared", False) or any(
+            square.device.type == "cpu" and square.is_shared() for square in squares
+        )

@@ -20,6 +20,8 @@ from hogstream.kernels.operands import (
     same_layout,
 )
 from hogstream.optim.flat_buffers import FlatBuffer
+from hogstream.optim.state import check_step
+from hogstream.optim.step_counts import Counter, counters_of
 
 _pointer = torch.Tensor.data_ptr
 _dtype = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
@@ -151,14 +153,14 @@ class StepPlan:
 
     Attributes:
         launches: In the order of their groups.
-        counters: The step counts of reached parameters.
+        counters: What counts the steps of reached parameters.
         grad_pointers: Where the gradients were.
         written: The memory of parameters and ``ms``, where no gradient may be.
         premises: What else they depend on; None if they hold for one step only.
     """
 
     launches: list[PlannedLaunch]
-    counters: list[torch.Tensor]
+    counters: list[Counter]
     grad_pointers: list[int]
     written: _Written
     premises: _Premises | None
@@ -169,6 +171,8 @@ class StepPlan:
             if self.premises is None or not self.premises.hold(groups, state, reached):
                 return None
             pointers = list(map(_pointer, reached.grads))
+        except KeyError:  # a part of a state, which was removed: to be made
+            return None
         except RuntimeError:  # a sparse gradient, which has none of these: to be refused
             return None
         if pointers == self.grad_pointers:
@@ -186,9 +190,11 @@ class StepPlan:
         return replace(self, launches=launches, grad_pointers=pointers)
 
 
+@torch.no_grad()
 def make_plan(
     groups: Groups,
     state: State,
+    counts: list[torch.Tensor],
     flat_buffers: list[list[FlatBuffer]],
     reached: Reached,
     backend: str | None,
@@ -198,6 +204,7 @@ def make_plan(
     Args:
         groups: The optimizer's parameter groups.
         state: Its state.
+        counts: From ``new_counts``: where the state's steps are.
         flat_buffers: Those of each group.
         reached: What ``groups`` hold.
         backend: Which kernels to use; None picks by device.
@@ -206,12 +213,12 @@ def make_plan(
         The plan, and copies of gradients that it reads, if they were not laid out as parameters.
 
     Raises:
-        TypeError: If a gradient has another dtype than its parameter.
+        TypeError: If a gradient has another dtype than its parameter, or a step cannot count.
         ValueError: If a gradient is sparse or of another shape or device, if a parameter's strides
             are no longer those of its state, or if two tensors overlap.
     """
     named = [
-        _checked(f"param {index} in group {group_index}", param, state[param]["square_avg"])
+        _checked(f"param {index} in group {group_index}", param, state[param])
         for group_index, group in enumerate(groups)
         for index, param in enumerate(group["params"])
         if param.grad is not None
@@ -219,7 +226,7 @@ def make_plan(
     check_disjoint(named)
     operands = [each for _, each in named]
     launches: list[PlannedLaunch] = []
-    counters: list[torch.Tensor] = []
+    counters: list[Counter] = []
     first = 0
     for index, group in enumerate(groups):
         here = [param for param in group["params"] if param.grad is not None]
@@ -227,7 +234,7 @@ def make_plan(
         for table, of in _tables_of(positions, reached, operands, flat_buffers[index]):
             chosen = select_backend(backend, table.device.type)
             launches.append(PlannedLaunch(index, chosen, table, of))
-        counters += _counters([state[param]["step"] for param in here])
+        counters += counters_of((state[param]["step"] for param in here), counts)
         first += len(here)
     pointers = [grad.data_ptr() for grad in reached.grads]
     copies = [
@@ -239,28 +246,11 @@ def make_plan(
     return StepPlan(launches, counters, pointers, _Written.by(operands), premises), copies
 
 
-def _counters(steps: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Step counts as few tensors: one for each run of counts that lie side by side in memory."""
-    runs: list[list[torch.Tensor]] = []
-    for step in steps:
-        if not (runs and _follows(step, runs[-1][-1])):
-            runs.append([])
-        runs[-1].append(step)
-    return [run[0].as_strided((len(run),), (1,)) for run in runs]
-
-
-def _follows(step: torch.Tensor, other: torch.Tensor) -> bool:
-    return (
-        step.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-        and step.dtype == other.dtype
-        and step.storage_offset() == other.storage_offset() + 1
-    )
-
-
 def _checked(
-    name: str, param: torch.Tensor, ms: torch.Tensor
+    name: str, param: torch.Tensor, state: dict[str, torch.Tensor]
 ) -> tuple[tuple[str, str, str], Operands]:
-    grad = param.grad
+    grad, ms = param.grad, state["square_avg"]
+    check_step(f"step of {name}", state["step"])
     assert grad is not None
     names = (name, f"grad of {name}", f"square_avg of {name}")
     check_grad(param, grad, names[1], "its param")

@@ -81,6 +81,7 @@ class StreamScheduler:
         """
         check_type("shared", shared, SharedParameters)
         self.settings = SchedulerSettings.make(settings, values)
+        self.settings.hyperparameters.check_held_by(shared.flat.dtype)
         for name, value, kind in (
             ("timeline", timeline, Timeline),
             ("process_lock", process_lock, ProcessLock),
@@ -108,6 +109,7 @@ class StreamScheduler:
     @hyperparameters.setter
     def hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         check_type("hyperparameters", hyperparameters, Hyperparameters)
+        hyperparameters.check_held_by(self.shared.flat.dtype)
         self._dispatch.hyperparameters = hyperparameters
 
     async def __aenter__(self) -> StreamScheduler:

@@ -97,6 +97,7 @@ class ProcessScheduler:
         self.processes = check_integer("processes", processes, at_least=1)
         one_worker = {} if settings is not None else {"workers": 1}
         self.settings = SchedulerSettings.make(settings, {**one_worker, **values})
+        self.settings.hyperparameters.check_held_by(shared.flat.dtype)
         check_choice("policy", self.settings.policy, POLICIES)
         self.shared = shared
         self._backend = self.settings.select_backend(shared.flat.device.type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,26 +64,35 @@ def test_sizes_around_the_blocks(backend, dtype, size):
     assert_same_bits(backend.update(state, grad), formula(state, grad))
 
 
-# Factors that float32 cannot hold, or that a kernel might take for absent.
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lr": 0.0},
-        {"lr": 0.1, "alpha": 0.0},
-        {"alpha": 1 - 1e-12},
-        {"eps": 0.0},
-        {"eps": 1e-50},
-        {"lr": 1e300},
-        {"weight_decay": 1e-60},
-        {"lr": 1 / 3, "weight_decay": 1e-9, "decoupled_weight_decay": True},
-        {"lr": 2.0, "weight_decay": 0.5, "decoupled_weight_decay": True},
-    ],
-    ids=str,
-)
+# Factors that are the last that float32 holds, or that a kernel might take for absent.
+LIMITS: list[dict[str, Any]] = [
+    {"lr": 0.0},
+    {"lr": 0.1, "alpha": 0.0},
+    {"alpha": 1 - 2**-24},
+    {"eps": 0.0},
+    {"eps": 1e-45},
+    {"lr": 3.4e38},
+    {"weight_decay": 1e-45},
+    {"lr": 1 / 3, "weight_decay": 1e-9, "decoupled_weight_decay": True},
+    {"lr": 2.0, "weight_decay": 0.5, "decoupled_weight_decay": True},
+]
+# And some that only float64 holds.
+LIMITS_OF_FLOAT64 = [{"alpha": 1 - 1e-12}, {"eps": 1e-50}, {"lr": 1e300}, {"weight_decay": 1e-60}]
+
+
+@pytest.mark.parametrize("options", LIMITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_factors_at_their_limits(backend, dtype, options):
     state, grad = fresh_state(normal(1001, dtype, seed=0)), normal(1001, dtype, seed=1)
+    assert_same_bits(backend.update(state, grad, **options), formula(state, grad, **options))
+
+
+@pytest.mark.parametrize("options", LIMITS_OF_FLOAT64, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_factors_that_only_float64_holds(backend, options):
+    state = fresh_state(normal(1001, torch.float64, seed=0))
+    grad = normal(1001, torch.float64, seed=1)
     assert_same_bits(backend.update(state, grad, **options), formula(state, grad, **options))
 
 

@@ -58,21 +58,25 @@ def test_trains_to_the_bits_of_a_list_of_tensors(dtype):
 def test_memory_is_one_piece_each_and_stays_so():
     params = parameters(*SHAPES)
     optimizer = RMSpropAsync(params, flat=True)
+    bytes_each = sum(-(-param.nbytes // 64) * 64 for param in params)
 
-    def storages() -> list[set[int]]:
+    def spans() -> list[tuple[int, int]]:
         mss = [optimizer.state[param]["square_avg"] for param in params]
         return [
-            {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
-            for tensors in (params, [param.grad for param in params], mss)
+            (
+                min(tensor.data_ptr() for tensor in tensors if tensor.numel()),
+                max(tensor.data_ptr() + tensor.nbytes for tensor in tensors if tensor.numel()),
+            )
+            for tensors in (params, [p.grad for p in params if p.grad is not None], mss)
         ]
 
-    before = storages()
-    assert [len(each) for each in before] == [1, 1, 1]
+    before = spans()
+    assert all(end - start <= bytes_each for start, end in before)
     for _ in range(2):
         optimizer.zero_grad()
         sum((param.square().sum() for param in params), torch.zeros(())).backward()
         optimizer.step()
-    assert storages() == before
+    assert spans() == before
     assert all(param.data_ptr() % 64 == 0 for param in params if param.numel())
 
 
@@ -243,6 +247,45 @@ def test_frozen_parameters_are_left_alone():
     assert torch.all(trained < 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"weight_decay": 0.5}, {"weight_decay": 0.5, "decoupled_weight_decay": True}, {"eps": 0.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("zeroed_first", [False, True], ids=["made", "zeroed"])
+def test_a_parameter_that_is_frozen_later_is_left_alone(zeroed_first, options):
+    later, trained = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([later, trained], flat=True, **options)
+    if zeroed_first:
+        optimizer.zero_grad()
+    later.requires_grad_(False)
+    for _ in range(2):
+        optimizer.zero_grad()
+        trained.sum().backward()
+        optimizer.step()
+    assert later.tolist() == [1.0] * 3
+    assert later.grad is None
+    assert torch.all(trained < 1)
+    later.requires_grad_(True)
+    optimizer.zero_grad()
+    (later + trained).sum().backward()
+    optimizer.step()
+    assert torch.all(later < 1)
+    assert optimizer.state[later]["step"] == 1
+    assert optimizer._plan is not None
+    assert [launch.table.updates for launch in optimizer._plan.launches] == [1]
+
+
+def test_zero_grad_leaves_what_is_no_longer_in_a_group():
+    kept, gone = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([kept, gone], flat=True)
+    optimizer.param_groups[0]["params"] = [kept]
+    gone.grad = own = torch.ones(3)
+    optimizer.zero_grad()
+    assert gone.grad is own
+    assert own.tolist() == [1.0] * 3
+
+
 def test_zero_grad_clears_what_is_not_flat_too():
     frozen, trained = Parameter(torch.ones(3), requires_grad=False), Parameter(torch.ones(3))
     optimizer = RMSpropAsync([frozen, trained], flat=True)
@@ -262,6 +305,16 @@ def test_a_group_that_is_refused_leaves_all_parameters_where_they_were():
         RMSpropAsync(groups, flat=True)
     assert param.data_ptr() == address
     assert param.grad is None
+
+
+def test_parameters_that_other_processes_know_are_refused_and_stay():
+    model = torch.nn.Linear(3, 2).share_memory()
+    address = model.weight.data_ptr()
+    message = "param 0 in group 0 must not be shared with other processes before flat=True moves it"
+    with pytest.raises(ValueError, match=message):
+        RMSpropAsync(model.parameters(), flat=True)
+    assert model.weight.data_ptr() == address
+    assert model.weight.is_shared()
 
 
 def test_parameters_that_share_memory_are_refused_and_stay():

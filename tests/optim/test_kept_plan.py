@@ -262,19 +262,6 @@ def test_what_no_longer_fits_is_refused_as_at_the_first_step(tamper, error, mess
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
-def test_a_state_that_was_cleared_is_not_updated_any_more():
-    params = parameters((3,), (5,))
-    optimizer = RMSpropAsync(params)
-    for param in params:
-        param.grad = torch.ones_like(param)
-    optimizer.step()
-    before = [param.detach().clone() for param in params]
-    optimizer.state.clear()
-    with pytest.raises(KeyError):
-        optimizer.step()
-    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
-
-
 def test_a_parameter_of_another_dtype_at_the_same_address_is_noticed():
     param = Parameter(torch.ones(4, dtype=torch.float16))
     optimizer = RMSpropAsync([param], lr=0.5, alpha=0.0, eps=0.0)

@@ -270,3 +270,24 @@ def test_a_sparse_gradient_of_an_embedding_is_refused():
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match="grad of param 0 in group 0 must be dense"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", 0.9), ("centered", True)])
+def test_refuses_options_of_torch_that_it_would_not_honour(name, value):
+    param = Parameter(torch.ones(3))
+    message = f"{name} of group {{}} must be off, got {value}"
+    with pytest.raises(ValueError, match=message.format(0)):
+        RMSpropAsync([{"params": [param], name: value}])
+    optimizer = RMSpropAsync([param])
+    with pytest.raises(ValueError, match=message.format(1)):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2))], name: value})
+    param.grad = torch.ones(3)
+    optimizer.step()
+    before = param.tolist()
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=message.format(0)):
+        optimizer.step()
+    assert param.tolist() == before
+    optimizer.param_groups[0][name] = type(value)(0)
+    optimizer.step()
+    assert param.tolist() != before

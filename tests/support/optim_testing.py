@@ -33,6 +33,22 @@ def step_along(optimizer: Optimizer, first_seed: int, steps: int = 1) -> None:
         optimizer.step()
 
 
+def step_with(optimizer: Optimizer, reached: list[torch.nn.Parameter]) -> None:
+    """Steps with gradients of one for some parameters of the first group, and none for others."""
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = None
+    for param in reached:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
 def step_in_child(optimizer: Optimizer) -> None:
     """What another process does to a shared optimizer; here, where a spawned one can import it."""
     step_along(optimizer, first_seed=0, steps=2)
+
+
+def accumulate_in_child(model: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Adds to the gradients that there are, as backward does, and steps."""
+    for param in model.parameters():
+        param.grad = torch.ones_like(param) if param.grad is None else param.grad.add_(1)
+    optimizer.step()

@@ -1,0 +1,129 @@
+"""Counts of steps: float32, as torch has them, that go on where float32 skips numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+# Up to here float32 holds every count.
+_EVERY_COUNT = 2.0**24
+
+
+def new_counts(params: int, device: torch.device) -> torch.Tensor:
+    """Counts of zero in one piece of memory, so that they are shared, copied and saved together.
+
+    Args:
+        params: How many there are.
+        device: Where they are.
+
+    Returns:
+        float32, shape (2, params): the counts, and how much more each one is than float32 can show.
+    """
+    return torch.zeros(2, params, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counts that lie side by side in memory.
+
+    Attributes:
+        shown: Shape (n,): the counts, rounded to nearest even.
+        rest: float32, shape (n,): what that left of them, at most half of a last place.
+    """
+
+    shown: torch.Tensor
+    rest: torch.Tensor
+
+    def add_one(self) -> None:
+        """Counts a step."""
+        if self.shown.device.type != "cpu":
+            _carry(self.shown, self.rest)  # the host knows no counts there
+            return
+        shown = self.shown.numpy()
+        if np.maximum.reduce(shown) < _EVERY_COUNT:
+            np.add(shown, 1, out=shown)
+            return
+        rest = self.rest.numpy()
+        rest[shown + rest != shown] = 0  # of a count that somebody has set since
+        _carry(shown, rest)
+
+
+def _carry(shown: Any, rest: Any) -> None:
+    """Adds one to arrays or tensors, of which ``shown`` takes as much as it can hold."""
+    rest += 1
+    total = shown + rest
+    rest -= total - shown  # both differences are exact
+    shown[...] = total
+
+
+def counts_in_use(
+    counts: list[torch.Tensor], states: Iterable[dict[str, Any]]
+) -> list[torch.Tensor]:
+    """Those that the steps of any state still are in."""
+    steps = [state.get("step") for state in states]
+    used = {step.untyped_storage().data_ptr() for step in steps if isinstance(step, torch.Tensor)}
+    return [each for each in counts if each.data_ptr() in used]
+
+
+def gather_steps(
+    counts: list[torch.Tensor], states: Iterable[dict[str, Any]]
+) -> list[torch.Tensor]:
+    """Puts steps on the CPU side by side again, each of which ``pickle`` gives its own memory.
+
+    Args:
+        counts: Copied together with ``states``, whose steps are still in them unless by ``pickle``:
+            then all stays as it is, as they may be shared.
+        states: Those steps are replaced. They go on from what they show.
+
+    Returns:
+        Where the steps are now.
+    """
+    alone = [
+        state
+        for state in states
+        if not counts_in_use(counts, [state])
+        and isinstance(step := state.get("step"), torch.Tensor)
+        and (step.dtype, step.device.type, step.shape) == (torch.float32, "cpu", ())
+    ]
+    gathered = new_counts(len(alone), torch.device("cpu"))
+    for state, step in zip(alone, gathered[0], strict=True):
+        state["step"] = step.copy_(state["step"])
+    return [*counts, gathered] if alone else counts
+
+
+def counters_of(steps: Iterable[torch.Tensor], counts: list[torch.Tensor]) -> list[Counter]:
+    """As few counters as can be: one for each run of steps that lie side by side in memory.
+
+    Args:
+        steps: Of shape () each.
+        counts: From ``new_counts``: where most of them are. A step that is elsewhere, as somebody
+            has put another in its place, has its rest for as long as the counter is kept.
+    """
+    runs: list[list[torch.Tensor]] = []
+    for step in steps:
+        if not (runs and _follows(step, runs[-1][-1])):
+            runs.append([])
+        runs[-1].append(step)
+    of_storage = {each.untyped_storage().data_ptr(): each for each in counts}
+    return [_counter(run[0], len(run), of_storage) for run in runs]
+
+
+def _follows(step: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        step.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        and step.dtype == other.dtype
+        and step.storage_offset() == other.storage_offset() + 1
+    )
+
+
+def _counter(first: torch.Tensor, steps: int, of_storage: dict[int, torch.Tensor]) -> Counter:
+    shown = first.as_strided((steps,), (1,))
+    counts = of_storage.get(first.untyped_storage().data_ptr())
+    if counts is None:
+        return Counter(shown, torch.zeros(steps, dtype=torch.float32, device=first.device))
+    start = first.storage_offset() + counts.shape[1]
+    return Counter(shown, counts.as_strided((steps,), (1,), start))
