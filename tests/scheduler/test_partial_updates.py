@@ -66,6 +66,25 @@ async def test_the_others_are_left_alone(
     assert (report.updates, shared.version, dict(report.staleness)) == (3, 3, {0: 3})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
+async def test_triton_updates_the_same(backend: str) -> None:
+    """Its kernel for several parts is another one."""
+    states = []
+    for name in (backend, "triton"):
+        shared = make_shared()
+        grad = torch.randn(shared.elements, generator=torch.Generator().manual_seed(0))
+
+        async def worker(context: WorkerContext, grad: torch.Tensor = grad) -> None:
+            await context.submit(grad, only=["a", "c", "d"])
+
+        async with StreamScheduler(shared, backend=name, workers=1, weight_decay=0.1) as scheduler:
+            await scheduler.run(worker, updates=2)
+        assert moved(shared) == {"a", "c", "d"}
+        states.append(shared)
+    assert torch.equal(states[0].flat, states[1].flat)
+    assert torch.equal(states[0].ms, states[1].ms)
+
+
 async def test_a_gradient_serves_one_set_of_names_after_the_other(backend: str) -> None:
     """More sets than are kept, of one gradient."""
     names = [f"p{index}" for index in range(100)]

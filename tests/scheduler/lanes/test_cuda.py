@@ -100,6 +100,53 @@ async def test_one_worker_makes_the_updates_of_the_cpu(
     assert calls["capture"] == (3 if "batch" in options else 0)  # for each pair of gradients
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"on_nonfinite": "skip"},
+        {"process_lock": ProcessLock()},
+        {"batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+async def test_updates_of_some_parameters_are_those_of_the_cpu(options: dict[str, Any]) -> None:
+    sizes = {"a": 3, "b": 20_000, "c": 5, "d": 9_000}
+    only = [None, ["a"], ["a", "c", "d"], ["b", "d"]]
+    grads = normal_gradients(1)[0][: sum(sizes.values())].repeat(3, 1)
+    grads[1, 25_000] = float("nan")  # in d
+    states = []
+    for device in ("cpu", "cuda"):
+        shared = SharedParameters({k: torch.ones(n, device=device) for k, n in sizes.items()})
+        of_device = list(grads.to(device))
+
+        async def worker(context: WorkerContext, grads: Any = of_device) -> None:
+            await context.submit(grads[context.iteration % 3], only[context.iteration % 4])
+
+        async with StreamScheduler(
+            shared, workers=1, depth=4, weight_decay=0.1, **options
+        ) as scheduler:
+            await scheduler.run(worker, updates=48)
+        states.append((shared.flat.cpu(), shared.ms.cpu(), shared.version))
+    (flat, ms, version), (on_gpu, ms_on_gpu, version_on_gpu) = states
+    torch.testing.assert_close(on_gpu, flat, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(ms_on_gpu, ms, rtol=0, atol=0, equal_nan=True)
+    assert version_on_gpu == version
+
+
+async def test_updates_of_some_parameters_are_not_counted() -> None:
+    shared = zeros(64)
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad, only=["p"])
+
+    async with StreamScheduler(shared, workers=1, telemetry=True) as scheduler:
+        with pytest.raises(WorkerError, match="only must be None with telemetry on a GPU"):
+            await scheduler.run(worker, updates=1)
+    assert shared.version == 0
+
+
 @pytest.mark.parametrize("workers", [4, 40])  # torch's pool has 32 streams: 40 are our own
 @pytest.mark.parametrize(
     "options",
