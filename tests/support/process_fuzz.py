@@ -93,8 +93,8 @@ def draw(seed: int) -> ProcessCase:
     """The case of a seed."""
     chance = Chance(seed)
     deadline = chance.choice([None, None, 3.0])
-    # A process that is stopped is found out by a deadline, and by nothing else.
-    signals = [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP if deadline else signal.SIGKILL]
+    # A process that is stopped is found out by a deadline, and by nothing else: while it works.
+    first = [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP if deadline else signal.SIGKILL]
     return ProcessCase(
         seed=seed,
         loop=chance.choice(LOOPS),
@@ -120,8 +120,8 @@ def draw(seed: int) -> ProcessCase:
             Run(
                 updates=chance.choice([3, 40, 400]),
                 signals=[
-                    (chance.uniform(0, 0.2), chance.choice(signals))
-                    for _ in range(chance.choice([0, 0, 1, 2]))
+                    (chance.uniform(0, 0.2), signal.SIGKILL if later else chance.choice(first))
+                    for later in range(chance.choice([0, 0, 1, 2]))
                 ],
                 end=chance.choice(["itself"] * 5 + [*ENDS, *LEAVES]),
                 pause=chance.choice([0, 0.01, 0.1]),
@@ -210,7 +210,8 @@ class _Program:
                     task = asyncio.ensure_future(self._scheduler.run(make, updates=run.updates))
                     for pause, number in run.signals:
                         await asyncio.sleep(pause)
-                        self._send(number)
+                        if number == signal.SIGKILL or self._shared.version > before:
+                            self._send(number)
                     await asyncio.sleep(run.pause)
                     if run.end == "body fails":
                         raise _BodyFailed
