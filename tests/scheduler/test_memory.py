@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 import resource
@@ -224,6 +225,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 @contextmanager
 def so_many_more_files(number: int) -> Iterator[None]:
     """As in a process that has nearly as many files open as it may."""
+    gc.collect()  # which would close some later
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 16, hard))
