@@ -367,11 +367,16 @@ class ScheduledContext(WorkerContext):
             blocked: How many seconds the event loop was blocked since the last call: that is no
                 worker's own fault.
         """
-        if self._deadline is None or self._busy_since is None or self.overdue or self._in_flight:
-            return False  # with an update in flight, it may wait for an event of its lane
+        if self._deadline is None or self._busy_since is None or self.overdue:
+            return False
         self._busy_since += blocked
-        self.overdue = self._busy_since < now - self._deadline
-        return self.overdue
+        late = self._busy_since < now - self._deadline
+        if late and self._in_flight:
+            # It may wait for an event of its lane; nothing there may wait for a batch meanwhile.
+            self._dispatch.flush(self.index)
+            return False
+        self.overdue = late
+        return late
 
 
 class _Kept(NamedTuple):

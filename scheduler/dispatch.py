@@ -144,7 +144,7 @@ class Dispatch:
     def leave(self) -> None:
         """One worker less submits, for now or for good: no batch waits for it."""
         self._submitting -= 1
-        self._flush()
+        self.flush()
 
     def come_back(self) -> None:
         """One that had left submits again."""
@@ -169,7 +169,18 @@ class Dispatch:
             most = self._submitting * self.settings.depth
             complete = len(self._enqueued) >= min(self._batch, most)
         if complete or isinstance(work, Snapshot):
-            self._flush(worker if of_lane else None)
+            self.flush(worker if of_lane else None)
+
+    def flush(self, worker: int | None = None) -> None:
+        """Launches what waits for a batch: of one worker, or of all."""
+        if self._enqueued:
+            assert self.lanes is not None
+            chosen = dict.fromkeys(self._enqueued if worker is None else (worker,))
+            self._enqueued = [each for each in self._enqueued if each not in chosen]
+            self.lanes.flush(tuple(chosen))
+
+    def _make_thread(self, worker: int) -> WorkerThread:
+        return WorkerThread(f"hogstream-worker-{worker}", self._thread_state)
 
     def deliver(self, lane: int, landed: Sequence[Work]) -> None:
         """Takes note of what has landed on a lane; its worker's context receives it last."""
@@ -242,17 +253,6 @@ class Dispatch:
                         worker, TimeoutError("a blocking call did not end; it was left behind")
                     )
             await self._until_idle()
-
-    def _flush(self, worker: int | None = None) -> None:
-        """Launches what waits for a batch: of one worker, or of all."""
-        if self._enqueued:
-            assert self.lanes is not None
-            chosen = dict.fromkeys(self._enqueued if worker is None else (worker,))
-            self._enqueued = [each for each in self._enqueued if each not in chosen]
-            self.lanes.flush(tuple(chosen))
-
-    def _make_thread(self, worker: int) -> WorkerThread:
-        return WorkerThread(f"hogstream-worker-{worker}", self._thread_state)
 
     def _end(self, count: int = 1) -> None:
         """So many are under way no more."""

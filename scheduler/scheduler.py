@@ -92,6 +92,7 @@ class StreamScheduler:
         self.backend = self.settings.select_backend(shared.flat.device.type)
         self.report: RunReport | None = None
         self._opened = False
+        self._closing = False
         self._running = False
         self._stopping = False
         self._dispatch = Dispatch(self.settings, shared, timeline, process_lock)
@@ -116,7 +117,7 @@ class StreamScheduler:
         """Opens the lanes, and compiles the kernel before any worker can need it."""
         if self._opened:
             raise RuntimeError("the scheduler is open already: enter it once")
-        self._opened = True
+        self._opened, self._closing = True, False
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         try:
@@ -138,6 +139,7 @@ class StreamScheduler:
         if os.getpid() != self._pid:
             return  # a fork leaves this scope too, but the lanes are its parent's
         check_loop("the scheduler", self._loop)
+        self._closing = True  # no run may begin while others end
         try:
             await uncancelled(self._drain, self._cancel_workers)
         finally:
@@ -178,7 +180,7 @@ class StreamScheduler:
         """
         budget = Budget(updates, seconds)
         finished = self._check_iterations(iterations)
-        if self._dispatch.lanes is None:
+        if self._dispatch.lanes is None or self._closing:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
         check_loop("the scheduler", self._loop)
         if self._running:
