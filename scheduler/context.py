@@ -178,8 +178,9 @@ class WorkerContext:
     ) -> T:
         """Calls a function that computes or blocks, on the worker's own thread.
 
-        Other workers go on meanwhile. Its CUDA work goes down the worker's lane: after what the
-        caller's current stream was given before, and ahead of the update submitted after it.
+        Other workers go on meanwhile. It has the caller's context variables. Its CUDA work goes
+        down the worker's lane: after what the caller's current stream was given before, and ahead
+        of the update submitted after it.
 
         Raises:
             RuntimeError: If the worker's run has ended, or this is not the thread of the
@@ -263,7 +264,12 @@ class WorkerContext:
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
         snapshot = Snapshot(self.index, time.perf_counter_ns(), passage, self.flat)
-        self._enqueue(snapshot)
+        try:
+            self._enqueue(snapshot)
+        except BaseException:
+            if self._gate is not None and passage is not None:
+                self._gate.end(passage)
+            raise
         self._snapshot = snapshot
         while self._snapshot is not None:
             await self._delivery()

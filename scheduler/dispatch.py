@@ -97,6 +97,7 @@ class Dispatch:
         policy = select_policy(settings.policy)
         self.gate = make_gate(policy, lambda: shared.version)
         self._loop = asyncio.get_running_loop()
+        self._forked = False  # and what is under way, in this child of a fork, is the parent's
         self._idle = asyncio.Event()
         self._nothing_under_way()
         self._thread_state = ThreadState(share_of_cores(settings.workers))
@@ -129,7 +130,7 @@ class Dispatch:
     def let_go(self) -> None:
         """Leaves, in a child of ``os.fork``, what is under way to the parent."""
         part_loop(self._loop)
-        self._nothing_under_way()
+        self._forked = True
         self._idle.set()
 
     def begin_run(self, record: RunRecord) -> None:
@@ -261,7 +262,7 @@ class Dispatch:
             self._idle.set()
 
     async def _until_idle(self) -> None:
-        while self._under_way:
+        while self._under_way and not self._forked:
             self._idle.clear()
             await self._idle.wait()
 

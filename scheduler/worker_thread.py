@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], Any], on_end: Callable[[], None]) -> asyncio.Future[Any]:
-        """Has the thread call a function.
+        """Has the thread call a function, with the context variables that the caller has.
 
         Args:
             function: What to call.
@@ -45,6 +46,7 @@ class WorkerThread:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
 
         def deliver(result: Any, error: BaseException | None) -> None:
             on_end()
@@ -58,7 +60,7 @@ class WorkerThread:
         def call() -> None:
             result, failure = None, None
             try:
-                result = function()
+                result = context.run(function)
             except BaseException as error:
                 failure = error
             with suppress(RuntimeError):  # the loop is closed: the call outlived its scheduler

@@ -65,9 +65,10 @@ def _launch_on_gpu(device: torch.device, launches: int) -> float:
 
 
 async def _launch_on_cpu(queues: int) -> float:
-    shared = SharedParameters({"flat": torch.zeros(1)})
+    one = torch.zeros(1, dtype=torch.float32, device="cpu")
+    shared = SharedParameters({"flat": one})
     settings = LaneSettings(shared, select_backend(None, "cpu"))
-    numbers, grad = Hyperparameters(), torch.zeros(1)
+    numbers, grad = Hyperparameters(), torch.zeros_like(one)
     checked = Checked([Operands(shared.flat, grad, shared.ms)])
     updates = [Update(0, 0, None, grad, checked, numbers, 0) for _ in range(_QUEUE)]
     warm_up(settings, numbers)

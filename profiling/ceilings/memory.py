@@ -186,7 +186,9 @@ class _Team:
     def slices(self, level: MemoryLevel) -> list[Floats]:
         """A slice of a working set for each thread, in memory that is near its core."""
         elements = level.bytes // 4 // len(self._cores)
-        slices: list[Floats] = [torch.empty(elements).numpy() for _ in self._cores]
+        slices: list[Floats] = [
+            torch.empty(elements, dtype=torch.float32, device="cpu").numpy() for _ in self._cores
+        ]
         self.do(lambda index: slices[index].fill(1.0))
         return slices
 

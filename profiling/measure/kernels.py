@@ -27,8 +27,11 @@ def measure_kernels(device: torch.device, seed: int) -> list[KernelTime]:
         device: The device to measure; the NumPy expression is measured on a CPU only.
         seed: Of the gradients.
     """
-    generator = torch.Generator().manual_seed(seed)
-    param, grad = (torch.randn(ELEMENTS, generator=generator) for _ in range(2))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    param, grad = (
+        torch.randn(ELEMENTS, generator=generator, dtype=torch.float32, device="cpu")
+        for _ in range(2)
+    )
     alternatives = _alternatives(device, param, grad)
     timings = interleave({name: call for name, (call, _) in alternatives.items()}, device, _ROUNDS)
     expected = _after_two_updates(_update_plainly_, param, grad)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -367,6 +368,21 @@ async def test_update_given_up_before_its_launch_is_not_counted() -> None:
             await scheduler.run(worker, updates=2)
         await unblocking
     assert shared.version == 1
+
+
+async def test_blocking_work_has_the_context_variables_of_its_caller(backend: str) -> None:
+    batch = ContextVar("batch", default=-1)
+    seen = []
+
+    async def worker(context: WorkerContext) -> None:
+        batch.set(10 * context.index + context.iteration)
+        seen.append(await context.run_blocking(batch.get))
+        await context.submit(torch.ones(64))
+
+    async with StreamScheduler(small(), backend=backend, workers=2, policy="ordered") as scheduler:
+        await scheduler.run(worker, updates=6)
+    assert len(set(seen)) == 6
+    assert min(seen) == 0
 
 
 async def test_stop_iteration_in_blocking_work_is_an_error(backend: str) -> None:

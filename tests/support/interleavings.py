@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from types import GeneratorType, SimpleNamespace
 from typing import Any, NamedTuple
 
+from hogstream.scheduler.lanes import native as native_lanes
 from hogstream.scheduler.lanes import native_loop as native
 from hogstream.scheduler.lanes.native import NativeLanes
 
@@ -68,7 +69,8 @@ class Machine:
         self._version = self._owners + self._rows
         self.memory = [0] * (self._version + 1)
         # As ``_deliver_landed`` knows them.
-        self._event, self.settings = EVENT_OF_LOOP, SimpleNamespace(address=0)
+        self._event = SimpleNamespace(reader=EVENT_OF_LOOP)
+        self.settings = SimpleNamespace(address=0)
         self.lanes = [_Lane(self._functions["landed"], WORD * each) for each in self._lanes]
         self.events: Counter[int] = Counter()
         self._set_up()
@@ -89,7 +91,8 @@ class Machine:
         self.shared = {native.NEXT, native.WOKEN, native.STOP}
         self.shared |= set(range(self._owners, self._version))
         for index, lane in enumerate(self._lanes):
-            memory[lane + native.LANE_EVENT] = EVENT_OF_LOOP + 1 + index
+            event = EVENT_OF_LOOP + 1 + index
+            memory[lane + native.LANE_EVENT] = memory[lane + native.LANE_WAKER] = event
             memory[lane + native.MASK] = self._rows - 1
             memory[lane + native.LOW_WATER] = self._program.low_water
             self.shared |= {lane + word for word in (native.LAUNCHED, native.LANDED, native.ASLEEP)}
@@ -226,7 +229,7 @@ def _frames(steps: Any) -> Iterator[Any]:
 
 
 _REQUESTS = {
-    "eventfd_read": "read",
+    "read": "read",
     "atomic_load": "load",
     "atomic_store": "store",
     "atomic_add": "add",
@@ -279,7 +282,7 @@ def functions_of(*changes: tuple[str, str]) -> dict[str, Callable[..., Step]]:
         node.decorator_list.clear()
     tree = ast.Module(list(map(_AsGenerators(names).visit, functions)), [])
     # A lane that gives way to others does nothing that they see: here it sleeps at once.
-    space = {**vars(native), "Request": Request, "_YIELDS": 0}
+    space = {**vars(native_lanes), **vars(native), "Request": Request, "_YIELDS": 0}
     exec(compile(ast.fix_missing_locations(tree), native.__file__, "exec"), space)
     return {node.name: space[node.name] for node in functions}
 

@@ -43,12 +43,10 @@ class Expected:
     Attributes:
         ms: Flat.
         steps: How many there were.
-        cleared: Its gradient, if any, is nothing but what ``zero_grad`` or ``flat`` put there.
     """
 
     ms: Tensor
     steps: int = 0
-    cleared: bool = False
 
 
 @dataclass
@@ -177,15 +175,12 @@ class OptimizerCase:
 
     def _adopt(self, make: Callable[[], RMSpropAsync]) -> None:
         """Goes on with another optimizer, of parameters that are known."""
-        bare = [param for param, expected in self.expected.items() if param.grad is None]
         self.optimizer = make()
-        for param in bare:
-            self.expected[param].cleared = True
 
     def _after_step(self, group: dict[str, Any], param: Parameter) -> State:
         expected = self.expected[param]
         before = State(param.detach().flatten().clone(), expected.ms)
-        if param.grad is None or (expected.cleared and not param.requires_grad):
+        if param.grad is None:
             return before
         expected.steps += 1
         numbers = {name: group[name] for name in self._numbers()}
@@ -232,10 +227,8 @@ class OptimizerCase:
                 param.grad = None
             elif kind == "in place" and grad is not None and _may_be_written(grad):
                 grad.copy_(self._values(tuple(param.shape), param.dtype))
-                self.expected[param].cleared = False
             elif kind != "kept":
                 param.grad = self._new_grad(param)
-                self.expected[param].cleared = False
 
     def zero_grad(self) -> None:
         to_none = self.chance.choice([None, True, False])
@@ -246,7 +239,6 @@ class OptimizerCase:
             self.optimizer.zero_grad(set_to_none=to_none)
         for param in self.params:
             assert param.grad is None or not param.grad.count_nonzero()
-            self.expected[param].cleared |= to_none is not False
 
     def set_numbers(self) -> None:
         group = self.chance.choice(self.optimizer.param_groups)
@@ -307,7 +299,6 @@ class OptimizerCase:
 
     def add_group(self) -> None:
         param = self._new_param()
-        self.expected[param].cleared = param.grad is None
         named = "param_names" in self.optimizer.param_groups[0]
         self.optimizer.add_param_group(
             {
@@ -355,7 +346,6 @@ class OptimizerCase:
             return
         group = self.chance.choice(groups)
         param = self._new_param()
-        self.expected[param].cleared = param.grad is None
         if self.chance.some(0.5):
             self.done[-1] += ": appended"
             group["params"].append(param)

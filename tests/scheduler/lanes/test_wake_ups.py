@@ -34,7 +34,7 @@ def later(line: str, than: str) -> list[tuple[str, str]]:
     return [(line, ""), (than, than + line)]
 
 
-READ = "    os.eventfd_read(self._event)\n"
+READ = "    os.read(self._event.reader, _SIGNAL_BYTES)\n"
 LISTEN = "    native_loop.listen(self.settings.address)\n"
 DELIVER = "        lane.deliver()\n"
 LANDED = "        atomic_store(lane + WORD * LANDED, done)\n"
