@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -73,24 +74,26 @@ def test_owner_and_group_stay(tmp_path: Path) -> None:
 
 @may_fork_with_threads
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become others")
-def test_a_group_that_is_lost_hands_on_no_rights(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    path.chmod(0o664)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o777)
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        try:
-            with replace_file(path) as file:
-                file.write(b"new")
-        finally:
-            os._exit(int(path.read_bytes() != b"new"))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    status = path.stat()
+def test_a_group_that_is_lost_hands_on_no_rights() -> None:
+    with TemporaryDirectory() as folder:  # not one of pytest's, which none but its user may enter
+        os.chmod(folder, 0o777)
+        path = Path(folder, "file")
+        path.touch()
+        path.chmod(0o664)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                with replace_file(path) as file:
+                    file.write(b"new")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        status = path.stat()
+        assert path.read_bytes() == b"new"
     assert (status.st_uid, status.st_gid) == (65534, 65534)
     assert stat.S_IMODE(status.st_mode) == 0o604
 

@@ -101,6 +101,17 @@ def test_damaged_files_are_made_anew(cache, compile_anew, pattern, damage):
     assert hits(compile_anew()) == (1, 1)
 
 
+@pytest.mark.slow
+def test_no_changed_byte_is_run(cache, compile_anew):
+    compile_anew()
+    (file,) = cache.rglob("*double*.nbc")
+    data = file.read_bytes()
+    for place in range(7, len(data), len(data) // 24):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :])
+        assert hits(compile_anew())[0] == 0, place
+        file.write_bytes(data)
+
+
 def test_data_of_another_function_is_not_taken(cache, compile_anew):
     compile_anew()
     first, second = sorted(cache.rglob("*.nbc"))
