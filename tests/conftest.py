@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from brief_hogstream import BRIEF
-from compiled_code import keep_by_source
 
 HAS_DEVICE = torch.cuda.is_available()
 
@@ -24,7 +23,6 @@ HAS_DEVICE = torch.cuda.is_available()
 if not HAS_DEVICE:
     os.environ["TRITON_INTERPRET"] = "1"
 
-keep_by_source()
 
 # What commands keep for the user they keep here, and nothing of the user's is seen.
 _CACHE = tempfile.TemporaryDirectory(prefix="hogstream-tests-")

@@ -2,7 +2,8 @@
 
 Numba's own ``cache=True`` raises where it finds no folder that it may write, when the disk is full,
 and at a file that is damaged; or it runs the damaged machine code. A cache is no reason to fail:
-here the function is compiled again.
+here the function is compiled again. So it is when a file has changed that it is made from: Numba
+looks at the function's own alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,9 +65,8 @@ class _Cache(_caching.FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         locator = self._impl.locator
-        self._cache_file = _CheckedFile(
-            locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp()
-        )
+        stamp = locator.get_source_stamp(), _sources_of(Path(function.__code__.co_filename).parent)
+        self._cache_file = _CheckedFile(locator.get_cache_path(), self._impl.filename_base, stamp)
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """What was compiled for a signature; None if it was not, or cannot be read."""
@@ -82,6 +83,14 @@ class _Cache(_caching.FunctionCache):  # type: ignore[misc]
             super().save_overload(signature, compiled)
         except Exception as error:  # such as a full disk
             _not_kept(error)
+
+
+@cache
+def _sources_of(folder: Path) -> str:
+    """A digest of all files that code in a folder is compiled from; Numba looks at one alone."""
+    kernels = Path(__file__).parents[1]
+    paths = {*kernels.rglob("*.py"), *folder.glob("*.py")}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()
 
 
 class _CheckedFile(_caching.IndexDataCacheFile):  # type: ignore[misc]

@@ -1,8 +1,4 @@
-"""Arithmetic on vectors in LLVM's language, for functions that Numba compiles.
-
-Numba's cache looks at the file of what is compiled alone: after a change here, touch the files that
-use it.
-"""
+"""Arithmetic on vectors in LLVM's language, for functions that Numba compiles."""
 
 from __future__ import annotations
 

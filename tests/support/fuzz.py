@@ -10,7 +10,6 @@ from collections.abc import Callable
 from importlib import import_module
 from itertools import count
 
-from compiled_code import keep_by_source
 from fuzzing import Case, try_seed
 
 FUZZES = ["optimizer", "scheduler", "process"]
@@ -49,9 +48,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="the first of each fuzz")
     parser.add_argument("--runs", type=int, help="how many seeds of each, in place of a time")
     options = parser.parse_args()
-    # Both are told to them before they are imported.
+    # Triton reads it when kernels are imported.
     os.environ["TRITON_INTERPRET"] = "1"
-    keep_by_source()
     fuzzes = options.fuzzes or FUZZES
     each = options.seconds / len(fuzzes)
     sys.exit(sum(fuzz_for(fuzz, options.seed, options.runs, each) for fuzz in fuzzes) > 0)

@@ -75,6 +75,14 @@ def test_is_kept(cache, compile_anew):
     assert hits(compile_anew()) == (1, 1)
 
 
+def test_is_compiled_anew_when_a_file_beside_it_changes(cache, compile_anew, tmp_path):
+    """Its constants, or what it calls, may come from there."""
+    for content, expected in (("ONE = 1", (0, 0)), ("ONE = 1", (1, 1)), ("ONE = 2", (0, 0))):
+        (tmp_path / "constants.py").write_text(content)
+        numba_compile._sources_of.cache_clear()
+        assert hits(compile_anew()) == expected
+
+
 DAMAGE = {
     "emptied": lambda data: b"",
     "cut short": lambda data: data[: len(data) // 2],
