@@ -103,7 +103,8 @@ class _Premises(NamedTuple):
     states: list[dict[str, torch.Tensor]]
     steps: list[torch.Tensor]
     squares: list[torch.Tensor]
-    params: list[int]
+    params: list[torch.Tensor]
+    pointers: list[int]  # all the same, of those without elements
     sizes: list[int]
     mss: list[int]
     dtypes: list[torch.dtype]
@@ -119,7 +120,8 @@ class _Premises(NamedTuple):
             states=states,
             steps=[each["step"] for each in states],
             squares=[each["square_avg"] for each in states],
-            params=[param.data_ptr() for param in reached.params],
+            params=reached.params,
+            pointers=[param.data_ptr() for param in reached.params],
             sizes=[param.numel() for param in reached.params],
             mss=[each["square_avg"].data_ptr() for each in states],
             dtypes=[param.dtype for param in reached.params],
@@ -130,7 +132,8 @@ class _Premises(NamedTuple):
     def hold(self, groups: Groups, state: State, reached: Reached) -> bool:
         params, grads = reached
         return (
-            self.params == list(map(_pointer, params))
+            self.pointers == list(map(_pointer, params))
+            and all(map(is_, params, self.params))
             and self.sizes == list(map(torch.Tensor.numel, params))
             and self.sizes == list(map(torch.Tensor.numel, grads))
             and all(map(is_, map(_dtype, params), self.dtypes))

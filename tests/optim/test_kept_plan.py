@@ -11,7 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from hogstream.optim import RMSpropAsync
-from optim_testing import parameters
+from optim_testing import parameters, step_with
 from update_testing import State, assert_same_bits, formula, normal
 
 SHAPES = [(4, 4), (3,), (2, 3, 4, 4), (5,)]
@@ -166,6 +166,15 @@ def test_other_parameters_may_have_gradients_at_each_step():
         optimizer.step()
         assert all(torch.equal(p, e) for p, e in zip(params, expected, strict=True))
         assert [optimizer.state[param]["step"].item() for param in params] == counts
+
+
+def test_other_parameters_without_elements_may_have_gradients_at_each_step():
+    """They all lie at one address."""
+    params = parameters((3,), (0,), (0,))
+    optimizer = RMSpropAsync(params)
+    for reached in (params[:2], params[::2], params[:2]):
+        step_with(optimizer, reached)
+    assert [optimizer.state[param]["step"].item() for param in params] == [3, 2, 1]
 
 
 def test_no_gradient_is_kept_alive():
