@@ -83,6 +83,12 @@ class FlatBuffer:
                 came_back = True
         return came_back
 
+    def drop_grads_of_frozen(self) -> None:
+        """Sets gradients to None that are zero, of parameters that require none any more."""
+        for param, grad in zip(self.params, self.grads, strict=True):
+            if not param.requires_grad and param.grad is grad and not grad.count_nonzero():
+                param.grad = None
+
     def with_new_state(self) -> FlatBuffer:
         """The same parameters, with ``ms`` of zero in new memory."""
         flat = torch.zeros_like(self.operands.ms)
@@ -198,7 +204,7 @@ def _move_into(buffer: FlatBuffer) -> None:
     for param, start, grad in zip(buffer.params, buffer.starts, buffer.grads, strict=True):
         with torch.inference_mode(param.is_inference()):  # data of another kind would not do
             own = own_view(buffer.operands.param, param, start)
-            own.copy_(param)
+            own.copy_(param.detach())
         if param.grad is not None:
             grad.copy_(param.grad)
         param.data = own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.kernels.operands import check_param
+from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
 from hogstream.optim.state import STATE, as_saved, check_group, check_loadable, new_ms, pair
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
@@ -19,6 +20,8 @@ from hogstream.optim.step_plan import Reached, StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
+# Autograd counts this up with each operation that a backward may go through.
+_graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
 class RMSpropAsync(Optimizer):
@@ -56,7 +59,7 @@ class RMSpropAsync(Optimizer):
             into one piece of memory each: a step is then one launch without a table. Gradients
             stay where they are: ``zero_grad()`` sets them to zero and not to None, so a parameter
             that a loss does not reach is updated with zero. One that requires no gradient any more
-            gets None: freeze before ``zero_grad()``. A gradient that leaves the flat memory
+            is left alone: its zeros become None. A gradient that leaves the flat memory
             (``param.grad = ...``, ``model.zero_grad()``) is read all the same, through the table,
             until the next ``zero_grad()``; so is a parameter whose ``data`` is replaced
             (``model.to()``, ``model.share_memory()``), from then on. A copied or unpickled
@@ -111,6 +114,7 @@ class RMSpropAsync(Optimizer):
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
+        self._graph = 0  # how far autograd's graphs were when flat gradients were set to zero
         # By group: its hyperparameters, and what a launch takes for them.
         self._settings: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
         super().__init__(params, defaults)
@@ -118,6 +122,7 @@ class RMSpropAsync(Optimizer):
         if flat:  # only now, when no group can be refused any more
             check_movable(self.param_groups)
             self._flat_buffers = self._make_flat(self.param_groups)
+            self._graph = _graph_position()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
@@ -224,7 +229,7 @@ class RMSpropAsync(Optimizer):
         params = self.param_groups[index]["params"]
         states = [self.state.get(param, {}) for param in params]
         places = [place for place, state in enumerate(states) if not state.keys() >= set(STATE)]
-        if places and self._shared:
+        if places and (self._shared or _is_any_shared(self.state.values())):
             raise RuntimeError(
                 f"param {places[0]} in group {index} has no state, and other processes would not "
                 "see a new one: set shared state to 0 in place, and add parameters before it is "
@@ -244,9 +249,8 @@ class RMSpropAsync(Optimizer):
             The optimizer itself.
         """
         self._make_missing_state()
-        for param in (param for group in self.param_groups for param in group["params"]):
-            for name in STATE:
-                self.state[param][name].share_memory_()
+        params = (param for group in self.param_groups for param in group["params"])
+        move_to_shared_memory(self.state[param][name] for param in params for name in STATE)
         self._shared = True
         return self
 
@@ -306,6 +310,10 @@ class RMSpropAsync(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
+        if self.flat and _graph_position() != self._graph:
+            # What was frozen since ``zero_grad``, no backward can have reached.
+            for buffer in (each for buffers in self._flat_buffers for each in buffers):
+                buffer.drop_grads_of_frozen()
         reached = Reached.of(groups)
         plan = self._plan.followed(groups, self.state, reached) if self._plan else None
         if plan is None:
@@ -344,6 +352,7 @@ class RMSpropAsync(Optimizer):
                 params.pop(id(inside), None)
             for param in params.values():
                 param.grad = None
+            self._graph = _graph_position()
             return
         super().zero_grad(set_to_none is not False)
 
@@ -416,9 +425,12 @@ class RMSpropAsync(Optimizer):
         self._plan, self._settings = None, {}
         if "_counts" in state:  # it was copied or pickled
             self._counts = gather_steps(self._counts, self.state.values())
+            self._shared = _is_any_shared(self.state.values())
         if len(self.__dict__.setdefault("_flat_buffers", [])) != len(self.param_groups):
             self._flat_buffers = [[] for _ in self.param_groups]
-        squares = (each["square_avg"] for each in self.state.values() if "square_avg" in each)
-        self._shared = self.__dict__.get("_shared", False) or any(
-            square.device.type == "cpu" and square.is_shared() for square in squares
-        )
+
+
+def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
+    """Whether some state on the CPU lies where other processes may know it."""
+    squares = (state["square_avg"] for state in states if "square_avg" in state)
+    return any(square.device.type == "cpu" and square.is_shared() for square in squares)

@@ -276,6 +276,32 @@ def test_a_parameter_that_is_frozen_later_is_left_alone(zeroed_first, options):
     assert [launch.table.updates for launch in optimizer._plan.launches] == [1]
 
 
+@pytest.mark.parametrize("options", [{"weight_decay": 0.5}, {"eps": 0.0}], ids=str)
+@pytest.mark.parametrize("after", [0, 1, 2], ids="after {} steps".format)
+@pytest.mark.parametrize("clip", [False, True], ids=["whole", "clipped"])
+def test_a_parameter_is_left_alone_from_when_it_is_frozen(after, clip, options):
+    """In a loop that clears gradients at its end, torch's optimizer has none of it either."""
+    moved = []
+    for make in (
+        lambda params: RMSpropAsync(params, flat=True, eps_inside_sqrt=False, **options),
+        lambda params: torch.optim.RMSprop(params, foreach=False, **options),
+    ):
+        later, trained = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+        optimizer = make([later, trained])
+        for step in range(4):
+            later.requires_grad_(step < after)
+            (later * trained).sum().backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_([later, trained], 10.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        moved.append((later.detach().clone(), int(optimizer.state[later].get("step", 0))))
+    (ours, our_steps), (theirs, their_steps) = moved
+    assert our_steps == their_steps == after
+    assert torch.equal(ours == 1, theirs == 1)
+    assert torch.isfinite(ours).all()
+
+
 def test_zero_grad_leaves_what_is_no_longer_in_a_group():
     kept, gone = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     optimizer = RMSpropAsync([kept, gone], flat=True)

@@ -185,6 +185,29 @@ def test_shared_state_is_not_made_anew(change):
     assert all(map(torch.equal, model.parameters(), before))
 
 
+def test_an_optimizer_that_has_loaded_shared_state_may_be_reset():
+    param = Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([param])
+    optimizer.load_state_dict(RMSpropAsync([Parameter(torch.ones(3))]).share_memory().state_dict())
+    optimizer.state.clear()
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 1
+
+
+def test_state_that_is_shared_by_hand_is_not_made_anew():
+    params = [Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = RMSpropAsync(params)
+    for state in optimizer.state.values():
+        state["square_avg"].share_memory_()
+    del optimizer.state[params[0]]
+    for param in params:
+        param.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="other processes would not see"):
+        optimizer.step()
+    assert all(param.eq(1).all() for param in params)
+
+
 def test_a_copy_of_a_shared_optimizer_may_be_reset():
     param = Parameter(torch.ones(3))
     optimizer = copy.deepcopy(RMSpropAsync([param]).share_memory())
