@@ -105,9 +105,10 @@ def _select(name: str | None, device_type: str) -> Backend:
 def _numba_missing() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed; pip install 'hogstream[cpu]'"
-    if broken := _import_error("Numba", "numba"):
+    config = "numba.core.config"
+    if broken := _import_error("Numba", config):
         return broken
-    if importlib.import_module("numba").config.DISABLE_JIT:
+    if importlib.import_module(config).DISABLE_JIT:
         return "Numba compiles nothing, as NUMBA_DISABLE_JIT is set"
     return _import_error("Numba", _module("numba"))
 

@@ -68,6 +68,7 @@ def test_updates_with_numpy(without_optional):
 
 # What Python makes of a compiler that is installed, and does not fit what else is.
 BROKEN = {
+    "ModuleNotFoundError, as half of it is left": "",
     "ImportError": "raise ImportError('needs NumPy 2.2 or less.\\nGot NumPy 2.4.')",
     "ModuleNotFoundError": "import no_such_module",
     "SystemError": "raise SystemError('initialization of _internal failed')",
@@ -97,7 +98,8 @@ def test_a_compiler_that_cannot_be_imported_is_done_without(tmp_path, package, e
         *("-c", USED_ALL_THE_SAME, package), PYTHONPATH=str(tmp_path), TRITON_INTERPRET="1"
     )
     missing, param = json.loads(said)
-    begins = f"{package.title()} is installed, but cannot be imported: {error}: "
+    kind = error.partition(",")[0]
+    begins = f"{package.title()} is installed, but cannot be imported: {kind}: "
     assert missing.startswith(begins)
     assert "\n" not in missing
     assert param == pytest.approx([0.99] * 5)
