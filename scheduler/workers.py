@@ -63,7 +63,7 @@ class SimulatedWorker:
 class _Replica:
     """A worker's own module over the shared parameters, with gradients of its own.
 
-    An update may still read one gradient while the next is made: there are as many as the depth.
+    Updates may still read gradients while the next is made, so there are several.
     """
 
     def __init__(
@@ -76,12 +76,13 @@ class _Replica:
         shared.attach(self.module, context.parameters)
         self._parameters = dict(self.module.named_parameters())
         self._targets = context.parameters
-        self._grads = [torch.zeros_like(shared.flat) for _ in range(context.depth)]
+        # One more than may be in flight: an update that nobody waits for any more is so as well.
+        self._grads = [torch.zeros_like(shared.flat) for _ in range(context.depth + 1)]
         self._views = [shared.views_of(grad) for grad in self._grads]
 
     def fits(self, context: WorkerContext) -> bool:
         """Whether it was made for a context like this one."""
-        return self._flat is context.flat and len(self._grads) == context.depth
+        return self._flat is context.flat and len(self._grads) == context.depth + 1
 
     def clear(self) -> None:
         """Has no parameter a gradient, and freezes those that were frozen in the model since."""

@@ -440,6 +440,44 @@ async def test_model_whose_callback_fails_keeps_its_gradients_apart() -> None:
     assert shared.flat.eq(-20).all()
 
 
+async def test_model_that_waits_for_no_landing_keeps_its_gradients_apart() -> None:
+    """An update in flight whose submission was cancelled still reads its gradient."""
+    model = torch.nn.Linear(4, 4, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    shared = SharedParameters.from_module(model)
+    loop, applies, released = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def kernel(update: Any, *operands: Any) -> None:
+        loop.call_soon_threadsafe(applies.set)
+        released.wait(timeout=60)
+        update(*operands)
+
+    def loss(module: torch.nn.Module, sign: float) -> torch.Tensor:
+        return sign * next(module.parameters()).sum()
+
+    model_worker = ModelWorker(shared, model, loss, iter([1.0, -1.0]))
+
+    async def worker(context: WorkerContext) -> None:
+        if context.iteration == 0:
+            iteration = asyncio.ensure_future(model_worker(context))
+            await applies.wait()
+            iteration.cancel()
+            raise LookupError("it takes too long")
+        submit = context.submit
+
+        async def submit_and_release(*arguments: Any, **options: Any) -> None:
+            released.set()  # only now, when the second gradient has been made
+            await submit(*arguments, **options)
+
+        context.submit = submit_and_release  # type: ignore[method-assign]
+        await model_worker(context)
+
+    async with python_lanes(shared, kernel, workers=1, on_error="restart", **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=2)
+    assert report.updates == 2
+    assert model.weight.eq(0).all()  # one up, one down
+
+
 async def test_run_that_all_workers_left_early_is_an_error() -> None:
     async def worker(context: WorkerContext) -> None:
         if context.iteration == 3:
