@@ -19,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from hogstream.kernels.backends.select import Backend
-from hogstream.scheduler.forks import let_go_in_forks, part_loop
+from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
 from hogstream.scheduler.lanes.process_lock import ProcessLock
@@ -120,6 +120,7 @@ class Dispatch:
 
     def close(self) -> None:
         """Closes the lanes; nothing may be under way."""
+        forget_in_forks(self)
         for thread in self._threads:
             thread.close()
         if self.lanes is not None:
@@ -223,7 +224,12 @@ class Dispatch:
                 self._end()
 
         calls.append(end)
-        result: T = await self._threads[worker].call(call, end)
+        try:
+            future = self._threads[worker].call(call, end)
+        except BaseException:  # such as no more threads
+            end()
+            raise
+        result: T = await future
         return result
 
     def leave_thread(self, worker: int) -> bool:

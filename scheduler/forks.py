@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol
 from weakref import WeakSet
 
@@ -26,8 +26,13 @@ _holders: WeakSet[Holder] = WeakSet()
 
 
 def let_go_in_forks(holder: Holder) -> None:
-    """Has its ``let_go`` called in each child of ``os.fork``, as long as it lives."""
+    """Has its ``let_go`` called in each child of ``os.fork``, until it is forgotten or dies."""
     _holders.add(holder)
+
+
+def forget_in_forks(holder: Holder) -> None:
+    """It holds nothing any more that a child would have to leave alone."""
+    _holders.discard(holder)
 
 
 def cut_off(descriptor: int) -> None:
@@ -51,8 +56,9 @@ def part_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _let_go_of_all() -> None:
-    for holder in tuple(_holders):
-        holder.let_go()
+    with ExitStack() as stack:  # all, whatever goes wrong with one
+        for holder in tuple(_holders):
+            stack.callback(holder.let_go)
 
 
 if hasattr(os, "register_at_fork"):

@@ -46,23 +46,6 @@ def allocate_zeros(
         return torch.from_numpy(memory).view(dtype).view(shape)
 
 
-def move_to_shared_memory(*tensors: torch.Tensor) -> None:
-    """Moves tensors to where other processes can reach them, with their views: all, or none.
-
-    Args:
-        tensors: On one device; on a GPU, and in shared memory, they stay where they are.
-
-    Raises:
-        RuntimeError: If there is no room, or no file descriptor, for one of them.
-    """
-    moving = [tensor for tensor in tensors if not tensor.is_shared()]
-    # None can be moved back: so room for all is taken first.
-    room = [torch.empty_like(tensor, device=tensor.device).share_memory_() for tensor in moving]
-    for tensor in moving:
-        del room[0]
-        tensor.share_memory_()
-
-
 def save_parts_alone(module: torch.nn.Module) -> None:
     """Has a module's ``state_dict`` hold tensors that are saved as what they are.
 
@@ -101,10 +84,11 @@ def _join_tied(
     module: torch.nn.Module, state_dict: MutableMapping[str, Any], prefix: str, _: Any
 ) -> None:
     """A module's hook: what is tied in it is one tensor again, and saved once."""
-    joined: dict[tuple[int, torch.Size], Any] = {}
+    joined: dict[tuple[Any, ...], Any] = {}
     for name, value in state_dict.items():
         if name.startswith(prefix) and isinstance(value, torch.Tensor) and value.numel():
-            state_dict[name] = joined.setdefault((value.data_ptr(), value.shape), value)
+            same = value.data_ptr(), value.dtype, value.shape, value.stride()
+            state_dict[name] = joined.setdefault(same, value)
 
 
 def _part_alone(value: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,10 @@ import torch
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.scheduler.checks import check_integer
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.memory import allocate_zeros, move_to_shared_memory, save_parts_alone
+from hogstream.scheduler.memory import allocate_zeros, save_parts_alone
 
 
 class SharedParameters:
@@ -104,12 +105,14 @@ class SharedParameters:
         with torch.inference_mode(False):
             self.views: Mapping[str, torch.Tensor] = MappingProxyType(self.views_of(self.flat))
         self._versions = self.versions.numpy().data
-        self.let_go()
+        self.users = 0
+        self._landing = threading.Lock()
         let_go_in_forks(self)
 
     def let_go(self) -> None:
-        """Forgets who uses them: in a copy, or a child of ``os.fork``, nobody does."""
-        self.users = 0
+        """Forgets who uses them, in a child of ``os.fork``, unless the memory is shared."""
+        if not self.flat.is_shared():
+            self.users = 0
         self._landing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,7 +227,7 @@ class SharedParameters:
         versions[0] = self.version
         made = self.worker_ms, None if self.races is None else self.races.counts
         tensors = [self.flat, self.ms, versions, *(each for each in made if each is not None)]
-        move_to_shared_memory(*tensors)
+        move_to_shared_memory(tensors)
         self.versions = versions
         self._look()
 

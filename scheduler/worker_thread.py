@@ -43,6 +43,9 @@ class WorkerThread:
 
         Returns:
             Its result; cancelling it does not end the call.
+
+        Raises:
+            RuntimeError: If the thread cannot be started; ``on_end`` is not called then.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -65,10 +68,12 @@ class WorkerThread:
                 failure = error
             with suppress(RuntimeError):  # the loop is closed: the call outlived its scheduler
                 loop.call_soon_threadsafe(deliver, result, failure)
+            del failure  # which refers to this frame, and so to all that the function had
 
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._calls.put(call)
         return future
 

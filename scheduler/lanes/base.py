@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.scheduler.checks import check_loop
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Work
@@ -87,7 +88,7 @@ class Lane(Protocol):
         Raises:
             TypeError: If it is no such event.
             ValueError: If it was not recorded.
-            RuntimeError: If the lanes are closed before it is done.
+            RuntimeError: If the lanes are closed before it is done, or are of another event loop.
         """
 
 
@@ -152,6 +153,7 @@ class Queue:
     def __init__(self) -> None:
         """An empty one."""
         self.enqueued = self.delivered = 0
+        self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def position(self) -> Position:
@@ -173,6 +175,7 @@ class Queue:
         """Waits until the lane has come to a position."""
         if not isinstance(event, Position):
             raise TypeError(f"event must be one that a lane recorded, got {type(event).__name__}")
+        check_loop("the lane", event.queue._loop)
         if event.queue.delivered < event.position:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             event.queue._waiting.append((event.position, waiter))

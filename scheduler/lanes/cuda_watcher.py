@@ -10,6 +10,7 @@ from collections.abc import Collection, Hashable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from hogstream.scheduler.checks import check_loop
 from hogstream.scheduler.lanes.base import Wakeup
 
 _BACK_OFF_SECONDS = (10e-6, 1e-3)
@@ -46,6 +47,7 @@ class EventWatcher:
 
     def __init__(self) -> None:
         """Starts the thread; what it sees is delivered on the running loop."""
+        self._loop = asyncio.get_running_loop()
         self._wakeup = Wakeup(self._deliver)
         self._watched: SimpleQueue[Watched | None] = SimpleQueue()
         self._landed: deque[Watched] = deque()
@@ -64,11 +66,13 @@ class EventWatcher:
             event: Anything that has ``query()``, as a ``torch.cuda.Event``.
 
         Raises:
-            RuntimeError: If the watcher is closed before the event is done.
+            RuntimeError: If the watcher is closed before the event is done, or belongs to another
+                event loop.
             Exception: Whatever ``query`` raises.
         """
         if self._closed:
             raise RuntimeError("the lanes are closed: nobody watches events any more")
+        check_loop("the lane", self._loop)
         waiter = _Waiter(event)
         self.watch(waiter)
         await waiter.future

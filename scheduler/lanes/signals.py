@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hogstream.scheduler.forks import cut_off, let_go_in_forks
+from hogstream.scheduler.forks import cut_off, forget_in_forks, let_go_in_forks
 
 
 class Signal:
@@ -41,5 +41,6 @@ class Signal:
 
     def close(self) -> None:
         """Closes it."""
+        forget_in_forks(self)
         while self._open:
             os.close(self._open.pop())

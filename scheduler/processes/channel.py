@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any, cast
 
-from hogstream.scheduler.forks import cut_off, let_go_in_forks, part_loop
+from hogstream.scheduler.forks import cut_off, forget_in_forks, let_go_in_forks, part_loop
 
 _LENGTH = struct.Struct("!Q")
 
@@ -84,9 +84,7 @@ class Channel(asyncio.Protocol):
     def let_go(self) -> None:
         """Leaves it, in a child of ``os.fork``, to the parent."""
         part_loop(self._loop)
-        descriptor = self._transport.get_extra_info("socket").fileno()
-        if descriptor >= 0:  # it is not closed
-            cut_off(descriptor)
+        cut_off(self._transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps what bytes are written to."""
@@ -106,6 +104,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Lets those who wait know."""
+        forget_in_forks(self)
         self._messages.put_nowait(None)
         self._lost.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -199,6 +200,39 @@ async def test_context_is_of_one_thread(method: str, backend: str) -> None:
         await context.submit(torch.ones(64))
 
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
+        assert (await scheduler.run(worker, updates=2)).updates == 2
+
+
+async def test_lane_is_of_one_event_loop(backend: str) -> None:
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(torch.ones(64))
+        event = context.lane.record_event()
+
+        async def wait() -> None:
+            await context.lane.done(event)
+
+        with pytest.raises(RuntimeError, match="the lane must be used in the event loop that"):
+            await asyncio.to_thread(asyncio.run, wait())
+
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
+        assert (await scheduler.run(worker, updates=2)).updates == 2
+
+
+async def test_no_room_for_a_thread_is_an_error_of_the_worker(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def worker(context: WorkerContext) -> None:
+        await context.run_blocking(int)
+        await context.submit(torch.ones(64))
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python has it
+
+    async with StreamScheduler(small(), backend=backend, workers=2) as scheduler:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(WorkerError, match="start new thread"):
+                await scheduler.run(worker, updates=2)
         assert (await scheduler.run(worker, updates=2)).updates == 2
 
 

@@ -49,3 +49,22 @@ async def test_child_may_use_what_its_parent_has_open() -> None:
     _, status = os.waitpid(pid, 0)  # noqa: ASYNC222 (nothing else has to go on)
     assert os.waitstatus_to_exitcode(status) == 0
     assert shared.version == 0
+
+
+@may_fork_with_threads
+async def test_child_may_not_move_what_its_parent_shares() -> None:
+    """Updates that it made in other places would not be counted."""
+    shared = SharedParameters({"p": torch.zeros(8)})
+    shared.share_memory_(2)
+    async with StreamScheduler(shared, workers=1, backend="numpy"):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                with pytest.raises(RuntimeError, match="must not move while a scheduler is open"):
+                    shared.share_memory_(1)
+                code = 0
+            finally:
+                os._exit(code)
+    _, status = os.waitpid(pid, 0)  # noqa: ASYNC222 (nothing else has to go on)
+    assert os.waitstatus_to_exitcode(status) == 0
