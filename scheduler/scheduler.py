@@ -196,30 +196,38 @@ class StreamScheduler:
             context.index: asyncio.create_task(self._work(worker, context, budget, record))
             for context in sorted(contexts, key=lambda context: context.iteration)
         }
-        ended = closed = False
+        spent = closed = False
         policy, ranges = self.settings.policy, self._ranges
         with nullcontext() if ranges is None else ranges.around(f"run {policy}"):
             try:
                 await self._watch(contexts, record)
-                closed, ended = self._stopping, True
+                closed, spent = self._stopping, budget.is_spent()
             finally:
                 try:
                     await uncancelled(self._drain, self._cancel_workers)
                 finally:
-                    self._running = False
-                    self._dispatch.end_run()
-                    for context in contexts:
-                        context.retire()
-                    self._note_failures(record)
-                    whole = ended and budget.is_spent()
-                    ran = described(self.settings, self.shared, self.backend)
-                    self.report = record.report(**ran, partial=not whole)
-        all_failed = len(record.failures) == self.settings.workers and self.report.partial
+                    whole = spent and budget.is_spent()  # and nothing was given back meanwhile
+                    report = self.report = self._finish(contexts, record, whole)
+        all_failed = len(record.failures) == self.settings.workers and report.partial
         if record.failures and (self.settings.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
-        return self.report
+        return report
+
+    def _finish(
+        self, contexts: Sequence[ScheduledContext], record: RunRecord, whole: bool
+    ) -> RunReport:
+        """Ends a run of which nothing is under way any more, and reports it."""
+        self._running = False
+        self._dispatch.end_run()
+        for context in contexts:
+            context.retire()
+        for index, task in self._tasks.items():  # what ended a worker's task
+            if not task.cancelled() and (error := task.exception()) is not None:
+                record.failures.setdefault(index, error)
+        ran = described(self.settings, self.shared, self.backend)
+        return record.report(**ran, partial=not whole)
 
     async def _watch(self, contexts: Sequence[ScheduledContext], record: RunRecord) -> None:
         """Waits for the workers, and has those fail that take longer than they may."""
@@ -347,9 +355,3 @@ class StreamScheduler:
                 zip(lanes.lanes, self._ms, self._snapshots, iterations, strict=True)
             )
         ]
-
-    def _note_failures(self, record: RunRecord) -> None:
-        """Takes down what ended a worker's task."""
-        for index, task in self._tasks.items():
-            if not task.cancelled() and (error := task.exception()) is not None:
-                record.failures.setdefault(index, error)

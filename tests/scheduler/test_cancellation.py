@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from hogstream.scheduler import StreamScheduler, WorkerContext, WorkerError
+from hogstream.scheduler import StreamScheduler, WorkerContext, WorkerError, budget
 from hogstream.scheduler.cancellation import uncancelled
 from scheduler_testing import POLICIES, small, submit_ones
 
@@ -308,6 +309,34 @@ async def test_what_was_handed_out_and_not_done_is_missing(
             await scheduler.run(worker, updates=2)
         assert scheduler.report is not None
         assert scheduler.report.updates == int(failing_after)
+        assert scheduler.report.partial
+
+
+async def test_time_that_passes_while_a_run_is_stopped_is_missing(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    failing, release = asyncio.Event(), threading.Event()
+
+    def block() -> None:
+        release.wait(timeout=60)
+        now[0] = 10.0
+
+    async def worker(context: WorkerContext) -> None:
+        if context.index == 1:
+            failing.set()
+            try:
+                await context.run_blocking(block)
+            finally:
+                release.set()  # the run is being stopped
+        await failing.wait()
+        raise ValueError("fails")
+
+    async with StreamScheduler(small(), backend=backend, workers=2) as scheduler:
+        with pytest.raises(WorkerError, match="worker 0 failed"):
+            await scheduler.run(worker, seconds=5.0)
+        assert scheduler.report is not None
         assert scheduler.report.partial
 
 
