@@ -119,17 +119,17 @@ def test_a_step_makes_no_tensor_and_wakes_no_garbage_collector(flat: bool) -> No
 
 def test_steps_leave_nothing_behind() -> None:
     optimizer = stepped(FEW)
-    for _ in range(1000):  # until lists of free objects are full
-        optimizer.step()
-    gc.collect()
-    gc.disable()
-    try:
-        before = sys.getallocatedblocks()
-        for _ in range(1000):
-            optimizer.step()
-        grown = sys.getallocatedblocks() - before
-        cycles = gc.collect()
-    finally:
-        gc.enable()
-    hold("blocks of memory that 1000 steps leave", grown, 200)
-    hold("objects in cycles that 1000 steps leave", cycles, 20)
+    grown, cycles = [], []
+    for _ in range(4):  # of which the first fills lists of free objects; what leaks does so in each
+        gc.collect()
+        gc.disable()
+        try:
+            before = sys.getallocatedblocks()
+            for _ in range(1000):
+                optimizer.step()
+            grown.append(sys.getallocatedblocks() - before)
+            cycles.append(gc.collect())
+        finally:
+            gc.enable()
+    hold("blocks of memory that 1000 steps leave", min(grown[1:]), 200)
+    hold("objects in cycles that 1000 steps leave", min(cycles[1:]), 20)
