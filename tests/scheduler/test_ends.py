@@ -45,5 +45,8 @@ async def test_deadline_holds_while_an_update_waits_for_its_batch() -> None:
     ) as scheduler:
         with pytest.raises(WorkerError, match="longer than deadline"):
             await asyncio.wait_for(scheduler.run(worker, updates=4), timeout=60)
-    released.set()
     assert shared.version == 1
+    released.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("hogstream-worker"):  # it was left behind
+            thread.join(timeout=60)
