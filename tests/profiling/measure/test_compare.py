@@ -132,7 +132,7 @@ def check_metrics(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> N
     ratio = milliseconds / others["hogstream"]["milliseconds"]["median"]
     assert entry["time_against_hogstream"]["median"] == pytest.approx(ratio)
     low, high = entry["time_against_hogstream"]["interval"]
-    assert low <= ratio <= high
+    assert low * (1 - 1e-9) <= ratio <= high * (1 + 1e-9)  # but for rounding
     assert entry["launches"] is None  # not measured on a CPU
     assert entry["host_us"] is None
 
