@@ -1,10 +1,11 @@
-"""What a CPU lane does, compiled: takes updates from a ring in memory, and applies them.
+"""What a thread of lanes does, compiled: takes rows from rings in memory, and has them done.
 
-It runs on the lane's thread and never holds the GIL. While it has work, launching more is a write
-to memory; a system call is made only to wake a lane that sleeps, or a loop that does.
+It never holds the GIL. On a CPU a thread serves one lane, and applies each row's update. On a GPU
+one thread serves all lanes; a row is a launch there (``cuda_loop``), and has landed when the device
+has said so. While a thread has work, launching more is a write to memory; a system call is made
+only to wake a thread that sleeps, or an event loop that does.
 
-This module needs Numba. Blocks of memory are int64 words, given by address; the constants below say
-what each word is. Words that several threads write have a cache line each.
+This module needs Numba. ``rings`` says what is where in memory.
 """
 
 from __future__ import annotations
@@ -25,46 +26,66 @@ from hogstream.kernels.backends.numba_atomics import (
 )
 from hogstream.kernels.backends.numba_compile import njit
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
+from hogstream.scheduler.lanes import cuda_loop
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
+from hogstream.scheduler.lanes.rings import (
+    ASLEEP,
+    BLOCK,
+    BLOCKS,
+    BYTES,
+    DONE,
+    DRIVER,
+    FACTORS,
+    FINITE,
+    FIRST_LANE,
+    FLAT,
+    HELD,
+    LANDED,
+    LANDED_NS,
+    LANE_COUNT,
+    LANE_THREAD,
+    LANES,
+    LAUNCHED,
+    LOCK,
+    NEXT,
+    NONFINITE,
+    OUTCOME,
+    OWN_FACTORS,
+    OWNERS,
+    OWNERS_MASK,
+    PARTS,
+    RACES,
+    READ_VERSION,
+    SOURCE,
+    STALENESS,
+    STALENESS_AWARE,
+    STARTED,
+    STOP,
+    TAKEN,
+    THREAD_EVENT,
+    TICKET,
+    TIME,
+    UPDATE,
+    WAITS,
+    WOKEN,
+    WORD,
+    land,
+    now,
+    of_part,
+    row_of,
+    version,
+    wake,
+    wake_loop,
+)
 
-WORD = 8
-
-#: A lane: how many rows were launched, how many have landed, whether it sleeps; the file
-#: descriptor of the event that wakes it, its number of rows (a power of two) less one, the number
-#: 1, space for a time, how many rows may be left when it wakes the loop, the file descriptor by
-#: which that event is sent, space for factors; and then the rows.
-LAUNCHED, LANDED, ASLEEP = 0, 8, 16
-LANE_EVENT, MASK, ONE, TIME, LOW_WATER, LANE_WAKER = 24, 25, 26, 27, 29, 30
-OWN_FACTORS, ROWS = 32, 40
-
-#: A row: the columns of the update's ``LaunchTable`` and how many parts those have, or where the
-#: snapshot goes; what else the update needs; the address of the function that updates, 0 for a
-#: snapshot, and its factors; and what became of it.
-SOURCE, PARTS, READ_VERSION, TICKET, UPDATE, FACTORS = 0, 1, 2, 3, 4, 5
-STARTED, LANDED_NS, STALENESS, OUTCOME = 12, 13, 14, 15
-ROW = 16
-
-#: All lanes of a scheduler: what they update and how; then words that they write.
-FLAT, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)
-FINITE, STALENESS_AWARE, LOCK, LOOP_EVENT = range(8, 12)
-#: Under an order, where it is noted which lane has which ticket: a word for each, by the ticket's
-#: remainder, as many as a power of two, of which this is one less; 0 if there is no order.
-OWNERS, OWNERS_MASK = 13, 14
-NEXT, WOKEN, STOP = 16, 24, 32
-SETTINGS = 40
-
-#: Outcomes; below 0, minus the number of an error of the lock.
-DONE, NONFINITE = 0, 1
-
-_CLOCK_MONOTONIC, _CLOCK_REALTIME = 1, 0
-# An idle lane gives way to other threads this often, about 50 us, before it sleeps.
+_CLOCK_REALTIME = 0
+# An idle thread gives way to others this often, about 50 us, before it sleeps.
 _YIELDS = 50
 
 _OWNER_DEAD, _TIMED_OUT = errno.EOWNERDEAD, errno.ETIMEDOUT
 
 _yield: Any = types.ExternalFunction("sched_yield", types.int32())
 _read: Any = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
-_write: Any = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
 _copy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 _clock: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 _timed_lock: Any = types.ExternalFunction(
@@ -76,21 +97,14 @@ _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.
 
 @njit
 def launch(lane: int, launched: int) -> None:
-    """Makes rows visible to a lane, and wakes it if it sleeps.
+    """Makes rows visible to a lane's thread, and wakes that if it sleeps.
 
     Args:
         lane: Its address.
         launched: How many rows have been launched on it since it was opened.
     """
     atomic_store(lane + WORD * LAUNCHED, launched)
-    wake(lane)
-
-
-@njit
-def wake(lane: int) -> None:
-    """Has a lane look at its words again, if it sleeps."""
-    if atomic_exchange(lane + WORD * ASLEEP, 0):
-        _write(atomic_load(lane + WORD * LANE_WAKER), lane + WORD * ONE, WORD)
+    wake(atomic_load(lane + WORD * LANE_THREAD))
 
 
 @njit
@@ -106,31 +120,141 @@ def listen(settings: int) -> None:
 
 
 @njit
-def run(lane: int, settings: int) -> None:
-    """The loop of a lane: returns when it is told to stop and has nothing left to do.
+def run(thread: int, settings: int) -> None:
+    """The loop of a thread: returns when it is told to stop and has nothing left to do.
 
     Args:
-        lane: Its address.
+        thread: Its address.
         settings: Their address.
     """
-    done = atomic_load(lane + WORD * LANDED)
-    while await_row(lane, settings, done):
-        row = lane + WORD * (ROWS + ROW * (done & atomic_load(lane + WORD * MASK)))
-        await_turn(lane, row, settings)
-        error = lock(lane, settings)
-        atomic_store(row + WORD * STARTED, now(lane))
-        if error != 0:
-            atomic_store(row + WORD * OUTCOME, -error)
-        elif atomic_load(row + WORD * UPDATE) == 0:
-            take_snapshot(row, settings)
+    yields = _YIELDS
+    while True:
+        if serve(thread, settings):
+            yields = _YIELDS
+        elif atomic_load(settings + WORD * STOP) and not has_rows(thread):
+            return
+        elif yields > 0:
+            yields -= 1
+            _yield()
         else:
-            land(row, settings, apply(lane, row, settings))
-        if error == 0:
+            sleep(thread, settings)
+            yields = _YIELDS
+
+
+@njit
+def serve(thread: int, settings: int) -> bool:
+    """Lands what has landed on the lanes, and starts a row of each; whether there was anything."""
+    count = atomic_load(thread + WORD * LANE_COUNT)
+    did = False
+    if atomic_load(settings + WORD * DRIVER):
+        for index in range(count):
+            while cuda_loop.has_landed(lane_of(thread, index), settings):
+                finish_launch(lane_of(thread, index), settings)
+                did = True
+    first = atomic_load(thread + WORD * FIRST_LANE)
+    for index in range(count):
+        lane = lane_of(thread, (first + index) % count)
+        if may_start(lane, thread, settings):
+            start(lane, thread, settings)
+            # Who has had its turn under a lock is the last to have it again.
+            atomic_store(thread + WORD * FIRST_LANE, (first + index + 1) % count)
+            did = True
+    return did
+
+
+@njit
+def lane_of(thread: int, index: int) -> Any:
+    """The address of a thread's lane."""
+    return atomic_load(atomic_load(thread + WORD * LANES) + WORD * index)
+
+
+@njit
+def has_rows(thread: int) -> bool:
+    """Whether there are rows on a thread's lanes that have not landed."""
+    for index in range(atomic_load(thread + WORD * LANE_COUNT)):
+        lane = lane_of(thread, index)
+        if atomic_load(lane + WORD * LAUNCHED) != atomic_load(lane + WORD * LANDED):
+            return True
+    return False
+
+
+@njit
+def may_start(lane: int, thread: int, settings: int) -> bool:
+    """Whether a lane has a row to start, whose turn it is."""
+    taken = atomic_load(lane + WORD * TAKEN)
+    if atomic_load(lane + WORD * LAUNCHED) == taken:
+        return False
+    row = row_of(lane, taken)
+    if atomic_load(settings + WORD * DRIVER):
+        batch = cuda_loop.batch_of(lane)
+        if batch != 0 and cuda_loop.is_launched(batch):
+            return True
+        if atomic_load(thread + WORD * HELD) or atomic_load(lane + WORD * WAITS):
+            return False
+    if atomic_load(settings + WORD * OWNERS) == 0 or atomic_load(settings + WORD * STOP):
+        return True
+    return bool(atomic_load(settings + WORD * NEXT) == atomic_load(row + WORD * TICKET))
+
+
+@njit
+def start(lane: int, thread: int, settings: int) -> None:
+    """Takes a lane's next row from the ring: applies it, or launches it on a GPU."""
+    taken = atomic_load(lane + WORD * TAKEN)
+    row = row_of(lane, taken)
+    if atomic_load(settings + WORD * DRIVER):
+        start_launch(lane, row, thread, settings)
+        return
+    error = lock(thread, settings)
+    atomic_store(row + WORD * STARTED, now(thread))
+    if error != 0:
+        atomic_store(row + WORD * OUTCOME, -error)
+    elif atomic_load(row + WORD * UPDATE) == 0:
+        take_snapshot(row, settings)
+    else:
+        land(row, settings, apply(row, thread, settings))
+    if error == 0:
+        unlock(settings)
+    atomic_store(lane + WORD * TAKEN, taken + 1)
+    atomic_store(row + WORD * LANDED_NS, now(thread))
+    atomic_store(lane + WORD * LANDED, taken + 1)
+    pass_turn(row, thread, settings)
+    wake_loop(lane, settings)
+
+
+@njit
+def start_launch(lane: int, row: int, thread: int, settings: int) -> None:
+    """Launches a row, or the batch that it is of once that is complete, and holds the lock for it.
+
+    Members of a batch that was launched are only taken from the ring.
+    """
+    batch = cuda_loop.batch_of(lane)
+    if batch != 0 and cuda_loop.is_launched(batch):
+        cuda_loop.take_member(lane, row, batch)
+        return
+    if batch != 0 and not cuda_loop.completes(lane, batch):
+        return
+    error = -lock(thread, settings)
+    if error == 0 and atomic_load(settings + WORD * LOCK):
+        atomic_store(thread + WORD * HELD, cuda_loop.rows_of(batch))
+    if batch != 0:
+        cuda_loop.launch_batch(lane, batch, error, thread, settings)
+    else:
+        cuda_loop.launch_row(lane, row, error, thread, settings)
+    pass_turn(row, thread, settings)
+
+
+@njit
+def finish_launch(lane: int, settings: int) -> None:
+    """Takes down that a row has landed on a GPU, or has failed, and lets go of its lock."""
+    thread = atomic_load(lane + WORD * LANE_THREAD)
+    cuda_loop.land_row(lane, settings)
+    held = atomic_load(thread + WORD * HELD)
+    if held > 0:
+        atomic_store(thread + WORD * HELD, held - 1)
+        if held == 1:
             unlock(settings)
-        atomic_store(row + WORD * LANDED_NS, now(lane))
-        done += 1
-        atomic_store(lane + WORD * LANDED, done)
-        wake_others(lane, row, settings, done)
+    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)
+    wake_loop(lane, settings)
 
 
 @njit
@@ -146,14 +270,14 @@ def take_snapshot(row: int, settings: int) -> None:
 
 
 @njit
-def apply(lane: int, row: int, settings: int) -> int:
+def apply(row: int, thread: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
     if not is_finite(row, settings):
         return NONFINITE
     factors = row + WORD * FACTORS
     if atomic_load(settings + WORD * STALENESS_AWARE):
         stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
-        own = lane + WORD * OWN_FACTORS
+        own = thread + WORD * OWN_FACTORS
         _copy(own, factors, WORD * (STARTED - FACTORS))
         divide_lr(own, max(stale, 1))
         factors = own
@@ -188,13 +312,6 @@ def is_finite(row: int, settings: int) -> bool:
 
 
 @njit
-def of_part(row: int, what: int, part: int) -> Any:
-    """An address, or the number of elements, of one part of a row's update."""
-    columns, parts = atomic_load(row + WORD * SOURCE), atomic_load(row + WORD * PARTS)
-    return atomic_load(columns + WORD * (what * parts + part))
-
-
-@njit
 def divide_lr(factors: int, divisor: int) -> None:
     """Divides ``lr`` among the factors, in the order of ``Factors``, and what depends on it."""
     lr, weight_decay, shrink = factors, factors + 4 * WORD, factors + 5 * WORD
@@ -204,53 +321,52 @@ def divide_lr(factors: int, divisor: int) -> None:
 
 
 @njit
-def await_row(lane: int, settings: int, done: int) -> bool:
-    """Waits until there is another row; False if there is none and the lane is to stop."""
-    yields = _YIELDS
-    while atomic_load(lane + WORD * LAUNCHED) == done:
-        if atomic_load(settings + WORD * STOP):
-            return False
-        if yields > 0:
-            yields -= 1
-            _yield()
-            continue
-        atomic_store(lane + WORD * ASLEEP, 1)
-        # Whoever launches or stops from here on sees that it sleeps, and sends the event.
-        if (
-            atomic_load(lane + WORD * LAUNCHED) == done and not atomic_load(settings + WORD * STOP)
-        ) or not atomic_exchange(lane + WORD * ASLEEP, 0):
-            _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
-        yields = _YIELDS
-    return True
-
-
-@njit
-def await_turn(lane: int, row: int, settings: int) -> None:
-    """Waits, under an order, until all rows with an earlier ticket have landed."""
-    if atomic_load(settings + WORD * OWNERS) == 0:
+def pass_turn(row: int, thread: int, settings: int) -> None:
+    """Lets the next in order go on, if there is an order."""
+    owners = atomic_load(settings + WORD * OWNERS)
+    if owners == 0:
         return
-    ticket = atomic_load(row + WORD * TICKET)
-    yields = _YIELDS
-    while atomic_load(settings + WORD * NEXT) != ticket and not atomic_load(settings + WORD * STOP):
-        if yields > 0:
-            yields -= 1
-            _yield()
-            continue
-        atomic_store(lane + WORD * ASLEEP, 1)
-        # Whoever has the ticket before sees from here on that it sleeps, and sends the event.
-        if atomic_load(settings + WORD * NEXT) != ticket or not atomic_exchange(
-            lane + WORD * ASLEEP, 0
-        ):
-            _read(atomic_load(lane + WORD * LANE_EVENT), lane + WORD * TIME, WORD)
+    following = atomic_load(row + WORD * TICKET) + 1
+    atomic_store(settings + WORD * NEXT, following)
+    owner = atomic_load(owners + WORD * (following & atomic_load(settings + WORD * OWNERS_MASK)))
+    if owner != 0 and owner != thread:
+        wake(owner)  # in vain, if the ticket is not handed out yet
 
 
 @njit
-def lock(lane: int, settings: int) -> Any:
-    """Takes the lock that is shared with other processes, if there is one; 0 or an error."""
+def sleep(thread: int, settings: int) -> None:
+    """Sleeps until there may be something to do: for a while only, if the device has rows."""
+    atomic_store(thread + WORD * ASLEEP, 1)
+    # Whoever launches, stops or has had the turn before from here on sees that it sleeps, and sends
+    # the event.
+    if not has_work(thread, settings):
+        if atomic_load(settings + WORD * DRIVER) and cuda_loop.waits_for_device(thread, settings):
+            cuda_loop.sleep_for_a_while(thread)
+            if atomic_exchange(thread + WORD * ASLEEP, 0):
+                return  # nobody has sent it
+    elif atomic_exchange(thread + WORD * ASLEEP, 0):
+        return
+    _read(atomic_load(thread + WORD * THREAD_EVENT), thread + WORD * TIME, WORD)
+
+
+@njit
+def has_work(thread: int, settings: int) -> bool:
+    """Whether a thread has a row to start, or is told to stop."""
+    if atomic_load(settings + WORD * STOP):
+        return True
+    for index in range(atomic_load(thread + WORD * LANE_COUNT)):
+        if may_start(lane_of(thread, index), thread, settings):
+            return True
+    return False
+
+
+@njit
+def lock(thread: int, settings: int) -> Any:
+    """Takes the lock that updates hold, if there is one; 0 or an error."""
     mutex = atomic_load(settings + WORD * LOCK)
     if mutex == 0:
         return 0
-    until = lane + WORD * TIME
+    until = thread + WORD * TIME
     while True:
         _clock(_CLOCK_REALTIME, until)
         atomic_add(until, 1)
@@ -269,52 +385,3 @@ def unlock(settings: int) -> None:
     mutex = atomic_load(settings + WORD * LOCK)
     if mutex != 0:
         _unlock(mutex)
-
-
-@njit
-def land(row: int, settings: int, outcome: int) -> None:
-    """Counts an update that was applied, and how stale it was."""
-    atomic_store(row + WORD * OUTCOME, outcome)
-    slot = atomic_load(settings + WORD * SLOT)
-    mine = atomic_load(settings + WORD * VERSIONS) + WORD * slot
-    before = atomic_add(mine, 1 if outcome == DONE else 0)
-    for other in range(atomic_load(settings + WORD * SLOTS)):
-        if other != slot:
-            before += atomic_load(atomic_load(settings + WORD * VERSIONS) + WORD * other)
-    atomic_store(row + WORD * STALENESS, before - atomic_load(row + WORD * READ_VERSION))
-
-
-@njit
-def version(settings: int) -> int:
-    """How many updates the parameters have had."""
-    versions = atomic_load(settings + WORD * VERSIONS)
-    total = 0
-    for slot in range(atomic_load(settings + WORD * SLOTS)):
-        total += atomic_load(versions + WORD * slot)
-    return total
-
-
-@njit
-def wake_others(lane: int, row: int, settings: int, done: int) -> None:
-    """Lets the next in order go on, and wakes the event loop, if it is time and nobody has yet."""
-    owners = atomic_load(settings + WORD * OWNERS)
-    if owners != 0:
-        following = atomic_load(row + WORD * TICKET) + 1
-        atomic_store(settings + WORD * NEXT, following)
-        slot = following & atomic_load(settings + WORD * OWNERS_MASK)
-        owner = atomic_load(owners + WORD * slot)
-        if owner != 0 and owner != lane:
-            wake(owner)  # in vain, if the ticket is not handed out yet
-    left = atomic_load(lane + WORD * LAUNCHED) - done
-    if left > atomic_load(lane + WORD * LOW_WATER):
-        return
-    if not atomic_exchange(settings + WORD * WOKEN, 1):
-        _write(atomic_load(settings + WORD * LOOP_EVENT), lane + WORD * ONE, WORD)
-
-
-@njit
-def now(lane: int) -> Any:
-    """Nanoseconds, by the clock of ``time.perf_counter_ns``."""
-    time = lane + WORD * TIME
-    _clock(_CLOCK_MONOTONIC, time)
-    return atomic_load(time) * 1_000_000_000 + atomic_load(time + WORD)

@@ -1,0 +1,307 @@
+"""What lanes have in common whose loop is compiled: rings of rows in memory, and threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hogstream.kernels.hyperparameters import Factors, Hyperparameters
+from hogstream.scheduler.lanes import native_loop, rings
+from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Queue
+from hogstream.scheduler.lanes.rings import (
+    DONE,
+    FACTORS,
+    NONFINITE,
+    OUTCOME,
+    PARTS,
+    READ_VERSION,
+    ROW,
+    ROWS,
+    SOURCE,
+    STARTED,
+    UPDATE,
+    WORD,
+)
+from hogstream.scheduler.lanes.signals import Signal
+from hogstream.scheduler.update import Update, Work
+
+#: Where in a row what depends on the hyperparameters ends, from ``UPDATE`` on: its form.
+FORM_END = FACTORS + len(Factors._fields)
+_SIGNAL_BYTES = 4096  # more than lanes send before it is taken
+
+
+class RingLane:
+    """A lane that is a ring of rows, which a thread's compiled loop takes from there.
+
+    Attributes:
+        index: Its number.
+        address: Of its memory.
+        words: Its memory.
+    """
+
+    def __init__(self, index: int, lanes: RingLanes, rows: int) -> None:
+        """Makes the memory.
+
+        Args:
+            index: Its number.
+            lanes: That it is one of.
+            rows: How many there are: a power of two.
+        """
+        self.index = index
+        self._lanes = lanes
+        self._mask = rows - 1
+        self._memory = np.zeros(ROWS + rows * ROW, np.int64)
+        self.words = self._memory.data
+        self.words[rings.MASK] = self._mask
+        self.words[rings.LOW_WATER] = lanes.low_water
+        self.address = self._memory.ctypes.data
+        self._results = self._memory[ROWS:].reshape(rows, ROW)[:, STARTED : OUTCOME + 1]
+        self._in_flight: deque[Work] = deque()
+        self._hyperparameters: Hyperparameters | None = None
+        self._form: memoryview = self.words[:0]
+        self._forms: list[memoryview | None] = [None] * rows  # what is in each row
+        self._queue = Queue()
+        self._launched = 0
+
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.enqueue(work)
+        self.flush()
+
+    def enqueue(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
+        if self._queue.enqueued - self._queue.delivered > self._mask:
+            raise RuntimeError(f"the lane has room for {self._mask + 1} updates, got one more")
+        index = self._queue.enqueued & self._mask
+        row = ROWS + index * ROW
+        words = self.words
+        if isinstance(work, Update):
+            if work.hyperparameters is not self._hyperparameters:
+                self._form = self._lanes.form(work.hyperparameters)
+                self._hyperparameters = work.hyperparameters
+            if self._forms[index] is not self._form:
+                self._forms[index] = words[row + UPDATE : row + FORM_END] = self._form
+            checked = work.checked
+            words[row + SOURCE] = checked.address
+            words[row + PARTS] = checked.table.updates
+            words[row + READ_VERSION] = work.read_version
+        else:
+            self._forms[index] = None
+            words[row + UPDATE] = 0
+            words[row + SOURCE] = work.target.data_ptr()
+        self._queue.enqueued += 1
+        self._in_flight.append(work)
+
+    def flush(self) -> None:
+        """Launches what was enqueued."""
+        raise NotImplementedError
+
+    def deliver(self) -> None:
+        """Delivers what has landed."""
+        count = native_loop.landed(self.address) - self._queue.delivered
+        if not count:
+            return
+        landed = [self._in_flight.popleft() for _ in range(count)]
+        first = self._queue.delivered & self._mask
+        results = self._results[first : first + count].tolist()
+        results += self._results[: count - len(results)].tolist()  # round the end of the ring
+        for work, result in zip(landed, results, strict=True):
+            if isinstance(work, Update):
+                work.started_ns, work.landed_ns, work.staleness, outcome = result
+            else:
+                work.started_ns, work.landed_ns, work.version, outcome = result
+            if outcome != DONE:
+                self._note_outcome(work, outcome)
+        self._queue.advance(count)
+        self._lanes.deliver(self.index, landed)
+
+    def _give_turns(self) -> None:
+        """Gives what was enqueued its place in the order of all, if there is one."""
+        if self._lanes.ordered:
+            thread = self.words[rings.LANE_THREAD]
+            for index in range(self._launched, self._queue.enqueued):
+                row = ROWS + (index & self._mask) * ROW
+                self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
+
+    def _note_outcome(self, work: Work, outcome: int) -> None:
+        """Says of work why it was not done."""
+        if outcome < 0:
+            work.error = self._lanes.error(-outcome)
+        elif isinstance(work, Update):
+            work.nonfinite = outcome == NONFINITE
+
+
+class RingLanes:
+    """Lanes that are rings, what their loops know of all, and how those wake the event loop.
+
+    Attributes:
+        deliver: Takes what has landed.
+        ordered: Whether each waits for the one launched before it.
+        low_water: How many rows may be left on a lane that wakes the event loop.
+        settings: As compiled code reads them.
+    """
+
+    def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
+        """Makes what is the same for all.
+
+        Args:
+            settings: What is the same for all updates.
+            count: How many lanes.
+            depth: How many updates and snapshots may be in flight on each.
+            deliver: Takes what has landed.
+        """
+        self.deliver = deliver
+        self.ordered = settings.ordered
+        self.low_water = settings.low_water
+        self._loop = asyncio.get_running_loop()
+        self._event = Signal(blocking=False)
+        # As many words as tickets may be out, or more.
+        self._owners = np.zeros(1 << (count * (depth + 1)).bit_length(), np.int64)
+        self._tickets = 0
+        self.settings = SettingsMemory(settings)
+        words = self.settings.words
+        words[rings.LOOP_EVENT] = self._event.writer
+        words[rings.OWNERS] = self._owners.ctypes.data if self.ordered else 0
+        words[rings.OWNERS_MASK] = len(self._owners) - 1
+        self._loop.add_reader(self._event.reader, self._deliver_landed)
+
+    @property
+    def lanes(self) -> Sequence[RingLane]:
+        """In order."""
+        raise NotImplementedError
+
+    def form(self, hyperparameters: Hyperparameters) -> memoryview:
+        """The words of a row, from ``UPDATE`` on, that depend on these."""
+        raise NotImplementedError
+
+    def error(self, number: int) -> BaseException:
+        """What went wrong, by minus the outcome of a row."""
+        return OSError(number, f"lock: {os.strerror(number)}")
+
+    def take_ticket(self, thread: int) -> int:
+        """The place of the next update among those of all lanes, which a thread will start."""
+        ticket = self._tickets
+        self._tickets += 1
+        self._owners[ticket & (len(self._owners) - 1)] = thread
+        return ticket
+
+    def close(self) -> None:
+        """Wakes the event loop no more; the threads must have ended."""
+        self._loop.remove_reader(self._event.reader)
+        self._event.close()
+
+    def _deliver_landed(self) -> None:
+        os.read(self._event.reader, _SIGNAL_BYTES)
+        # Then the flag: what lands from here on is either seen below, or wakes again.
+        native_loop.listen(self.settings.address)
+        for lane in self.lanes:
+            lane.deliver()
+
+
+class Enter(Protocol):
+    """Called on a thread of lanes before its loop."""
+
+    def __call__(self) -> None:
+        """Sets what is the thread's own."""
+
+
+class LoopThread:
+    """A thread that runs the compiled loop for some lanes."""
+
+    def __init__(
+        self, name: str, lanes: Sequence[RingLane], settings: SettingsMemory, enter: Enter
+    ) -> None:
+        """Starts it.
+
+        Args:
+            name: Of the thread.
+            lanes: Which it serves.
+            settings: Of the lanes.
+            enter: Called on it first; may raise nothing.
+
+        Raises:
+            OSError: If there is no file descriptor left.
+            RuntimeError: If there can be no more threads.
+        """
+        self._event = Signal(blocking=True)
+        self._lanes = np.array([lane.address for lane in lanes], np.int64)
+        self._memory = np.zeros(rings.THREAD, np.int64)
+        self._settings = settings
+        self._enter = enter
+        self.address = self._memory.ctypes.data
+        arguments = self.address + WORD * rings.ARGUMENTS
+        places = range(rings.ARGUMENT_ADDRESSES - rings.ARGUMENTS)
+        self.words = self._memory.data
+        for word, value in (
+            (rings.THREAD_EVENT, self._event.reader),
+            (rings.THREAD_WAKER, self._event.writer),
+            (rings.ONE, 1),
+            (rings.LANES, self._lanes.ctypes.data),
+            (rings.LANE_COUNT, len(lanes)),
+            (rings.POLLED, self._event.reader | 1 << 32),  # a ``pollfd`` that asks for POLLIN
+            *((rings.ARGUMENT_ADDRESSES + place, arguments + WORD * place) for place in places),
+        ):
+            self.words[word] = value
+        for lane in lanes:
+            lane.words[rings.LANE_THREAD] = self.address
+        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._event.close()
+            raise
+
+    def run(self) -> None:
+        """The loop: returns when it is told to stop and has nothing left to do."""
+        self._enter()
+        native_loop.run(self.address, self._settings.address)
+
+    def end(self) -> None:
+        """Waits until the thread, which has been told to stop, has ended."""
+        native_loop.wake(self.address)
+        self._thread.join()
+
+    def close(self) -> None:
+        """Ends the thread, which has been told to stop."""
+        self.end()
+        self._event.close()
+
+
+class SettingsMemory:
+    """The settings of lanes, as compiled code reads them.
+
+    Attributes:
+        address: Of the memory.
+        words: The memory.
+    """
+
+    def __init__(self, settings: LaneSettings) -> None:
+        """Lays out what is the same on every device."""
+        self.of = settings  # whose tensors must live as long
+        shared, races, lock = settings.shared, settings.races, settings.lock
+        self._memory = np.zeros(rings.SETTINGS, np.int64)
+        self.address = self._memory.ctypes.data
+        self.words = self._memory.data
+        for word, value in (
+            (rings.FLAT, shared.flat.data_ptr()),
+            (rings.BYTES, shared.flat.nbytes),
+            (rings.VERSIONS, shared.versions.data_ptr()),
+            (rings.SLOTS, len(shared.versions)),
+            (rings.SLOT, shared.slot),
+            (rings.RACES, races.counts.data_ptr() if races else 0),
+            (rings.BLOCKS, races.counts.shape[1] if races else 0),
+            (rings.BLOCK, races.block if races else 0),
+            (rings.STALENESS_AWARE, settings.staleness_aware),
+            (rings.LOCK, lock.address if lock else 0),
+        ):
+            self.words[word] = value
+
+    def stop(self) -> None:
+        """Tells threads to stop once they have nothing left to do."""
+        self.words[rings.STOP] = 1
