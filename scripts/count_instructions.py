@@ -67,12 +67,12 @@ async def run_updates(counted: bool) -> None:
                 for update in updates_of(lanes, number):
                     lane.launch(update)
                 if number == 1:
-                    lane._run()
+                    lanes.threads[0].run()
                     lanes._deliver_landed()
                     _count_from_here(counted)
                     continue
                 os.getppid()
-                lane._run()
+                lanes.threads[0].run()
                 os.getppid()
                 lanes._deliver_landed()
 

@@ -6,7 +6,6 @@ This module needs Triton; ``select`` imports it when it is first asked for.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +15,7 @@ import triton
 import triton.language as tl
 
 from hogstream.kernels.backends.triton_cache import ensure_folder
+from hogstream.kernels.backends.triton_compile import COMPILE_OPTIONS, compiling
 from hogstream.kernels.backends.triton_kernels import (
     finite_kernel,
     multi_tensor_finite_kernel,
@@ -46,14 +46,11 @@ EXPONENTS = {
 #: Elements that one program updates, by dtype of the parameters: two 128-bit accesses a thread to
 #: ``ms``, one in float64, whose root and division take more registers.
 BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.float64: 256}
-#: How kernels are compiled: no operation is fused with another.
-COMPILE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
 _INTERPRETED_BLOCK = 1 << 16
 
 # What a compiled kernel depends on, and the kernel. No argument is specialised on: this key is all.
 _compiled: dict[tuple[Any, ...], Any] = {}
-_compiling = threading.Lock()  # Triton's compiler is not safe from several threads
 
 
 def race_block(dtype: torch.dtype, device: torch.device) -> int:
@@ -106,7 +103,9 @@ def update_(
         "CHECKED": verdict is not None,
         "BLOCK": block,
     }
-    factors = _factors(hyperparameters, lr_on_device)
+    factors = factor_words(hyperparameters)
+    if lr_on_device is not None:
+        factors[0] = lr_on_device.data_ptr()
     with _programs(table, block) as (programs, where):
         arguments = [*where, *factors, 0 if verdict is None else verdict.data_ptr()]
         if table.updates == 1:
@@ -192,18 +191,18 @@ def _launch(
     if compiled is not None:
         compiled[programs, 1, 1](*arguments, *constants.values())
         return
-    with _compiling:
+    with compiling:
         ensure_folder()
         compiled = kernel[programs,](*arguments, **constants, **COMPILE_OPTIONS)
     if compiled is not None:  # the interpreter has nothing to keep
         _compiled[key] = compiled
 
 
-def _factors(hyperparameters: Hyperparameters, lr_on_device: torch.Tensor | None) -> list[int]:
-    """What the kernels of the update take for factors, in their order."""
+def factor_words(hyperparameters: Hyperparameters) -> list[int]:
+    """What the kernels of the update take for factors, in their order: the bits of float64."""
     h, factors = hyperparameters, hyperparameters.factors
     return [
-        _bits(factors.lr) if lr_on_device is None else lr_on_device.data_ptr(),
+        _bits(factors.lr),
         _bits(factors.alpha),
         _bits(factors.beta),
         _bits(factors.eps),

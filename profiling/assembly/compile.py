@@ -17,16 +17,16 @@ from functools import partial
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hogstream.kernels.backends.triton_cache import ensure_folder
+from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
 from hogstream.kernels.backends.triton_kernels import (
     finite_kernel,
     multi_tensor_finite_kernel,
     multi_tensor_rmsprop_kernel,
     rmsprop_kernel,
 )
-from hogstream.kernels.backends.triton_launch import BLOCK, COMPILE_OPTIONS, EXPONENTS, STORAGE
+from hogstream.kernels.backends.triton_launch import BLOCK, EXPONENTS, STORAGE
 from hogstream.profiling.assembly.inspection import Variant, variants_named
 from hogstream.profiling.environment import usable_cores
 
@@ -55,7 +55,7 @@ def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[st
     dtype = getattr(torch, variant.dtype)
     kernel, watched = _KERNELS[variant.kernel]
     bits, exponent = EXPONENTS[dtype]
-    values = {
+    constants = {
         "STORAGE": STORAGE[dtype],
         "EPS_INSIDE_SQRT": variant.eps_inside_sqrt,
         "COUPLED": variant.coupled,
@@ -66,10 +66,7 @@ def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[st
         "EXPONENT": exponent,
         "BLOCK": BLOCK[dtype],
     }
-    constants = {name: values[name] for name in kernel.arg_names if name in values}
-    signature = {name: "constexpr" if name in constants else "i64" for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constants)
-    code = triton.compile(source, _gpu_target(target), COMPILE_OPTIONS).asm
+    code = compile_for(kernel, constants, _gpu_target(target)).asm
     return {
         stage: _cuobjdump(stage, code["cubin"]) if stage in _CUOBJDUMP_OPTIONS else code[stage]
         for stage in stages
@@ -78,7 +75,7 @@ def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[st
 
 def _gpu_target(target: str) -> GPUTarget:
     if target.startswith("sm_"):
-        return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        return cuda_target(int(target.removeprefix("sm_")))
     return GPUTarget("hip", target, 64)
 
 

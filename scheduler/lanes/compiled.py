@@ -118,16 +118,12 @@ class RingLane:
                 work.started_ns, work.landed_ns, work.version, outcome = result
             if outcome != DONE:
                 self._note_outcome(work, outcome)
+        self._take_down(landed)
         self._queue.advance(count)
         self._lanes.deliver(self.index, landed)
 
-    def _give_turns(self) -> None:
-        """Gives what was enqueued its place in the order of all, if there is one."""
-        if self._lanes.ordered:
-            thread = self.words[rings.LANE_THREAD]
-            for index in range(self._launched, self._queue.enqueued):
-                row = ROWS + (index & self._mask) * ROW
-                self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
+    def _take_down(self, landed: Sequence[Work]) -> None:
+        """Takes down of what has landed what only this kind of lane knows."""
 
     def _note_outcome(self, work: Work, outcome: int) -> None:
         """Says of work why it was not done."""
@@ -264,7 +260,7 @@ class LoopThread:
 
     def end(self) -> None:
         """Waits until the thread, which has been told to stop, has ended."""
-        native_loop.wake(self.address)
+        rings.wake(self.address)
         self._thread.join()
 
     def close(self) -> None:
@@ -305,3 +301,16 @@ class SettingsMemory:
     def stop(self) -> None:
         """Tells threads to stop once they have nothing left to do."""
         self.words[rings.STOP] = 1
+
+
+def compile_loop() -> None:
+    """Compiles the loop, by way of a thread without lanes that is told to stop at once."""
+    lane, thread, words = (
+        np.zeros(size, np.int64) for size in (rings.ROWS, rings.THREAD, rings.SETTINGS)
+    )
+    lane[rings.LANE_THREAD] = thread.ctypes.data
+    words[rings.STOP] = 1
+    native_loop.launch(lane.ctypes.data, 0)
+    native_loop.landed(lane.ctypes.data)
+    native_loop.listen(words.ctypes.data)
+    native_loop.run(thread.ctypes.data, words.ctypes.data)

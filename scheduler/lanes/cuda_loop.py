@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 
 from hogstream.kernels.backends.numba_atomics import (
@@ -32,6 +33,7 @@ from hogstream.scheduler.lanes.cuda_driver import (
     NOT_READY,
     POP_CONTEXT,
     PUSH_CONTEXT,
+    QUERY_EVENT,
     QUERY_STREAM,
     RECORD_EVENT,
     SET_MEMORY,
@@ -115,6 +117,11 @@ BATCH_WORDS = 16
 FUNCTION, THREADS, SHARED, FINITE_FUNCTION, FINITE_THREADS, FINITE_SHARED, PROGRAM = range(7)
 KERNEL = 8
 
+#: An event that somebody waits for: the driver's functions, the context and the event; whether it
+#: is done, and the error that it failed with, or 0; and space for a context.
+OF_TABLE, OF_CONTEXT, EVENT, IS_DONE, EVENT_ERROR, EVENT_POPPED = range(6)
+WATCHED = 6
+
 # Until rows land, their thread gives way, then sleeps from this to that many nanoseconds. When it
 # sleeps longest it asks whether the device has failed.
 _SHORTEST_NS, _LONGEST_NS = 10_000, 1_000_000
@@ -127,7 +134,7 @@ _poll: Any = types.ExternalFunction(
 
 
 @njit
-def driver(settings: int, function: int, arguments: Any) -> int:
+def driver(settings: int, function: int, arguments: Any) -> Any:
     """Calls a function of the driver; 0 or its error."""
     table = atomic_load(settings + WORD * DRIVER)
     return call(atomic_load(table + WORD * function), arguments) & 0xFFFF_FFFF
@@ -158,7 +165,7 @@ def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> A
 
 
 @njit
-def record(settings: int, event: int, stream: int) -> int:
+def record(settings: int, event: int, stream: int) -> Any:
     """Records an event, whatever context is current; 0 or an error."""
     error = driver(settings, PUSH_CONTEXT, (atomic_load(settings + WORD * CONTEXT),))
     if error != 0:
@@ -170,7 +177,7 @@ def record(settings: int, event: int, stream: int) -> int:
 
 
 @njit
-def launch_of(lane: int, index: int) -> int:
+def launch_of(lane: int, index: int) -> Any:
     """The address of what a lane's row needs besides, by how many rows came before it."""
     place = index & atomic_load(lane + WORD * MASK)
     return atomic_load(lane + WORD * LAUNCHES) + WORD * LAUNCH * place
@@ -203,7 +210,7 @@ def launch_row(lane: int, row: int, error: int, thread: int, settings: int) -> N
 
 
 @njit
-def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) -> int:
+def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
     """Gives the driver all that a row needs, in the order of its stream; 0 or an error."""
     error = atomic_load(settings + WORD * FAILED)
     if error == 0:
@@ -224,7 +231,7 @@ def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) ->
 
 
 @njit
-def follow(lane: int, made: int, settings: int) -> int:
+def follow(lane: int, made: int, settings: int) -> Any:
     """Has a lane's stream wait for what made a gradient, and for its turn; 0 or an error."""
     error = 0
     if made != 0:
@@ -240,20 +247,20 @@ def follow(lane: int, made: int, settings: int) -> int:
 
 
 @njit
-def wait_for(lane: int, event: int, settings: int) -> int:
+def wait_for(lane: int, event: int, settings: int) -> Any:
     """Has a lane's stream wait for an event; 0 or an error."""
     return driver(settings, WAIT_EVENT, (atomic_load(lane + WORD * STREAM), event, 0))
 
 
 @njit
-def record_lane(lane: int, settings: int) -> int:
+def record_lane(lane: int, settings: int) -> Any:
     """Records a lane's own event, behind all on its stream; 0 or an error."""
     event, stream = atomic_load(lane + WORD * LANE_EVENT), atomic_load(lane + WORD * STREAM)
     return driver(settings, RECORD_EVENT, (event, stream))
 
 
 @njit
-def take_time(lane: int, event: int, settings: int) -> int:
+def take_time(lane: int, event: int, settings: int) -> Any:
     """Records an event for its time, if there is one; 0 or an error."""
     if event == 0:
         return 0
@@ -261,7 +268,7 @@ def take_time(lane: int, event: int, settings: int) -> int:
 
 
 @njit
-def count_on(lane: int, settings: int) -> int:
+def count_on(lane: int, settings: int) -> Any:
     """Has a lane's counter go on, behind all on its stream; 0 or an error."""
     number = atomic_load(lane + WORD * NUMBER) + 1
     stream, counter = (
@@ -281,7 +288,7 @@ def settle(lane: int, settings: int) -> None:
 
 
 @njit
-def take_snapshot(lane: int, row: int, settings: int) -> int:
+def take_snapshot(lane: int, row: int, settings: int) -> Any:
     """Copies the parameters; the version that the copy holds at least is its staleness."""
     atomic_store(row + WORD * OUTCOME, DONE)
     atomic_store(row + WORD * STALENESS, version(settings))
@@ -291,7 +298,7 @@ def take_snapshot(lane: int, row: int, settings: int) -> int:
 
 
 @njit
-def update(lane: int, row: int, launch: int, thread: int, settings: int) -> int:
+def update(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
     """Launches an update, part by part, if its gradient is finite or nobody asks; 0 or an error."""
     kernel, stream = atomic_load(row + WORD * UPDATE), atomic_load(lane + WORD * STREAM)
     found = atomic_load(launch + WORD * FOUND)
@@ -348,7 +355,7 @@ def set_update_arguments(row: int, part: int, verdict: int, thread: int, setting
 @njit
 def launch_kernel(
     kernel: int, which: int, row: int, part: int, thread: int, settings: int, stream: int
-) -> int:
+) -> Any:
     """Launches one of a row's two kernels with the arguments that are set; 0 or an error."""
     program = atomic_load(kernel + WORD * PROGRAM)
     programs = (of_part(row, ELEMENTS, part) + program - 1) // program
@@ -419,7 +426,7 @@ def launch_batch(lane: int, batch: int, error: int, thread: int, settings: int) 
 
 
 @njit
-def enqueue_batch(lane: int, batch: int, settings: int) -> int:
+def enqueue_batch(lane: int, batch: int, settings: int) -> Any:
     """Gives the driver all that a batch needs, in the order of a lane's stream; 0 or an error."""
     stream = atomic_load(lane + WORD * STREAM)
     error = atomic_load(settings + WORD * FAILED)
@@ -457,7 +464,7 @@ def lane_of_batch(batch: int, index: int) -> Any:
 
 
 @njit
-def follow_lane(lane: int, other: int, settings: int) -> int:
+def follow_lane(lane: int, other: int, settings: int) -> Any:
     """Has a lane's stream wait for what another lane was given before; 0 or an error."""
     if other == lane:
         return 0
@@ -475,7 +482,7 @@ def follow_lane(lane: int, other: int, settings: int) -> int:
 
 
 @njit
-def lead(lane: int, batch: int, settings: int) -> int:
+def lead(lane: int, batch: int, settings: int) -> Any:
     """Has a batch's lanes, and who is next in order, wait for the lane that it is on."""
     error = record_lane(lane, settings)
     if error == 0 and atomic_load(settings + WORD * OWNERS):
@@ -564,3 +571,49 @@ def sleep_for_a_while(thread: int) -> None:
     atomic_store(thread + WORD * TIME, 0)
     atomic_store(thread + WORD * (TIME + 1), pause)
     _poll(thread + WORD * POLLED, 1, thread + WORD * TIME, 0)
+
+
+@njit
+def watch(events: int, count: int, changed: int) -> None:
+    """Asks for events until one is done, or others are to be asked for.
+
+    Args:
+        events: Address of ``WATCHED`` words for each.
+        count: How many there are.
+        changed: Address of a word that is set when others are.
+    """
+    pause, done = _SHORTEST_NS, False
+    time = np.zeros(2, np.int64)
+    while not done and not atomic_load(changed):
+        for index in range(count):
+            event = events + WORD * WATCHED * index
+            error = query_event(event)
+            if error != NOT_READY:
+                atomic_store(event + WORD * EVENT_ERROR, error)
+                atomic_store(event + WORD * IS_DONE, 1)
+                done = True
+        if not done:
+            time[1] = pause
+            _poll(0, 0, time.ctypes.data, 0)
+            pause = min(2 * pause, _LONGEST_NS)
+
+
+@njit
+def query_event(event: int) -> Any:
+    """Asks for one event, whatever context is current; 0 or an error."""
+    table, context = atomic_load(event + WORD * OF_TABLE), atomic_load(event + WORD * OF_CONTEXT)
+    error = call(atomic_load(table + WORD * PUSH_CONTEXT), (context,)) & 0xFFFF_FFFF
+    if error != 0:
+        return error
+    handle = atomic_load(event + WORD * EVENT)
+    error = call(atomic_load(table + WORD * QUERY_EVENT), (handle,)) & 0xFFFF_FFFF
+    call(atomic_load(table + WORD * POP_CONTEXT), (event + WORD * EVENT_POPPED,))
+    return error
+
+
+def compile_for_lanes() -> None:
+    """Compiles what is called from Python, besides the loop."""
+    word = types.int64
+    for function, arguments in ((submit, 5), (watch, 3)):
+        compiled: Any = function
+        compiled.compile((word,) * arguments)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 
+from hogstream.kernels.backends.select import available_backends
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
-from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.lanes.base import Deliver, Lanes, LaneSettings
+
+if TYPE_CHECKING:
+    from hogstream.scheduler.lanes.cuda_device import CudaDevice
 
 
 def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
@@ -24,13 +28,13 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
 
     Raises:
         ValueError: If there are no lanes for the device, or none that count races in this system.
-        RuntimeError: If the device refuses; nothing is left open.
+        RuntimeError: If the device refuses, or Numba is missing on a GPU; nothing is left open.
     """
     device = settings.shared.flat.device
-    if device.type == "cuda":
+    if (gpu := gpu_of(device)) is not None:
         from hogstream.scheduler.lanes.cuda import CudaLanes
 
-        return CudaLanes(settings, count, deliver)
+        return CudaLanes(settings, gpu, count, depth, deliver)
     if device.type != "cpu":
         raise ValueError(f"shared must be on a CUDA or CPU device, got {device}")
     if _takes_compiled_loop(settings):
@@ -46,26 +50,36 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
 
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles whatever lanes need for updates of this form, before any worker can need it."""
-    if _takes_compiled_loop(settings):
+    device = settings.shared.flat.device
+    if (gpu := gpu_of(device)) is not None:
+        from hogstream.scheduler.lanes import cuda
+
+        cuda.warm_up(settings, gpu, hyperparameters)
+    elif _takes_compiled_loop(settings):
         from hogstream.scheduler.lanes import native
 
         native.warm_up(settings, hyperparameters)
-        return
-    shared = settings.shared
-    spare = Operands(
-        *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
-    )
-    whole, device = LaunchTable([spare]), shared.flat.device
-    if device.type != "cuda":
-        settings.backend.update_(whole, hyperparameters)
-        return
-    verdict = torch.empty(1, dtype=torch.int32, device=device) if settings.check_finite else None
-    if (races := settings.races) is not None:
-        counters = RaceCounters.zeros(1, races.block, device)
-        settings.backend.kernel(whole, hyperparameters, counters=counters, verdict=verdict)
-        return
-    for table in (whole, LaunchTable([spare, spare])):  # for updates of parts
-        settings.backend.kernel(table, hyperparameters, verdict=verdict)
+    elif device.type == "cpu":
+        shared = settings.shared
+        spare = Operands(
+            *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
+        )
+        settings.backend.update_(LaunchTable([spare]), hyperparameters)
+
+
+def gpu_of(device: torch.device) -> CudaDevice | None:
+    """The GPU that lanes run on for tensors of a device; None if that is no NVIDIA GPU.
+
+    Raises:
+        RuntimeError: If Numba is missing, which compiles the loop of lanes.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    if (missing := available_backends()["numba"]) is not None:
+        raise RuntimeError(f"lanes on {device} need Numba, which compiles their loop: {missing}")
+    from hogstream.scheduler.lanes.cuda_device import cuda_device
+
+    return cuda_device(device.index or 0)
 
 
 def _takes_compiled_loop(settings: LaneSettings) -> bool:

@@ -16,6 +16,7 @@ from hogstream.scheduler.lanes.compiled import (
     LoopThread,
     RingLane,
     RingLanes,
+    compile_loop,
 )
 
 
@@ -27,6 +28,14 @@ class NativeLane(RingLane, CpuLane):
         self._give_turns()
         self._launched = enqueued = self._queue.enqueued
         native_loop.launch(self.address, enqueued)
+
+    def _give_turns(self) -> None:
+        """Gives what was enqueued its place in the order of all, if there is one."""
+        if self._lanes.ordered:
+            thread = self.words[rings.LANE_THREAD]
+            for index in range(self._launched, self._queue.enqueued):
+                row = rings.ROWS + (index & self._mask) * rings.ROW
+                self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
 
 
 class NativeLanes(RingLanes):
@@ -93,19 +102,6 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     compile_loop()
     _form(_dtype(settings), hyperparameters)
     _finite(settings)
-
-
-def compile_loop() -> None:
-    """Compiles the loop, by way of a thread without lanes that is told to stop at once."""
-    lane, thread, words = (
-        np.zeros(size, np.int64) for size in (rings.ROWS, rings.THREAD, rings.SETTINGS)
-    )
-    lane[rings.LANE_THREAD] = thread.ctypes.data
-    words[rings.STOP] = 1
-    native_loop.launch(lane.ctypes.data, 0)
-    native_loop.landed(lane.ctypes.data)
-    native_loop.listen(words.ctypes.data)
-    native_loop.run(thread.ctypes.data, words.ctypes.data)
 
 
 def _form(dtype: str, hyperparameters: Hyperparameters) -> memoryview:

@@ -79,7 +79,7 @@ _write: Any = types.ExternalFunction("write", types.int64(types.int32, types.int
 
 
 @njit
-def row_of(lane: int, index: int) -> int:
+def row_of(lane: int, index: int) -> Any:
     """The address of a lane's row, by how many came before it."""
     return lane + WORD * (ROWS + ROW * (index & atomic_load(lane + WORD * MASK)))
 

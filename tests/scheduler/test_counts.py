@@ -18,9 +18,8 @@ import torch
 
 from counting import counted_calls, hold
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
-from hogstream.scheduler.lanes import native_loop as native
+from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Wakeup
-from hogstream.scheduler.lanes.cuda_watcher import EventWatcher
 from hogstream.scheduler.tracing.timeline import Timeline
 from lanes_by_hand import end_threads, lanes_by_hand, updates_of, written
 from process_testing import LIMIT_SECONDS
@@ -133,7 +132,7 @@ async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
         for _ in range(3):
             for update in updates_of(lanes, 8):
                 lane.launch(update)
-            lane._run()
+            lanes.threads[0].run()
             assert written(lanes._event.reader) == 1
             lanes._deliver_landed()
 
@@ -153,11 +152,12 @@ async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
         lanes: Any = scheduler._dispatch.lanes
         end_threads(lanes)
         (lane,) = lanes.lanes
-        native.launch(lane._address, 8)
+        native_loop.launch(lane.address, 8)
         seen = []
         for done in range(1, 9):
-            native.listen(lanes.settings.address)
-            native.wake_others(lane._address, 0, lanes.settings.address, done)
+            native_loop.listen(lanes.settings.address)
+            lane.words[rings.LANDED] = done
+            rings.wake_loop(lane.address, lanes.settings.address)
             seen.append(written(lanes._event.reader))
         assert seen == [max(0, wakes + done - 8) for done in range(1, 9)]
 
@@ -166,10 +166,11 @@ async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
 async def test_a_lane_is_woken_only_if_it_sleeps(asleep: bool) -> None:
     async with lanes_by_hand(depth=8) as lanes:
         (lane,) = lanes.lanes
-        lane._words[native.ASLEEP] = asleep
+        (thread,) = lanes.threads
+        thread.words[rings.ASLEEP] = asleep
         for update in updates_of(lanes, 8):
             lane.launch(update)
-        assert written(lane._event.reader) == asleep
+        assert written(thread.words[rings.THREAD_EVENT]) == asleep
 
 
 @pytest.mark.parametrize("asleep", [False, True])
@@ -178,11 +179,13 @@ async def test_a_landing_wakes_the_next_lane_in_order_only_if_it_sleeps(asleep: 
         first, second, third = lanes.lanes
         for lane, update in zip([first, first, second, third], updates_of(lanes, 4), strict=True):
             lane.launch(update)
-        for lane in lanes.lanes:
-            lane._words[native.ASLEEP] = asleep
-        first._words[native.ASLEEP] = 0  # as it is at work
-        first._run()
-        assert [written(lane._event.reader) for lane in lanes.lanes] == [0, asleep, 0]
+        for thread in lanes.threads:
+            thread.words[rings.ASLEEP] = asleep
+        at_work = lanes.threads[0]
+        at_work.words[rings.ASLEEP] = 0
+        at_work.run()
+        sent = [written(thread.words[rings.THREAD_EVENT]) for thread in lanes.threads]
+        assert sent == [0, asleep, 0]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,6 @@ from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
-from hogstream.scheduler.lanes import native_loop as native
 from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.native import NativeLanes
 from hogstream.scheduler.update import Checked, Update, Work
@@ -47,15 +46,14 @@ async def lanes_by_hand(
 
 def end_threads(lanes: NativeLanes) -> None:
     """Tells lanes to stop: from then on their loop returns when it has nothing left to do."""
-    lanes.settings.words[native.STOP] = 1
-    for lane in lanes.lanes:
-        native.wake(lane._address)
-        lane._thread.join()
+    lanes.settings.stop()
+    for thread in lanes.threads:
+        thread.end()
 
 
 def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
     """Updates that may be enqueued on any lane."""
-    shared = lanes.settings._settings.shared
+    shared = lanes.settings.of.shared
     grad = torch.ones_like(shared.flat)
     checked = Checked([Operands(shared.flat, grad, shared.ms)])
     hyperparameters = Hyperparameters()
@@ -82,7 +80,7 @@ async def main(*counts: int) -> None:
             os.getppid()
             for update in updates:
                 lane.launch(update)
-            lane._run()
+            lanes.threads[0].run()
             os.getppid()
             lanes._deliver_landed()
 

@@ -1,0 +1,76 @@
+"""CUDA lanes on the driver of tests: schedulers whose parameters lie in CPU memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from cuda_testing import Driver, TestDevice
+from hogstream.kernels.backends.select import Backend
+from hogstream.scheduler import SharedParameters, StreamScheduler
+from hogstream.scheduler.lanes import factory
+from hogstream.scheduler.lanes.cuda_device import CudaDevice, Image
+from hogstream.scheduler.lanes.cuda_driver import CudaDriver
+
+#: Elements of a program, and of a block of race counters.
+BLOCK = 64
+
+
+class TestGpu(CudaDevice):
+    """The device of a driver of tests, as lanes see it.
+
+    Attributes:
+        tests: The driver.
+        torch: What stands for torch's streams.
+    """
+
+    __test__ = False  # the name is not of a class of tests
+
+    def __init__(self, tests: Driver) -> None:
+        self.tests = tests
+        self.torch = TestDevice(tests)
+        # Functions that know nothing of their arguments' types, as those of a system's driver.
+        untyped = ctypes.CDLL(None, handle=tests.library._handle)
+        super().__init__(CudaDriver(untyped), 0)
+
+    def current_stream(self) -> int:
+        """The stream that is current on the calling thread."""
+        return self.torch.current_stream()
+
+    def computing(self, stream: int) -> AbstractContextManager[object]:
+        """Makes a stream the current one, on the thread that enters it."""
+        return self.torch.computing(stream)
+
+    def compile(self, kernel: str, constants: dict[str, Any]) -> Image:
+        """What the driver of tests takes for a compiled kernel."""
+        return Image(self.torch.compile(kernel, constants), 128, 0)
+
+
+def _never(*operands: Any, **more: Any) -> None:
+    raise AssertionError("CUDA lanes launch kernels by the driver")
+
+
+@contextmanager
+def test_gpu(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
+    """A device of the driver of tests, on which lanes are opened for parameters in CPU memory.
+
+    Args:
+        seed: Of the driver.
+        options: Of the driver.
+    """
+    with Driver(seed, **options) as driver, pytest.MonkeyPatch.context() as patch:
+        gpu = TestGpu(driver)
+        patch.setattr(factory, "gpu_of", lambda device: gpu)
+        yield gpu
+
+
+def scheduler_on(shared: SharedParameters, **settings: Any) -> StreamScheduler:
+    """A scheduler whose lanes are those of the device."""
+    scheduler = StreamScheduler(shared, **settings)
+    scheduler.backend = Backend("triton", _never, False, lambda dtype, device: BLOCK)
+    return scheduler
