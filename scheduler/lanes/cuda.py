@@ -74,6 +74,8 @@ class CudaLane(RingLane):
         self._times = [
             [lanes.make_event(timed=True) for _ in range(2)] for _ in range(rows if timed else 0)
         ]
+        self._current_stream = lanes.device.current_stream
+        self._settings = lanes.settings.address
         counter = WORD * (_COUNTER_WORDS * index)
         for word, value in (
             (rings.LAUNCHES, self._launches.ctypes.data),
@@ -84,30 +86,44 @@ class CudaLane(RingLane):
             (rings.VERDICT, lanes.verdict(index)),
         ):
             self.words[word] = value
+        for row in range(rows):
+            self._set_up(row)
+
+    def _set_up(self, index: int) -> None:
+        """Writes what does not change of a row, but while it is in a batch."""
+        place = index * cuda_loop.LAUNCH
+        self._more[place + cuda_loop.MADE] = self._made[index]
+        self._set_batch(index, 0, self._cuda.found(self.index, index))
+        if self._times:
+            began, ended = self._times[index]
+            self._more[place + cuda_loop.BEGAN] = began.handle
+            self._more[place + cuda_loop.ENDED] = ended.handle
+
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        super().enqueue(work)
+        self.launch_next(self._current_stream())
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
         super().enqueue(work)
-        self._cuda.enqueued.append(_Enqueued(self, work, self._cuda.device.current_stream()))
+        self._cuda.enqueued.append(_Enqueued(self, work, self._current_stream()))
 
     def flush(self) -> None:
         """Launches what was enqueued."""
         self._cuda.flush((self.index,))
 
-    def launch_next(self, ticket: int, maker: int) -> None:
+    def launch_next(self, maker: int) -> None:
         """Launches the first row that was enqueued and not launched, by itself.
 
         Args:
-            ticket: Its place in the order of all.
             maker: The stream that makes its gradient.
         """
         index = self._launched & self._mask
-        self._batches[index] = None
-        self._set_row(index, ticket, batch=0, found=self._cuda.found(self.index, index))
+        if self._cuda.ordered:
+            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
         self._launched += 1
-        cuda_loop.submit(
-            self.address, self._launched, self._cuda.settings.address, self._made[index], maker
-        )
+        cuda_loop.submit(self.address, self._launched, self._settings, self._made[index], maker)
 
     def add_to(self, batch: Batch, member: int, ticket: int) -> None:
         """Makes that row one of a batch; ``publish`` launches it.
@@ -119,7 +135,8 @@ class CudaLane(RingLane):
         """
         index = self._launched & self._mask
         self._batches[index] = batch
-        self._set_row(index, ticket, batch=batch.address, found=batch.found(member))
+        self._set_batch(index, batch.address, batch.found(member))
+        self._set_ticket(index, ticket)
         self._launched += 1
 
     def publish(self) -> None:
@@ -153,42 +170,41 @@ class CudaLane(RingLane):
         else:
             await cuda_event_done(event)
 
-    def _set_row(self, index: int, ticket: int, batch: int, found: int) -> None:
+    def _set_ticket(self, index: int, ticket: int) -> None:
         self.words[rings.ROWS + index * rings.ROW + rings.TICKET] = ticket
-        began, ended = (
-            (event.handle for event in self._times[index]) if self._times and not batch else (0, 0)
-        )
+
+    def _set_batch(self, index: int, batch: int, found: int) -> None:
         place = index * cuda_loop.LAUNCH
-        for word, value in (
-            (cuda_loop.MADE, 0 if batch else self._made[index]),
-            (cuda_loop.FOUND, found),
-            (cuda_loop.BATCH, batch),
-            (cuda_loop.BEGAN, began),
-            (cuda_loop.ENDED, ended),
-            (cuda_loop.ERROR, 0),
-        ):
-            self._more[place + word] = value
+        self._more[place + cuda_loop.BATCH] = batch
+        self._more[place + cuda_loop.FOUND] = found
+        self._more[place + cuda_loop.ERROR] = 0
 
     def _take_down(self, landed: Sequence[Work]) -> None:
         """Reads the device's times of what has landed, and lets go of its batches."""
         clock = self._cuda.clock
+        if clock is None and not self._cuda.batched:
+            return
         for place, work in enumerate(landed, self._queue.delivered):
             index = place & self._mask
-            batch, self._batches[index] = self._batches[index], None
+            batch = self._batches[index]
             if clock is not None and work.error is None:
-                times = self._times[index] if batch is None else batch.times
-                _read_times(clock, times, work)
-                if batch is None:
-                    times[1] = clock.follow(times[1])
-            if batch is not None and batch.deliver(1):
-                self._cuda.keep_batch(batch)
+                self._read_times(clock, index, work)
+            if batch is not None:
+                self._batches[index] = None
+                self._set_batch(index, 0, self._cuda.found(self.index, index))
+                if batch.deliver(1):
+                    self._cuda.keep_batch(batch)
 
-
-def _read_times(clock: DeviceClock, times: Sequence[DeviceEvent], work: Work) -> None:
-    """Has the device say when it began with work, and when that landed."""
-    started_ns, landed_ns = map(clock.read, times)
-    work.started_ns = max(started_ns, work.submitted_ns)  # two clocks may differ by microseconds
-    work.landed_ns = max(landed_ns, work.started_ns)
+    def _read_times(self, clock: DeviceClock, index: int, work: Work) -> None:
+        """Has the device say when it began with a row, and when that landed."""
+        batch = self._batches[index]
+        times = self._times[index] if batch is None else batch.times
+        started_ns, landed_ns = map(clock.read, times)
+        work.started_ns = max(started_ns, work.submitted_ns)  # clocks may differ by microseconds
+        work.landed_ns = max(landed_ns, work.started_ns)
+        if batch is None:
+            times[1] = clock.follow(times[1])
+            self._more[index * cuda_loop.LAUNCH + cuda_loop.ENDED] = times[1].handle
 
 
 class _Enqueued(NamedTuple):
@@ -210,6 +226,7 @@ class CudaLanes(RingLanes):
         device: The GPU.
         enqueued: What was enqueued on any lane, and not launched.
         clock: Tells when updates landed, if times are taken.
+        batched: Whether any batch has been launched.
         pinned: Where the device writes counters, and verdicts.
         threads: The one.
     """
@@ -246,6 +263,7 @@ class CudaLanes(RingLanes):
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._idle_batches: dict[int, list[Batch]] = {}
         self._rows = 1 << (depth - 1).bit_length()
+        self.batched = False
         self._closed = False
         self._closing = ExitStack()
         try:
@@ -259,7 +277,9 @@ class CudaLanes(RingLanes):
         words[rings.DRIVER] = self.device.driver.table.ctypes.data
         words[rings.CONTEXT] = self.device.context
         checked = self.settings.of.check_finite
-        self.pinned = PinnedMemory(self.device, WORD * (self._verdict_words(count)))
+        self._counter_words = count * _COUNTER_WORDS
+        rows = count * self._rows if checked else 0
+        self.pinned = PinnedMemory(self.device, WORD * (self._counter_words + rows))
         self._closing.callback(self.pinned.free)
         self._verdicts = DeviceMemory(self.device, WORD * count) if checked else None
         if self._verdicts:
@@ -273,10 +293,6 @@ class CudaLanes(RingLanes):
             self.clock = DeviceClock(reference)
         thread = LoopThread("hogstream-lanes", self._lanes, self.settings, self._enter)
         self.threads.append(thread)
-
-    def _verdict_words(self, count: int) -> int:
-        rows = self._rows if self.settings.of.check_finite else 0
-        return count * (_COUNTER_WORDS + rows)
 
     @property
     def lanes(self) -> Sequence[CudaLane]:
@@ -305,8 +321,7 @@ class CudaLanes(RingLanes):
         """Where in pinned memory the verdict of a row comes; 0 if nobody asks."""
         if not self._verdicts:
             return 0
-        rows = _COUNTER_WORDS * len(self._lanes) + self._rows * lane + row
-        return self.pinned.address + WORD * rows
+        return self.pinned.address + WORD * (self._counter_words + self._rows * lane + row)
 
     def check_open(self) -> None:
         """Checks that lanes are open.
@@ -349,21 +364,18 @@ class CudaLanes(RingLanes):
             self._launch_batch(group, graph)
             return
         for lane, _, maker in group:
-            lane.launch_next(self._ticket(), maker)
+            lane.launch_next(maker)
 
     def _launch_batch(self, group: Sequence[_Enqueued], graph: UpdateGraph) -> None:
-        batch = self._take_batch(len(group))
+        batch, self.batched = self._take_batch(len(group)), True
         lanes = dict.fromkeys(lane for lane, _, _ in group)
         makers = dict.fromkeys(maker for _, _, maker in group)
         batch.fill(graph, [lane.address for lane in lanes], tuple(makers))
-        ticket = self._ticket()
+        ticket = self.take_ticket(self.threads[0].address) if self.ordered else 0
         for member, (lane, _, _) in enumerate(group):
             lane.add_to(batch, member, ticket)
         for lane in lanes:
             lane.publish()
-
-    def _ticket(self) -> int:
-        return self.take_ticket(self.threads[0].address) if self.ordered else 0
 
     def _find_graph(self, group: Sequence[_Enqueued]) -> UpdateGraph | None:
         """The graph of updates that have come before; None if they are launched one by one."""

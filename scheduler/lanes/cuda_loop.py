@@ -141,10 +141,11 @@ def driver(settings: int, function: int, arguments: Any) -> Any:
 
 
 @njit
-def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> Any:
-    """Records an event behind what makes a gradient, then launches rows as ``launch`` does.
+def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> None:
+    """Records an event behind what makes a gradient, then launches a row as ``launch`` does.
 
-    It is for the thread that submits; the context need not be current there.
+    It is for the thread that submits; the context need not be current there. If the driver refuses,
+    the row fails with its error.
 
     Args:
         lane: Its address.
@@ -152,16 +153,10 @@ def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> A
         settings: Their address.
         event: The event.
         maker: The stream.
-
-    Returns:
-        0, or an error of the driver; the last row is launched to fail with it.
     """
-    error = record(settings, event, maker)
-    if error != 0:
-        atomic_store(launch_of(lane, launched - 1) + WORD * ERROR, error)
+    atomic_store(launch_of(lane, launched - 1) + WORD * ERROR, record(settings, event, maker))
     atomic_store(lane + WORD * LAUNCHED, launched)
     wake(atomic_load(lane + WORD * LANE_THREAD))
-    return error
 
 
 @njit
