@@ -331,7 +331,7 @@ CUresult cuStreamSynchronize(CUstream handle)
 
 CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned flags)
 {
-    spin(state.settings.wait_ns);
+    spend(state.settings.wait_ns);
     ENTER(cuStreamWaitEvent);
     struct stream *stream;
     CUresult result = find_stream(handle, &stream);
@@ -364,7 +364,7 @@ CUresult cuEventCreate(CUevent *handle, unsigned flags)
 
 CUresult cuEventRecord(CUevent handle, CUstream stream_handle)
 {
-    spin(state.settings.record_ns);
+    spend(state.settings.record_ns);
     ENTER(cuEventRecord);
     struct stream *stream;
     CUresult result = find_stream(stream_handle, &stream);
@@ -483,7 +483,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                         CUstream stream, void **arguments, void **extra)
 {
-    spin(state.settings.launch_ns);
+    spend(state.settings.launch_ns);
     ENTER(cuLaunchKernel);
     CUDA_KERNEL_NODE_PARAMS launch = {function, grid_x, grid_y, grid_z, block_x, block_y, block_z,
                                       shared, arguments, extra, NULL, NULL};
@@ -518,7 +518,7 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t bytes,
 
 CUresult cuStreamWriteValue64(CUstream stream, CUdeviceptr target, cuuint64_t value, unsigned flags)
 {
-    spin(state.settings.write_ns);
+    spend(state.settings.write_ns);
     ENTER(cuStreamWriteValue64);
     LEAVE_IF(target % 8 || flags != CU_STREAM_WRITE_VALUE_DEFAULT, CUDA_ERROR_INVALID_VALUE);
     struct work work = {.kind = WRITE_VALUE, .target = target, .value = value, .bytes = 8};
@@ -707,7 +707,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec *handle, CUgraph graph_handle,
 
 CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle)
 {
-    spin(state.settings.graph_ns);
+    spend(state.settings.graph_ns);
     ENTER(cuGraphLaunch);
     struct stream *stream;
     CUresult result = find_stream(stream_handle, &stream);

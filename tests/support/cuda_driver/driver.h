@@ -162,7 +162,7 @@ struct state {
     pthread_mutex_t lock;
     pthread_cond_t host; /* waits for operations to be done */
     unsigned hosts;      /* threads that do */
-    pthread_cond_t device;
+    pthread_cond_t device; /* wakes it, in counted time */
     pthread_t device_thread;
     bool device_sleeps;
     bool initialized, open, stopping, lost;
@@ -175,6 +175,8 @@ struct state {
     int slots;
     clock_of host_clock;
     int64_t device_free; /* when what launches do one at a time may start, in ns */
+    int64_t due;         /* when some operation may begin or end, or before; read without the lock */
+    int busy;            /* streams that have something due */
 };
 
 extern struct state state;
@@ -208,7 +210,7 @@ void enqueue(struct stream *stream, struct operation *operation);
 bool is_done(struct point point);
 CUresult wait_until_done(struct point point);
 int64_t now_ns(void);
-void spin(int64_t ns);
+void spend(int64_t ns);
 
 /* kernels.c */
 extern const char *const kernel_names[KERNELS];

@@ -7,11 +7,11 @@
 #include "driver.h"
 #include "harness.h"
 
-#include <errno.h>
 #include <fenv.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 struct state state = {.lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP,
@@ -30,13 +30,6 @@ int64_t now_ns(void)
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-void spin(int64_t ns)
-{
-    if (ns > 0)
-        for (int64_t end = now_ns() + ns; now_ns() < end;)
-            ;
 }
 
 void *grown(void *items, size_t count, size_t *capacity, size_t size)
@@ -111,6 +104,11 @@ static void let_go(struct operation *operation)
 static bool is_write(const struct operation *operation)
 {
     return operation->kind == WORK && operation->work.kind == WRITE_VALUE;
+}
+
+static bool is_kernel(const struct operation *operation)
+{
+    return operation->kind == WORK && operation->work.kind == KERNEL;
 }
 
 /* An operation is done: takes it off its stream, and wakes who may wait for it. */
@@ -263,62 +261,100 @@ static int64_t graph_end(const struct graph *graph, int64_t time)
 static void advance(struct stream *stream, int64_t time)
 {
     struct operation *operation = stream->first;
-    bool kernel = operation->kind == WORK && operation->work.kind == KERNEL;
     if (!operation->begun) {
         operation->begun = time;
-        stream->ready = kernel                     ? launch_end(time)
+        stream->ready = is_kernel(operation)       ? launch_end(time)
                         : operation->kind == GRAPH ? graph_end(&operation->exec->graph, time)
                                                    : time;
         if (stream->ready > time)
             return;
     }
-    if (operation->kind == WORK && !kernel && !is_write(operation))
+    if (operation->kind == WORK && !is_kernel(operation) && !is_write(operation))
         do_at_once(&operation->work);
     finish(stream, operation->begun, time);
 }
 
-/* Lets a stream's time come, if it is soon by being awake. */
-static void await_time(int64_t time)
+/* Whether a stream's first operation takes up none of the device's time that others want too. */
+static bool is_brief(const struct stream *stream)
 {
-    const int64_t soon = 100000;
-    int64_t left = time == NEVER ? NEVER : time - now_ns();
-    if (left <= soon) {
-        unlock();
-        sched_yield();
-        lock();
-        return;
+    const struct operation *first = stream->first;
+    return first && (first->begun || (first->kind != GRAPH && !is_kernel(first)));
+}
+
+/* Does what is due first, if it is by now. Afterwards, or else, says when something is due. */
+static bool run_device(int64_t now)
+{
+    struct stream *next = NULL;
+    int64_t time = NEVER;
+    state.busy = 0;
+    for (int slot = 0; slot < state.slots && !state.lost; slot++) {
+        int64_t its = due(state.in_use[slot]);
+        state.busy += its != NEVER;
+        if (its < time) {
+            time = its;
+            next = state.in_use[slot];
+        }
     }
-    state.device_sleeps = true;
-    if (time == NEVER) {
+    bool is_due = time <= now;
+    while (time <= now) {
+        advance(next, time);
+        time = due(next);
+        if (!is_brief(next))
+            break;
+    }
+    __atomic_store_n(&state.due, is_due ? now : time, __ATOMIC_RELAXED);
+    return is_due;
+}
+
+/* Keeps the calling thread busy. Meanwhile it is the device: a machine with few cores has none to
+ * spare for that. */
+void spend(int64_t ns)
+{
+    if (ns == 0)
+        return;
+    int64_t now = now_ns(), end = now + ns;
+    for (; now < end; now = now_ns()) {
+        if (now < __atomic_load_n(&state.due, __ATOMIC_RELAXED) || forked ||
+            pthread_mutex_trylock(&state.lock) != 0)
+            continue;
+        run_device(now);
+        unlock();
+    }
+}
+
+/* Waits until something is due. If few streams are busy, a host that waits for them makes no calls
+ * in which it could be the device, and is kept waiting by a thread that sleeps. */
+static void await_due(void)
+{
+    const int64_t nap = 50000;
+    int64_t now = now_ns(), time = state.due;
+    if (state.busy <= 2 && time - now < nap) {
+        unlock();
+        while (now_ns() < __atomic_load_n(&state.due, __ATOMIC_RELAXED))
+            ;
+        lock();
+    } else if (time == NEVER) {
+        state.device_sleeps = true;
         pthread_cond_wait(&state.device, &state.lock);
+        state.device_sleeps = false;
     } else {
-        time -= soon;
+        time = time > now + nap ? time : now + nap;
         struct timespec until = {time / 1000000000, time % 1000000000};
         pthread_cond_timedwait(&state.device, &state.lock, &until);
     }
-    state.device_sleeps = false;
 }
 
 static void *be_the_device(void *argument)
 {
     (void)argument;
+    prctl(PR_SET_TIMERSLACK, 1); /* ns: it sleeps no longer than it has to */
     lock();
     while (!state.stopping) {
-        struct stream *next = NULL;
-        int64_t first = NEVER;
-        for (int slot = 0; slot < state.slots && !state.lost; slot++) {
-            int64_t time = due(state.in_use[slot]);
-            if (time < first) {
-                first = time;
-                next = state.in_use[slot];
-            }
-        }
-        if (next && first <= now_ns()) {
-            advance(next, first);
+        if (!run_device(now_ns())) {
+            await_due();
+        } else {
             unlock(); /* others take their turn */
             lock();
-        } else {
-            await_time(first);
         }
     }
     unlock();
@@ -366,6 +402,7 @@ static void append(struct stream *stream, struct operation *operation)
         stream->first = operation;
     stream->last = operation;
     if (state.settings.timed) {
+        __atomic_store_n(&state.due, 0, __ATOMIC_RELAXED);
         if (state.device_sleeps)
             pthread_cond_signal(&state.device);
         return;
@@ -413,6 +450,8 @@ void open_streams(void)
     pthread_cond_init(&state.device, &monotonic);
     pthread_condattr_destroy(&monotonic);
     entries.count = 0;
+    state.due = NEVER;
+    state.device_free = 0;
     if (state.settings.timed)
         pthread_create(&state.device_thread, NULL, be_the_device, NULL);
 }
