@@ -179,12 +179,10 @@ class CudaLane(RingLane):
         self._more[place + cuda_loop.FOUND] = found
         self._more[place + cuda_loop.ERROR] = 0
 
-    def _take_down(self, landed: Sequence[Work]) -> None:
-        """Reads the device's times of what has landed, and lets go of its batches."""
+    def take_down(self, landed: Sequence[Work]) -> None:
+        """Reads the device's times of what is delivered now, and lets go of its batches."""
         clock = self._cuda.clock
-        if clock is None and not self._cuda.batched:
-            return
-        for place, work in enumerate(landed, self._queue.delivered):
+        for place, work in enumerate(landed, self._queue.delivered - len(landed)):
             index = place & self._mask
             batch = self._batches[index]
             if clock is not None and work.error is None:
@@ -215,7 +213,7 @@ class _Enqueued(NamedTuple):
     maker: int
 
 
-class CudaLanes(RingLanes):
+class CudaLanes(RingLanes[CudaLane]):
     """A stream for each lane, and one thread for all.
 
     One thread launches for all lanes: the driver launches one at a time in any case. A batch of
@@ -226,7 +224,6 @@ class CudaLanes(RingLanes):
         device: The GPU.
         enqueued: What was enqueued on any lane, and not launched.
         clock: Tells when updates landed, if times are taken.
-        batched: Whether any batch has been launched.
         pinned: Where the device writes counters, and verdicts.
         threads: The one.
     """
@@ -253,17 +250,17 @@ class CudaLanes(RingLanes):
             OSError: If there is no file descriptor left.
             RuntimeError: If there can be no more threads.
         """
-        super().__init__(settings, count, depth, deliver)
+        super().__init__(settings, count, depth, self._deliver)
+        self._deliver_further = deliver
         self.device = device
         self.enqueued: list[_Enqueued] = []
         self.clock: DeviceClock | None = None
         self.threads: list[LoopThread] = []
-        self._lanes: list[CudaLane] = []
         self._forms: dict[tuple[bool, bool], tuple[UpdateKernels, Any]] = {}
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._idle_batches: dict[int, list[Batch]] = {}
         self._rows = 1 << (depth - 1).bit_length()
-        self.batched = False
+        self._batched = False  # whether any batch was launched
         self._closed = False
         self._closing = ExitStack()
         try:
@@ -285,19 +282,14 @@ class CudaLanes(RingLanes):
         if self._verdicts:
             self._closing.callback(self._verdicts.free)
         for index in range(count):
-            self._lanes.append(CudaLane(index, self, self._rows))
-            self._lanes[-1].follow_current()  # which may still be making what lanes use
+            self.lanes.append(CudaLane(index, self, self._rows))
+            self.lanes[-1].follow_current()  # which may still be making what lanes use
         if self.settings.of.timed:
             reference = self.make_event(timed=True)
-            reference.record(self._lanes[0].stream)
+            reference.record(self.lanes[0].stream)
             self.clock = DeviceClock(reference)
-        thread = LoopThread("hogstream-lanes", self._lanes, self.settings, self._enter)
+        thread = LoopThread("hogstream-lanes", self.lanes, self.settings, self._enter)
         self.threads.append(thread)
-
-    @property
-    def lanes(self) -> Sequence[CudaLane]:
-        """In order."""
-        return self._lanes
 
     # What lanes take when they are made, and what is destroyed when they are closed
 
@@ -367,7 +359,7 @@ class CudaLanes(RingLanes):
             lane.launch_next(maker)
 
     def _launch_batch(self, group: Sequence[_Enqueued], graph: UpdateGraph) -> None:
-        batch, self.batched = self._take_batch(len(group)), True
+        batch, self._batched = self._take_batch(len(group)), True
         lanes = dict.fromkeys(lane for lane, _, _ in group)
         makers = dict.fromkeys(maker for _, _, maker in group)
         batch.fill(graph, [lane.address for lane in lanes], tuple(makers))
@@ -415,6 +407,11 @@ class CudaLanes(RingLanes):
         self._idle_batches.setdefault(batch.rows, []).append(batch)
 
     # What becomes of it
+
+    def _deliver(self, lane: int, landed: Sequence[Work]) -> None:
+        if self.clock is not None or self._batched:
+            self.lanes[lane].take_down(landed)
+        self._deliver_further(lane, landed)
 
     def error(self, number: int) -> BaseException:
         """What went wrong, by minus the outcome of a row."""

@@ -216,7 +216,7 @@ def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) ->
         if atomic_load(row + WORD * UPDATE):
             error = update(lane, row, launch, thread, settings)
         else:
-            error = take_snapshot(lane, row, settings)
+            error = copy_parameters(lane, row, settings)
     if error == 0:
         error = take_time(lane, atomic_load(launch + WORD * ENDED), settings)
     if error == 0 and atomic_load(settings + WORD * OWNERS):
@@ -283,7 +283,7 @@ def settle(lane: int, settings: int) -> None:
 
 
 @njit
-def take_snapshot(lane: int, row: int, settings: int) -> Any:
+def copy_parameters(lane: int, row: int, settings: int) -> Any:
     """Copies the parameters; the version that the copy holds at least is its staleness."""
     atomic_store(row + WORD * OUTCOME, DONE)
     atomic_store(row + WORD * STALENESS, version(settings))

@@ -18,27 +18,33 @@ from hogstream.scheduler.lanes.compiled import (
     RingLanes,
     compile_loop,
 )
+from hogstream.scheduler.update import Work
 
 
 class NativeLane(RingLane, CpuLane):
     """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
 
-    def flush(self) -> None:
-        """Launches what was enqueued: no system call, unless the lane sleeps."""
-        self._give_turns()
-        self._launched = enqueued = self._queue.enqueued
-        native_loop.launch(self.address, enqueued)
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it: no system call, unless it sleeps."""
+        self.enqueue(work)
+        if self._lanes.ordered:
+            self.flush()
+        else:
+            self._launched = enqueued = self._queue.enqueued
+            native_loop.launch(self.address, enqueued)
 
-    def _give_turns(self) -> None:
-        """Gives what was enqueued its place in the order of all, if there is one."""
+    def flush(self) -> None:
+        """Launches what was enqueued."""
         if self._lanes.ordered:
             thread = self.words[rings.LANE_THREAD]
             for index in range(self._launched, self._queue.enqueued):
                 row = rings.ROWS + (index & self._mask) * rings.ROW
                 self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
+        self._launched = enqueued = self._queue.enqueued
+        native_loop.launch(self.address, enqueued)
 
 
-class NativeLanes(RingLanes):
+class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
@@ -61,7 +67,6 @@ class NativeLanes(RingLanes):
         super().__init__(settings, count, depth, deliver)
         self._dtype = _dtype(settings)
         self.settings.words[rings.FINITE] = _finite(settings)
-        self._lanes: list[NativeLane] = []
         self.threads: list[LoopThread] = []
         mode = FloatingPointMode()  # of the thread that opens them
         try:
@@ -70,15 +75,10 @@ class NativeLanes(RingLanes):
                 lane = NativeLane(index, self, rows)
                 name = f"hogstream-lane-{index}"
                 self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
-                self._lanes.append(lane)
+                self.lanes.append(lane)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def lanes(self) -> Sequence[NativeLane]:
-        """In order."""
-        return self._lanes
 
     def form(self, hyperparameters: Hyperparameters) -> memoryview:
         """The words of a row, from ``UPDATE`` on, that depend on these."""
@@ -87,7 +87,7 @@ class NativeLanes(RingLanes):
     def flush(self, lanes: Sequence[int]) -> None:
         """Launches what was enqueued on some lanes."""
         for index in lanes:
-            self._lanes[index].flush()
+            self.lanes[index].flush()
 
     def close(self) -> None:
         """Ends every thread."""

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from cuda_testing import Driver, TestDevice
 from hogstream.kernels.backends.select import Backend
@@ -56,7 +55,7 @@ def _never(*operands: Any, **more: Any) -> None:
 
 
 @contextmanager
-def test_gpu(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
+def gpu_of_tests(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
     """A device of the driver of tests, on which lanes are opened for parameters in CPU memory.
 
     Args:
