@@ -72,23 +72,20 @@ class Lane(Protocol):
     def record_event(self) -> Any:
         """An event that is done when all that was enqueued on the lane until now has landed.
 
-        On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
+        It is a place in the lane's queue; what waits for its batch is launched now.
         """
 
     async def done(self, event: Any) -> None:
         """Waits for an event without blocking the event loop; may be cancelled.
 
-        Nothing calls back into Python from the device's driver, so it cannot deadlock: the thread
-        that watches the lanes looks at the event, and wakes the loop.
-
         Args:
             event: From ``record_event`` of any lane of the scheduler. On a GPU, any
-                ``torch.cuda.Event`` that was recorded.
+                ``torch.cuda.Event`` that was recorded, for which it is ``cuda_event_done``.
 
         Raises:
             TypeError: If it is no such event.
             ValueError: If it was not recorded.
-            RuntimeError: If the lanes are closed before it is done, or are of another event loop.
+            RuntimeError: If the lane is of another event loop, or the device has failed.
         """
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hogstream.kernels.backends.select import available_backends
 from hogstream.scheduler.forks import let_go_in_forks
 from hogstream.scheduler.lanes.cuda_driver import CudaDriver, address, system_driver
 
@@ -279,6 +280,19 @@ class DeviceEvent:
     def destroy(self) -> None:
         """Destroys it."""
         self._device.driver.call("cuEventDestroy_v2", address(self.handle))
+
+
+def gpu_of(device: torch.device) -> CudaDevice | None:
+    """The GPU that lanes run on for tensors of a device; None if that is no NVIDIA GPU.
+
+    Raises:
+        RuntimeError: If Numba is missing, which compiles what calls the driver.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    if (missing := available_backends()["numba"]) is not None:
+        raise RuntimeError(f"lanes and events on {device} need Numba: {missing}")
+    return cuda_device(device.index or 0)
 
 
 @cache

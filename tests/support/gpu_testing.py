@@ -12,7 +12,7 @@ import pytest
 from cuda_testing import Driver, TestDevice
 from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler import SharedParameters, StreamScheduler
-from hogstream.scheduler.lanes import factory
+from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Image
 from hogstream.scheduler.lanes.cuda_driver import CudaDriver
 
@@ -64,7 +64,7 @@ def gpu_of_tests(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
     """
     with Driver(seed, **options) as driver, pytest.MonkeyPatch.context() as patch:
         gpu = TestGpu(driver)
-        patch.setattr(factory, "gpu_of", lambda device: gpu)
+        patch.setattr(cuda_device, "gpu_of", lambda device: gpu)
         yield gpu
 
 
