@@ -12,7 +12,7 @@ import torch
 
 from hogstream.kernels.backends.select import available_backends
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.lanes.cuda_driver import CudaDriver, address, system_driver
+from hogstream.scheduler.lanes.cuda_driver import CAPTURED, CudaDriver, address, system_driver
 
 _NON_BLOCKING = 1
 _THREAD_LOCAL = 1
@@ -134,6 +134,10 @@ class CudaDevice:
     def enter_thread(self) -> None:
         """Makes the context current on the calling thread for good, and captures undisturbed."""
         self.driver.call("cuCtxPushCurrent_v2", address(self.context))
+        self.disturb_no_capture()
+
+    def disturb_no_capture(self) -> None:
+        """Has what the calling thread asks for be allowed while others capture."""
         mode = ctypes.c_int(_THREAD_LOCAL)
         self.driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
@@ -258,28 +262,36 @@ class DeviceEvent:
             self.handle = device.driver.make("cuEventCreate", 0 if timed else 2)
 
     def record(self, stream: int) -> None:
-        """Records it behind what a stream was given."""
+        """Records it behind what a stream was given.
+
+        Raises:
+            CudaError: If the driver refuses, or the stream is captured: who waits for the event
+                would be drawn into the capture.
+        """
+        driver, status = self._device.driver, ctypes.c_int()
         with self._device.current():
-            self._device.driver.call("cuEventRecord", address(self.handle), address(stream))
+            driver.call("cuStreamIsCapturing", address(stream), ctypes.byref(status))
+            if status.value:
+                raise driver.error("cuEventRecord", CAPTURED)
+            driver.call("cuEventRecord", address(self.handle), address(stream))
 
     def synchronize(self) -> None:
         """Waits until the device has come to it."""
-        self._device.driver.call("cuEventSynchronize", address(self.handle))
+        with self._device.current():
+            self._device.driver.call("cuEventSynchronize", address(self.handle))
 
     def elapsed_time(self, end: DeviceEvent) -> float:
         """Milliseconds from this event to another, as float32."""
         milliseconds = ctypes.c_float()
-        self._device.driver.call(
-            "cuEventElapsedTime",
-            ctypes.byref(milliseconds),
-            address(self.handle),
-            address(end.handle),
-        )
+        handles = address(self.handle), address(end.handle)
+        with self._device.current():
+            self._device.driver.call("cuEventElapsedTime", ctypes.byref(milliseconds), *handles)
         return milliseconds.value
 
     def destroy(self) -> None:
         """Destroys it."""
-        self._device.driver.call("cuEventDestroy_v2", address(self.handle))
+        with self._device.current():
+            self._device.driver.call("cuEventDestroy_v2", address(self.handle))
 
 
 def gpu_of(device: torch.device) -> CudaDevice | None:

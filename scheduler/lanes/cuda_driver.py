@@ -19,6 +19,7 @@ IN_TABLE = (
     "cuEventRecord",
     "cuEventQuery",
     "cuStreamWaitEvent",
+    "cuStreamIsCapturing",
     "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWriteValue64_v2",
@@ -34,6 +35,7 @@ IN_TABLE = (
     RECORD_EVENT,
     QUERY_EVENT,
     WAIT_EVENT,
+    IS_CAPTURING,
     QUERY_STREAM,
     SYNCHRONIZE,
     WRITE_VALUE,
@@ -46,6 +48,9 @@ IN_TABLE = (
 
 #: The error of what is not done yet: ``CUDA_ERROR_NOT_READY``.
 NOT_READY = 600
+
+#: The error of what is not possible in a capture: ``CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED``.
+CAPTURED = 900
 
 _OUT_OF_MEMORY = 2
 

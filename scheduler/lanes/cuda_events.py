@@ -43,18 +43,19 @@ class _Wait:
     """A coroutine that waits for an event.
 
     Attributes:
+        device: Of the event.
         future: Done when the event is.
     """
 
     def __init__(self, event: torch.cuda.Event, device: CudaDevice) -> None:
         self._event = event  # which must live as long
-        self._device = device
+        self.device = device
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self._loop.create_future()
 
     def words(self) -> list[int]:
         """As the compiled function reads it."""
-        device = self._device
+        device = self.device
         return [device.driver.table.ctypes.data, device.context, self._event.cuda_event, 0, 0, 0]
 
     def end(self, error: BaseException | None = None) -> None:
@@ -64,7 +65,7 @@ class _Wait:
 
     def error(self, code: int) -> BaseException | None:
         """What an error of the driver is; None for 0."""
-        return self._device.driver.error("cuEventQuery", code) if code else None
+        return self.device.driver.error("cuEventQuery", code) if code else None
 
     def _deliver(self, error: BaseException | None) -> None:
         if self.future.done():
@@ -127,6 +128,8 @@ class _Watcher:
         """Asks for events until one is done, or there are others to ask for."""
         from hogstream.scheduler.lanes import cuda_loop  # which needs Numba
 
+        for wait in waits:
+            wait.device.disturb_no_capture()
         events = np.array([wait.words() for wait in waits], np.int64)
         cuda_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
         for wait, words in zip(waits, events.tolist(), strict=True):

@@ -26,8 +26,10 @@ from hogstream.kernels.backends.numba_atomics import (
 from hogstream.kernels.backends.numba_compile import njit
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
 from hogstream.scheduler.lanes.cuda_driver import (
+    CAPTURED,
     COPY_ON_DEVICE,
     COPY_TO_HOST,
+    IS_CAPTURING,
     LAUNCH_GRAPH,
     LAUNCH_KERNEL,
     NOT_READY,
@@ -45,6 +47,7 @@ from hogstream.scheduler.lanes.rings import (
     ARGUMENT_ADDRESSES,
     ARGUMENTS,
     BYTES,
+    CAPTURING,
     COMPUTES,
     CONTEXT,
     COUNTER,
@@ -161,12 +164,17 @@ def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> N
 
 @njit
 def record(settings: int, event: int, stream: int) -> Any:
-    """Records an event, whatever context is current; 0 or an error."""
+    """Records an event, whatever context is current, unless in a capture; 0 or an error."""
     error = driver(settings, PUSH_CONTEXT, (atomic_load(settings + WORD * CONTEXT),))
     if error != 0:
         return error
-    error = driver(settings, RECORD_EVENT, (event, stream))
-    # Where the popped context goes is not needed any more: the event's own argument has room.
+    # An event of a capture would draw the lane's stream into that, and the update with it.
+    captured = settings + WORD * CAPTURING
+    error = driver(settings, IS_CAPTURING, (stream, captured))
+    if error == 0 and atomic_load(captured) != 0:
+        error = CAPTURED
+    if error == 0:
+        error = driver(settings, RECORD_EVENT, (event, stream))
     popped = driver(settings, POP_CONTEXT, (settings + WORD * POPPED,))
     return error if error != 0 else popped
 

@@ -64,8 +64,8 @@ DRIVER, CONTEXT = 12, 15
 OWNERS, OWNERS_MASK = 13, 14
 NEXT, WOKEN, STOP = 16, 24, 32
 #: On a GPU, the lane on which the last in order was launched, the error that the device failed
-#: with, and space for a context.
-LAST, FAILED, POPPED = 40, 41, 42
+#: with, and space for a context and for whether a stream is captured.
+LAST, FAILED, POPPED, CAPTURING = 40, 41, 42, 43
 SETTINGS = 48
 
 #: Outcomes; below 0, minus the number of an error of the lock, or of the driver beyond it.
