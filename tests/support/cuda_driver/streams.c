@@ -322,16 +322,22 @@ void spend(int64_t ns)
     }
 }
 
-/* Waits until something is due. If few streams are busy, a host that waits for them makes no calls
- * in which it could be the device, and is kept waiting by a thread that sleeps. */
-static void await_due(void)
+/* Waits until something is due.
+ *
+ * If few streams are busy, a host that waits for them makes no calls in which it could be the
+ * device, and is kept waiting by a thread that sleeps: this one is awake then, as long as there was
+ * something to do of late.
+ */
+static void await_due(int64_t last)
 {
     const int64_t nap = 50000;
     int64_t now = now_ns(), time = state.due;
-    if (state.busy <= 2 && time - now < nap) {
+    if (state.busy <= 2 && (time - now < nap || now - last < nap)) {
         unlock();
-        while (now_ns() < __atomic_load_n(&state.due, __ATOMIC_RELAXED))
-            ;
+        while (now < __atomic_load_n(&state.due, __ATOMIC_RELAXED) && now < last + nap) {
+            sched_yield(); /* to a host that looks for its values */
+            now = now_ns();
+        }
         lock();
     } else if (time == NEVER) {
         state.device_sleeps = true;
@@ -348,14 +354,17 @@ static void *be_the_device(void *argument)
 {
     (void)argument;
     prctl(PR_SET_TIMERSLACK, 1); /* ns: it sleeps no longer than it has to */
+    int64_t last = 0; /* when it did something */
     lock();
     while (!state.stopping) {
-        if (!run_device(now_ns())) {
-            await_due();
-        } else {
-            unlock(); /* others take their turn */
-            lock();
+        int64_t now = now_ns();
+        if (!run_device(now)) {
+            await_due(last);
+            continue;
         }
+        last = now;
+        unlock(); /* others take their turn */
+        lock();
     }
     unlock();
     return NULL;
