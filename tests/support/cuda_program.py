@@ -134,6 +134,12 @@ class Program:
         """What a counter has."""
         return ctypes.c_uint64.from_address(self.counters + 8 * place).value
 
+    def elapsed(self, start: int, end: int) -> float:
+        """Milliseconds between two events."""
+        milliseconds = ctypes.c_float()
+        self("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)
+        return milliseconds.value
+
     @contextmanager
     def graph(self) -> Iterator[Graph]:
         """A graph, destroyed at the end with what was made of it."""
