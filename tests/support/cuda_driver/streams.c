@@ -49,6 +49,13 @@ static void delay(struct stream *stream)
         nanosleep(&(struct timespec){0, (long)(drawn >> 8) % (stream->pace * 1000L)}, NULL);
 }
 
+/* Delays a step of a work, or not: a few times in all, however many steps there are. */
+static void delay_step(struct stream *stream, const struct work *work)
+{
+    if (work->programs < 4 || draw(&stream->random) % (work->programs / 2) == 0)
+        delay(stream);
+}
+
 bool is_done(struct point point)
 {
     return !point.stream || point.stream->done >= point.count;
@@ -146,7 +153,7 @@ static void run_graph(struct stream *stream, const struct exec *exec)
             ready = ready && !(exec->graph.nodes[i].after[word] & ~done[word]);
         if (!ready)
             continue;
-        delay(stream);
+        delay_step(stream, runs[i].work);
         if (step(&runs[i])) {
             done[i / 64] |= UINT64_C(1) << (i % 64);
             left--;
@@ -165,7 +172,7 @@ static void run_operation(struct stream *stream, struct operation *operation)
         struct run run;
         begin(&run, &operation->work);
         while (!step(&run))
-            delay(stream);
+            delay_step(stream, run.work);
     }
 }
 
