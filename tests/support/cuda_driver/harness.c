@@ -73,7 +73,8 @@ int test_hold(uint64_t handle, int held)
     if (stream) {
         join_use(stream);
         stream->held = held;
-        pthread_cond_signal(state.settings.timed ? &state.device : &stream->wake);
+        pthread_cond_signal(&stream->wake);
+        tell_device();
     }
     unlock();
     return stream != NULL;
