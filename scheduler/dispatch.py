@@ -4,8 +4,11 @@
    and for the policy's gate (``policies.py``). It is an ``Update`` then (``update.py``).
 2. ``Dispatch.enqueue``, here: it is *enqueued* on the worker's lane, and *launched* by that: at
    once, or when its batch is complete.
-3. ``lanes/``: by ``native.py`` and its compiled loop ``native_loop.py``, by ``threads.py`` or by
-   ``cuda.py``. Once its writes are visible and its version is counted, it has *landed*.
+3. ``lanes/``: ``compiled.py`` has it in a ring (``rings.py``), from which the compiled loop
+   (``native_loop.py``) takes it. On a CPU (``native.py``) the loop applies it; on a GPU
+   (``cuda.py``) it has the driver do so (``cuda_loop.py``). Where nothing is compiled, a Python
+   thread applies it (``threads.py``). Once its writes are visible and its version is counted, it
+   has *landed*.
 4. The lane wakes the event loop and *delivers* what has landed to ``Dispatch.deliver``, here: it is
    taken down for the report (``report.py``) and a trace, and leaves the gate.
 5. Its worker's context receives it last, and the worker goes on if it has waited for that.
