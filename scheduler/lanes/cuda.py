@@ -439,6 +439,10 @@ class CudaLanes(RingLanes[CudaLane]):
             thread.close()
         super().close()
         self._closing.callback(self._graphs.clear)
+        for lane in self.lanes:  # ahead of all else: workers may have computed there to the last
+            self._closing.callback(
+                self.device.driver.call, "cuStreamSynchronize", address(lane.stream)
+            )
         try:
             self._closing.close()  # also if one fails; the last comes first
         except CudaError:

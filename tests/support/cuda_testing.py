@@ -142,6 +142,7 @@ def _declare_harness(loaded: ctypes.CDLL) -> None:
         ("fail", [ctypes.c_int, ctypes.c_uint64, ctypes.c_int], None),
         ("lose", [], None),
         ("hold", [ctypes.c_uint64, ctypes.c_int], ctypes.c_int),
+        ("capture", [ctypes.c_uint64, ctypes.c_int], ctypes.c_int),
         ("wait_idle", [ctypes.c_uint64], ctypes.c_int),
         ("count", [ctypes.c_int], ctypes.c_uint64),
         ("entries", [], ctypes.c_uint64),
@@ -318,6 +319,14 @@ class Driver:
             ValueError: If the stream is unknown.
         """
         self._known(self.library.test_hold(stream, False), stream)
+
+    def capture(self, stream: int, captured: bool) -> None:
+        """Says whether a stream is captured: no event may be recorded on it then.
+
+        Raises:
+            ValueError: If the stream is unknown.
+        """
+        self._known(self.library.test_capture(stream, captured), stream)
 
     def wait_idle(self, stream: int) -> None:
         """Waits until a stream has done all it was given, or the device is lost.

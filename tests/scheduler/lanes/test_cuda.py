@@ -14,14 +14,11 @@ import torch
 from hogstream.kernels import rmsprop_
 from hogstream.scheduler import (
     SharedParameters,
-    SimulatedWorker,
     StreamScheduler,
     WorkerContext,
-    WorkerError,
     cuda_event_done,
 )
 from hogstream.scheduler.lanes.cuda import CudaLanes
-from hogstream.scheduler.lanes.cuda_device import CudaDevice, cuda_device
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
@@ -66,156 +63,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[UpdateGraph]:
 
     monkeypatch.setattr(CudaLanes, "_make_graph", noted)
     return made
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"on_nonfinite": "skip"},
-        {"telemetry": True},
-        {"telemetry": True, "on_nonfinite": "skip"},
-        {"timeline": Timeline()},
-        {"process_lock": ProcessLock()},
-        {"batch": 2, "batch_of": "lane"},
-        {"batch": 2, "batch_of": "lanes", "on_nonfinite": "skip", "telemetry": True},
-    ],
-    ids=lambda options: "-".join(options) or "plain",
-)
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:3"])
-async def test_one_worker_makes_the_updates_of_the_cpu(
-    policy: str, options: dict[str, Any], graphs: list[UpdateGraph]
-) -> None:
-    if "batch" in options and policy not in ("lock-free", "ordered"):
-        pytest.skip("a policy that waits for each update has no batches")
-    gradients = normal_gradients(3)
-    shared = zeros(N)
-    worker = SimulatedWorker([gradient.to(CUDA) for gradient in gradients], workers=1)
-    async with StreamScheduler(shared, workers=1, policy=policy, depth=6, **options) as scheduler:
-        report = await scheduler.run(worker, updates=30)
-    assert report.updates == shared.version == 30
-    assert_made_by(shared, gradients * 10)
-    assert len(graphs) == (3 if "batch" in options else 0)  # for each pair of gradients
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"on_nonfinite": "skip"},
-        {"process_lock": ProcessLock()},
-        {"batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
-    ],
-    ids=lambda options: "-".join(options) or "plain",
-)
-async def test_updates_of_some_parameters_are_those_of_the_cpu(options: dict[str, Any]) -> None:
-    sizes = {"a": 3, "b": 20_000, "c": 5, "d": 9_000}
-    only = [None, ["a"], ["a", "c", "d"], ["b", "d"]]
-    grads = normal_gradients(1)[0][: sum(sizes.values())].repeat(3, 1)
-    grads[1, 25_000] = float("nan")  # in d
-    states = []
-    for device in ("cpu", "cuda"):
-        shared = SharedParameters({k: torch.ones(n, device=device) for k, n in sizes.items()})
-        of_device = list(grads.to(device))
-
-        async def worker(context: WorkerContext, grads: Any = of_device) -> None:
-            await context.submit(grads[context.iteration % 3], only[context.iteration % 4])
-
-        async with StreamScheduler(
-            shared, workers=1, depth=4, weight_decay=0.1, **options
-        ) as scheduler:
-            await scheduler.run(worker, updates=48)
-        states.append((shared.flat.cpu(), shared.ms.cpu(), shared.version))
-    (flat, ms, version), (on_gpu, ms_on_gpu, version_on_gpu) = states
-    torch.testing.assert_close(on_gpu, flat, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(ms_on_gpu, ms, rtol=0, atol=0, equal_nan=True)
-    assert version_on_gpu == version
-
-
-async def test_updates_of_some_parameters_are_not_counted() -> None:
-    shared = zeros(64)
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=["p"])
-
-    async with StreamScheduler(shared, workers=1, telemetry=True) as scheduler:
-        with pytest.raises(WorkerError, match="only must be None with telemetry on a GPU"):
-            await scheduler.run(worker, updates=1)
-    assert shared.version == 0
-
-
-@pytest.mark.parametrize("workers", [4, 40])  # torch's pool has 32 streams: 40 are our own
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"policy": "locked"},
-        {"policy": "ordered"},
-        {"policy": "ordered", "batch": 4, "batch_of": "lanes"},
-        {"policy": "ordered", "batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
-        pytest.param(
-            {"policy": "lock-free", "process_lock": ProcessLock()}, id="lock-free-process_lock"
-        ),
-    ],
-    ids=lambda options: "-".join(map(str, options.values())),
-)
-async def test_without_races_no_update_is_lost(options: dict[str, Any], workers: int) -> None:
-    shared = zeros(1 << 22)
-    async with StreamScheduler(shared, workers=workers, depth=2, **COUNTING, **options) as each:
-        report = await each.run(submit_ones(shared), updates=400)
-    assert report.updates == 400
-    assert shared.flat.eq(-400).all()
-
-
-@pytest.mark.parametrize("batch_of", ["lane", "lanes"])
-async def test_graphs_race_as_launches_do_and_count_the_same(
-    batch_of: str, graphs: list[UpdateGraph]
-) -> None:
-    shared = zeros(1 << 16)
-    async with StreamScheduler(
-        shared, workers=8, depth=4, batch=4, batch_of=batch_of, telemetry=True, **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(submit_ones(shared), updates=800)
-    assert graphs
-    assert shared.races is not None
-    assert report.updates == shared.version == 800
-    assert report.block_updates == 800 * shared.races.blocks
-    assert shared.flat.min() >= -800
-    assert shared.flat.max() <= -1
-
-
-async def test_no_update_overlaps_another_if_they_are_ordered() -> None:
-    shared = zeros(1 << 20)
-    async with StreamScheduler(
-        shared, workers=8, depth=2, policy="ordered", telemetry=True, **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(submit_ones(shared), updates=400)
-    assert report.lost_block_updates == report.overwritten_block_updates == 0
-
-
-async def test_graph_follows_a_launch_on_its_lanes_and_is_followed() -> None:
-    """A batch of lanes runs on one stream, and a snapshot on its lane's: each waits."""
-    shared = zeros(1 << 22)
-    seen: list[torch.Tensor] = []
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        seen.append(torch.stack(context.flat.aminmax()))
-        await context.submit(grad)
-
-    async with StreamScheduler(
-        shared,
-        workers=4,
-        policy="ordered",
-        read="snapshot",
-        batch=4,
-        batch_of="lanes",
-        **COUNTING,
-    ) as scheduler:
-        await scheduler.run(worker, updates=200)
-    assert shared.flat.eq(-200).all()
-    for low, high in torch.stack(seen).tolist():
-        assert low == high  # no snapshot was taken in the midst of an update
 
 
 async def test_lane_waits_for_its_update_in_a_graph_on_another(
@@ -438,73 +285,6 @@ async def test_event_can_be_awaited_without_a_scheduler_and_the_wait_cancelled()
     assert event.query()
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-async def test_update_that_is_not_finite_is_left_out(batch: int) -> None:
-    gradients = normal_gradients(4)
-    gradients[1][N - 1] = float("nan")
-    gradients[2][0] = float("inf")
-    shared = zeros(N)
-    worker = SimulatedWorker([gradient.to(CUDA) for gradient in gradients], workers=1)
-    async with StreamScheduler(
-        shared, workers=1, depth=8, batch=batch, on_nonfinite="skip", telemetry=True
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=32)
-    assert report.nonfinite == [16]
-    assert report.updates == shared.version == 16
-    assert shared.races is not None
-    assert report.block_updates == 16 * shared.races.blocks
-    assert_made_by(shared, [gradients[0], gradients[3]] * 8)
-
-
-async def test_gradient_that_is_not_finite_is_an_error_of_its_worker() -> None:
-    shared = zeros(64)
-
-    async def worker(context: WorkerContext) -> None:
-        value = float("nan") if context.index else 1.0
-        await context.submit(torch.full_like(shared.flat, value))
-
-    async with StreamScheduler(
-        shared, workers=2, on_nonfinite="raise", on_error="continue", **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=8)
-    assert isinstance(report.failures[1], FloatingPointError)
-    assert shared.flat.eq(-report.updates).all()
-
-
-async def test_staleness_counts_what_landed_since_the_read() -> None:
-    shared = zeros(64)
-    others_landed = asyncio.Event()
-
-    async def worker(context: WorkerContext) -> None:
-        if context.index == 0:
-            await others_landed.wait()
-        await context.submit(torch.ones_like(shared.flat))
-        if context.iteration == 3:
-            others_landed.set()
-
-    async with StreamScheduler(shared, workers=2, staleness_aware=True, **COUNTING) as scheduler:
-        report = await scheduler.run(worker, updates=5)
-    assert dict(report.staleness) == {0: 4, 4: 1}
-    assert shared.version == 5
-    assert shared.flat.eq(-4.25).all()  # four whole steps, and one of a quarter
-
-
-async def test_snapshot_is_of_the_version_that_it_says() -> None:
-    shared = zeros(1 << 20)
-    seen: list[tuple[int, float]] = []
-
-    async def worker(context: WorkerContext) -> None:
-        seen.append((context.read_version, context.flat.max().item()))
-        await context.submit(torch.ones_like(shared.flat))
-
-    async with StreamScheduler(
-        shared, workers=4, policy="locked", read="snapshot", **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=40)
-    assert report.updates == 40
-    assert all(value == -version for version, value in seen)
-
-
 async def test_timeline_shows_when_the_device_began(tmp_path: Path) -> None:
     """The device comes to an update long after the host: its gradient is still being made."""
     shared = zeros(1 << 20)
@@ -523,45 +303,6 @@ async def test_timeline_shows_when_the_device_began(tmp_path: Path) -> None:
     for update in updates:
         assert update["args"]["waited_us"] > 10_000
         assert update["dur"] < update["args"]["waited_us"]
-
-
-@pytest.mark.parametrize("workers", [1, 40])
-async def test_streams_are_those_of_lanes_that_were_closed(workers: int) -> None:
-    device = cuda_device(0)
-    seen: list[set[int]] = []
-    for _ in range(3):
-        shared = zeros(1 << 10)
-        async with StreamScheduler(
-            shared, workers=workers, depth=2, batch=2, batch_of="lanes"
-        ) as scheduler:
-            await scheduler.run(submit_ones(shared), updates=100)
-            lanes: Any = scheduler._dispatch.lanes
-            seen.append({lane.stream for lane in lanes.lanes})
-        assert seen[-1] <= set(device._idle_streams)
-        with pytest.raises(RuntimeError, match="closed"):
-            lanes.lanes[0].record_event()
-        with pytest.raises(RuntimeError, match="closed"):
-            lanes.lanes[0].computing()
-    assert seen[0] == seen[1] == seen[2]
-
-
-async def test_lanes_that_cannot_all_be_opened_leave_nothing_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    device, taken = cuda_device(0), []
-    take = CudaDevice.take_stream
-
-    def refuse(self: CudaDevice) -> int:
-        if len(taken) == 3:
-            raise RuntimeError("cuStreamCreateWithPriority failed")
-        taken.append(take(self))
-        return taken[-1]
-
-    monkeypatch.setattr(CudaDevice, "take_stream", refuse)
-    with pytest.raises(RuntimeError, match="cuStreamCreateWithPriority"):
-        async with StreamScheduler(zeros(64), workers=8):
-            pass
-    assert set(taken) <= set(device._idle_streams)
 
 
 async def test_capture_of_another_thread_goes_on_beside_lanes() -> None:

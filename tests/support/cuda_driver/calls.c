@@ -266,6 +266,7 @@ CUresult cuGetErrorName(CUresult error, const char **name)
         KNOWN(CUDA_ERROR_NOT_FOUND)
         KNOWN(CUDA_ERROR_NOT_READY)
         KNOWN(CUDA_ERROR_ILLEGAL_ADDRESS)
+        KNOWN(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
         KNOWN(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES)
         KNOWN(CUDA_ERROR_LAUNCH_FAILED)
         KNOWN(CUDA_ERROR_NOT_SUPPORTED)
@@ -310,6 +311,16 @@ CUresult cuStreamQuery(CUstream handle)
     LEAVE_IF(result, result);
     LEAVE_IF(stream->done < stream->issued, CUDA_ERROR_NOT_READY);
     join(state.host_clock, stream->clock);
+    return leave(CUDA_SUCCESS);
+}
+
+CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status)
+{
+    ENTER(cuStreamIsCapturing);
+    struct stream *stream;
+    CUresult result = find_stream(handle, &stream);
+    LEAVE_IF(result, result);
+    *status = stream->captured ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
     return leave(CUDA_SUCCESS);
 }
 
@@ -369,6 +380,9 @@ CUresult cuEventRecord(CUevent handle, CUstream stream_handle)
     LEAVE_IF(result, result);
     struct event *event = find(EVENTS, handle);
     LEAVE_IF(!event, CUDA_ERROR_INVALID_HANDLE);
+    if (stream->captured)
+        violation(false, "an event is recorded on stream %llu, which is captured",
+                  (unsigned long long)stream->number);
     struct operation *record = new_operation(stream, RECORD);
     record->event = handle;
     enqueue(stream, record);

@@ -32,6 +32,7 @@
     X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxGetStreamPriorityRange) \
     X(cuThreadExchangeStreamCaptureMode) X(cuGetErrorName) \
     X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamSynchronize) \
+    X(cuStreamIsCapturing) \
     X(cuStreamWaitEvent) X(cuStreamWriteValue64) \
     X(cuEventCreate) X(cuEventRecord) X(cuEventQuery) X(cuEventSynchronize) \
     X(cuEventElapsedTime) X(cuEventDestroy) \
@@ -133,6 +134,7 @@ struct stream {
     uint64_t number; /* 0 is the default stream */
     unsigned flags;
     bool held;
+    bool captured; /* nothing more is modelled of captures */
     /* All below: since the reset. */
     int slot; /* among those in use, or -1 */
     struct operation *first, *last;

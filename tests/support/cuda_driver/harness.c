@@ -80,6 +80,16 @@ int test_hold(uint64_t handle, int held)
     return stream != NULL;
 }
 
+int test_capture(uint64_t handle, int captured)
+{
+    lock();
+    struct stream *stream = known_stream(handle);
+    if (stream)
+        stream->captured = captured;
+    unlock();
+    return stream != NULL;
+}
+
 int test_wait_idle(uint64_t handle)
 {
     lock();

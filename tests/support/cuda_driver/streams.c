@@ -306,7 +306,7 @@ static void leave_use(struct stream *stream)
     size_t kept = offsetof(struct stream, slot);
     memset((char *)stream + kept, 0, sizeof *stream - kept);
     stream->slot = -1;
-    stream->held = false;
+    stream->held = stream->captured = false;
 }
 
 /* Ends the threads; what is pending never happens, and streams are as if they were new. */
