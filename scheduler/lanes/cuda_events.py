@@ -115,21 +115,23 @@ class _Watcher:
                 self._changed[0] = 1
 
     def _watch(self) -> None:
+        entered: set[CudaDevice] = set()
         while waits := self._begin_look():
             try:
-                self._look(waits)
+                self._look(waits, entered)
             except BaseException as error:  # whatever it is, nobody waits for ever
                 for wait in waits:
                     self._forget(wait)
                     wait.end(error)
             del waits
 
-    def _look(self, waits: list[_Wait]) -> None:
+    def _look(self, waits: list[_Wait], entered: set[CudaDevice]) -> None:
         """Asks for events until one is done, or there are others to ask for."""
         from hogstream.scheduler.lanes import cuda_loop  # which needs Numba
 
-        for wait in waits:
-            wait.device.disturb_no_capture()
+        for device in {wait.device for wait in waits} - entered:
+            device.disturb_no_capture()
+            entered.add(device)
         events = np.array([wait.words() for wait in waits], np.int64)
         cuda_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
         for wait, words in zip(waits, events.tolist(), strict=True):

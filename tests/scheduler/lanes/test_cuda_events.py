@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def recorded(gpu: TestGpu, stream: int, made: list[DeviceEvent]) -> Event:
     return event
 
 
-async def ended(waits: list[asyncio.Future[None]]) -> list[int]:
+async def ended(waits: Sequence[asyncio.Future[None]]) -> list[int]:
     """Which waits have ended, once the loop has had a turn."""
     await asyncio.sleep(0)
     return [index for index, wait in enumerate(waits) if wait.done()]
@@ -116,7 +116,7 @@ async def test_wait_for_a_device_that_is_lost_says_so(gpu, streams, made):
     wait = asyncio.ensure_future(cuda_event_done(recorded(gpu, streams[0], made)))
     await asyncio.sleep(0)
     gpu.tests.lose()
-    with pytest.raises(RuntimeError, match="cuEventQuery failed with CUDA_ERROR_ILLEGAL_ADDRESS"):
+    with pytest.raises(RuntimeError, match="failed with CUDA_ERROR_ILLEGAL_ADDRESS"):
         await asyncio.wait_for(wait, LIMIT_SECONDS)
     made.clear()  # gone with the device
 
