@@ -47,11 +47,18 @@ def streams(gpu: TestGpu) -> list[int]:
     return streams
 
 
+def join_watcher() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "hogstream-events":
+            thread.join(LIMIT_SECONDS)
+
+
 @pytest.fixture
 def made(gpu: TestGpu, streams: list[int]) -> Iterator[list[DeviceEvent]]:
-    """The events that were made, to be destroyed at the end."""
+    """The events that were made, to be destroyed at the end, when nobody asks for them any more."""
     made: list[DeviceEvent] = []
     yield made
+    join_watcher()
     for stream in streams:
         gpu.tests.release(stream)
         gpu.tests.wait_idle(stream)
@@ -105,9 +112,7 @@ async def test_cancelled_wait_leaves_nothing_behind(gpu, streams, made):
     await asyncio.wait([wait])
     reference = weakref.ref(event)
     del event, wait
-    for thread in threading.enumerate():
-        if thread.name == "hogstream-events":
-            thread.join(LIMIT_SECONDS)
+    join_watcher()
     gc.collect()
     assert reference() is None
 
