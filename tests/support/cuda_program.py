@@ -12,8 +12,6 @@ import torch
 
 from cuda_testing import Driver, TestDevice, parameters
 
-_MASK = (1 << 64) - 1
-
 
 class Program:
     """A thread of a host, on which the device's context is current: a context manager.
@@ -53,9 +51,7 @@ class Program:
 
     def make(self, function: str, *arguments: Any) -> int:
         """What a function makes, which it gives by its first argument."""
-        made = ctypes.c_uint64()
-        self(function, ctypes.byref(made), *arguments)
-        return made.value
+        return self.device.make(function, *arguments)
 
     @contextmanager
     def without_context(self) -> Iterator[None]:
