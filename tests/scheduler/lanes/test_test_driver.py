@@ -358,6 +358,25 @@ def test_refuses(case):
         assert call(host) == error
 
 
+EXPORTED = """
+    cuInit cuDeviceGet cuDeviceGetAttribute cuDevicePrimaryCtxRetain cuCtxPushCurrent_v2
+    cuCtxPopCurrent_v2 cuCtxGetStreamPriorityRange cuThreadExchangeStreamCaptureMode cuGetErrorName
+    cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamQuery cuStreamSynchronize
+    cuStreamWaitEvent cuStreamWriteValue64_v2 cuEventCreate cuEventRecord cuEventQuery
+    cuEventSynchronize cuEventElapsedTime cuEventDestroy_v2 cuLaunchKernel cuMemsetD32Async
+    cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemHostAlloc cuMemHostGetDevicePointer_v2
+    cuMemFreeHost cuMemAlloc_v2 cuMemFree_v2 cuModuleLoadData cuModuleGetFunction cuGraphCreate
+    cuGraphDestroy cuGraphAddKernelNode_v2 cuGraphAddMemsetNode cuGraphInstantiateWithFlags
+    cuGraphLaunch cuGraphExecDestroy
+"""
+
+
+def test_has_each_function_by_the_name_of_its_version():
+    with Driver() as driver:
+        assert {*driver.calls} == {*EXPORTED.split()}
+        assert all(hasattr(driver.library, name) for name in driver.calls)
+
+
 def test_says_what_it_is():
     with program() as host:
         word = ctypes.c_int()
