@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cuda_testing import Driver, TestDevice, parameters
+from cuda_testing import NOT_READY, Driver, TestDevice, parameters
 
 
 class Program:
@@ -75,6 +76,14 @@ class Program:
     def query(self, stream: int) -> int:
         """What asking for a stream returns."""
         return self.driver.call("cuStreamQuery", stream)
+
+    def waits(self, stream: int) -> bool:
+        """Whether a stream has more to do, however often one asks."""
+        for _ in range(1000):
+            os.sched_yield()
+            if self.query(stream) != NOT_READY:
+                return False
+        return True
 
     def synchronize(self, stream: int) -> None:
         """Waits for a stream."""

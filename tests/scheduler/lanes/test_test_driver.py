@@ -74,7 +74,7 @@ def test_a_stream_that_is_held_begins_nothing():
         host.write(other, 7)
         host.driver.wait_idle(other)
         assert tensor.eq(0).all()
-        assert host.query(held) == NOT_READY
+        assert host.waits(held)
         host.driver.release(held)
         host.driver.wait_idle(held)
         assert tensor.eq(1).all()
@@ -116,7 +116,7 @@ def test_a_wait_is_for_what_was_recorded_when_it_was_called():
         host("cuStreamWaitEvent", waits, event, 0)
         host("cuEventRecord", event, other)
         host("cuEventSynchronize", event)
-        assert host.query(waits) == NOT_READY
+        assert host.waits(waits)
         host.driver.release(held)
         host.synchronize(waits)
         host.driver.hold(held)  # and not for what is recorded later
@@ -152,7 +152,7 @@ def test_the_default_stream_and_others(flags, waits):
             host.write(first, 1)
             host.write(second, 2, place=1)
             if waits:
-                assert host.query(second) == NOT_READY
+                assert host.waits(second)
                 host.driver.release(first)
             host.synchronize(second)
             host.driver.release(first)
@@ -224,7 +224,7 @@ def test_a_graph_is_launched_behind_its_stream_and_its_own_last_launch():
         host.driver.hold(held)
         host("cuGraphLaunch", executable, held)
         host("cuGraphLaunch", executable, other)
-        assert host.query(other) == NOT_READY
+        assert host.waits(other)
         host.driver.release(held)
         host.synchronize(other)
 
@@ -722,8 +722,10 @@ def test_a_device_that_is_lost_does_nothing_more():
         host.driver.wait_idle(stream)
         for function in ("cuStreamQuery", "cuStreamSynchronize", "cuCtxPushCurrent_v2"):
             assert host.driver.call(function, stream) == ILLEGAL_ADDRESS
-        assert host.driver.call("cuEventQuery", event) == ILLEGAL_ADDRESS
-        assert tensor.eq(0).all()
+        for _ in range(1000):
+            os.sched_yield()
+            assert host.driver.call("cuEventQuery", event) == ILLEGAL_ADDRESS
+    assert tensor.eq(0).all()
 
 
 def test_what_was_made_before_it_closed_is_known_after():
