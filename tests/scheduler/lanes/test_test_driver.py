@@ -423,6 +423,15 @@ def wait_for_too_little(host: Program, right: bool) -> None:
     host.idle()
 
 
+def default_stream_and_another(host: Program, right: bool) -> None:
+    tensor, stream = torch.zeros(8), host.stream(0 if right else 1)
+    host.driver.hold(0)
+    host.fill(0, tensor, 1.0)
+    host.fill(stream, tensor, 2.0)
+    host.driver.release(0)
+    host.idle()
+
+
 def host_that_looks(host: Program, right: bool) -> None:
     """The host goes on when a value tells that all before it is done, or without a look."""
     tensor, stream, other = torch.zeros(8), host.stream(), host.stream()
@@ -601,6 +610,10 @@ def leak(function: str, destroy: str, *arguments: Any) -> Callable[[Program, boo
 FOUND: dict[str, tuple[Callable[[Program, bool], None], str]] = {
     "a wait is missing": (missing_wait, "race: copy (operation 1 of stream"),
     "a wait for too little": (wait_for_too_little, "race: fill_kernel (operation 2 of stream"),
+    "the default stream waits for none": (
+        default_stream_and_another,
+        "race: fill_kernel (operation 1 of stream",
+    ),
     "the host has not looked": (host_that_looks, "race: fill_kernel (operation 1 of stream"),
     "the host has not asked": (host_that_asks, "race: fill_kernel (operation 1 of stream"),
     "nodes beside each other": (nodes_beside_each_other, "race: node 2 (fill_kernel) of graph"),
