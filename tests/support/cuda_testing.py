@@ -16,7 +16,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
@@ -447,8 +447,12 @@ class TestDevice:
             tensor.numel(),
             *struct.unpack("<q", struct.pack(bits, value)),
         )
-        programs = -(-tensor.numel() // block)
-        self.launch(self._fill(tensor.dtype), programs, arguments, stream)
+        with self.entered():
+            self.call(
+                "cuLaunchKernel",
+                *(self._fill(tensor.dtype), -(-tensor.numel() // block), 1, 1, 128, 1, 1, 0),
+                *(stream, parameters(arguments), None),
+            )
 
     def make_on(self, stream: int, elements: int, value: float, dtype: torch.dtype) -> torch.Tensor:
         """A tensor that has its values once a stream has filled it, and is NaN until then."""
@@ -466,12 +470,6 @@ class TestDevice:
         assert function.value is not None
         return function.value
 
-    def launch(self, function: int, programs: int, arguments: tuple[int, ...], stream: int) -> None:
-        """Enqueues a kernel on a stream, with Triton's two scratch pointers after its arguments."""
-        with self.entered():
-            self.call("cuLaunchKernel", function, programs, 1, 1, 128, 1, 1, 0, stream,
-                      parameters(arguments), None)  # fmt: skip
-
     def _fill(self, dtype: torch.dtype) -> int:
         if dtype not in self._fills:
             storage, _, block = _FILLED[dtype]
@@ -480,7 +478,7 @@ class TestDevice:
         return self._fills[dtype]
 
 
-def parameters(arguments: tuple[int, ...]) -> Any:
+def parameters(arguments: Sequence[int]) -> Any:
     """A kernel's arguments as ``kernelParams`` has them: addresses of each and of no scratch."""
     values = (ctypes.c_int64 * (len(arguments) + 2))(*arguments)
     addresses = [ctypes.addressof(values) + 8 * i for i in range(len(values))]

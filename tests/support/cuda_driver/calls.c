@@ -138,8 +138,8 @@ static void *find(enum handles kind, const void *handle)
     void **place = place_of(kind, handle);
     if (place && *place)
         return *place;
-    violation(true, "%s is given a %s that %s", current, kinds[kind],
-              place ? "was destroyed" : "is unknown");
+    violation(true, "%s is given %s %s that %s", current, strchr("aeiou", *kinds[kind]) ? "an" : "a",
+              kinds[kind], place ? "was destroyed" : "is unknown");
     return NULL;
 }
 
