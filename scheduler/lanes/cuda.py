@@ -199,11 +199,15 @@ class CudaLane(RingLane):
         """Has the device say when it began with a row, and when that landed."""
         batch = self._batches[index]
         times = self._times[index] if batch is None else batch.times
-        started_ns, landed_ns = map(clock.read, times)
+        try:
+            started_ns, landed_ns = map(clock.read, times)
+            if batch is None:
+                times[1] = clock.follow(times[1])
+        except CudaError:  # such as a device lost since: the loop's own times stay
+            return
         work.started_ns = max(started_ns, work.submitted_ns)  # clocks may differ by microseconds
         work.landed_ns = max(landed_ns, work.started_ns)
         if batch is None:
-            times[1] = clock.follow(times[1])
             self._more[index * cuda_loop.LAUNCH + cuda_loop.ENDED] = times[1].handle
 
 
