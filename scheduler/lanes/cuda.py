@@ -453,7 +453,10 @@ class CudaLanes(RingLanes):
                 raise
 
     def _enter(self) -> None:
-        self.device.enter_thread()
+        try:
+            self.device.enter_thread()
+        except CudaError as error:  # every row fails with it
+            self.settings.words[rings.FAILED] = error.code
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)
 
 
