@@ -125,6 +125,15 @@ class CudaLane(RingLane):
         self._launched += 1
         cuda_loop.submit(self.address, self._launched, self._settings, self._made[index], maker)
 
+    def fail_next(self, error: CudaError) -> None:
+        """Has that row fail, in its turn."""
+        index = self._launched & self._mask
+        if self._cuda.ordered:
+            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
+        self._more[index * cuda_loop.LAUNCH + cuda_loop.ERROR] = error.code
+        self._launched += 1
+        self.publish()
+
     def add_to(self, batch: Batch, member: int, ticket: int) -> None:
         """Makes that row one of a batch; ``publish`` launches it.
 
@@ -140,7 +149,7 @@ class CudaLane(RingLane):
         self._launched += 1
 
     def publish(self) -> None:
-        """Launches the rows that were added to batches."""
+        """Launches the rows that were added to batches, or are to fail."""
         native_loop.launch(self.address, self._launched)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -363,9 +372,14 @@ class CudaLanes(RingLanes):
         """Launches updates together, as a graph if they come again; or snapshots."""
         if not self.ordered:  # else the order among lanes matters too
             group.sort(key=lambda each: each.lane.index)
-        graph = self._find_graph(group)
-        if graph is not None:
-            self._launch_batch(group, graph)
+        try:
+            graph = self._find_graph(group)
+            if graph is not None:
+                self._launch_batch(group, graph)
+                return
+        except CudaError as error:  # nothing of it was launched
+            for lane, _, _ in group:
+                lane.fail_next(error)
             return
         for lane, _, maker in group:
             lane.launch_next(maker)
