@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.lanes.cuda_driver import CudaDriver, address, system_driver
+from hogstream.scheduler.lanes.cuda_driver import CudaDriver, CudaError, address, system_driver
 
 _NON_BLOCKING = 1
 _THREAD_LOCAL = 1
@@ -202,9 +202,13 @@ class PinnedMemory:
         with device.current():
             self.address = device.driver.make("cuMemHostAlloc", ctypes.c_size_t(nbytes), _MAPPED)
             ctypes.memset(self.address, 0, nbytes)
-            self.on_device = device.driver.make(
-                "cuMemHostGetDevicePointer_v2", address(self.address), 0
-            )
+            try:
+                self.on_device = device.driver.make(
+                    "cuMemHostGetDevicePointer_v2", address(self.address), 0
+                )
+            except CudaError:
+                device.driver.call("cuMemFreeHost", address(self.address))
+                raise
 
     def free(self) -> None:
         """Frees it; nothing may write it any more."""
