@@ -13,179 +13,42 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import types
-import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
+import pytest
 import torch
 
-from cuda_testing import ILLEGAL_ADDRESS
-from fuzzing import LOOPS, Chance, run_in_loop, try_seed
+from fuzzing import Chance, run_in_loop, try_seed
 from gpu_testing import BLOCK, TestGpu, scheduler_on, test_gpu
+from gradient_making import Memory, Streams, within
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from hogstream.scheduler import (
     RunReport,
     SharedParameters,
-    StreamScheduler,
     Timeline,
     WorkerContext,
     WorkerError,
 )
+from hogstream.scheduler.lanes import cuda, cuda_loop
+from hogstream.scheduler.lanes.compiled import compile_loop
 from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.policies import POLICIES, make_gate, select_policy
+from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
-from scheduler_testing import COUNTING
-
-OUT_OF_MEMORY, LAUNCH_FAILED = 2, 719
-
-#: What may fail, and about how often a short run calls it.
-FAILURES = {
-    "cuEventCreate": 30,
-    "cuStreamCreateWithPriority": 4,
-    "cuMemHostAlloc": 2,
-    "cuMemAlloc_v2": 2,
-    "cuModuleLoadData": 2,
-    "cuEventRecord": 60,
-    "cuStreamWaitEvent": 60,
-    "cuStreamWriteValue64_v2": 40,
-    "cuLaunchKernel": 60,
-    "cuGraphLaunch": 10,
-    "cuGraphInstantiateWithFlags": 4,
-    "cuGraphAddKernelNode_v2": 8,
-    "cuMemsetD32Async": 20,
-    "cuMemcpyDtoHAsync_v2": 20,
-    "cuMemcpyDtoDAsync_v2": 20,
-    "cuEventElapsedTime": 20,
-}
-
 
 # Which CUDA allows: the stream goes on as if the event were still there.
 _PENDING_EVENT = re.compile("event .* is destroyed while a stream has yet to")
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What workers do in an iteration, with which probability.
+class _Case:
+    """A scenario, to be run."""
 
-    Attributes:
-        makers: What makes a gradient; one of these.
-        keeps: Whether a worker has ``depth`` gradients, and writes them again; else each is new.
-        hold: Hold the stream that makes the gradient, for a while.
-        hold_lane: Hold a lane's stream, for a while.
-        think: Sleep on the event loop.
-        assign: Assign hyperparameters to the scheduler.
-        part: Update some parameters only.
-        spoil: Submit a gradient of NaN.
-        fail: Fail before they submit, or after.
-        give_up: Stop waiting for ``submit``.
-        cancel: Are cancelled at some moment.
-    """
-
-    makers: Sequence[str]
-    keeps: bool
-    hold: float
-    hold_lane: float
-    think: float
-    assign: float
-    part: float
-    spoil: float
-    fail: float
-    give_up: float
-    cancel: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a scheduler, and how it ends.
-
-    Attributes:
-        updates: How many it is asked for.
-        end: A name in ``ENDS``, or one of ``LEAVES``.
-        after: How many updates were submitted by then.
-    """
-
-    updates: int
-    end: str
-    after: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one scheduler does.
-
-    Attributes:
-        settings: Of the scheduler.
-        numbers: Its hyperparameters.
-        timeline: Whether one is taken down.
-        runs: One after the other.
-        habits: Of the workers.
-    """
-
-    settings: dict[str, Any]
-    numbers: dict[str, Any]
-    timeline: bool
-    runs: Sequence[Run]
-    habits: Habits
-
-    @property
-    def counts(self) -> bool:
-        """Whether each update subtracts ``lr`` from each element."""
-        return {**self.numbers, "lr": 1.0} == COUNTING
-
-    @property
-    def orders(self) -> bool:
-        """Whether updates come after each other as they were submitted, whatever was flushed."""
-        settings = self.settings
-        ordered = settings["policy"] == "ordered" and settings["batch"] == 1
-        return ordered or settings["workers"] == 1
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What is run.
-
-    Attributes:
-        seed: Of this, of what workers do, and of the driver.
-        loop: Kind of the event loop.
-        dtype: Of the parameters.
-        sizes: How many elements each parameter has.
-        plans: Of the schedulers, which run beside each other.
-        same: Whether they update the same parameters.
-        lock: Whether each update holds a process lock.
-        failure: The function of the driver that fails, which of its calls, and with which error.
-        lost_after: After how many updates were submitted the device is lost.
-    """
-
-    seed: int
-    loop: str
-    dtype: torch.dtype
-    sizes: Sequence[int]
-    plans: Sequence[Plan]
-    same: bool
-    lock: bool
-    failure: tuple[str, int, int] | None
-    lost_after: int | None
-
-    @property
-    def fails(self) -> bool:
-        """Whether the driver fails at anything."""
-        return self.failure is not None or self.lost_after is not None
-
-    def is_serial(self, plan: Plan) -> bool:
-        """Whether a scheduler's updates come after each other, all that is written to one place."""
-        settings = plan.settings
-        beside = settings["workers"] > 1
-        policy = settings["policy"]
-        in_turn = policy in ("ordered", "locked", "awaited", "bounded:0")
-        branches = settings["batch"] > 1 and settings["batch_of"] == "lanes"
-        locked = self.lock and (not branches or policy == "ordered" or not beside)
-        return locked if self.same else in_turn or locked or not beside
+    scenario: Scenario
 
     def run(self) -> None:
         """Runs it, and checks what came of it.
@@ -193,15 +56,17 @@ class Scenario:
         Raises:
             AssertionError: If anything is wrong.
         """
-        with test_gpu(self.seed, abort=False) as gpu:
+        scenario = self.scenario
+        with test_gpu(scenario.seed, abort=False) as gpu, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "_GRAPHS", scenario.graphs)
             destroyed = gpu.tests.streams_destroyed
-            simulation = _Simulation(self, gpu)
-            run_in_loop(self.loop, simulation.main())
-            simulation.check_parameters()
+            simulation = _Simulation(scenario, gpu)
+            run_in_loop(scenario.loop, simulation.main())
             simulation.memory.close()
             simulation.streams.release()
             for stream in (0, *gpu.streams):
                 gpu.tests.wait_idle(stream)
+            simulation.check_parameters()
         found = [each for each in gpu.tests.violations() if not _PENDING_EVENT.match(each)]
         assert not found, "\n".join(found[:8])
         assert gpu.tests.streams_destroyed == destroyed, "a stream was destroyed"
@@ -213,101 +78,8 @@ def simulate(seed: int) -> None:
     Raises:
         AssertionError: If anything is wrong; it says how to run the seed again.
     """
-    try_seed(draw, seed, f"make simulate SEEDS={seed}:{seed + 1}")
-
-
-def draw(seed: int) -> Scenario:
-    """The scenario of a seed."""
-    chance = Chance(seed)
-    two = chance.some(0.25)
-    same = two and chance.some(0.5)
-    counts = same or chance.some(0.6)
-    mishap = chance.choice(["none"] * 6 + ["failure", "failure", "lost"])
-    function = chance.choice(list(FAILURES))
-    error = chance.choice([OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED])
-    failure = (function, chance.randrange(1, FAILURES[function]), error)
-    lost_after = chance.choice([0, 1, 3, 10, 25])
-    lock = chance.some(0.15)
-    sizes = [chance.choice([1, 3, 64, 65, 200]) for _ in range(chance.choice([1, 1, 2]))]
-    return Scenario(
-        seed=seed,
-        loop=chance.choice(LOOPS),
-        dtype=chance.choice([torch.float32, torch.float64]),
-        sizes=sizes,
-        plans=[_draw_plan(chance, counts, same, len(sizes) > 1) for _ in range(1 + two)],
-        same=same,
-        lock=lock,
-        failure=failure if mishap == "failure" else None,
-        lost_after=lost_after if mishap == "lost" else None,
-    )
-
-
-def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
-    settings = _draw_settings(chance)
-    if same:  # and so is ``ms``, of how many workers ever
-        settings["state"] = "shared"
-    gated = make_gate(select_policy(settings["policy"]), int) is not None
-    may_assign = settings["workers"] == 1 or not gated  # else it may come between
-    may_spoil = settings["on_nonfinite"] != "apply"
-    numbers: dict[str, Any] = COUNTING
-    if not counts:
-        numbers = {
-            "lr": chance.choice([0.01, 0.1]),
-            "alpha": chance.choice([0.9, 0.99]),
-            "weight_decay": chance.choice([0, 0.01]),
-            "eps_inside_sqrt": chance.some(0.5),
-            "decoupled_weight_decay": chance.some(0.3),
-            "maximize": chance.some(0.2),
-        }
-    makers = chance.choice([["default"], ["own"], ["lane"], ["default", "own", "lane", "loop"]])
-    return Plan(
-        settings=settings,
-        numbers=numbers,
-        timeline=chance.some(0.2),
-        runs=[
-            Run(
-                updates=chance.choice([1, 5, 20, 40]),
-                end=chance.choice(["itself"] * 8 + [*ENDS, *LEAVES]),
-                after=chance.choice([0, 1, 3, 10, 30]),
-            )
-            for _ in range(chance.choice([1, 1, 2]))
-        ],
-        habits=Habits(
-            makers=makers,
-            keeps=chance.some(0.6),
-            hold=chance.choice([0, 0, 0.2]),
-            hold_lane=chance.choice([0, 0, 0.1]),
-            think=chance.choice([0, 0, 0.3]),
-            assign=chance.choice([0, 0.2]) if may_assign else 0,
-            part=chance.choice([0, 0.3]) if parts and not settings["telemetry"] else 0,
-            spoil=chance.choice([0, 0.15]) if may_spoil else 0,
-            fail=chance.choice([0, 0, 0, 0.1]),
-            give_up=chance.choice([0, 0, 0.1]),
-            cancel=chance.choice([0, 0, 0.1]),
-        ),
-    )
-
-
-def _draw_settings(chance: Chance) -> dict[str, Any]:
-    bound = chance.choice([0, 1, 2, 5])
-    policy = chance.choice([*POLICIES, "lock-free", "ordered", f"bounded:{bound}"])
-    workers, depth = chance.randrange(1, 7), chance.choice([1, 1, 2, 3, 8])
-    batch_of = chance.choice(["lane", "lanes"])
-    most = depth * (workers if batch_of == "lanes" else 1)
-    batches = select_policy(policy).takes_batches and chance.some(0.5)
-    return {
-        "policy": policy,
-        "workers": workers,
-        "depth": depth,
-        "batch": chance.randrange(1, most + 1) if batches else 1,
-        "batch_of": batch_of,
-        "state": chance.choice(["shared", "shared", "per-worker"]),
-        "read": chance.choice(["live", "live", "snapshot"]),
-        "telemetry": chance.some(0.3),
-        "staleness_aware": chance.some(0.2),
-        "on_error": chance.choice(["stop", "continue", "restart"]),
-        "on_nonfinite": chance.choice(["apply", "skip", "raise"]),
-    }
+    _compile()
+    try_seed(lambda seed: _Case(draw(seed)), seed, f"make simulate SEEDS={seed}:{seed + 1}")
 
 
 class Broken(Exception):
@@ -316,88 +88,6 @@ class Broken(Exception):
 
 class _BodyFailed(Exception):
     pass
-
-
-class Memory:
-    """Memory for gradients: poisoned the moment that nobody refers to it, then given to others.
-
-    So does torch's allocator, but for the poison; here no operation of any stream may still use it.
-    """
-
-    def __init__(self, gpu: TestGpu, elements: int, dtype: torch.dtype) -> None:
-        self._gpu = gpu
-        self._dtype = np.dtype(str(dtype).removeprefix("torch."))
-        self._elements = elements
-        self._free: list[np.ndarray[Any, Any]] = []
-        self._closed = False
-        self.before_poison: Callable[[int], None] = lambda address: None
-
-    def take(self) -> torch.Tensor:
-        """A tensor of NaN, of which nobody else knows."""
-        block = self._free.pop() if self._free else np.full(self._elements, np.nan, self._dtype)
-        view = block[:]  # which the storage of the tensor refers to, and nobody else
-        weakref.finalize(view, self._end, block).atexit = False
-        return torch.from_numpy(view)
-
-    def poison(self, address: int) -> None:
-        """The owner of a gradient may write it from now on."""
-        if not self._closed:
-            size = self._elements * self._dtype.itemsize
-            self._gpu.tests.host_write(address, size, poison=True)
-
-    def close(self) -> None:
-        """Poisons no more."""
-        self._closed = True
-
-    def _end(self, block: np.ndarray[Any, Any]) -> None:
-        if not self._closed:
-            self.before_poison(block.ctypes.data)
-        self.poison(block.ctypes.data)
-        self._free.append(block)
-
-
-class Streams:
-    """The streams that make gradients, and those that are held for a while.
-
-    Attributes:
-        unsubmitted: The stream that makes a gradient which was not submitted, by its address.
-    """
-
-    def __init__(self, gpu: TestGpu) -> None:
-        self._gpu = gpu
-        self._held: set[int] = set()
-        self._makers: set[int] = {0}
-        self.unsubmitted: dict[int, int] = {}
-
-    def fill(self, grad: torch.Tensor, value: float) -> None:
-        """Has the current stream make a gradient."""
-        stream = self._gpu.current_stream()
-        self._makers.add(stream)
-        self.unsubmitted[grad.data_ptr()] = stream
-        self._gpu.torch.launch_fill(stream, grad, value)
-
-    def hold(self, stream: int, seconds: float) -> None:
-        """Holds a stream for a time of the event loop's."""
-        self._gpu.tests.hold(stream)
-        self._held.add(stream)
-        asyncio.get_running_loop().call_later(seconds, self._release, stream)
-
-    def settle(self) -> None:
-        """Waits until what makes gradients is done, as the owner of one does who gives it up."""
-        self.release()
-        with suppress(RuntimeError), self._gpu.torch.entered():  # if the device is lost
-            for stream in tuple(self._makers):
-                self._gpu.tests.call("cuStreamSynchronize", stream)
-
-    def release(self) -> None:
-        """Lets all streams go on."""
-        for stream in tuple(self._held):
-            self._release(stream)
-
-    def _release(self, stream: int) -> None:
-        if stream in self._held:
-            self._held.discard(stream)
-            self._gpu.tests.release(stream)
 
 
 class Submitted(NamedTuple):
@@ -452,6 +142,8 @@ class _Simulation:
 
     async def main(self) -> None:
         """All schedulers beside each other."""
+        for program in self.programs:
+            program.make_parameters()
         if self.scenario.failure is not None:
             self.gpu.tests.fail(*self.scenario.failure)
         mains = (program.main() for program in self.programs)
@@ -515,7 +207,9 @@ class _Program:
         self._simulation, self._plan, self._shared = simulation, plan, shared
         self._gpu = simulation.gpu
         self._scenario = simulation.scenario
-        self.serial = self._scenario.is_serial(plan)
+        beside = self._scenario.plans if self._scenario.same else [plan]
+        self.serial = all(map(self._scenario.is_serial, beside))
+        self._counts_whole = all(each.counts_whole for each in beside)
         workers = plan.settings["workers"]
         seed = self._scenario.seed
         self._chances = [Chance(f"{seed}/{index}/{worker}") for worker in range(workers)]
@@ -534,6 +228,12 @@ class _Program:
         self.landed: list[Submitted] = []
         self.dropped = 0
 
+    def make_parameters(self) -> None:
+        """Has the default stream make them, zeros, when nobody waits for it but lanes."""
+        for tensor in (self._shared.flat, self._shared.ms):
+            tensor.fill_(math.nan)
+            self._gpu.torch.launch_fill(0, tensor, 0.0)
+
     async def main(self) -> None:
         """All runs."""
         left: _Begun | None = None
@@ -543,7 +243,9 @@ class _Program:
                 self._allow_races()
                 for run in self._plan.runs:
                     begun = self._begin(run)
-                    await self._simulation.until(0 if run.end == "itself" else run.after, begun.task)
+                    await self._simulation.until(
+                        0 if run.end == "itself" else run.after, begun.task
+                    )
                     if run.end in LEAVES:
                         left = begun
                         break
@@ -618,15 +320,12 @@ class _Program:
         stream = await self._make(context, chance, grad, value)
         if chance.some(habits.assign):
             self._assign(chance)
-        key, streams = (context.index, context.iteration), self._simulation.streams
-        place = self._simulation.note_submission()
-        numbers = self._scheduler.hyperparameters
-        self._log[key] = Submitted(place, context.index, value, only, numbers)
-        streams.unsubmitted.pop(grad.data_ptr(), None)
+        streams = self._simulation.streams
         if chance.some(habits.hold_lane):
             lane: Any = context.lane
             streams.hold(lane.stream, chance.choice([0, 0.0005, 0.002]))
-        submission = within(self._gpu, stream, partial(context.submit, grad, only))
+        submit = partial(self._submit_now, context, grad, value, only)
+        submission = within(self._gpu, stream, submit)
         if chance.some(habits.give_up):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(submission, chance.choice([0, 1e-6, 1e-4]))
@@ -638,6 +337,20 @@ class _Program:
             oldest = (context.iteration + 1) % context.depth
             if (kept := self._kept.get((context.index, oldest))) is not None:
                 self._simulation.memory.poison(kept.data_ptr())
+
+    async def _submit_now(
+        self,
+        context: WorkerContext,
+        grad: torch.Tensor,
+        value: float,
+        only: tuple[str, ...] | None,
+    ) -> None:
+        place = self._simulation.note_submission()
+        numbers = self._scheduler.hyperparameters
+        entry = Submitted(place, context.index, value, only, numbers)
+        self._log[context.index, context.iteration] = entry
+        self._simulation.streams.unsubmitted.pop(grad.data_ptr(), None)
+        await context.submit(grad, only)
 
     def _take(self, context: WorkerContext) -> torch.Tensor:
         memory = self._simulation.memory
@@ -664,13 +377,20 @@ class _Program:
             with self._gpu.computing(own):
                 streams.fill(grad, value)
             return own
-        if maker == "lane":
-            await context.run_blocking(streams.fill, grad, value)
-        elif maker == "loop":
-            with context.lane.computing():
-                streams.fill(grad, value)
-        else:
+        if maker == "default":
             streams.fill(grad, value)
+            return 0
+        begins = chance.choice([0, own])  # and the lane goes on with it
+        with self._gpu.computing(begins):
+            streams.fill(grad, math.nan)
+        if maker == "lane":
+            fill = partial(context.run_blocking, streams.fill, grad, value)
+            await within(self._gpu, begins, fill)
+        else:
+            with self._gpu.computing(begins):
+                computing = context.lane.computing()
+            with computing:
+                streams.fill(grad, value)
         return 0
 
     def _draw_value(self, chance: Chance) -> float:
@@ -689,8 +409,8 @@ class _Program:
         if self._plan.counts:
             self._scheduler.hyperparameters = replace(now, lr=chance.choice([1.0, 2.0, 4.0]))
         else:
-            changed = {"lr": chance.choice([0.01, 0.001]), "eps_inside_sqrt": chance.some(0.5)}
-            self._scheduler.hyperparameters = replace(now, **changed)
+            lr, inside = chance.choice([0.01, 0.001]), chance.some(0.5)
+            self._scheduler.hyperparameters = replace(now, lr=lr, eps_inside_sqrt=inside)
 
     # What must hold
 
@@ -699,7 +419,7 @@ class _Program:
             return
         for name, part in context.parameters.items():
             assert part.eq(part[0]).all(), f"a snapshot of {name} is not whole: {part}"
-        if self._plan.counts and not self._plan.settings["staleness_aware"]:
+        if self._counts_whole:
             seen = -sum(float(part[0]) for part in context.parameters.values())
             assert seen >= context.read_version, "a snapshot is older than it says"
 
@@ -781,7 +501,7 @@ class _Program:
             exact = False
         if self._simulation.lost:
             return
-        assert self._shared.flat.isfinite().all()
+        assert self._shared.flat.isfinite().all(), f"not finite: {self._shared.flat}"
         if exact and self._plan.orders and not self._scenario.same:
             expected, ms = self._replay(landed)
             assert torch.equal(self._shared.flat, expected), f"{self._shared.flat}, not {expected}"
@@ -810,39 +530,16 @@ class _Program:
         return model.flat, None if by_worker else states.get(0, model.ms)
 
 
+@cache
+def _compile() -> None:
+    """Compiles what lanes call, which takes longer than any run."""
+    compile_loop()
+    cuda_loop.compile_for_lanes()
+
+
 class _Begun(NamedTuple):
     """A run that goes on, and the version of the parameters before it."""
 
     run: Run
     task: asyncio.Task[RunReport]
     before: int
-
-
-async def within(
-    gpu: TestGpu, stream: int, function: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
-    """Runs a coroutine with a stream as the current one: not what others do while it waits."""
-    await _steps(gpu, stream, function())
-
-
-@types.coroutine
-def _steps(
-    gpu: TestGpu, stream: int, coroutine: Coroutine[Any, Any, None]
-) -> Generator[Any, Any, None]:
-    go_on: Callable[[Any], Any] = coroutine.send
-    value: Any = None
-    try:
-        while True:
-            try:
-                with ExitStack() as entered:
-                    with suppress(RuntimeError):  # if the device is lost
-                        entered.enter_context(gpu.computing(stream))
-                    awaited = go_on(value)
-            except StopIteration:
-                return
-            try:
-                value, go_on = (yield awaited), coroutine.send
-            except BaseException as error:
-                value, go_on = error, coroutine.throw
-    finally:
-        coroutine.close()
