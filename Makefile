@@ -8,13 +8,15 @@ SECONDS ?= 60
 SEED ?= 1
 FUZZ ?=
 RUNS ?=
+SEEDS ?= 300
+MUTATION ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-quick fuzz lint gpu format docs results wheel clean
+.PHONY: help bench test test-quick fuzz simulate lint gpu format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
@@ -28,6 +30,8 @@ help: ## list the targets
 	@echo "  JOBS=N             processes that run tests side by side (2; 0 for one without more)"
 	@echo "  SECONDS=600 SEED=1 how long fuzz runs, and from which seed on (60, 1)"
 	@echo "  FUZZ=NAME RUNS=N   one fuzz, and so many seeds in place of a time"
+	@echo "  SEEDS=A:B          which seeds simulate runs, or how many from 0 on (300)"
+	@echo "  MUTATION=NAME      with which fault in the lanes; all for each of them"
 	@echo "  OUT=folder         where bench and gpu write (bench-results)"
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
@@ -43,6 +47,10 @@ test-quick: $(STAMP) ## run all but those marked slow: under a minute
 fuzz: $(STAMP) ## run random cases for SECONDS, from SEED on; FUZZ=optimizer, scheduler or process
 	$(VENV)/bin/python tests/support/fuzz.py --seconds $(SECONDS) --seed $(SEED) \
 		$(if $(RUNS),--runs $(RUNS)) $(FUZZ)
+
+simulate: $(STAMP) ## run CUDA lanes on a driver for tests, SEEDS of them, until one fails
+	$(VENV)/bin/python tests/support/simulate.py --seeds $(SEEDS) \
+		$(if $(MUTATION),--mutation $(MUTATION))
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT

@@ -125,6 +125,15 @@ class CudaLane(RingLane):
         self._launched += 1
         cuda_loop.submit(self.address, self._launched, self._settings, self._made[index], maker)
 
+    def fail_next(self, error: CudaError) -> None:
+        """Has that row fail, in its turn."""
+        index = self._launched & self._mask
+        if self._cuda.ordered:
+            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
+        self._more[index * cuda_loop.LAUNCH + cuda_loop.ERROR] = error.code
+        self._launched += 1
+        self.publish()
+
     def add_to(self, batch: Batch, member: int, ticket: int) -> None:
         """Makes that row one of a batch; ``publish`` launches it.
 
@@ -140,7 +149,7 @@ class CudaLane(RingLane):
         self._launched += 1
 
     def publish(self) -> None:
-        """Launches the rows that were added to batches."""
+        """Launches the rows that were added to batches, or are to fail."""
         native_loop.launch(self.address, self._launched)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -197,11 +206,15 @@ class CudaLane(RingLane):
         """Has the device say when it began with a row, and when that landed."""
         batch = self._batches[index]
         times = self._times[index] if batch is None else batch.times
-        started_ns, landed_ns = map(clock.read, times)
+        try:
+            started_ns, landed_ns = map(clock.read, times)
+            if batch is None:
+                times[1] = clock.follow(times[1])
+        except CudaError:  # such as a device lost since: the loop's own times stay
+            return
         work.started_ns = max(started_ns, work.submitted_ns)  # clocks may differ by microseconds
         work.landed_ns = max(landed_ns, work.started_ns)
         if batch is None:
-            times[1] = clock.follow(times[1])
             self._more[index * cuda_loop.LAUNCH + cuda_loop.ENDED] = times[1].handle
 
 
@@ -351,9 +364,14 @@ class CudaLanes(RingLanes[CudaLane]):
         """Launches updates together, as a graph if they come again; or snapshots."""
         if not self.ordered:  # else the order among lanes matters too
             group.sort(key=lambda each: each.lane.index)
-        graph = self._find_graph(group)
-        if graph is not None:
-            self._launch_batch(group, graph)
+        try:
+            graph = self._find_graph(group)
+            if graph is not None:
+                self._launch_batch(group, graph)
+                return
+        except CudaError as error:  # nothing of it was launched
+            for lane, _, _ in group:
+                lane.fail_next(error)
             return
         for lane, _, maker in group:
             lane.launch_next(maker)
@@ -450,7 +468,10 @@ class CudaLanes(RingLanes[CudaLane]):
                 raise
 
     def _enter(self) -> None:
-        self.device.enter_thread()
+        try:
+            self.device.enter_thread()
+        except CudaError as error:  # every row fails with it
+            self.settings.words[rings.FAILED] = error.code
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)
 
 

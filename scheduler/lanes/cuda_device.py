@@ -12,7 +12,13 @@ import torch
 
 from hogstream.kernels.backends.select import available_backends
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.lanes.cuda_driver import CAPTURED, CudaDriver, address, system_driver
+from hogstream.scheduler.lanes.cuda_driver import (
+    CAPTURED,
+    CudaDriver,
+    CudaError,
+    address,
+    system_driver,
+)
 
 _NON_BLOCKING = 1
 _THREAD_LOCAL = 1
@@ -207,9 +213,13 @@ class PinnedMemory:
         with device.current():
             self.address = device.driver.make("cuMemHostAlloc", ctypes.c_size_t(nbytes), _MAPPED)
             ctypes.memset(self.address, 0, nbytes)
-            self.on_device = device.driver.make(
-                "cuMemHostGetDevicePointer_v2", address(self.address), 0
-            )
+            try:
+                self.on_device = device.driver.make(
+                    "cuMemHostGetDevicePointer_v2", address(self.address), 0
+                )
+            except CudaError:
+                device.driver.call("cuMemFreeHost", address(self.address))
+                raise
 
     def free(self) -> None:
         """Frees it; nothing may write it any more."""

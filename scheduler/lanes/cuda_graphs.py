@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from hogstream.kernels.launch_table import ELEMENTS, GRAD
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, DeviceMemory, Function
-from hogstream.scheduler.lanes.cuda_driver import address, address_array
+from hogstream.scheduler.lanes.cuda_driver import CudaError, address, address_array
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
 from hogstream.scheduler.lanes.rings import WORD
 
@@ -140,7 +140,8 @@ class UpdateGraph:
         """A launch of it has landed; once dropped, it is destroyed with the last."""
         self._in_flight -= 1
         if self._dropped:
-            self.drop()
+            with suppress(CudaError):  # the device has failed, which all that lands says
+                self.drop()
 
     def drop(self) -> None:
         """Destroys it as soon as no launch of it is in flight."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fuzzing import Case, try_seed
+from fuzzing import Case, fuzz_again, try_seed
 
 TrySeeds = Callable[[str, Callable[[int], Case], Sequence[int]], None]
 
@@ -18,6 +18,6 @@ def try_seeds(capfd: pytest.CaptureFixture[str]) -> TrySeeds:
     def run(fuzz: str, draw: Callable[[int], Case], seeds: Sequence[int]) -> None:
         with capfd.disabled():  # a case that hangs says where, and ends Python
             for seed in seeds:
-                try_seed(fuzz, draw, seed)
+                try_seed(draw, seed, fuzz_again(fuzz, seed))
 
     return run

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from itertools import count
 
-from fuzzing import Case, try_seed
+from fuzzing import Case, fuzz_again, try_seed
 
 FUZZES = ["optimizer", "scheduler", "process"]
 
@@ -33,7 +33,7 @@ def fuzz_for(fuzz: str, first: int, runs: int | None, seconds: float) -> int:
             print(f"{fuzz}: at seed {seed}, {wrong} wrong", flush=True)
             told = now
         try:
-            try_seed(fuzz, draw, seed)
+            try_seed(draw, seed, fuzz_again(fuzz, seed))
         except AssertionError as error:
             print(f"{fuzz}, {error}", flush=True)
             wrong += 1

@@ -42,18 +42,18 @@ class Chance(random.Random):
         return {name: value for name, value in values.items() if self.some(probability)}
 
 
-def try_seed(fuzz: str, draw: Callable[[int], Case], seed: int) -> None:
+def try_seed(draw: Callable[[int], Case], seed: int, command: str) -> None:
     """Runs the case of a seed; if it hangs, ends Python with a picture of where.
 
     Args:
-        fuzz: Its name, for ``make fuzz``.
         draw: Makes the case.
         seed: Of all that is drawn.
+        command: Runs it again.
 
     Raises:
         AssertionError: If anything is wrong; it says how to run the case again.
     """
-    again = f"again: make fuzz FUZZ={fuzz} SEED={seed} RUNS=1"
+    again = f"again: {command}"
     case = draw(seed)
     try:
         with _watched(f"{again}\n{case}"), warnings.catch_warnings():
@@ -61,6 +61,11 @@ def try_seed(fuzz: str, draw: Callable[[int], Case], seed: int) -> None:
             case.run()
     except Exception as error:
         raise AssertionError(f"seed {seed}: {error!r}\n{again}\n{case}") from error
+
+
+def fuzz_again(fuzz: str, seed: int) -> str:
+    """The command that runs a seed of a fuzz."""
+    return f"make fuzz FUZZ={fuzz} SEED={seed} RUNS=1"
 
 
 def run_in_loop(name: str, main: Coroutine[Any, Any, None]) -> None:

@@ -27,6 +27,7 @@ class TestGpu(CudaDevice):
     Attributes:
         tests: The driver.
         torch: What stands for torch's streams.
+        streams: Those that lanes have had.
     """
 
     __test__ = False  # the name is not of a class of tests
@@ -34,9 +35,16 @@ class TestGpu(CudaDevice):
     def __init__(self, tests: Driver) -> None:
         self.tests = tests
         self.torch = TestDevice(tests)
+        self.streams: set[int] = set()
         # Functions that know nothing of their arguments' types, as those of a system's driver.
         untyped = ctypes.CDLL(None, handle=tests.library._handle)
         super().__init__(CudaDriver(untyped), 0)
+
+    def take_stream(self) -> int:
+        """A stream that nobody uses."""
+        stream = super().take_stream()
+        self.streams.add(stream)
+        return stream
 
     def current_stream(self) -> int:
         """The stream that is current on the calling thread."""
