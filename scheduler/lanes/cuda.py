@@ -286,6 +286,7 @@ class CudaLanes(RingLanes[CudaLane]):
         words = self.settings.words
         words[rings.DRIVER] = self.device.driver.table.ctypes.data
         words[rings.CONTEXT] = self.device.context
+        words[rings.DEVICE] = cuda_loop.device_functions().ctypes.data
         checked = self.settings.of.check_finite
         self._counter_words = count * _COUNTER_WORDS
         rows = count * self._rows if checked else 0

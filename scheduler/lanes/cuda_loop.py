@@ -11,6 +11,7 @@ driver's functions are.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from hogstream.kernels.backends.numba_atomics import (
     float_load,
     float_store,
 )
-from hogstream.kernels.backends.numba_compile import njit
+from hogstream.kernels.backends.numba_compile import cfunc, njit
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
 from hogstream.scheduler.lanes.cuda_driver import (
     CAPTURED,
@@ -43,6 +44,7 @@ from hogstream.scheduler.lanes.cuda_driver import (
     WAIT_EVENT,
     WRITE_VALUE,
 )
+from hogstream.scheduler.lanes.native_loop import is_turn, lane_of, lock, pass_turn, unlock
 from hogstream.scheduler.lanes.rings import (
     ARGUMENT_ADDRESSES,
     ARGUMENTS,
@@ -52,22 +54,26 @@ from hogstream.scheduler.lanes.rings import (
     CONTEXT,
     COUNTER,
     COUNTER_ON_DEVICE,
+    DEVICE_FUNCTIONS,
     DONE,
     DRIVER,
     DRIVER_ERRORS,
     FACTORS,
     FAILED,
     FLAT,
+    HELD,
+    LAND,
     LANDED,
     LANDED_NS,
     LANE_COUNT,
     LANE_EVENT,
     LANE_THREAD,
-    LANES,
     LAST,
     LAUNCHED,
     LAUNCHES,
+    LOCK,
     MASK,
+    MAY_START,
     NONFINITE,
     NUMBER,
     OUTCOME,
@@ -78,9 +84,11 @@ from hogstream.scheduler.lanes.rings import (
     POPPED,
     RACES,
     READ_VERSION,
+    SLEEP,
     SOURCE,
     STALENESS,
     STALENESS_AWARE,
+    START,
     STARTED,
     STREAM,
     TAIL,
@@ -96,6 +104,7 @@ from hogstream.scheduler.lanes.rings import (
     row_of,
     version,
     wake,
+    wake_loop,
 )
 
 #: What a row needs besides, on a GPU: the event behind what made its gradient, or 0; the number
@@ -184,6 +193,65 @@ def launch_of(lane: int, index: int) -> Any:
     """The address of what a lane's row needs besides, by how many rows came before it."""
     place = index & atomic_load(lane + WORD * MASK)
     return atomic_load(lane + WORD * LAUNCHES) + WORD * LAUNCH * place
+
+
+@njit
+def land_all(thread: int, settings: int) -> bool:
+    """Lands what has landed on a thread's lanes; whether anything has."""
+    did = False
+    for index in range(atomic_load(thread + WORD * LANE_COUNT)):
+        lane = lane_of(thread, index)
+        while has_landed(lane, settings):
+            finish(lane, settings)
+            did = True
+    return did
+
+
+@njit
+def may_start(lane: int, thread: int, settings: int) -> bool:
+    """Whether a lane may start the next of its rows, which is there."""
+    batch = batch_of(lane)
+    if batch != 0 and is_launched(batch):
+        return True
+    if atomic_load(thread + WORD * HELD) or atomic_load(lane + WORD * WAITS):
+        return False
+    return is_turn(row_of(lane, atomic_load(lane + WORD * TAKEN)), settings)
+
+
+@njit
+def start(lane: int, thread: int, settings: int) -> None:
+    """Launches a lane's next row, or the batch that it is of once that is complete.
+
+    The lock, if there is one, is held until it has landed. Members of a batch that was launched are only taken from the ring.
+    """
+    row, batch = row_of(lane, atomic_load(lane + WORD * TAKEN)), batch_of(lane)
+    if batch != 0 and is_launched(batch):
+        take_member(lane, row, batch)
+        return
+    if batch != 0 and not completes(lane, batch):
+        return
+    error = -lock(thread, settings)
+    if error == 0 and atomic_load(settings + WORD * LOCK):
+        atomic_store(thread + WORD * HELD, rows_of(batch))
+    if batch != 0:
+        launch_batch(lane, batch, error, thread, settings)
+    else:
+        launch_row(lane, row, error, thread, settings)
+    pass_turn(row, thread, settings)
+
+
+@njit
+def finish(lane: int, settings: int) -> None:
+    """Takes down that a row has landed on a GPU, or has failed, and lets go of its lock."""
+    thread = atomic_load(lane + WORD * LANE_THREAD)
+    land_row(lane, settings)
+    held = atomic_load(thread + WORD * HELD)
+    if held > 0:
+        atomic_store(thread + WORD * HELD, held - 1)
+        if held == 1:
+            unlock(settings)
+    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)
+    wake_loop(lane, settings)
 
 
 @njit
@@ -545,16 +613,17 @@ def land_row(lane: int, settings: int) -> None:
 
 
 @njit
-def waits_for_device(thread: int, settings: int) -> bool:
-    """Whether rows of a thread's lanes are in flight; after a long wait, looks for a failure."""
-    looks = atomic_load(thread + WORD * PAUSE) >= _LONGEST_NS
+def sleep(thread: int, settings: int) -> bool:
+    """Sleeps for a while if rows are in flight, or until it is woken; whether it has."""
     waits = False
     for index in range(atomic_load(thread + WORD * LANE_COUNT)):
-        lane = atomic_load(atomic_load(thread + WORD * LANES) + WORD * index)
+        lane = lane_of(thread, index)
         if atomic_load(lane + WORD * LANDED) != atomic_load(lane + WORD * TAKEN):
             waits = True
-            if looks:
+            if atomic_load(thread + WORD * PAUSE) >= _LONGEST_NS:
                 look_for_failure(lane, settings)
+    if waits:
+        sleep_for_a_while(thread)
     return waits
 
 
@@ -614,8 +683,41 @@ def query_event(event: int) -> Any:
     return error
 
 
+@cache
+def device_functions() -> Any:
+    """Compiles what the loop calls: int64, shape (``DEVICE_FUNCTIONS``,), their addresses."""
+    word, addresses = types.int64, np.zeros(DEVICE_FUNCTIONS, np.int64)
+    _compiled.extend(
+        cfunc(word(*[word] * arguments))(function)
+        for function, arguments in ((_land, 2), (_may_start, 3), (_start, 3), (_sleep, 2))
+    )
+    addresses[[LAND, MAY_START, START, SLEEP]] = [each.address for each in _compiled]
+    return addresses
+
+
+_compiled: list[Any] = []  # which must live as long as their addresses are called
+
+
+def _land(thread: int, settings: int) -> int:
+    return 1 if land_all(thread, settings) else 0
+
+
+def _may_start(lane: int, thread: int, settings: int) -> int:
+    return 1 if may_start(lane, thread, settings) else 0
+
+
+def _start(lane: int, thread: int, settings: int) -> int:
+    start(lane, thread, settings)
+    return 0
+
+
+def _sleep(thread: int, settings: int) -> int:
+    return 1 if sleep(thread, settings) else 0
+
+
 def compile_for_lanes() -> None:
     """Compiles what is called from Python, besides the loop."""
+    device_functions()
     word = types.int64
     for function, arguments in ((submit, 5), (watch, 3)):
         compiled: Any = function

@@ -16,13 +16,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from types import GeneratorType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from hogstream.scheduler.lanes import compiled, cuda_loop, native_loop, rings
+from hogstream.scheduler.lanes import compiled, native_loop, rings
 from hogstream.scheduler.lanes.compiled import RingLanes
 
 WORD = rings.WORD
 EVENT_OF_LOOP = 1  # of lanes, those that follow
 
-_MODULES = rings, cuda_loop, native_loop  # where the loop is
+_MODULES = rings, native_loop  # where the loop is
 
 Step = Generator["Request", Any, Any]
 
@@ -248,7 +248,6 @@ _REQUESTS = {
     "_write": "write",
     "_copy": "copy",
     "_clock": "clock",
-    "_poll": "poll",
     "_timed_lock": "lock",
     "_consistent": "lock",
     "_unlock": "lock",

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from fuzzing import Chance, run_in_loop, try_seed
-from gpu_testing import BLOCK, TestGpu, scheduler_on, test_gpu
+from gpu_testing import BLOCK, TestGpu, gpu_of_tests, scheduler_on
 from gradient_making import Memory, Streams, within
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
@@ -57,7 +57,7 @@ class _Case:
             AssertionError: If anything is wrong.
         """
         scenario = self.scenario
-        with test_gpu(scenario.seed, abort=False) as gpu, pytest.MonkeyPatch.context() as patch:
+        with gpu_of_tests(scenario.seed, abort=False) as gpu, pytest.MonkeyPatch.context() as patch:
             patch.setattr(cuda, "_GRAPHS", scenario.graphs)
             destroyed = gpu.tests.streams_destroyed
             simulation = _Simulation(scenario, gpu)
