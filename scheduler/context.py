@@ -169,7 +169,7 @@ class WorkerContext:
         current = self._current
         if current is None or current.submitted or get_ident() != self._thread:
             raise self._why_refused("submit")
-        if isinstance(grad, (list, tuple)):
+        if type(grad) is not torch.Tensor and isinstance(grad, (list, tuple)):
             await self._submit_several(current, grad, only)
             return
         grad, checked = self._gradients.check(grad, only)
@@ -363,11 +363,11 @@ class WorkerContext:
         self._raise_error()
         return snapshot.version
 
-    async def _delivery(self) -> None:
-        """Waits until anything of this worker is delivered."""
+    def _delivery(self) -> asyncio.Future[None]:
+        """What is done when anything of this worker is delivered."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

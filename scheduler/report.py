@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -275,7 +274,7 @@ class RunRecord:
         self._updates_by_worker = [0] * workers
         self._dropped = [0] * workers
         self._nonfinite = [0] * workers
-        self._new_latencies_ns = array("q")
+        self._new_latencies_ns: list[int] = []
         self._new_staleness: list[int] = []
 
     def add(self, worker: int, landed: Sequence[Work]) -> None:
@@ -333,7 +332,7 @@ class RunRecord:
     def _count(self) -> None:
         self._latencies.add(self._new_latencies_ns)
         self._staleness.update(self._new_staleness)
-        del self._new_latencies_ns[:]
+        self._new_latencies_ns.clear()
         self._new_staleness.clear()
 
 
