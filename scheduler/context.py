@@ -140,9 +140,9 @@ class WorkerContext:
         does not take the update back; cancelling that for a lock or a bound does.
 
         Several gradients, all made from what this iteration has read, are each an update of its
-        own, in their order, at most ``depth`` of them in flight: for whoever has them together, it
-        costs the event loop half as much as an iteration for each. Those that would be more
-        than the run's ``updates`` are left out. After an error or a cancellation, those before
+        own, in their order, at most ``depth`` of them in flight: for whoever has them together, the
+        event loop has less to do than in an iteration for each. Those that would be more than the
+        run's ``updates`` are left out. After an error or a cancellation, those before
         it land, and the others are not submitted.
 
         Args:
