@@ -56,6 +56,7 @@ class Dispatch:
             left on it.
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
+        batches_lanes: Whether a batch is of updates of several workers.
         receivers: Who receives what is delivered of a worker, by its index.
     """
 
@@ -77,7 +78,9 @@ class Dispatch:
         self.lanes: Lanes | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
+        self.batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
         self._batch = settings.batch
+        self._raises_nonfinite = settings.on_nonfinite == "raise"
         self._record: RunRecord | None = None
         self._threads: list[WorkerThread] = []
         self._nothing_under_way()
@@ -167,7 +170,7 @@ class Dispatch:
         lane.enqueue(work)
         self._under_way += 1
         self._enqueued.append(worker)
-        of_lane = self.settings.batch_of == "lane"
+        of_lane = not self.batches_lanes
         if of_lane:
             complete = self._enqueued.count(worker) == self._batch
         else:
@@ -175,6 +178,24 @@ class Dispatch:
             complete = len(self._enqueued) >= min(self._batch, most)
         if complete or isinstance(work, Snapshot):
             self.flush(worker if of_lane else None)
+
+    def enqueue_several(self, updates: Sequence[Update]) -> None:
+        """Enqueues updates of one worker on its lane, which launches them at once or in batches."""
+        if self._batch > 1:
+            for update in updates:
+                self.enqueue(update)
+            return
+        assert self.lanes is not None
+        worker = updates[0].worker
+        enqueue = self.lanes.lanes[worker].enqueue
+        for update in updates:
+            enqueue(update)
+        self.lanes.flush((worker,))
+        self._under_way += len(updates)
+
+    def gives_way(self, worker: int) -> bool:
+        """Whether one of a worker's updates waits for a batch, where others may have a turn now."""
+        return self.batches_lanes and worker in self._enqueued
 
     def flush(self, worker: int | None = None) -> None:
         """Launches what waits for a batch: of one worker, or of all."""
@@ -192,14 +213,13 @@ class Dispatch:
         record, gate = self._record, self.gate
         assert record is not None  # a run ends only when all its updates have landed
         try:
-            record.add(lane, landed)
-            if self.settings.on_nonfinite == "raise":
+            if self._raises_nonfinite:
                 _raise_nonfinite(landed)
-            for work in landed:
-                if work.error is not None:
-                    record.failures.setdefault(lane, work.error)
-                if work.passage is not None and gate is not None:
-                    gate.end(work.passage)
+            record.add(lane, landed)
+            if gate is not None:
+                for work in landed:
+                    if work.passage is not None:
+                        gate.end(work.passage)
             if self.timeline is not None:
                 for work in landed:
                     if isinstance(work, Update):

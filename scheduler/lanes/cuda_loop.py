@@ -222,7 +222,8 @@ def may_start(lane: int, thread: int, settings: int) -> bool:
 def start(lane: int, thread: int, settings: int) -> None:
     """Launches a lane's next row, or the batch that it is of once that is complete.
 
-    The lock, if there is one, is held until it has landed. Members of a batch that was launched are only taken from the ring.
+    The lock, if there is one, is held until it has landed. Members of a batch that was launched are
+    only taken from the ring.
     """
     row, batch = row_of(lane, atomic_load(lane + WORD * TAKEN)), batch_of(lane)
     if batch != 0 and is_launched(batch):

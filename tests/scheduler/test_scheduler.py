@@ -578,7 +578,7 @@ async def test_worker_that_submits_twice_is_an_error(backend: str) -> None:
         await context.submit(torch.ones(64))
 
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
-        with pytest.raises(WorkerError, match="one gradient an iteration, got a second"):
+        with pytest.raises(WorkerError, match="submit once an iteration, got a second call"):
             await scheduler.run(worker, updates=2)
 
 
