@@ -293,6 +293,23 @@ def test_events_tell_the_time_between_them():
     assert milliseconds == pytest.approx((log[-1].ended - log[0].ended) / 1e6, rel=1e-6)
 
 
+def test_the_time_of_an_event_is_of_its_latest_record():
+    with program(mode="timed") as host:
+        held, other = host.stream(), host.stream()
+        start, end = host.event(0), host.event(0)
+        host("cuEventRecord", start, other)
+        host.driver.hold(held)
+        host("cuEventRecord", end, held)
+        host.fill(held, torch.zeros(1), 1.0)
+        host("cuEventRecord", end, held)
+        host("cuEventRecord", end, other)
+        host.synchronize(other)
+        milliseconds = host.elapsed(start, end)
+        host.driver.release(held)
+        host.synchronize(held)
+        assert host.elapsed(start, end) == milliseconds
+
+
 def test_calls_keep_their_thread_busy():
     timing = Timing(launch=30_000, record=20_000, wait=10_000, write=40_000)
     with program(mode="timed", timing=timing, log=True) as host:

@@ -117,9 +117,8 @@ void finish(struct stream *stream, int64_t begun, int64_t time)
     struct event *event = item_of(EVENTS, operation->event);
     if (operation->kind == WAIT && event)
         event->waiting--;
-    if (operation->kind == RECORD && event && event->record.stream == stream &&
-        event->record.count == operation->number)
-        event->time = time;
+    if (operation->kind == RECORD && event && event->record.stream == stream)
+        event->time = time; /* of the latest record, once that is done */
     if (is_write(operation)) /* who sees the value finds the operation done */
         do_at_once(&operation->work);
     if (operation->clock)
