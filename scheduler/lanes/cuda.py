@@ -29,6 +29,7 @@ from hogstream.scheduler.lanes.cuda_streams import (
     make_current,
 )
 from hogstream.scheduler.lanes.cuda_watcher import EventWatcher
+from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.update import Snapshot, Update, Work
 
@@ -463,13 +464,13 @@ class CudaLanes:
 
 
 class _LockingLauncher:
-    """A thread that launches under a lock of processes, and holds it until all have landed.
+    """A thread that launches under a lock, and holds it until all have landed.
 
-    It waits for the lock, and so the event loop need not. It must be one thread: a robust mutex is
+    It waits for the lock, and so the event loop need not. It must be one thread: a mutex is
     released by the thread that took it.
     """
 
-    def __init__(self, lock: ProcessLock, lanes: CudaLanes) -> None:
+    def __init__(self, lock: Mutex | ProcessLock, lanes: CudaLanes) -> None:
         self._lock = lock
         self._lanes = lanes
         self._batches: SimpleQueue[tuple[Sequence[_Enqueued], Sequence[torch.cuda.Event]] | None]

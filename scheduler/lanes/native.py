@@ -144,7 +144,7 @@ class NativeLane(CpuLane):
 def _note_outcome(work: Work, outcome: int) -> None:
     """Says of work why it was not done."""
     if outcome < 0:
-        work.error = OSError(-outcome, f"process lock: {os.strerror(-outcome)}")
+        work.error = OSError(-outcome, f"lock: {os.strerror(-outcome)}")
     elif isinstance(work, Update):
         work.nonfinite = outcome == NONFINITE
 

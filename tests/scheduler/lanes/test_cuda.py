@@ -84,11 +84,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:3"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited", "bounded:3"])
 async def test_one_worker_makes_the_updates_of_the_cpu(
     policy: str, options: dict[str, Any], calls: dict[str, int]
 ) -> None:
-    if "batch" in options and policy not in ("lock-free", "ordered"):
+    if "batch" in options and policy in ("awaited", "bounded:3"):
         pytest.skip("a policy that waits for each update has no batches")
     gradients = normal_gradients(3)
     shared = zeros(N)
@@ -152,6 +152,8 @@ async def test_updates_of_some_parameters_are_not_counted() -> None:
     "options",
     [
         {"policy": "locked"},
+        {"policy": "locked", "batch": 4, "batch_of": "lanes"},
+        {"policy": "awaited"},
         {"policy": "ordered"},
         {"policy": "ordered", "batch": 4, "batch_of": "lanes"},
         {"policy": "ordered", "batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
@@ -574,7 +576,7 @@ async def test_lanes_that_cannot_all_be_opened_leave_nothing_open(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited"])
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -588,7 +590,7 @@ async def test_lanes_that_cannot_all_be_opened_leave_nothing_open(
 async def test_launch_that_fails_is_an_error_of_its_worker(
     policy: str, batch: int, error: Exception, told: str
 ) -> None:
-    if batch > 1 and policy == "locked":
+    if batch > 1 and policy == "awaited":
         pytest.skip("a policy that waits for each update has no batches")
     shared = zeros(64)
     works = True
