@@ -142,7 +142,7 @@ def bench(
     check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
     policies = policies or policies_over(processes)
     if sweep or plot is not None:
-        _check_compares(policies)
+        _check_compares(policies, processes * max(workers))
     check_outputs_over(processes, {"--trace": trace})
     if trace is not None and len(policies) * len(workers) * len(elements) > 1:
         raise click.UsageError(
@@ -195,7 +195,12 @@ def _tables(bench: Bench) -> list[rows.Table]:
     return [rows.kernels(bench), *rows.results(bench)]
 
 
-def _check_compares(policies: tuple[str, ...]) -> None:
+def _check_compares(policies: tuple[str, ...], most_workers: int) -> None:
+    if most_workers == 1:
+        raise click.BadParameter(
+            "--sweep and --plot show what several workers gain, got 1",
+            param_hint="'--workers'",
+        )
     if CONTENDER not in policies or not set(BASELINES) & set(policies):
         raise click.BadParameter(
             f"--sweep and --plot need {CONTENDER} and {' or '.join(BASELINES)}, "

@@ -70,7 +70,7 @@ def pages() -> dict[str, tuple[str, int, list[tuple[str, str]]]]:
         for width in (1200, 390)
     }
     return {
-        "everything": (everything, 1280, [*presses, ("Updates", "gain over locked")]),
+        "everything": (everything, 1280, [*presses, ("Updates", "gain")]),
         "phone": (everything, 360, []),
         "two": (two, 1280, [("Changes", "second over first")]),
         "phone_two": (two, 360, []),
