@@ -108,6 +108,12 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     show_default=True,
     help="Sigma of the log-normal think times; 0 is constant, 1 makes stragglers.",
 )
+@click.option(
+    "--today",
+    is_flag=True,
+    help="Measure what people run today as well, in the same rounds: threads and processes with "
+    "torch.optim.RMSprop, with and without a lock.",
+)
 @options.SEED
 @options.JSON
 @options.TRACE
@@ -128,6 +134,7 @@ def bench(
     seconds: float,
     think_time: float,
     think_spread: float,
+    today: bool,
     seed: int,
     json_file: Path | None,
     trace: Path | None,
@@ -163,6 +170,7 @@ def bench(
         think_spread=think_spread,
         seed=seed,
         sweep=sweep,
+        today=today,
     )
     try:
         job.check_memory(settings)

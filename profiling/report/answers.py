@@ -15,7 +15,7 @@ from hogstream.profiling.report.rows import (
     results_by_shape,
     share_text,
 )
-from hogstream.profiling.report.sentences import cautions, of_diff, rivals, where_text
+from hogstream.profiling.report.sentences import cautions, headline, of_diff, rivals, where_text
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
@@ -72,7 +72,8 @@ def _bench_answer(bench: Bench) -> Answer:
             Fact("Gain at best", value, f"{told}, with {where_text(run)}"),
             _everywhere(bench),
         ]
-    return Answer(_winners(bench), [*facts, *_costs(run), _machine(bench)])
+    verdict = " ".join(filter(None, [headline(bench), _winners(bench)]))
+    return Answer(verdict, [*facts, *_costs(run), _machine(bench)])
 
 
 def _everywhere(bench: Bench) -> Fact:

@@ -80,7 +80,7 @@ def gains(bench: Bench) -> list[Plot]:
         f"cells are beyond noise{ends}."
     )
     heat_map = charts.heat_map(
-        f"Lock-free over {over}",
+        "Gain of lock-free",
         text,
         ("workers", "elements"),
         [str(count) for count in counts],

@@ -13,7 +13,7 @@ from hogstream.profiling.report.charts import Reach
 from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
 from hogstream.profiling.report.rows import machine_text, results_by_shape, worker_counts
 from hogstream.profiling.results.diff import UNKNOWN, Diff
-from hogstream.profiling.results.gains import gains_by_place
+from hogstream.profiling.results.gains import gains_by_place, stronger_of
 from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler.policies import POLICIES
@@ -38,8 +38,8 @@ def of_bench(bench: Bench) -> list[Group]:
         Group(
             "gain",
             "Gain",
-            "Lock-free's updates/s over those of the stronger baseline, with several workers: one "
-            "alone waits for nobody. Blue is a gain, orange a loss; grey and in parentheses, it "
+            "Lock-free's updates/s over those of the stronger of locked and ordered, with several "
+            "workers: one alone waits for nobody. Blue is a gain, orange a loss; grey and in parentheses, it "
             "may be noise: the 95 % interval holds 1x.",
             bench_plots.gains(bench),
             {},
@@ -177,7 +177,8 @@ def of_diff(diff: Diff) -> Group:
 
 def write_gains(bench: Bench, path: Path) -> None:
     """Saves what lock-free gains at each size and worker count; the suffix says the format."""
-    note = "grey, in parentheses: the difference may be noise (the 95 % interval holds 1x)"
+    note = f"updates/s over those of {stronger_of(bench.results)}; "
+    note += "grey, in parentheses: the difference may be noise (the 95 % interval holds 1x)"
     drawing.save(bench_plots.gains(bench), path, note=note)
 
 

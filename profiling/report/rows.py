@@ -22,6 +22,7 @@ from hogstream.profiling.results.schema import (
     Compare,
     PeerTime,
     Run,
+    TodayRun,
     Train,
     TrainRun,
 )
@@ -63,7 +64,8 @@ def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
     lines = [columns, *(_result_row(run) for run in bench.results)]
     if not intervals:
         lines = [(*line[:4], *line[5:]) for line in lines]
-    return [Table("Updates", lines[0], lines[1:], 3, 2), *filter(None, [races(bench)])]
+    tables = [Table("Updates", lines[0], lines[1:], 3, 2)]
+    return [*tables, *filter(None, [today(bench, intervals=intervals), races(bench)])]
 
 
 def _result_row(run: BenchRun) -> Row:
@@ -75,6 +77,34 @@ def _result_row(run: BenchRun) -> Row:
         *("-" if us is None else _milliseconds(us / 1000) for us in (latency.p50, latency.p99)),
         _staleness(run),
         *_gain_texts(gain_of(run)),
+    )
+
+
+def today(bench: Bench, *, intervals: bool = False) -> Table | None:
+    """What people run today, if it was measured, and how many times as fast lock-free is.
+
+    Args:
+        bench: What was measured.
+        intervals: Whether there are columns for them, for which a terminal is too narrow.
+    """
+    columns = (
+        *("elements", "workers", "workers are", "update", "updates per s", "95 % interval"),
+        *("lock-free over it", "95 % interval"),
+    )
+    lines = [columns, *(_today_row(run) for run in bench.today or ())]
+    if not intervals:
+        lines = [(*line[:5], line[6]) for line in lines]
+    return Table("What people run today", lines[0], lines[1:], 4, 2) if bench.today else None
+
+
+def _today_row(run: TodayRun) -> Row:
+    ratio = run.lock_free_ratio
+    return (
+        *(size_name(run.elements), str(run.workers)),
+        run.spread_over + (", with a lock" if run.lock else ""),
+        run.update,
+        *spread_texts(run.updates_per_second, 0),
+        *(("-", "-") if ratio is None else _estimate_texts(ratio.estimate, 2, "x")),
     )
 
 

@@ -20,6 +20,7 @@ from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
     CONTENDER,
     Gain,
+    fastest_today,
     gain_of,
     gains_by_place,
     greatest_gain,
@@ -33,6 +34,24 @@ from hogstream.profiling.wording import counted, number_text, size_name
 # What a change of code is expected to change: it makes no difference of machine or settings.
 _SUBJECT = ("commit", "hogstream")
 _MACHINE_DRIFT = 1.1
+
+
+def headline(bench: Bench) -> str | None:
+    """What lock-free gains at best, and what over what people run today; None if nothing tells."""
+    best = greatest_gain(bench)
+    if best is None:
+        return None
+    run, gain = best
+    sure = "" if gain.ratio.low > 1 else ", which may be noise,"
+    said = (
+        f"At best lock-free makes {gain.ratio.median:.2f} times the updates/s of "
+        f"{_stronger(bench.results, gain)}{sure} with {where_text(run)}"
+    )
+    today = fastest_today(bench, run.elements, run.workers)
+    if today is None or today.lock_free_ratio is None:
+        return f"{said}."
+    ratio = today.lock_free_ratio
+    return f"{said}, and {ratio.median:.2f} times those of what people run today, {today.name}."
 
 
 def verdict(bench: Bench) -> list[str]:
@@ -118,7 +137,8 @@ def _cost(run: Run) -> str:
 
 def of_bench(bench: Bench) -> list[str]:
     """What a bench says, in words."""
-    said = [" ".join([f"Measured on {machine_text(bench)}.", *_memory_sentences(bench)])]
+    said = [*filter(None, [headline(bench)])]
+    said.append(" ".join([f"Measured on {machine_text(bench)}.", *_memory_sentences(bench)]))
     if bench.settings.sweep:  # with so many sizes, gains are told as tables
         said += [
             *gains(bench),
@@ -129,6 +149,7 @@ def of_bench(bench: Bench) -> list[str]:
         ]
     else:
         said += _gains_by_size(bench) + _share_sentences(bench.results)
+    said += _today_sentences(bench)
     return (
         said
         + _lost_sentences(bench)
@@ -166,6 +187,24 @@ def _gains_by_size(bench: Bench) -> list[str]:
         "rounds in which policies took turns. "
     )
     return [*said, (note if said else "") + _in_flight(bench)]
+
+
+def _today_sentences(bench: Bench) -> list[str]:
+    """For each size, what lock-free gains over what people run today, with the most workers."""
+    said = []
+    for elements in dict.fromkeys(run.elements for run in bench.today or ()):
+        runs = [run for run in bench.today or () if run.elements == elements]
+        most = max(run.workers for run in runs)
+        told = ", ".join(
+            f"{run.lock_free_ratio.median:.2f}x those of {run.name} "
+            f"({range_text(run.lock_free_ratio.estimate, 2)})"
+            for run in runs
+            if run.workers == most and run.lock_free_ratio is not None
+        )
+        if told:
+            where = f"{counted(most, 'worker')} at {size_name(elements)} elements"
+            said.append(f"Lock-free's updates/s with {where}: {told}.")
+    return said
 
 
 def _in_flight(bench: Bench) -> str:

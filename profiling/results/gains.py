@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.records import Ratio, Spread
-from hogstream.profiling.results.schema import Bench, BenchRun, Run, TrainRun
+from hogstream.profiling.results.schema import Bench, BenchRun, Run, TodayRun, TrainRun
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
@@ -95,6 +95,16 @@ def greatest_gain(bench: Bench) -> tuple[BenchRun, Gain] | None:
         if run.policy == CONTENDER and (gain := gain_of(run)) is not None
     ]
     return max(gains, key=lambda each: (each[1].ratio.low > 1, each[1].ratio.median), default=None)
+
+
+def fastest_today(bench: Bench, elements: int, workers: int) -> TodayRun | None:
+    """The fastest of what people run today with torch, at a place, if it was measured."""
+    here = [
+        run
+        for run in bench.today or ()
+        if (run.elements, run.workers) == (elements, workers) and run.update.startswith("torch")
+    ]
+    return max(here, key=lambda run: run.updates_per_second.median, default=None)
 
 
 def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, Ratio]:
