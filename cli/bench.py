@@ -141,7 +141,7 @@ def bench(
     report: Path | None,
     plot: Path | None,
 ) -> None:
-    """Measure lock-free updates against locked and ordered ones.
+    """Measure lock-free updates against locks, and what people run today.
 
     Simulated workers submit ready gradients as fast as they land. Policies take turns, so that
     drift of the machine strikes them alike.

@@ -39,8 +39,8 @@ def of_bench(bench: Bench) -> list[Group]:
             "gain",
             "Gain",
             "Lock-free's updates/s over those of the stronger of locked and ordered, with several "
-            "workers: one alone waits for nobody. Blue is a gain, orange a loss; grey and in parentheses, it "
-            "may be noise: the 95 % interval holds 1x.",
+            "workers: one alone waits for nobody. Blue is a gain, orange a loss; grey and in "
+            "parentheses, it may be noise: the 95 % interval holds 1x.",
             bench_plots.gains(bench),
             {},
         ),

@@ -42,16 +42,21 @@ def headline(bench: Bench) -> str | None:
     if best is None:
         return None
     run, gain = best
-    sure = "" if gain.ratio.low > 1 else ", which may be noise,"
+    sure = "" if gain.ratio.low > 1 else ", which may be noise"
     said = (
-        f"At best lock-free makes {gain.ratio.median:.2f} times the updates/s of "
-        f"{_stronger(bench.results, gain)}{sure} with {where_text(run)}"
+        f"At best lock-free makes {_times(gain.ratio)} the updates/s of "
+        f"{_stronger(bench.results, gain)} with {where_text(run)}{sure}"
     )
     today = fastest_today(bench, run.elements, run.workers)
     if today is None or today.lock_free_ratio is None:
         return f"{said}."
-    ratio = today.lock_free_ratio
-    return f"{said}, and {ratio.median:.2f} times those of what people run today, {today.name}."
+    times = _times(today.lock_free_ratio.estimate)
+    return f"{said}, and {times} those of the fastest of what people run today, {today.name}."
+
+
+def _times(ratio: Interval) -> str:
+    interval = "" if ratio.bounds is None else f" (95 %: {range_text(ratio, 2)})"
+    return f"{ratio.median:.2f} times{interval}"
 
 
 def verdict(bench: Bench) -> list[str]:
@@ -76,9 +81,9 @@ def verdict(bench: Bench) -> list[str]:
 
 
 def _stronger(runs: Sequence[Run], gain: Gain) -> str:
-    """What a gain is over; of two baselines, which is the stronger one."""
+    """What a gain is over; if it is the stronger of two, that too."""
     over = stronger_of(runs)
-    return over if over == gain.over else f"{over}, which is {gain.over},"
+    return over if over == gain.over else f"{gain.over} ({over})"
 
 
 def gains(bench: Bench) -> list[str]:
@@ -320,9 +325,9 @@ def _training_gains(train: Train) -> list[str]:
         return []
     rounds = min(len(run.training_seconds.samples) for run in train.results)
     return [
-        f"Lock-free trains {gain.ratio.median:.2f} times as fast as "
-        f"{_stronger(train.results, gain)} ({range_text(gain.ratio, 2)}); in brackets: the 95 % "
-        f"confidence interval, by bootstrap over {rounds} rounds, in which policies took turns."
+        f"Lock-free trains {_times(gain.ratio)} as fast as "
+        f"{_stronger(train.results, gain)}; by bootstrap over {rounds} rounds, in which policies "
+        "took turns."
     ]
 
 
