@@ -25,6 +25,7 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
+from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
@@ -51,7 +52,7 @@ class Dispatch:
         shared: What is updated.
         hyperparameters: What updates are made with that are submitted from now on.
         timeline: Takes down each update and wait, if there is one.
-        process_lock: Held for each update, if there is one.
+        process_lock: Held by a lane around each update, if there is one.
         low_water: A worker that has filled its lane goes on when no more updates than so many are
             left on it.
         lanes: One of each worker; None while they are not open.
@@ -116,7 +117,7 @@ class Dispatch:
             staleness_aware=settings.staleness_aware,
             check_finite=settings.on_nonfinite != "apply",
             races=shared.count_races_with(backend) if settings.telemetry else None,
-            lock=self.process_lock,
+            lock=self.process_lock or (Mutex() if policy.locked else None),
             low_water=self.low_water,
             timed=self.timeline is not None,
         )
@@ -229,7 +230,7 @@ class Dispatch:
             self._end(len(landed))
 
     async def snapshot_passage(self) -> Passage | None:
-        """Waits for the lock, under a policy that has one: a snapshot is whole then."""
+        """Waits for the lock, under a policy that has one on the host: a snapshot is whole then."""
         if not isinstance(self.gate, LockGate):
             return None
         passage = await self.gate.begin()

@@ -69,7 +69,8 @@ class StreamScheduler:
             shared: What the workers update.
             settings: How to run; None for the defaults of ``SchedulerSettings``.
             timeline: Takes down each update and wait, for a trace.
-            process_lock: Held for each update too, against schedulers of other processes.
+            process_lock: Held by a lane around each update, in the place of the mutex of
+                ``policy="locked"``, against schedulers of other processes.
             values: By name, in the place of those in ``settings``: settings, at least ``workers``
                 if none were given, and hyperparameters, such as ``lr``.
 

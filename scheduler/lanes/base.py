@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_loop
+from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Work
@@ -31,7 +32,8 @@ class LaneSettings:
             (Zhang et al. 2016, arXiv 1511.05950).
         check_finite: An update whose gradient holds an infinity or NaN is left out.
         races: Where races are counted, if they are.
-        lock: Held from before an update until it has landed, against other processes.
+        lock: Held by a lane around each update and snapshot, if there is one: against other lanes,
+            and with a ``ProcessLock`` against other processes.
         low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
         timed: A GPU takes the times of updates, which costs it something; for a timeline.
     """
@@ -42,7 +44,7 @@ class LaneSettings:
     staleness_aware: bool = False
     check_finite: bool = False
     races: RaceCounters | None = None
-    lock: ProcessLock | None = None
+    lock: Mutex | ProcessLock | None = None
     low_water: int = 0
     timed: bool = False
 

@@ -403,11 +403,12 @@ class CudaLanes(RingLanes[CudaLane]):
         return self._graphs.find(tuple(key), partial(self._make_graph, updates))
 
     def _make_graph(self, updates: Sequence[tuple[CudaLane, Update]]) -> UpdateGraph:
-        """Those of a lane one after the other, and lanes beside each other."""
+        """Those of a lane one after the other; lanes beside each other, if updates may race."""
         numbers = updates[0][1].hyperparameters
         kernels, _ = self._kernels(numbers)
+        race = not self.ordered and self.settings.of.lock is None
         nodes = [
-            Node(update.checked.table.columns[:, 0].tolist(), 0 if self.ordered else lane.index)
+            Node(update.checked.table.columns[:, 0].tolist(), lane.index if race else 0)
             for lane, update in updates
         ]
         races = self.settings.words[rings.RACES]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
@@ -11,6 +9,7 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.base import Deliver, Lanes, LaneSettings
+from hogstream.scheduler.lanes.mutex import has_timed_lock
 
 
 def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
@@ -65,5 +64,4 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
 
 def _takes_compiled_loop(settings: LaneSettings) -> bool:
     """Whether CPU lanes run compiled code; not where the system lacks what that calls, as macOS."""
-    lacks_nothing = hasattr(ctypes.CDLL(None), "pthread_mutex_timedlock")
-    return settings.backend.name == "numba" and lacks_nothing
+    return settings.backend.name == "numba" and has_timed_lock()

@@ -57,7 +57,8 @@ async def calls_for_each_update(
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "compiled lanes": ({"backend": "numba"}, 30),
     "lanes in Python": ({"backend": "numpy"}, 30),
-    "locked": ({"policy": "locked"}, 40),
+    "locked": ({"policy": "locked"}, 30),
+    "awaited": ({"policy": "awaited"}, 40),
     "ordered": ({"policy": "ordered"}, 32),
     "bounded": ({"policy": "bounded:2"}, 47),
     "snapshot": ({"read": "snapshot"}, 54),

@@ -76,11 +76,11 @@ def assert_made_by(shared: SharedParameters, gradients: list[torch.Tensor]) -> N
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:3"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited", "bounded:3"])
 async def test_one_worker_makes_the_updates_of_the_cpu(
     gpu: Gpu, policy: str, options: dict[str, Any], graphs: list[UpdateGraph]
 ) -> None:
-    if "batch" in options and policy not in ("lock-free", "ordered"):
+    if "batch" in options and policy in ("awaited", "bounded:3"):
         pytest.skip("a policy that waits for each update has no batches")
     gradients = normal_gradients(3)
     shared = gpu.zeros(N)
