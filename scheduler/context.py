@@ -107,7 +107,7 @@ class WorkerContext:
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
-        self._goes_alone = dispatch.gate is not None or dispatch.batches_lanes
+        self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
         self._gradients = _CheckedGradients(
             shared, ms, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
@@ -264,7 +264,7 @@ class WorkerContext:
         gradients: Sequence[tuple[torch.Tensor, Checked]],
         submitted_ns: int,
     ) -> None:
-        """Enqueues the updates that come next: one, if others may go or must land in between."""
+        """Enqueues the updates that come next: one, if others must land in between."""
         room = 1 if self._goes_alone else self.depth - self._in_flight
         first, last = current.enqueued, min(current.enqueued + room, current.updates)
         hyperparameters = self._dispatch.hyperparameters
@@ -291,14 +291,9 @@ class WorkerContext:
         current.updates = kept
 
     async def _wait_to_enqueue(self, current: Iteration) -> None:
-        """Waits until the lane has room for an update, and the policy lets it go there.
-
-        If one of its worker waits for a batch already, the others have a turn first.
-        """
+        """Waits until the lane has room for an update, and the policy lets it go there."""
         gate = self._gate
         try:
-            if gate is None and self._dispatch.gives_way(self.index):
-                await asyncio.sleep(0)
             while self._in_flight >= self.depth:  # a wait for a landing was cancelled before
                 await self._wait(self._landing(), "landing")
                 self._raise_error()

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -57,7 +58,6 @@ class Dispatch:
             left on it.
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
-        batches_lanes: Whether a batch is of updates of several workers.
         receivers: Who receives what is delivered of a worker, by its index.
     """
 
@@ -79,7 +79,7 @@ class Dispatch:
         self.lanes: Lanes | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
-        self.batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
+        self._batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
         self._batch = settings.batch
         self._raises_nonfinite = settings.on_nonfinite == "raise"
         self._record: RunRecord | None = None
@@ -88,6 +88,7 @@ class Dispatch:
 
     def _nothing_under_way(self) -> None:
         self._enqueued: list[int] = []  # the lane of each update that waits for its batch
+        self._flushes_soon = False
         self._submitting = 0  # workers that a batch may wait for
         self._under_way = 0  # updates and snapshots in flight, and blocking calls
         self._blocking: dict[int, list[Callable[[], None]]] = {}  # what ends each call, by worker
@@ -171,14 +172,14 @@ class Dispatch:
         lane.enqueue(work)
         self._under_way += 1
         self._enqueued.append(worker)
-        of_lane = not self.batches_lanes
-        if of_lane:
-            complete = self._enqueued.count(worker) == self._batch
-        else:
-            most = self._submitting * self.settings.depth
-            complete = len(self._enqueued) >= min(self._batch, most)
-        if complete or isinstance(work, Snapshot):
-            self.flush(worker if of_lane else None)
+        if isinstance(work, Snapshot):
+            self.flush(None if self._batches_lanes else worker)
+        elif not self._batches_lanes:
+            if self._enqueued.count(worker) == self._batch:
+                self.flush(worker)
+        elif self._is_complete() and not self._flushes_soon:
+            self._flushes_soon = True
+            self._loop.call_soon(self._flush_complete)
 
     def enqueue_several(self, updates: Sequence[Update]) -> None:
         """Enqueues updates of one worker on its lane, which launches them at once or in batches."""
@@ -194,17 +195,38 @@ class Dispatch:
         self.lanes.flush((worker,))
         self._under_way += len(updates)
 
-    def gives_way(self, worker: int) -> bool:
-        """Whether one of a worker's updates waits for a batch, where others may have a turn now."""
-        return self.batches_lanes and worker in self._enqueued
-
     def flush(self, worker: int | None = None) -> None:
         """Launches what waits for a batch: of one worker, or of all."""
-        if self._enqueued:
+        chosen = [each for each in self._enqueued if worker in (None, each)]
+        if chosen:
             assert self.lanes is not None
-            chosen = dict.fromkeys(self._enqueued if worker is None else (worker,))
-            self._enqueued = [each for each in self._enqueued if each not in chosen]
-            self.lanes.flush(tuple(chosen))
+            self._enqueued = [each for each in self._enqueued if worker not in (None, each)]
+            self.lanes.flush(chosen)
+
+    def _is_complete(self) -> bool:
+        """Whether so many updates of all workers wait as make a batch, or as there can be."""
+        most = self._submitting * self.settings.depth
+        return 0 < min(self._batch, most) <= len(self._enqueued)
+
+    def _flush_complete(self) -> None:
+        """Launches complete batches of all workers: one update of each in turn, and again.
+
+        It is called when every worker has had its turn on the event loop: so a batch is of updates
+        beside each other, and not of all that one worker has ready.
+        """
+        self._flushes_soon = False
+        while self._is_complete():
+            assert self.lanes is not None
+            before: Counter[int] = Counter()  # of each worker
+            turns = []
+            for place, worker in enumerate(self._enqueued):
+                turns.append((before[worker], place))
+                before[worker] += 1
+            batch = [place for _, place in sorted(turns)[: self._batch]]
+            chosen = [self._enqueued[place] for place in batch]
+            left = set(range(len(self._enqueued))) - set(batch)
+            self._enqueued = [self._enqueued[place] for place in sorted(left)]
+            self.lanes.flush(chosen)
 
     def _make_thread(self, worker: int) -> WorkerThread:
         return WorkerThread(f"hogstream-worker-{worker}", self._thread_state)

@@ -99,10 +99,11 @@ class Lanes(Protocol):
         """In order."""
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes, together where the device can do that.
+        """Launches what was enqueued first on some lanes, together where the device can do that.
 
         Args:
-            lanes: Their indices.
+            lanes: Their indices, each as often as so many of its updates are launched; in this
+                order, if there is one.
         """
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ for each other; nothing but speed depends on it.
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -49,7 +50,12 @@ _COUNTER_WORDS = 16  # 128 bytes: no two streams write one line
 
 
 class CudaLane(RingLane):
-    """A lane that is a CUDA stream, owned by it and not from torch's pool of 32."""
+    """A lane that is a CUDA stream, owned by it and not from torch's pool of 32.
+
+    Attributes:
+        stream: The stream.
+        enqueued: What was enqueued and not launched.
+    """
 
     def __init__(self, index: int, lanes: CudaLanes, rows: int) -> None:
         """Makes the memory, and what every row needs on the device.
@@ -64,6 +70,7 @@ class CudaLane(RingLane):
         """
         super().__init__(index, lanes, rows)
         self._cuda = lanes
+        self.enqueued: deque[_Enqueued] = deque()
         self.stream = lanes.take_stream()
         self._launches = np.zeros(rows * cuda_loop.LAUNCH, np.int64)
         self._more = self._launches.data
@@ -107,11 +114,11 @@ class CudaLane(RingLane):
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
         super().enqueue(work)
-        self._cuda.enqueued.append(_Enqueued(self, work, self._current_stream()))
+        self.enqueued.append(_Enqueued(self, work, self._current_stream()))
 
     def flush(self) -> None:
         """Launches what was enqueued."""
-        self._cuda.flush((self.index,))
+        self._cuda.flush([self.index] * len(self.enqueued))
 
     def launch_next(self, maker: int) -> None:
         """Launches the first row that was enqueued and not launched, by itself.
@@ -235,7 +242,6 @@ class CudaLanes(RingLanes[CudaLane]):
 
     Attributes:
         device: The GPU.
-        enqueued: What was enqueued on any lane, and not launched.
         clock: Tells when updates landed, if times are taken.
         pinned: Where the device writes counters, and verdicts.
         threads: The one.
@@ -266,7 +272,6 @@ class CudaLanes(RingLanes[CudaLane]):
         super().__init__(settings, count, depth, self._deliver)
         self._deliver_further = deliver
         self.device = device
-        self.enqueued: list[_Enqueued] = []
         self.clock: DeviceClock | None = None
         self.threads: list[LoopThread] = []
         self._forms: dict[tuple[bool, bool], tuple[UpdateKernels, Any]] = {}
@@ -355,9 +360,12 @@ class CudaLanes(RingLanes[CudaLane]):
         return self._forms[key]
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes, as one graph if it comes again."""
-        chosen = [each for each in self.enqueued if each.lane.index in lanes]
-        self.enqueued = [each for each in self.enqueued if each.lane.index not in lanes]
+        """Launches what was enqueued first on some lanes, as one graph if it comes again.
+
+        Args:
+            lanes: Their indices, each as often as so many of its updates are launched.
+        """
+        chosen = [self.lanes[index].enqueued.popleft() for index in lanes]
         for _, group in groupby(chosen, lambda each: isinstance(each.work, Snapshot)):
             self._launch_group(list(group))
 

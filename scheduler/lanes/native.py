@@ -28,20 +28,28 @@ class NativeLane(RingLane, CpuLane):
         """Enqueues an update or a snapshot, and launches it: no system call, unless it sleeps."""
         self.enqueue(work)
         if self._lanes.ordered:
-            self.flush()
+            self.take_next()
         else:
-            self._launched = enqueued = self._queue.enqueued
-            native_loop.launch(self.address, enqueued)
+            self._launched += 1
+        native_loop.launch(self.address, self._launched)
 
     def flush(self) -> None:
         """Launches what was enqueued."""
+        for _ in range(self._queue.enqueued - self._launched):
+            self.take_next()
+        self.publish()
+
+    def take_next(self) -> None:
+        """Gives what was enqueued first its place in the order of all; ``publish`` launches it."""
         if self._lanes.ordered:
-            thread = self.words[rings.LANE_THREAD]
-            for index in range(self._launched, self._queue.enqueued):
-                row = rings.ROWS + (index & self._mask) * rings.ROW
-                self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
-        self._launched = enqueued = self._queue.enqueued
-        native_loop.launch(self.address, enqueued)
+            row = rings.ROWS + (self._launched & self._mask) * rings.ROW
+            ticket = self._lanes.take_ticket(self.words[rings.LANE_THREAD])
+            self.words[row + rings.TICKET] = ticket
+        self._launched += 1
+
+    def publish(self) -> None:
+        """Launches what was given its place."""
+        native_loop.launch(self.address, self._launched)
 
 
 class NativeLanes(RingLanes[NativeLane]):
@@ -85,9 +93,11 @@ class NativeLanes(RingLanes[NativeLane]):
         return _form(self._dtype, hyperparameters)
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes."""
+        """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
-            self.lanes[index].flush()
+            self.lanes[index].take_next()
+        for index in dict.fromkeys(lanes):
+            self.lanes[index].publish()
 
     def close(self) -> None:
         """Ends every thread."""

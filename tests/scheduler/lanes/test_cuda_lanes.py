@@ -133,6 +133,8 @@ async def test_updates_of_some_parameters_are_those_of_the_cpu(
         {"policy": "locked"},
         {"policy": "ordered"},
         {"policy": "ordered", "batch": 4, "batch_of": "lanes"},
+        {"policy": "locked", "batch": 4, "batch_of": "lanes"},
+        {"policy": "awaited"},
         {"policy": "ordered", "batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
         pytest.param(
             {"policy": "lock-free", "process_lock": ProcessLock()}, id="lock-free-process_lock"
