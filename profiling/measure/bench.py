@@ -25,7 +25,7 @@ from hogstream.profiling.measure.today import SETUPS, Gradients, Setup, Today
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import Interval, spread_warnings
 from hogstream.profiling.results.gains import CONTENDER, gains_of
-from hogstream.profiling.results.records import Ceilings, Ratio, Spread
+from hogstream.profiling.results.records import Ceilings, PositiveSpread, Ratio
 from hogstream.profiling.results.schema import Bench, BenchRun, KernelTime, TelemetryCost, TodayRun
 from hogstream.profiling.turns import in_turn
 from hogstream.profiling.wording import counted, size_name
@@ -417,7 +417,7 @@ def _today_of(rounds: _Rounds) -> Iterator[TodayRun]:
             lock=setup.lock,
             workers=rounds.workers,
             elements=rounds.elements,
-            updates_per_second=Spread.of(speeds),
+            updates_per_second=PositiveSpread.of(speeds),
             lock_free_ratio=None if mine is None else Ratio.of(speed_of(mine).samples, speeds),
         )
 

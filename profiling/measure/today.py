@@ -198,10 +198,10 @@ def _work(
     begin: float,
     until: float,
 ) -> tuple[int, float]:
-    """Makes updates from one time to another; how many, and when the last was done."""
+    """Makes updates from one time to another, at least one; how many, and when it was done."""
     time.sleep(max(0.0, begin - time.perf_counter()))
     made = 0
-    while time.perf_counter() < until:
+    while made == 0 or time.perf_counter() < until:
         with lock:
             update(made)
         made += 1

@@ -222,8 +222,7 @@ class TodayRun(Record):
         workers: How many.
         elements: Of the shared parameters.
         updates_per_second: A sample a round.
-        lock_free_ratio: Lock-free's updates/s over these; null if lock-free did not take turns with
-            them, or nothing landed.
+        lock_free_ratio: Lock-free's updates/s over these; null if it did not take turns with them.
     """
 
     spread_over: Literal["threads", "processes"]
@@ -231,7 +230,7 @@ class TodayRun(Record):
     lock: bool
     workers: Size
     elements: Size
-    updates_per_second: Spread
+    updates_per_second: PositiveSpread
     lock_free_ratio: Ratio | None
 
     @property

@@ -65,7 +65,7 @@ def with_today(bench: Bench) -> Bench:
             lock=setup.lock,
             workers=run.workers,
             elements=run.elements,
-            updates_per_second=Spread.of(speeds),
+            updates_per_second=PositiveSpread.of(speeds),
             lock_free_ratio=Ratio.of(run.updates_per_second.samples, speeds),
         )
         for run in bench.results

@@ -12,7 +12,7 @@ from hogstream.profiling.report.answers import Fact
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import ResultFile
 from hogstream.profiling.results.gains import training_gains_of
-from hogstream.profiling.results.records import Ratio, Spread
+from hogstream.profiling.results.records import PositiveSpread, Ratio, Spread
 from hogstream.profiling.results.schema import Bench, Compare, Shares, Train
 from report_testing import committed, full_bench, with_gains, with_today
 
@@ -80,7 +80,7 @@ def test_first_sentence_takes_the_fastest_of_what_people_run_today_but_for_our_o
     for run in bench.today:  # ours under a lock is the fastest now, then processes with a lock
         rank = {"rmsprop_": 1000.0}.get(run.update, 500.0 if run.lock else 100.0)
         rank += run.spread_over == "processes"
-        run.updates_per_second = Spread.of([rank] * 5)
+        run.updates_per_second = PositiveSpread.of([rank] * 5)
         run.lock_free_ratio = Ratio(median=2.5, interval=(2.0, 3.0))
     told = sentences.headline(bench)
     assert told is not None

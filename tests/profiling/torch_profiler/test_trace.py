@@ -185,7 +185,7 @@ TRAIN = ("--", "train", "digits", "--policy", "all", "--workers", 2)
     ("workload", "policies"),
     [
         pytest.param((), {"lock-free"}, id="none"),
-        pytest.param(TRAIN, {"lock-free", "locked", "ordered"}, id="train"),
+        pytest.param(TRAIN, {"lock-free", "locked", "ordered", "awaited"}, id="train"),
     ],
 )
 def test_writes_a_trace_and_the_metrics(tmp_path, capsys, workload, policies):
