@@ -192,7 +192,7 @@ class Dispatch:
         enqueue = self.lanes.lanes[worker].enqueue
         for update in updates:
             enqueue(update)
-        self.lanes.flush((worker,))
+        self.lanes.flush([worker] * len(updates))
         self._under_way += len(updates)
 
     def flush(self, worker: int | None = None) -> None:

@@ -56,7 +56,7 @@ class Lane(Protocol):
     """
 
     def launch(self, work: Work) -> None:
-        """Enqueues an update or a snapshot, and launches it: ``enqueue``, and ``flush``."""
+        """Enqueues an update or a snapshot, and launches it; no other may wait to be launched."""
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush`` of the lanes.
@@ -102,8 +102,8 @@ class Lanes(Protocol):
         """Launches what was enqueued first on some lanes, together where the device can do that.
 
         Args:
-            lanes: Their indices, each as often as so many of its updates are launched; in this
-                order, if there is one.
+            lanes: Their indices, each as often as so many of its updates are launched, if it has
+                so many; in this order, if there is one.
         """
 
     def close(self) -> None:

@@ -365,7 +365,9 @@ class CudaLanes(RingLanes[CudaLane]):
         Args:
             lanes: Their indices, each as often as so many of its updates are launched.
         """
-        chosen = [self.lanes[index].enqueued.popleft() for index in lanes]
+        chosen = [
+            self.lanes[index].enqueued.popleft() for index in lanes if self.lanes[index].enqueued
+        ]
         for _, group in groupby(chosen, lambda each: isinstance(each.work, Snapshot)):
             self._launch_group(list(group))
 

@@ -41,6 +41,8 @@ class NativeLane(RingLane, CpuLane):
 
     def take_next(self) -> None:
         """Gives what was enqueued first its place in the order of all; ``publish`` launches it."""
+        if self._launched == self._queue.enqueued:
+            return
         if self._lanes.ordered:
             row = rings.ROWS + (self._launched & self._mask) * rings.ROW
             ticket = self._lanes.take_ticket(self.words[rings.LANE_THREAD])

@@ -51,8 +51,8 @@ class ThreadLane(CpuLane):
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it."""
-        self.enqueue(work)
-        self.flush()
+        self._queue.enqueued += 1
+        self._launched.put([self._lanes.take_turn(work)])
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
@@ -65,7 +65,8 @@ class ThreadLane(CpuLane):
 
     def take_next(self) -> None:
         """Gives what was enqueued first its turn; ``publish`` launches it."""
-        self._taken.append(self._lanes.take_turn(self._enqueued.popleft()))
+        if self._enqueued:
+            self._taken.append(self._lanes.take_turn(self._enqueued.popleft()))
 
     def publish(self) -> None:
         """Launches what was given its turn."""

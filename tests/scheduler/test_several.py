@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
-from hogstream.scheduler.lanes.threads import ThreadLane, ThreadLanes
+from hogstream.scheduler.lanes.threads import ThreadLanes
 from process_testing import LIMIT_SECONDS
 from scheduler_testing import COUNTING, POLICIES, python_lanes, small
 
@@ -264,31 +264,17 @@ async def test_workers_take_turns_in_a_batch_over_lanes(
     workers: int, depth: int, batch: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One update of each, and again: not all that one has room for, and then all of the next."""
-    may_land = threading.Event()
     shared = small()
-    enqueued: list[int] = []
     batches: list[list[int]] = []
-    enqueue, flush = ThreadLane.enqueue, ThreadLanes.flush
-
-    def kernel(update: Callable[..., Any], *operands: Any) -> None:
-        assert may_land.wait(LIMIT_SECONDS)
-        update(*operands)
-
-    def note_enqueued(lane: ThreadLane, work: Any) -> None:
-        enqueued.append(work.worker)
-        enqueue(lane, work)
+    flush = ThreadLanes.flush
 
     def note_batch(lanes: ThreadLanes, indices: Sequence[int]) -> None:
-        batches.append(enqueued.copy())
-        enqueued.clear()
+        batches.append(list(indices))
         flush(lanes, indices)
-        if len(batches) == workers * depth // batch:
-            may_land.set()
 
-    monkeypatch.setattr(ThreadLane, "enqueue", note_enqueued)
     monkeypatch.setattr(ThreadLanes, "flush", note_batch)
     settings: dict[str, Any] = {"depth": depth, "batch": batch, "batch_of": "lanes"}
-    async with python_lanes(shared, kernel, workers=workers, **settings) as scheduler:
+    async with StreamScheduler(shared, workers=workers, backend="numpy", **settings) as scheduler:
         await scheduler.run(submit_several(shared, count), updates=workers * depth)
     assert [len(each) for each in batches] == [batch] * (workers * depth // batch)
     for each in batches:
