@@ -242,11 +242,14 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
         most = depth * (workers if settings["batch_of"] == "lanes" else 1)
         batch = chance.choice([most, max(most // 2, 2), settings["batch"]])
         settings |= {"staleness_aware": False, "read": "live", "batch": batch}
+        if not same:
+            settings["state"] = chance.choice(["shared", "per-worker", "per-worker"])
         calm: dict[str, Any] = dict.fromkeys(
             ("think", "assign", "part", "fail", "give_up", "cancel"), 0
         )
         spoil = habits.spoil if settings["on_nonfinite"] == "skip" else 0
-        habits = replace(habits, keeps=True, spoil=spoil, **calm)
+        hold = chance.choice([habits.hold_lane, 0.2, 0.4])
+        habits = replace(habits, keeps=True, spoil=spoil, hold_lane=hold, **calm)
         if chance.some(0.7):
             habits = replace(habits, makers=[chance.choice(["default", "own", "loop"])])
     return Plan(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import pytest
 import torch
 
 from fuzzing import Chance, run_in_loop, try_seed
-from gpu_testing import BLOCK, TestGpu, scheduler_on, test_gpu
+from gpu_testing import BLOCK, TestGpu, faults, scheduler_on, test_gpu
 from gradient_making import Memory, Streams, within
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
@@ -39,11 +38,6 @@ from hogstream.scheduler.lanes.compiled import compile_loop
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
-
-# Which CUDA allows: the stream goes on as if the event were still there.
-_PENDING_EVENT = re.compile("event .* is destroyed while a stream has yet to")
-_PENDING_EVENT_OR_LEAK = re.compile(f"{_PENDING_EVENT.pattern}|leak:")
-
 
 @dataclass(frozen=True)
 class _Case:
@@ -68,8 +62,7 @@ class _Case:
             for stream in (0, *gpu.streams):
                 gpu.tests.wait_idle(stream)
             simulation.check_parameters()
-        allowed = _PENDING_EVENT if not scenario.leaks else _PENDING_EVENT_OR_LEAK
-        found = [each for each in gpu.tests.violations() if not allowed.match(each)]
+        found = faults(gpu, leaks=scenario.leaks)
         assert not found, "\n".join(found[:8])
         assert gpu.tests.streams_destroyed == destroyed, "a stream was destroyed"
 
