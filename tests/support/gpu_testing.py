@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from cuda_testing import Driver, TestDevice
 from hogstream.kernels.backends.select import Backend

@@ -84,7 +84,8 @@ MUTATIONS = {
     ),
     "lanes do not wait for what was there before": _changed(
         "cuda",
-        "            self._lanes[-1].follow_current()  # which may still be making what lanes use\n",
+        "            self._lanes[-1].follow_current()  # which",
+        "            # which",
     ),
     "a computation does not wait for its inputs": _changed(
         "cuda", "        self.follow_current()\n        return", "        return"
@@ -345,7 +346,9 @@ MUTATIONS = {
         (
             (
                 "        self._closed = True\n        self.settings.stop()\n",
-                "        self._closed = True\n        self._closing.close()\n        self.settings.stop()\n",
+                "        self._closed = True\n"
+                "        self._closing.close()\n"
+                "        self.settings.stop()\n",
             ),
         ),
     ),

@@ -241,15 +241,16 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
         workers, depth = settings["workers"], settings["depth"]
         most = depth * (workers if settings["batch_of"] == "lanes" else 1)
         batch = chance.choice([most, max(most // 2, 2), settings["batch"]])
+        if settings["batch_of"] == "lanes" and workers > 2:  # of other lanes each time
+            batch = chance.choice([batch, workers - 1, workers])
         settings |= {"staleness_aware": False, "read": "live", "batch": batch}
         if not same:
             settings["state"] = chance.choice(["shared", "per-worker", "per-worker"])
-        calm: dict[str, Any] = dict.fromkeys(
-            ("think", "assign", "part", "fail", "give_up", "cancel"), 0
-        )
+        calm: dict[str, Any] = dict.fromkeys(("think", "fail", "give_up", "cancel"), 0)
         spoil = habits.spoil if settings["on_nonfinite"] == "skip" else 0
         hold = chance.choice([habits.hold_lane, 0.2, 0.4])
-        habits = replace(habits, keeps=True, spoil=spoil, hold_lane=hold, **calm)
+        rarely = {"assign": 0.02 * may_assign, "part": 0.05 if habits.part else 0}
+        habits = replace(habits, keeps=True, spoil=spoil, hold_lane=hold, **calm, **rarely)
         if chance.some(0.7):
             habits = replace(habits, makers=[chance.choice(["default", "own", "loop"])])
     return Plan(

@@ -39,6 +39,7 @@ from hogstream.scheduler.lanes.process_lock import ProcessLock
 from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
 
+
 @dataclass(frozen=True)
 class _Case:
     """A scenario, to be run."""

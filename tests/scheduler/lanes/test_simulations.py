@@ -16,7 +16,7 @@ from simulation import simulate, simulate_scenario
 CHUNK = 25
 
 
-@pytest.mark.parametrize("first", range(0, 400, CHUNK))
+@pytest.mark.parametrize("first", range(0, 300, CHUNK))
 def test_seeds(first: int, capfd: pytest.CaptureFixture[str]) -> None:
     with capfd.disabled():  # a seed that hangs says where, and ends Python
         for seed in range(first, first + CHUNK):
@@ -135,6 +135,18 @@ SCENARIOS = {
         )
         for of in ("lane", "lanes")
     },
+    "updates by themselves among batches": scenario(
+        plan(
+            batch=3,
+            batch_of="lanes",
+            depth=4,
+            updates=100,
+            state="per-worker",
+            assign=0.03,
+            makers=["default"],
+            hold_lane=0.4,
+        )
+    ),
     **{
         f"two schedulers at once, {first} and {second}{', of the same' if same else ''}"
         f"{', locked' if lock else ''}": scenario(
