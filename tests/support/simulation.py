@@ -50,22 +50,32 @@ class _Case:
         """Runs it, and checks what came of it.
 
         Raises:
-            AssertionError: If anything is wrong.
+            AssertionError: If the driver has found anything wrong, or anything else is.
+            Exception: Whatever the code under test raised.
         """
-        scenario = self.scenario
-        with test_gpu(scenario.seed, abort=False) as gpu, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cuda, "_GRAPHS", scenario.graphs)
+        failure: Exception | None = None
+        with test_gpu(self.scenario.seed, abort=False) as gpu:
             destroyed = gpu.tests.streams_destroyed
-            simulation = _Simulation(scenario, gpu)
-            run_in_loop(scenario.loop, simulation.main())
-            simulation.memory.close()
-            simulation.streams.release()
-            for stream in (0, *gpu.streams):
-                gpu.tests.wait_idle(stream)
-            simulation.check_parameters()
-        found = faults(gpu, leaks=scenario.leaks)
-        assert not found, "\n".join(found[:8])
+            try:
+                self._run_on(gpu)
+            except Exception as error:
+                failure = error
+        if found := faults(gpu, leaks=self.scenario.leaks):
+            raise AssertionError("\n".join(found[:8])) from failure
+        if failure is not None:
+            raise failure
         assert gpu.tests.streams_destroyed == destroyed, "a stream was destroyed"
+
+    def _run_on(self, gpu: TestGpu) -> None:
+        simulation = _Simulation(self.scenario, gpu)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "_GRAPHS", self.scenario.graphs)
+            run_in_loop(self.scenario.loop, simulation.main())
+        simulation.memory.close()
+        simulation.streams.release()
+        for stream in (0, *gpu.streams):
+            gpu.tests.wait_idle(stream)
+        simulation.check_parameters()
 
 
 def simulate(seed: int) -> None:
