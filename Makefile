@@ -50,7 +50,7 @@ fuzz: $(STAMP) ## run random cases for SECONDS, from SEED on; FUZZ=optimizer, sc
 
 simulate: $(STAMP) ## run CUDA lanes on a driver for tests, SEEDS of them, until one fails
 	$(VENV)/bin/python tests/support/simulate.py --seeds $(SEEDS) \
-		$(if $(MUTATION),--mutation $(MUTATION))
+		$(if $(MUTATION),--mutation "$(MUTATION)")
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT

@@ -280,6 +280,7 @@ class CudaLanes(RingLanes[CudaLane]):
         self._rows = 1 << (depth - 1).bit_length()
         self._batched = False  # whether any batch was launched
         self._closed = False
+        self._told: set[int] = set()  # errors of the driver that updates have failed with
         self._closing = ExitStack()
         try:
             self._open(count)
@@ -447,6 +448,7 @@ class CudaLanes(RingLanes[CudaLane]):
         """What went wrong, by minus the outcome of a row."""
         if number < DRIVER_ERRORS:
             return super().error(number)
+        self._told.add(number - DRIVER_ERRORS)
         error = self.device.driver.error("the launch of an update", number - DRIVER_ERRORS)
         return self._explain(error)
 
@@ -475,8 +477,8 @@ class CudaLanes(RingLanes[CudaLane]):
             )
         try:
             self._closing.close()  # also if one fails; the last comes first
-        except CudaError:
-            if not self.settings.words[rings.FAILED]:  # else all was gone with the device
+        except CudaError as error:
+            if error.code not in self._told:  # else all was gone with the device
                 raise
 
     def _enter(self) -> None:

@@ -129,12 +129,14 @@ class CudaDevice:
         """
         driver = self.driver
         driver.call("cuCtxPushCurrent_v2", address(self.context))
-        mode = ctypes.c_int(_THREAD_LOCAL)
-        driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
-            yield
-        finally:
+            mode = ctypes.c_int(_THREAD_LOCAL)
             driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+            try:
+                yield
+            finally:
+                driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        finally:
             driver.make("cuCtxPopCurrent_v2")
 
     def enter_thread(self) -> None:

@@ -314,7 +314,8 @@ def follow(lane: int, made: int, settings: int) -> Any:
     tail = atomic_load(lane + WORD * TAIL)
     if error == 0 and tail != 0:
         error = wait_for(lane, atomic_load(tail + WORD * LANE_EVENT), settings)
-        atomic_store(lane + WORD * TAIL, 0)
+        if error == 0:  # else the next row waits
+            atomic_store(lane + WORD * TAIL, 0)
     return error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -75,6 +76,20 @@ def gpu_of_tests(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
         gpu = TestGpu(driver)
         patch.setattr(cuda_device, "gpu_of", lambda device: gpu)
         yield gpu
+
+
+def faults(gpu: TestGpu, *, leaks: bool = False) -> list[str]:
+    """What was done wrong on a device.
+
+    Events may be destroyed that a stream has yet to come to: CUDA keeps them until then.
+
+    Args:
+        gpu: The device.
+        leaks: Whether something may be left.
+    """
+    pending = r"event \d+ is destroyed while a stream has yet to"
+    allowed = re.compile(f"{pending}|leak:" if leaks else pending)
+    return [each for each in gpu.tests.violations() if not allowed.match(each)]
 
 
 def scheduler_on(shared: SharedParameters, **settings: Any) -> StreamScheduler:

@@ -42,6 +42,11 @@ class Memory:
             size = self._elements * self._dtype.itemsize
             self._gpu.tests.host_write(address, size, poison=True)
 
+    @property
+    def blocks(self) -> int:
+        """How many gradients were given back."""
+        return len(self._free)
+
     def close(self) -> None:
         """Poisons no more."""
         self._closed = True

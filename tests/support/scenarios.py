@@ -36,6 +36,16 @@ FAILURES = {
     "cuEventElapsedTime": 20,
 }
 
+#: Whose failure leaves something behind: there is no other way to be rid of it.
+LEAVES_SOMETHING = (
+    "cuCtxPopCurrent_v2",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuEventDestroy_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuGraphExecDestroy",
+)
+
 
 @dataclass(frozen=True)
 class Habits:
@@ -148,6 +158,11 @@ class Scenario:
     graphs: int
 
     @property
+    def leaks(self) -> bool:
+        """Whether a call fails without which something is left."""
+        return self.failure is not None and self.failure[0] in LEAVES_SOMETHING
+
+    @property
     def fails(self) -> bool:
         """Whether the driver fails at anything."""
         return self.failure is not None or self.lost_after is not None
@@ -186,7 +201,7 @@ def draw(seed: int) -> Scenario:
         lock=lock,
         failure=failure if mishap == "failure" else None,
         lost_after=lost_after if mishap == "lost" else None,
-        graphs=chance.choice([1, 2, 256]),
+        graphs=chance.choice([2, 6, 256, 256]),
     )
 
 
@@ -221,16 +236,30 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
         give_up=chance.choice([0, 0, 0.1]),
         cancel=chance.choice([0, 0, 0.1]),
     )
-    if settings["batch"] > 1 and chance.some(0.7):  # they come again, and are graphs
-        settings["staleness_aware"] = False
-        habits = replace(habits, keeps=True, think=0, assign=0, part=0, fail=0, give_up=0, cancel=0)
+    repeats = settings["batch"] > 1 and chance.some(0.7)
+    if repeats:  # the same gradients come again, in the same order, and are graphs
+        workers, depth = settings["workers"], settings["depth"]
+        most = depth * (workers if settings["batch_of"] == "lanes" else 1)
+        batch = chance.choice([most, max(most // 2, 2), settings["batch"]])
+        if settings["batch_of"] == "lanes" and workers > 2:  # of other lanes each time
+            batch = chance.choice([batch, workers - 1, workers])
+        settings |= {"staleness_aware": False, "read": "live", "batch": batch}
+        if not same:
+            settings["state"] = chance.choice(["shared", "per-worker", "per-worker"])
+        calm: dict[str, Any] = dict.fromkeys(("think", "fail", "give_up", "cancel"), 0)
+        spoil = habits.spoil if settings["on_nonfinite"] == "skip" else 0
+        hold = chance.choice([habits.hold_lane, 0.2, 0.4])
+        rarely: dict[str, Any] = {"assign": 0.02 * may_assign, "part": 0.05 if habits.part else 0}
+        habits = replace(habits, keeps=True, spoil=spoil, hold_lane=hold, **calm, **rarely)
+        if chance.some(0.7):
+            habits = replace(habits, makers=[chance.choice(["default", "own", "loop"])])
     return Plan(
         settings=settings,
         numbers=numbers,
         timeline=chance.some(0.2),
         runs=[
             Run(
-                updates=chance.choice([1, 5, 20, 40, 60]),
+                updates=100 if repeats else chance.choice([1, 5, 20, 40]),
                 end=chance.choice(["itself"] * 8 + [*ENDS, *LEAVES]),
                 after=chance.choice([0, 1, 3, 10, 30]),
             )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import pytest
 import torch
 
 from fuzzing import Chance, run_in_loop, try_seed
-from gpu_testing import BLOCK, TestGpu, gpu_of_tests, scheduler_on
+from gpu_testing import BLOCK, TestGpu, faults, gpu_of_tests, scheduler_on
 from gradient_making import Memory, Streams, within
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
@@ -40,9 +39,6 @@ from hogstream.scheduler.lanes.process_lock import ProcessLock
 from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
 
-# Which CUDA allows: the stream goes on as if the event were still there.
-_PENDING_EVENT = re.compile("event .* is destroyed while a stream has yet to")
-
 
 @dataclass(frozen=True)
 class _Case:
@@ -54,22 +50,32 @@ class _Case:
         """Runs it, and checks what came of it.
 
         Raises:
-            AssertionError: If anything is wrong.
+            AssertionError: If the driver has found anything wrong, or anything else is.
+            Exception: Whatever the code under test raised.
         """
-        scenario = self.scenario
-        with gpu_of_tests(scenario.seed, abort=False) as gpu, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cuda, "_GRAPHS", scenario.graphs)
+        failure: Exception | None = None
+        with gpu_of_tests(self.scenario.seed, abort=False) as gpu:
             destroyed = gpu.tests.streams_destroyed
-            simulation = _Simulation(scenario, gpu)
-            run_in_loop(scenario.loop, simulation.main())
-            simulation.memory.close()
-            simulation.streams.release()
-            for stream in (0, *gpu.streams):
-                gpu.tests.wait_idle(stream)
-            simulation.check_parameters()
-        found = [each for each in gpu.tests.violations() if not _PENDING_EVENT.match(each)]
-        assert not found, "\n".join(found[:8])
+            try:
+                self._run_on(gpu)
+            except Exception as error:
+                failure = error
+        if found := faults(gpu, leaks=self.scenario.leaks):
+            raise AssertionError("\n".join(found[:8])) from failure
+        if failure is not None:
+            raise failure
         assert gpu.tests.streams_destroyed == destroyed, "a stream was destroyed"
+
+    def _run_on(self, gpu: TestGpu) -> None:
+        simulation = _Simulation(self.scenario, gpu)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "_GRAPHS", self.scenario.graphs)
+            run_in_loop(self.scenario.loop, simulation.main())
+        simulation.memory.close()
+        simulation.streams.release()
+        for stream in (0, *gpu.streams):
+            gpu.tests.wait_idle(stream)
+        simulation.check_parameters()
 
 
 def simulate(seed: int) -> None:
@@ -78,8 +84,21 @@ def simulate(seed: int) -> None:
     Raises:
         AssertionError: If anything is wrong; it says how to run the seed again.
     """
+    simulate_scenario(draw(seed), f"make simulate SEEDS={seed}:{seed + 1}")
+
+
+def simulate_scenario(scenario: Scenario, command: str) -> None:
+    """Runs a scenario, for a minute at most.
+
+    Args:
+        scenario: What to run.
+        command: Runs it again.
+
+    Raises:
+        AssertionError: If anything is wrong.
+    """
     _compile()
-    try_seed(lambda seed: _Case(draw(seed)), seed, f"make simulate SEEDS={seed}:{seed + 1}")
+    try_seed(lambda _: _Case(scenario), scenario.seed, command)
 
 
 class Broken(Exception):
