@@ -70,8 +70,9 @@ class ThreadLane(CpuLane):
 
     def publish(self) -> None:
         """Launches what was given its turn."""
-        taken, self._taken = self._taken, []
-        self._launched.put(taken)
+        if self._taken:
+            self._launched.put(self._taken)
+            self._taken = []
 
     def deliver(self) -> None:
         """Delivers what has landed."""

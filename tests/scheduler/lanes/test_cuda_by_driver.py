@@ -19,7 +19,6 @@ import gpu_testing
 from gpu_testing import TestGpu, faults, scheduler_on
 from gradient_making import Memory
 from hogstream.scheduler import Timeline, WorkerContext, WorkerError
-from hogstream.scheduler.lanes import cuda_events
 from hogstream.scheduler.lanes.cuda_device import DeviceEvent
 from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_events import cuda_event_done
@@ -54,7 +53,6 @@ class Event:
 @pytest.fixture
 def event(gpu: TestGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(cuda_events, "cuda_device", lambda index: gpu)
     event = Event(gpu)
     yield event
     for thread in threading.enumerate():  # which ends when nobody waits

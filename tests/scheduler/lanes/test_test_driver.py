@@ -268,6 +268,7 @@ NEED_A_CONTEXT: dict[str, tuple[Any, ...]] = {
     "cuCtxPopCurrent_v2": (None,),
     "cuStreamCreateWithPriority": (0, 1, 0),
     "cuStreamQuery": (0,),
+    "cuStreamIsCapturing": (0, 0),
     "cuStreamSynchronize": (0,),
     "cuStreamWaitEvent": (0, 0, 0),
     "cuStreamWriteValue64_v2": (0, 8, 1, 0),
@@ -362,7 +363,7 @@ EXPORTED = """
     cuInit cuDeviceGet cuDeviceGetAttribute cuDevicePrimaryCtxRetain cuCtxPushCurrent_v2
     cuCtxPopCurrent_v2 cuCtxGetStreamPriorityRange cuThreadExchangeStreamCaptureMode cuGetErrorName
     cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamQuery cuStreamSynchronize
-    cuStreamWaitEvent cuStreamWriteValue64_v2 cuEventCreate cuEventRecord cuEventQuery
+    cuStreamIsCapturing cuStreamWaitEvent cuStreamWriteValue64_v2 cuEventCreate cuEventRecord cuEventQuery
     cuEventSynchronize cuEventElapsedTime cuEventDestroy_v2 cuLaunchKernel cuMemsetD32Async
     cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemHostAlloc cuMemHostGetDevicePointer_v2
     cuMemFreeHost cuMemAlloc_v2 cuMemFree_v2 cuModuleLoadData cuModuleGetFunction cuGraphCreate
