@@ -363,7 +363,8 @@ EXPORTED = """
     cuInit cuDeviceGet cuDeviceGetAttribute cuDevicePrimaryCtxRetain cuCtxPushCurrent_v2
     cuCtxPopCurrent_v2 cuCtxGetStreamPriorityRange cuThreadExchangeStreamCaptureMode cuGetErrorName
     cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamQuery cuStreamSynchronize
-    cuStreamIsCapturing cuStreamWaitEvent cuStreamWriteValue64_v2 cuEventCreate cuEventRecord cuEventQuery
+    cuStreamIsCapturing cuStreamWaitEvent cuStreamWriteValue64_v2 cuEventCreate cuEventRecord
+    cuEventQuery
     cuEventSynchronize cuEventElapsedTime cuEventDestroy_v2 cuLaunchKernel cuMemsetD32Async
     cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemHostAlloc cuMemHostGetDevicePointer_v2
     cuMemFreeHost cuMemAlloc_v2 cuMemFree_v2 cuModuleLoadData cuModuleGetFunction cuGraphCreate
