@@ -120,6 +120,7 @@ class Dispatch:
             races=shared.count_races_with(backend) if settings.telemetry else None,
             lock=self.process_lock or (Mutex() if policy.locked else None),
             low_water=self.low_water,
+            graphs=settings.batch > 1,
             timed=self.timeline is not None,
         )
         await self.run_blocking(0, partial(warm_up, of_lanes, self.hyperparameters))

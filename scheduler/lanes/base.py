@@ -34,7 +34,9 @@ class LaneSettings:
         races: Where races are counted, if they are.
         lock: Held by a lane around each update and snapshot, if there is one: against other lanes,
             and with a ``ProcessLock`` against other processes.
-        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
+        low_water: A compiled lane wakes the event loop when no more updates than so many are left
+            on it.
+        graphs: On a GPU, updates that are launched together, and come again, are one CUDA graph.
         timed: A GPU takes the times of updates, which costs it something; for a timeline.
     """
 
@@ -46,6 +48,7 @@ class LaneSettings:
     races: RaceCounters | None = None
     lock: Mutex | ProcessLock | None = None
     low_water: int = 0
+    graphs: bool = False
     timed: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -108,6 +108,9 @@ class CudaDevice:
         Args:
             kernel: Its name.
             constants: Its constexprs, and maybe more.
+
+        Raises:
+            RuntimeError: If it needs memory besides its arguments, as instrumented ones do.
         """
         from hogstream.kernels.backends import triton_kernels
         from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
@@ -115,6 +118,9 @@ class CudaDevice:
         capability = 10 * self._attribute(_MAJOR) + self._attribute(_MINOR)
         compiled = compile_for(getattr(triton_kernels, kernel), constants, cuda_target(capability))
         metadata = compiled.metadata
+        scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)
+        if scratch:
+            raise RuntimeError(f"{kernel} must need no scratch, got {scratch} bytes: instrumented?")
         threads = metadata.num_warps * metadata.warp_size
         return Image(compiled.asm["cubin"], threads, metadata.shared)
 
@@ -149,6 +155,24 @@ class CudaDevice:
         mode = ctypes.c_int(_THREAD_LOCAL)
         self.driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
+    def wait(self, stream: int, event: int) -> None:
+        """Has a stream wait for an event.
+
+        Raises:
+            CudaError: If the driver refuses.
+        """
+        with self.current():
+            self.driver.call("cuStreamWaitEvent", address(stream), address(event), 0)
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until a stream has done all that it was given.
+
+        Raises:
+            CudaError: If the device has failed.
+        """
+        with self.current():
+            self.driver.call("cuStreamSynchronize", address(stream))
+
     def take_stream(self) -> int:
         """A stream that nobody uses, in no order with the default stream.
 
@@ -158,7 +182,7 @@ class CudaDevice:
         Raises:
             CudaError: If the driver refuses.
         """
-        if self._idle_streams:
+        with suppress(IndexError):  # not if: another thread may be quicker
             return self._idle_streams.pop()
         lowest, highest = ctypes.c_int(), ctypes.c_int()
         with self.current():

@@ -127,17 +127,17 @@ class _Watcher:
 
     def _look(self, waits: list[_Wait], entered: set[CudaDevice]) -> None:
         """Asks for events until one is done, or there are others to ask for."""
-        from hogstream.scheduler.lanes import cuda_loop  # which needs Numba
+        from hogstream.scheduler.lanes import cuda_event_loop  # which needs Numba
 
         for device in {wait.device for wait in waits} - entered:
             device.disturb_no_capture()
             entered.add(device)
         events = np.array([wait.words() for wait in waits], np.int64)
-        cuda_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
+        cuda_event_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
         for wait, words in zip(waits, events.tolist(), strict=True):
-            if words[cuda_loop.IS_DONE]:
+            if words[cuda_event_loop.IS_DONE]:
                 self._forget(wait)
-                wait.end(wait.error(words[cuda_loop.EVENT_ERROR]))
+                wait.end(wait.error(words[cuda_event_loop.EVENT_ERROR]))
 
     def _begin_look(self) -> list[_Wait]:
         """What to ask for now; if nothing, the thread ends."""

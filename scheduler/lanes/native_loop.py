@@ -316,8 +316,8 @@ def sleep(thread: int, settings: int) -> None:
 
 @njit
 def has_work(thread: int, settings: int) -> bool:
-    """Whether a thread has a row to start, or is told to stop."""
-    if atomic_load(settings + WORD * STOP):
+    """Whether a thread has a row to start, or is told to stop and has none that has not landed."""
+    if atomic_load(settings + WORD * STOP) and not has_rows(thread):
         return True
     for index in range(atomic_load(thread + WORD * LANE_COUNT)):
         if may_start(lane_of(thread, index), thread, settings):

@@ -64,10 +64,11 @@ DEVICE = 12
 OWNERS, OWNERS_MASK = 13, 14
 NEXT, WOKEN, STOP = 16, 24, 32
 #: On a GPU, the lane on which the last in order was launched, the error that the device failed
-#: with, space for a context and for whether a stream is captured, the driver's functions, and the
-#: context.
-LAST, FAILED, POPPED, CAPTURING, DRIVER, CONTEXT = range(40, 46)
-SETTINGS = 48
+#: with, the driver's functions, and the context; and space for a context and for whether a stream
+#: is captured, for the thread that submits.
+LAST, FAILED, DRIVER, CONTEXT = range(40, 44)
+POPPED, CAPTURING = 48, 49
+SETTINGS = 56
 
 #: What the loop of lanes calls on a GPU: a function that lands what has landed, of a thread and the
 #: settings, and says whether anything has; one that says whether a lane may start its next row, and

@@ -311,6 +311,56 @@ async def test_lanes_that_cannot_all_be_opened_leave_nothing_open(
     assert set(taken) <= set(device._idle_streams)
 
 
+async def test_nobody_is_locked_out_while_a_gradient_is_made() -> None:
+    with gpu_of_tests() as gpu:
+        shared = SharedParameters({"p": torch.zeros(64)})
+        ones = torch.ones(64)
+        others_landed = asyncio.Event()
+        landed: list[int] = []
+
+        def compute() -> None:  # whose work on the lane's stream is held
+            gpu.torch.launch_fill(gpu.torch.current_stream(), late, 1.0)
+
+        async def worker(context: WorkerContext) -> None:
+            if context.index == 0:
+                gpu.tests.hold(lanes[0].stream)
+                await context.run_blocking(compute)
+                asyncio.get_running_loop().create_task(release())
+                await context.submit(late)
+            else:
+                await context.submit(ones)
+                if context.iteration == 9:
+                    others_landed.set()
+            landed.append(context.index)
+
+        async def release() -> None:
+            await others_landed.wait()
+            gpu.tests.release(lanes[0].stream)
+
+        late = torch.full((64,), torch.nan)
+        async with scheduler_on(shared, workers=2, policy="locked", **COUNTING) as scheduler:
+            lanes = scheduler._dispatch.lanes.lanes
+            await asyncio.wait_for(scheduler.run(worker, updates=11), 60)
+    assert gpu.tests.violations() == []
+    assert shared.flat.eq(-11).all()
+    assert landed[-1] == 0
+
+
+async def test_several_gradients_of_one_read_are_no_graph(graphs: list[UpdateGraph]) -> None:
+    with gpu_of_tests() as gpu:
+        shared = SharedParameters({"p": torch.zeros(64)})
+        ones = torch.ones(64)
+
+        async def worker(context: WorkerContext) -> None:
+            await context.submit([ones, ones, ones])
+
+        async with scheduler_on(shared, workers=1, depth=4, **COUNTING) as scheduler:
+            await scheduler.run(worker, updates=30)
+    assert gpu.tests.violations() == []
+    assert shared.flat.eq(-30).all()
+    assert not graphs
+
+
 async def test_gradient_of_a_stream_that_is_captured_is_refused() -> None:
     """Else the update would be drawn into the graph of whoever captures."""
     with gpu_of_tests() as gpu:
