@@ -13,7 +13,7 @@ from scenarios import LAUNCH_FAILED, OUT_OF_MEMORY, Habits, Plan, Run, Scenario
 from scheduler_testing import COUNTING, POLICIES
 from simulation import simulate, simulate_scenario
 
-CHUNK = 25
+CHUNK = 20
 
 
 @pytest.mark.parametrize("first", range(0, 300, CHUNK))
