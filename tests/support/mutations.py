@@ -417,7 +417,7 @@ def main(names: list[str]) -> None:
 
 def _brief(text: str) -> str:
     """A line of a message, without numbers."""
-    text = text.replace("AssertionError", "").strip("()'\"").split("\\n")[0]
+    text = text.replace("AssertionError(", "").strip("()'\"").split("\\n")[0]
     text = re.sub(r"\(operation \d+ of stream \d+\) |on stream \d+ ", "", text)
     return text[:110].replace("|", "/")
 
