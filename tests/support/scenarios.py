@@ -36,6 +36,14 @@ FAILURES = {
     "cuEventElapsedTime": 20,
 }
 
+#: Of these, what a batch calls when it is launched.
+FAILURES_OF_BATCHES = (
+    "cuEventRecord",
+    "cuStreamWriteValue64_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuGraphLaunch",
+)
+
 #: Whose failure leaves something behind: there is no other way to be rid of it.
 LEAVES_SOMETHING = (
     "cuCtxPopCurrent_v2",
@@ -185,18 +193,20 @@ def draw(seed: int) -> Scenario:
     same = two and chance.some(0.5)
     counts = same or chance.some(0.6)
     mishap = chance.choice(["none"] * 6 + ["failure", "failure", "lost"])
-    function = chance.choice(list(FAILURES))
     error = chance.choice([OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED])
-    failure = (function, chance.randrange(1, FAILURES[function]), error)
     lost_after = chance.choice([0, 1, 3, 10, 25])
     lock = chance.some(0.15)
     sizes = [chance.choice([1, 3, 64, 65, 200]) for _ in range(chance.choice([1, 1, 2]))]
+    plans = [_draw_plan(chance, counts, same, len(sizes) > 1) for _ in range(1 + two)]
+    batches = any(plan.settings["batch"] > 1 for plan in plans)
+    function = chance.choice([*FAILURES, *(4 * FAILURES_OF_BATCHES if batches else ())])
+    failure = (function, chance.randrange(1, FAILURES[function]), error)
     return Scenario(
         seed=seed,
         loop=chance.choice(LOOPS),
         dtype=chance.choice([torch.float32, torch.float64]),
         sizes=sizes,
-        plans=[_draw_plan(chance, counts, same, len(sizes) > 1) for _ in range(1 + two)],
+        plans=plans,
         same=same,
         lock=lock,
         failure=failure if mishap == "failure" else None,

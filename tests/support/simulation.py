@@ -211,8 +211,8 @@ class _Program:
     """A scheduler while it runs.
 
     Attributes:
-        landed: What is in the parameters.
-        dropped: How many updates may be, or not.
+        landed: What is in the parameters; some of it may have been dropped.
+        updates: How many of them were reported as landed.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class _Program:
         self._log: dict[tuple[int, int], Submitted] = {}
         self._unsure: set[int] = set()
         self.landed: list[Submitted] = []
-        self.dropped = 0
+        self.updates = 0
 
     def make_parameters(self) -> None:
         """Has the default stream make them, zeros, when nobody waits for it but lanes."""
@@ -462,7 +462,7 @@ class _Program:
         for worker, context in self._contexts.items():
             entries = [self._log[worker, iteration] for iteration in range(context.iteration)]
             self.landed += [entry for entry in entries if not math.isnan(entry.value)]
-        self.dropped += sum(report.dropped)
+        self.updates += report.updates
 
     def _check_counts(self, report: RunReport, run: Run, landed: int) -> None:
         if not self._scenario.same:
@@ -476,22 +476,22 @@ class _Program:
                 entries = [self._log[worker, iteration] for iteration in range(made)]
                 spoiled = sum(math.isnan(entry.value) for entry in entries)
                 assert each[1] == spoiled, f"{spoiled} gradients were NaN, {each[1]} were left out"
-        assert self._scenario.fails or sum(report.dropped) == 0
+        assert self._scenario.fails or sum(report.dropped) == 0, f"dropped: {report.dropped}"
         done = report.updates + sum(report.nonfinite) + sum(report.dropped)
-        assert done <= run.updates
+        assert done <= run.updates, f"asked for {run.updates}, did {done}"
         if not report.partial:
             assert done == run.updates, f"asked for {run.updates}, did {done}: {report.failures}"
 
     def _check_failures(self, report: RunReport, interrupted: bool) -> None:
         if report.partial:
-            assert report.failures or interrupted
+            assert report.failures or interrupted, "it is partial, and nothing says why"
         may_fail = (Broken, RuntimeError, FloatingPointError)
         for failure in report.failures.values():
             assert isinstance(failure, may_fail) or self._scenario.fails, failure
 
     def _check_staleness(self, report: RunReport) -> None:
-        assert sum(report.staleness.values()) == report.updates
-        assert min(report.staleness, default=0) >= 0
+        assert sum(report.staleness.values()) == report.updates, report.staleness
+        assert min(report.staleness, default=0) >= 0, report.staleness
         policy = self._plan.settings["policy"]
         if policy.startswith("bounded:") and not self._scenario.same:
             assert max(report.staleness, default=0) <= int(policy.removeprefix("bounded:"))
@@ -505,7 +505,8 @@ class _Program:
         if not self._scenario.fails:
             assert updates == report.updates * -(-self._shared.elements // BLOCK)
         assert 0 <= lost <= updates
-        assert not (self.serial and (lost or report.overwritten_block_updates))
+        overlapping = lost or report.overwritten_block_updates
+        assert not (self.serial and overlapping), f"{overlapping} updates of a block overlapped"
 
     def check_parameters(self, programs: Sequence[_Program]) -> None:
         """What all that update the parameters have landed is there, and nothing else.
@@ -531,8 +532,13 @@ class _Program:
                 assert part.eq(-gone).all(), f"{name} must be {-gone}, is {part}"
         elif all(plan.counts for plan in plans):
             most = sum(entry.numbers.lr for entry in landed)
-            assert self._shared.flat.ge(-most).all()
-            assert self._shared.flat.le(0).all()
+            assert self._shared.flat.ge(-most).all(), f"more than {most} gone: {self._shared.flat}"
+            least = 0
+            if self.serial and self._counts_whole and all(e.only is None for e in landed):
+                least = sum(program.updates for program in programs)
+            assert self._shared.flat.le(-least).all(), (
+                f"less than {least} gone: {self._shared.flat}"
+            )
 
     def _replay(self, landed: Sequence[Submitted]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The parameters after updates in the order of their submission, and ``ms``."""

@@ -13,7 +13,7 @@ from scenarios import LAUNCH_FAILED, OUT_OF_MEMORY, Habits, Plan, Run, Scenario
 from scheduler_testing import COUNTING, POLICIES
 from simulation import simulate, simulate_scenario
 
-CHUNK = 25
+CHUNK = 20
 
 
 @pytest.mark.parametrize("first", range(0, 300, CHUNK))
@@ -135,6 +135,18 @@ SCENARIOS = {
         )
         for of in ("lane", "lanes")
     },
+    "batches of changing lanes": scenario(
+        plan(
+            workers=4,
+            batch=3,
+            batch_of="lanes",
+            depth=4,
+            updates=200,
+            state="per-worker",
+            makers=["default"],
+            hold_lane=0.4,
+        )
+    ),
     "updates by themselves among batches": scenario(
         plan(
             batch=3,
