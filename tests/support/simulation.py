@@ -300,6 +300,7 @@ class _Program:
         self._check_read(context)
         if context.index in self._unsure:
             await context.lane.done(context.lane.record_event())
+            await context.run_blocking(int)  # behind what its thread may still be making
             self._simulation.streams.settle()
             self._unsure.discard(context.index)
         if chance.some(habits.think):

@@ -337,9 +337,11 @@ async def test_nobody_is_locked_out_while_a_gradient_is_made() -> None:
             await others_landed.wait()
             gpu.tests.release(lanes[0].stream)
 
+        lanes: Any = ()
         late = torch.full((64,), torch.nan)
         async with scheduler_on(shared, workers=2, policy="locked", **COUNTING) as scheduler:
-            lanes = scheduler._dispatch.lanes.lanes
+            opened: Any = scheduler._dispatch.lanes
+            lanes = opened.lanes
             await asyncio.wait_for(scheduler.run(worker, updates=11), 60)
     assert gpu.tests.violations() == []
     assert shared.flat.eq(-11).all()
