@@ -36,7 +36,7 @@ help: ## list the targets
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
-	$(VENV)/bin/hogstream bench --json '$(OUT)/bench.json' --report '$(OUT)/report.html' $(ARGS)
+	$(VENV)/bin/hogstream bench --today --json '$(OUT)/bench.json' --report '$(OUT)/report.html' $(ARGS)
 
 test: $(STAMP) ## run all tests
 	$(PYTEST) $(ARGS)

@@ -108,6 +108,12 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     show_default=True,
     help="Sigma of the log-normal think times; 0 is constant, 1 makes stragglers.",
 )
+@click.option(
+    "--today",
+    is_flag=True,
+    help="Measure what people run today as well, in the same rounds: threads and processes with "
+    "torch.optim.RMSprop, with and without a lock.",
+)
 @options.SEED
 @options.JSON
 @options.TRACE
@@ -128,13 +134,14 @@ def bench(
     seconds: float,
     think_time: float,
     think_spread: float,
+    today: bool,
     seed: int,
     json_file: Path | None,
     trace: Path | None,
     report: Path | None,
     plot: Path | None,
 ) -> None:
-    """Measure lock-free updates against locked and ordered ones.
+    """Measure lock-free updates against locks, and what people run today.
 
     Simulated workers submit ready gradients as fast as they land. Policies take turns, so that
     drift of the machine strikes them alike.
@@ -142,7 +149,7 @@ def bench(
     check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
     policies = policies or policies_over(processes)
     if sweep or plot is not None:
-        _check_compares(policies)
+        _check_compares(policies, processes * max(workers))
     check_outputs_over(processes, {"--trace": trace})
     if trace is not None and len(policies) * len(workers) * len(elements) > 1:
         raise click.UsageError(
@@ -163,6 +170,7 @@ def bench(
         think_spread=think_spread,
         seed=seed,
         sweep=sweep,
+        today=today,
     )
     try:
         job.check_memory(settings)
@@ -195,7 +203,12 @@ def _tables(bench: Bench) -> list[rows.Table]:
     return [rows.kernels(bench), *rows.results(bench)]
 
 
-def _check_compares(policies: tuple[str, ...]) -> None:
+def _check_compares(policies: tuple[str, ...], most_workers: int) -> None:
+    if most_workers == 1:
+        raise click.BadParameter(
+            "--sweep and --plot show what several workers gain, got 1",
+            param_hint="'--workers'",
+        )
     if CONTENDER not in policies or not set(BASELINES) & set(policies):
         raise click.BadParameter(
             f"--sweep and --plot need {CONTENDER} and {' or '.join(BASELINES)}, "

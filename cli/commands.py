@@ -65,7 +65,7 @@ def _help_if_alone(context: click.Context) -> None:
     context_settings={"help_option_names": ["-h", "--help"]},
     later={
         "bench": Later(
-            "bench", "bench", "Measure lock-free updates against locked and ordered ones."
+            "bench", "bench", "Measure lock-free updates against locks, and what people run today."
         ),
         "ceilings": Later("ceilings", "show_ceilings", "Say what this machine can do."),
         "compare": Later("compare", "compare", "Measure hogstream against other optimizers."),

@@ -249,5 +249,5 @@ PROCESSES = click.option(
     type=click.IntRange(1, MAX_WORKERS),
     default=1,
     show_default=True,
-    help="Spread workers over so many: --workers is of each. For lock-free and locked.",
+    help="Spread workers over so many: --workers is of each. For lock-free, locked and awaited.",
 )

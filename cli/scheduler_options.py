@@ -19,7 +19,7 @@ from hogstream.scheduler.settings import OPTIONS
 
 Command = Callable[..., None]
 
-_NOT_BATCHED = "locked and bounded:K, which wait for each update, are compared without."
+_NOT_BATCHED = "awaited and bounded:K, which wait for each update, are compared without."
 
 
 def policies_over(processes: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def make_settings(
     allowed = policies_over(processes)
     if processes > 1 and not set(policies) <= set(allowed):
         raise click.BadParameter(
-            f"must be 1 with policies other than {' and '.join(allowed)}, got {processes}",
+            f"must be 1 with policies other than {', '.join(allowed)}, got {processes}",
             param_hint="'--processes'",
         )
     batch = scheduling["batch"]

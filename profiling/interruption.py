@@ -30,7 +30,7 @@ class End:
 
 
 def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], End]:
-    """Runs a measurement to its end, or until SIGINT, or until workers fail.
+    """Runs a measurement to its end, or until SIGINT, or until workers or it fail.
 
     The first SIGINT cancels the measurement, which may clean up, and yield what it has by then. A
     second one ends the process as usual.
@@ -71,7 +71,7 @@ def gather_until_interrupted(measure: AsyncIterator[T]) -> tuple[list[T], End]:
         if not results:
             raise KeyboardInterrupt from None
         return results, End(partial=True)
-    except WorkerError as error:
+    except (WorkerError, MeasurementError) as error:
         if not results:
             raise MeasurementError(str(error)) from error
         return results, End(partial=True, error=str(error))

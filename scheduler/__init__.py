@@ -3,6 +3,7 @@
 from hogstream.scheduler.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from hogstream.scheduler.checks import SettingError
 from hogstream.scheduler.context import Worker, WorkerContext, WorkerError
+from hogstream.scheduler.lanes.cuda_events import cuda_event_done
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.process import ProcessDied
 from hogstream.scheduler.processes.scheduler import ProcessScheduler
@@ -27,6 +28,7 @@ __all__ = [
     "Worker",
     "WorkerContext",
     "WorkerError",
+    "cuda_event_done",
     "load_checkpoint",
     "save_checkpoint",
 ]

@@ -9,7 +9,7 @@ from hogstream.scheduler.checks import check_integer, check_number
 
 
 class Budget:
-    """How many iterations workers may still start.
+    """How many updates workers may still submit, in iterations of one each or several.
 
     Attributes:
         updates: How many are left; None if there is no limit.
@@ -43,7 +43,7 @@ class Budget:
         return min(self._deadline - time.perf_counter(), self._seconds)
 
     def take(self) -> bool:
-        """Takes an iteration, if there is one left."""
+        """Takes an update, and begins an iteration for it, if there is one left."""
         if self._seconds is not None and time.perf_counter() >= self._deadline:
             return False
         if self.updates is not None:
@@ -52,6 +52,13 @@ class Budget:
             self.updates -= 1
         self._under_way += 1
         return True
+
+    def take_more(self, count: int) -> int:
+        """Takes so many updates more for an iteration, or as many as are left: how many."""
+        if self.updates is not None:
+            count = min(count, self.updates)
+            self.updates -= count
+        return count
 
     async def take_back(self) -> bool:
         """Takes one that another gives back; False if nobody can any more."""
@@ -64,17 +71,17 @@ class Budget:
         return False
 
     def finish(self) -> None:
-        """One that was taken has submitted its update."""
+        """An iteration has ended, and has given back what it has not submitted."""
         self._under_way -= 1
         if not self._under_way:
             self._wake()
 
-    def give_back(self) -> None:
-        """One that was taken has come to nothing."""
-        self._under_way -= 1
-        if self.updates is not None:
-            self.updates += 1
-        self._wake()
+    def give_back(self, count: int) -> None:
+        """So many that an iteration has taken come to nothing."""
+        if count > 0:
+            if self.updates is not None:
+                self.updates += count
+            self._wake()
 
     def spend(self, updates: int) -> None:
         """Takes so many, or as many as are left."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
-from typing import NamedTuple, ParamSpec, TypeVar
+from time import perf_counter, perf_counter_ns
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
+from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.policies import Passage
+from hogstream.scheduler.policies import BoundGate, Passage
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 
 P = ParamSpec("P")
@@ -51,21 +52,22 @@ class WorkerError(Exception):
         return WorkerError, (self.failures,)
 
 
-@dataclass(slots=True, eq=False)
-class _Iteration:
-    """One iteration on its way.
+class Iteration:
+    """One iteration on its way; without an ``__init__``, as one is made for each update.
 
     Attributes:
         read_version: Version of the parameters that it read.
-        passage: Its way through the policy's gate, if there is one.
+        passage: The way of its next update through the policy's gate, if there is one.
         submitted: Whether ``submit`` was called for it.
-        enqueued: Whether its update is on the lane.
+        updates: How many updates it may submit, taken from the run's budget.
+        enqueued: How many of them are on the lane.
     """
 
-    read_version: int = 0
+    read_version = 0
     passage: Passage | None = None
-    submitted: bool = False
-    enqueued: bool = False
+    submitted = False
+    updates = 1
+    enqueued = 0
 
 
 class WorkerContext:
@@ -89,6 +91,7 @@ class WorkerContext:
         ms: torch.Tensor,
         snapshot: torch.Tensor | None,
         iteration: int,
+        budget: Budget,
     ) -> None:
         shared = dispatch.shared
         self.index = index
@@ -100,14 +103,16 @@ class WorkerContext:
             shared.views if snapshot is None else shared.views_of(snapshot)
         )
         self._dispatch = dispatch
+        self._budget = budget
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
+        self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
         self._gradients = _CheckedGradients(
             shared, ms, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
         )
-        self._current: _Iteration | None = None
+        self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
         self._error: BaseException | None = None
@@ -122,17 +127,28 @@ class WorkerContext:
         """Version of the parameters that this iteration reads; of a snapshot, at least."""
         return 0 if self._current is None else self._current.read_version
 
-    async def submit(self, grad: torch.Tensor, only: Collection[str] | None = None) -> None:
-        """Submits this iteration's update, to go down the worker's lane.
+    async def submit(
+        self,
+        grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Submits this iteration's update, to go down the worker's lane; or several.
 
         Returns at once if fewer than ``depth`` of the worker's updates are in flight then, else
         when half of them have landed: with a depth of 1, when this one has. Until its update has
         landed, the gradient must neither change nor be resized. Cancelling the wait for a landing
         does not take the update back; cancelling that for a lock or a bound does.
 
+        Several gradients, all made from what this iteration has read, are each an update of its
+        own, in their order, at most ``depth`` of them in flight: for whoever has them together, the
+        event loop has less to do than in an iteration for each. Those that would be more than the
+        run's ``updates`` are left out. After an error or a cancellation, those before
+        it land, and the others are not submitted.
+
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
-                device. ``SharedParameters.views_of`` gives views of it by name.
+                device. ``SharedParameters.views_of`` gives views of it by name. Or a list or tuple
+                of such gradients, at least one.
             only: Names of the parameters that have a gradient; None if all do. The others are left
                 alone, their ``ms`` too: no weight decay moves them, as a gradient of zeros would
                 let it. What ``grad`` holds for them is not looked at.
@@ -140,9 +156,11 @@ class WorkerContext:
         Raises:
             TypeError: If ``grad`` is of another type or dtype, or ``only`` is no collection.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
-                the shared parameters; or if ``only`` is empty, names what is no parameter, or is
-                given with ``telemetry`` on a GPU, where races of whole updates are counted.
-            RuntimeError: If this iteration has submitted its update already, or has ended, or this
+                the shared parameters; if there are none, or several with a policy ``bounded:K``,
+                which must know of each update when its parameters are read; or if ``only`` is
+                empty, names what is no parameter, or is given with ``telemetry`` on a GPU, where
+                races of whole updates are counted. Nothing was submitted then.
+            RuntimeError: If this iteration has called ``submit`` already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
                 ``on_nonfinite="raise"``.
@@ -151,10 +169,13 @@ class WorkerContext:
         current = self._current
         if current is None or current.submitted or get_ident() != self._thread:
             raise self._why_refused("submit")
+        if type(grad) is not torch.Tensor and isinstance(grad, (list, tuple)):
+            await self._submit_several(current, grad, only)
+            return
         grad, checked = self._gradients.check(grad, only)
-        submitted_ns = time.perf_counter_ns()
+        submitted_ns = perf_counter_ns()
         current.submitted = True
-        if self._gate is not None or self._in_flight >= self.depth:
+        if self._goes_alone or self._in_flight >= self.depth:
             await self._wait_to_enqueue(current)
         update = Update(
             self.index,
@@ -166,7 +187,7 @@ class WorkerContext:
             current.read_version,
         )
         self._enqueue(update)
-        current.enqueued = True
+        current.enqueued = 1
         self._in_flight += 1
         if self._in_flight >= self.depth:
             await self._wait(self._landing(), "landing")
@@ -209,29 +230,89 @@ class WorkerContext:
         elif self._current is None:
             reason = f"must call {method} within an iteration, and is in none"
         else:
-            reason = "must submit one gradient an iteration, got a second"
+            reason = "must call submit once an iteration, got a second call"
         return RuntimeError(f"worker {self.index} {reason}")
 
-    async def _wait_to_enqueue(self, current: _Iteration) -> None:
+    async def _submit_several(
+        self, current: Iteration, grads: Sequence[torch.Tensor], only: Collection[str] | None
+    ) -> None:
+        """Submits an update of each gradient: at once, as many as the lane has room for."""
+        if not grads:
+            raise ValueError("grad must hold at least one gradient, got none")
+        if len(grads) > 1 and isinstance(self._gate, BoundGate):
+            policy = self._dispatch.settings.policy
+            raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
+        gradients = [self._gradients.check(each, only) for each in grads]
+        submitted_ns = perf_counter_ns()
+        current.submitted = True
+        current.updates += self._budget.take_more(len(gradients) - 1)
+        try:
+            while current.enqueued < current.updates:
+                if self._goes_alone or self._in_flight >= self.depth:
+                    await self._wait_to_enqueue(current)
+                self._enqueue_several(current, gradients, submitted_ns)
+                if self._in_flight >= self.depth:
+                    await self._wait(self._landing(), "landing")
+                if self._error is not None:
+                    self._raise_error()
+        finally:
+            self._give_back(current)
+
+    def _enqueue_several(
+        self,
+        current: Iteration,
+        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        submitted_ns: int,
+    ) -> None:
+        """Enqueues the updates that come next: one, if others must land in between."""
+        room = 1 if self._goes_alone else self.depth - self._in_flight
+        first, last = current.enqueued, min(current.enqueued + room, current.updates)
+        hyperparameters = self._dispatch.hyperparameters
+        updates = [
+            Update(
+                self.index,
+                submitted_ns,
+                current.passage,
+                grad,
+                checked,
+                hyperparameters,
+                current.read_version,
+            )
+            for grad, checked in gradients[first:last]
+        ]
+        self._dispatch.enqueue_several(updates)
+        current.enqueued = last
+        self._in_flight += len(updates)
+
+    def _give_back(self, current: Iteration) -> None:
+        """Leaves the updates that an iteration does not come to submit to others."""
+        kept = max(current.enqueued, 1)
+        self._budget.give_back(current.updates - kept)
+        current.updates = kept
+
+    async def _wait_to_enqueue(self, current: Iteration) -> None:
         """Waits until the lane has room for an update, and the policy lets it go there."""
-        passage = current.passage
+        gate = self._gate
         try:
             while self._in_flight >= self.depth:  # a wait for a landing was cancelled before
                 await self._wait(self._landing(), "landing")
                 self._raise_error()
-            if self._gate is not None and passage is not None:
-                await self._wait(self._gate.admit(passage), self._gate.reason)
+            if gate is not None:
+                if current.enqueued:  # whose passage has gone with it
+                    current.passage = await gate.begin()
+                assert current.passage is not None
+                await self._wait(gate.admit(current.passage), gate.reason)
         except BaseException:
-            current.submitted = False  # nothing was enqueued
+            current.submitted = current.enqueued > 0
             raise
         if self._current is not current:
-            if self._gate is not None and passage is not None:
-                self._gate.end(passage)
+            if gate is not None and current.passage is not None:
+                gate.end(current.passage)
             raise RuntimeError(f"worker {self.index} must await submit within its iteration")
 
     def _set_busy(self) -> None:
         if self._deadline is not None:
-            self._busy_since = time.perf_counter()
+            self._busy_since = perf_counter()
 
     def _receive(self, landed: Sequence[Work]) -> None:
         """Takes note of what was delivered: updates, and maybe the snapshot."""
@@ -239,15 +320,16 @@ class WorkerContext:
         for work in landed:
             if work.error is not None and self._error is None:
                 self._error = work.error
-            if work is self._snapshot:
-                self._snapshot = None
-                self._in_flight += 1  # which counts updates only
+        if self._snapshot is not None and self._snapshot in landed:
+            self._snapshot = None
+            self._in_flight += 1  # which counts updates only
         if self._busy_since is not None:
             self._set_busy()  # it may be for this that it has waited
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def _landing(self) -> None:
         """Waits until enough of the updates in flight have landed, or one has failed."""
@@ -263,7 +345,7 @@ class WorkerContext:
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
-        snapshot = Snapshot(self.index, time.perf_counter_ns(), passage, self.flat)
+        snapshot = Snapshot(self.index, perf_counter_ns(), passage, self.flat)
         try:
             self._enqueue(snapshot)
         except BaseException:
@@ -276,11 +358,11 @@ class WorkerContext:
         self._raise_error()
         return snapshot.version
 
-    async def _delivery(self) -> None:
-        """Waits until anything of this worker is delivered."""
+    def _delivery(self) -> asyncio.Future[None]:
+        """What is done when anything of this worker is delivered."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -290,14 +372,14 @@ class WorkerContext:
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         """Waits for the scheduler: such time is not the worker's own."""
         self._busy_since = None
-        start = time.perf_counter_ns()
+        start = perf_counter_ns()
         try:
             return await wait
         finally:
             self._set_busy()
             timeline = self._dispatch.timeline
             if timeline is not None:
-                timeline.add_wait(self.index, reason, start, time.perf_counter_ns())
+                timeline.add_wait(self.index, reason, start, perf_counter_ns())
 
 
 class ScheduledContext(WorkerContext):
@@ -312,10 +394,10 @@ class ScheduledContext(WorkerContext):
     def begin(self) -> bool:
         """Begins an iteration; whether it has read the parameters already, without ``read``."""
         self.overdue = False
+        current = self._current = Iteration()
         if not self._reads_at_once:
-            self._current = _Iteration()
             return False
-        self._current = _Iteration(self._dispatch.shared.version)
+        current.read_version = self._dispatch.shared.version
         if self._deadline is not None:
             self._set_busy()
         return True
@@ -337,7 +419,7 @@ class ScheduledContext(WorkerContext):
             RuntimeError: If it has not submitted a gradient, or not to the end.
         """
         current = self._current
-        if current is None or not current.enqueued:
+        if current is None or current.enqueued != current.updates:
             submits = current is not None and current.submitted
             raise RuntimeError(
                 "it returned before submit did: await that"
@@ -349,17 +431,20 @@ class ScheduledContext(WorkerContext):
         self.iteration += 1
 
     def abandon(self) -> bool:
-        """Gives up an iteration that failed; whether its update was enqueued all the same."""
+        """Gives up an iteration that failed; whether an update was enqueued all the same."""
         current, self._current = self._current, None
         self._busy_since = None
         self._error = None
         if current is None:
+            self._budget.give_back(1)
             return False
+        self._budget.give_back(current.updates - current.enqueued)
+        current.updates = current.enqueued  # should its submit still wait, it ends there
         if current.enqueued:
             self.iteration += 1
         elif self._gate is not None and current.passage is not None:
             self._gate.end(current.passage)
-        return current.enqueued
+        return current.enqueued > 0
 
     def retire(self) -> None:
         """Its run has ended: whoever kept it can do nothing with it any more."""
@@ -385,7 +470,8 @@ class ScheduledContext(WorkerContext):
         return late
 
 
-class _Kept(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Kept:
     """A gradient that was checked: itself, its memory, and what came of the check."""
 
     reference: weakref.ref[torch.Tensor]
@@ -421,10 +507,11 @@ class _CheckedGradients:
             only: Names of those to update; None for all.
         """
         kept = self._kept.get(id(grad))
-        if kept is None or not (
-            kept.reference() is grad
-            and grad.data_ptr() == kept.address
-            and grad.numel() == self._elements
+        if (
+            kept is None
+            or kept.reference() is not grad
+            or grad.data_ptr() != kept.address
+            or grad.numel() != self._elements
         ):
             kept = self._check_whole(grad)
         return kept.plain, kept.whole if only is None else self._parts(kept, only)

@@ -4,8 +4,11 @@
    and for the policy's gate (``policies.py``). It is an ``Update`` then (``update.py``).
 2. ``Dispatch.enqueue``, here: it is *enqueued* on the worker's lane, and *launched* by that: at
    once, or when its batch is complete.
-3. ``lanes/``: by ``native.py`` and its compiled loop ``native_loop.py``, by ``threads.py`` or by
-   ``cuda.py``. Once its writes are visible and its version is counted, it has *landed*.
+3. ``lanes/``: ``compiled.py`` has it in a ring (``rings.py``), from which the compiled loop
+   (``native_loop.py``) takes it. On a CPU (``native.py``) the loop applies it; on a GPU
+   (``cuda.py``) it has the driver do so (``cuda_loop.py``). Where nothing is compiled, a Python
+   thread applies it (``threads.py``). Once its writes are visible and its version is counted, it
+   has *landed*.
 4. The lane wakes the event loop and *delivers* what has landed to ``Dispatch.deliver``, here: it is
    taken down for the report (``report.py``) and a trace, and leaves the gate.
 5. Its worker's context receives it last, and the worker goes on if it has waited for that.
@@ -14,6 +17,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -22,6 +26,7 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
+from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
@@ -48,7 +53,7 @@ class Dispatch:
         shared: What is updated.
         hyperparameters: What updates are made with that are submitted from now on.
         timeline: Takes down each update and wait, if there is one.
-        process_lock: Held for each update, if there is one.
+        process_lock: Held by a lane around each update, if there is one.
         low_water: A worker that has filled its lane goes on when no more updates than so many are
             left on it.
         lanes: One of each worker; None while they are not open.
@@ -74,13 +79,16 @@ class Dispatch:
         self.lanes: Lanes | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
+        self._batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
         self._batch = settings.batch
+        self._raises_nonfinite = settings.on_nonfinite == "raise"
         self._record: RunRecord | None = None
         self._threads: list[WorkerThread] = []
         self._nothing_under_way()
 
     def _nothing_under_way(self) -> None:
         self._enqueued: list[int] = []  # the lane of each update that waits for its batch
+        self._flushes_soon = False
         self._submitting = 0  # workers that a batch may wait for
         self._under_way = 0  # updates and snapshots in flight, and blocking calls
         self._blocking: dict[int, list[Callable[[], None]]] = {}  # what ends each call, by worker
@@ -110,8 +118,9 @@ class Dispatch:
             staleness_aware=settings.staleness_aware,
             check_finite=settings.on_nonfinite != "apply",
             races=shared.count_races_with(backend) if settings.telemetry else None,
-            lock=self.process_lock,
+            lock=self.process_lock or (Mutex() if policy.locked else None),
             low_water=self.low_water,
+            graphs=settings.batch > 1,
             timed=self.timeline is not None,
         )
         await self.run_blocking(0, partial(warm_up, of_lanes, self.hyperparameters))
@@ -164,22 +173,61 @@ class Dispatch:
         lane.enqueue(work)
         self._under_way += 1
         self._enqueued.append(worker)
-        of_lane = self.settings.batch_of == "lane"
-        if of_lane:
-            complete = self._enqueued.count(worker) == self._batch
-        else:
-            most = self._submitting * self.settings.depth
-            complete = len(self._enqueued) >= min(self._batch, most)
-        if complete or isinstance(work, Snapshot):
-            self.flush(worker if of_lane else None)
+        if isinstance(work, Snapshot):
+            self.flush(None if self._batches_lanes else worker)
+        elif not self._batches_lanes:
+            if self._enqueued.count(worker) == self._batch:
+                self.flush(worker)
+        elif self._is_complete() and not self._flushes_soon:
+            self._flushes_soon = True
+            self._loop.call_soon(self._flush_complete)
+
+    def enqueue_several(self, updates: Sequence[Update]) -> None:
+        """Enqueues updates of one worker on its lane, which launches them at once or in batches."""
+        if self._batch > 1:
+            for update in updates:
+                self.enqueue(update)
+            return
+        assert self.lanes is not None
+        worker = updates[0].worker
+        enqueue = self.lanes.lanes[worker].enqueue
+        for update in updates:
+            enqueue(update)
+        self.lanes.flush([worker] * len(updates))
+        self._under_way += len(updates)
 
     def flush(self, worker: int | None = None) -> None:
         """Launches what waits for a batch: of one worker, or of all."""
-        if self._enqueued:
+        chosen = [each for each in self._enqueued if worker in (None, each)]
+        if chosen:
             assert self.lanes is not None
-            chosen = dict.fromkeys(self._enqueued if worker is None else (worker,))
-            self._enqueued = [each for each in self._enqueued if each not in chosen]
-            self.lanes.flush(tuple(chosen))
+            self._enqueued = [each for each in self._enqueued if worker not in (None, each)]
+            self.lanes.flush(chosen)
+
+    def _is_complete(self) -> bool:
+        """Whether so many updates of all workers wait as make a batch, or as there can be."""
+        most = self._submitting * self.settings.depth
+        return 0 < min(self._batch, most) <= len(self._enqueued)
+
+    def _flush_complete(self) -> None:
+        """Launches complete batches of all workers: one update of each in turn, and again.
+
+        It is called when every worker has had its turn on the event loop: so a batch is of updates
+        beside each other, and not of all that one worker has ready.
+        """
+        self._flushes_soon = False
+        while self._is_complete():
+            assert self.lanes is not None
+            before: Counter[int] = Counter()  # of each worker
+            turns = []
+            for place, worker in enumerate(self._enqueued):
+                turns.append((before[worker], place))
+                before[worker] += 1
+            batch = [place for _, place in sorted(turns)[: self._batch]]
+            chosen = [self._enqueued[place] for place in batch]
+            left = set(range(len(self._enqueued))) - set(batch)
+            self._enqueued = [self._enqueued[place] for place in sorted(left)]
+            self.lanes.flush(chosen)
 
     def _make_thread(self, worker: int) -> WorkerThread:
         return WorkerThread(f"hogstream-worker-{worker}", self._thread_state)
@@ -189,14 +237,13 @@ class Dispatch:
         record, gate = self._record, self.gate
         assert record is not None  # a run ends only when all its updates have landed
         try:
-            record.add(lane, landed)
-            if self.settings.on_nonfinite == "raise":
+            if self._raises_nonfinite:
                 _raise_nonfinite(landed)
-            for work in landed:
-                if work.error is not None:
-                    record.failures.setdefault(lane, work.error)
-                if work.passage is not None and gate is not None:
-                    gate.end(work.passage)
+            record.add(lane, landed)
+            if gate is not None:
+                for work in landed:
+                    if work.passage is not None:
+                        gate.end(work.passage)
             if self.timeline is not None:
                 for work in landed:
                     if isinstance(work, Update):
@@ -206,7 +253,7 @@ class Dispatch:
             self._end(len(landed))
 
     async def snapshot_passage(self) -> Passage | None:
-        """Waits for the lock, under a policy that has one: a snapshot is whole then."""
+        """Waits for the lock, under a policy that has one on the host: a snapshot is whole then."""
         if not isinstance(self.gate, LockGate):
             return None
         passage = await self.gate.begin()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Sequence
 from typing import TypeVar
 
 import torch
 
-from hogstream.scheduler.context import ScheduledContext
+from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.context import Iteration, ScheduledContext
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.tracing.nvtx import Ranges
-from hogstream.scheduler.update import Snapshot, Work
+from hogstream.scheduler.update import Checked, Snapshot, Work
 
 T = TypeVar("T")
 
@@ -30,14 +31,19 @@ class RangedContext(ScheduledContext):
         ms: torch.Tensor,
         snapshot: torch.Tensor | None,
         iteration: int,
+        budget: Budget,
         ranges: Ranges,
     ) -> None:
-        super().__init__(dispatch, index, lane, ms, snapshot, iteration)
+        super().__init__(dispatch, index, lane, ms, snapshot, iteration, budget)
         self._ranges = ranges
         self._range = ranges.around("iteration", index)
         self._enqueue = self._enqueue_in_range
 
-    async def submit(self, grad: torch.Tensor, only: Collection[str] | None = None) -> None:
+    async def submit(
+        self,
+        grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
+        only: Collection[str] | None = None,
+    ) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
             await super().submit(grad, only)
@@ -61,6 +67,15 @@ class RangedContext(ScheduledContext):
         text = "snapshot" if isinstance(work, Snapshot) else "update"
         with self._ranges.around(text, self.index):
             self._dispatch.enqueue(work)
+
+    def _enqueue_several(
+        self,
+        current: Iteration,
+        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        submitted_ns: int,
+    ) -> None:
+        with self._ranges.around("updates", self.index):
+            super()._enqueue_several(current, gradients, submitted_ns)
 
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         with self._ranges.around(f"wait {reason}", self.index):

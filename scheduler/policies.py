@@ -17,28 +17,33 @@ class Policy:
 
     Attributes:
         name: As in ``policy=``.
-        exclusive: An update waits for a lock that is held until the host has seen it land.
+        locked: An update waits, on its lane, for a mutex that is held around it alone: the
+            strongest lock there is.
+        awaited: An update waits for an asyncio lock that is held until the event loop has seen it
+            land: what an asyncio program with a lock does.
         ordered: An update waits, on the device, for the one submitted before it.
         bound: An update waits while it could make its own staleness, or another's, exceed this.
     """
 
     name: str
-    exclusive: bool = False
+    locked: bool = False
+    awaited: bool = False
     ordered: bool = False
     bound: int | None = None
 
     @property
     def takes_batches(self) -> bool:
-        """Whether updates may wait for a batch: not where each waits for others to land."""
-        return not self.exclusive and self.bound is None
+        """Whether updates may wait for a batch: not where the host waits for each to land."""
+        return not self.awaited and self.bound is None
 
 
 POLICIES = {
     policy.name: policy
     for policy in (
         Policy("lock-free"),
-        Policy("locked", exclusive=True),
+        Policy("locked", locked=True),
         Policy("ordered", ordered=True),
+        Policy("awaited", awaited=True),
     )
 }
 
@@ -96,9 +101,10 @@ class Gate(Protocol):
 
 
 class LockGate:
-    """A lock, held from before an update is enqueued until its delivery; in the order of asking.
+    """The lock of ``awaited``, held from before an update is enqueued until its delivery.
 
-    Over processes each has one, and their updates hold a ``ProcessLock`` on the lane besides.
+    It is given in the order of asking. Over processes each has one, and a lane holds a
+    ``ProcessLock`` around each update besides.
     """
 
     reason = "lock"
@@ -191,7 +197,7 @@ def make_gate(policy: Policy, version: Callable[[], int]) -> Gate | None:
         policy: What updates wait for.
         version: Gives the present version of the parameters.
     """
-    if policy.exclusive:
+    if policy.awaited:
         return LockGate(version)
     if policy.bound is not None:
         return BoundGate(policy.bound, version)

@@ -278,20 +278,23 @@ class RunRecord:
         self._new_staleness: list[int] = []
 
     def add(self, worker: int, landed: Sequence[Work]) -> None:
-        """Takes down the updates among what was delivered of a worker."""
-        before = len(self._new_staleness)
+        """Takes down the updates among what was delivered of a worker, and its first failure."""
         add_latency, add_staleness = self._new_latencies_ns.append, self._new_staleness.append
+        updates = 0
         for work in landed:
+            if work.error is not None:
+                self.failures.setdefault(worker, work.error)
             if isinstance(work, Snapshot):
                 continue
-            if work.error is not None:
-                self._dropped[worker] += 1
-            elif work.nonfinite:
+            if work.nonfinite:
                 self._nonfinite[worker] += 1
+            elif work.error is not None:
+                self._dropped[worker] += 1
             else:
                 add_latency(work.landed_ns - work.submitted_ns)
                 add_staleness(work.staleness)
-        self._updates_by_worker[worker] += len(self._new_staleness) - before
+                updates += 1
+        self._updates_by_worker[worker] += updates
         if len(self._new_staleness) >= _BUFFERED:
             self._count()
 

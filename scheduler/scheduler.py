@@ -69,7 +69,8 @@ class StreamScheduler:
             shared: What the workers update.
             settings: How to run; None for the defaults of ``SchedulerSettings``.
             timeline: Takes down each update and wait, for a trace.
-            process_lock: Held for each update too, against schedulers of other processes.
+            process_lock: Held by a lane around each update, in the place of the mutex of
+                ``policy="locked"``, against schedulers of other processes.
             values: By name, in the place of those in ``settings``: settings, at least ``workers``
                 if none were given, and hyperparameters, such as ``lr``.
 
@@ -185,7 +186,7 @@ class StreamScheduler:
         check_loop("the scheduler", self._loop)
         if self._running:
             raise RuntimeError("the scheduler runs already: await that run first")
-        contexts = self._make_contexts(self._dispatch.lanes, finished)
+        contexts = self._make_contexts(self._dispatch.lanes, finished, budget)
         record = RunRecord(
             self.settings.workers, self.shared.races if self.settings.telemetry else None
         )
@@ -264,10 +265,8 @@ class StreamScheduler:
                     context.end()
                 except BaseException as error:
                     if context.abandon():
-                        budget.finish()
                         failures = 0
-                    else:
-                        budget.give_back()
+                    budget.finish()
                     failure = self._why_failed(context, error)
                 else:
                     budget.finish()
@@ -345,12 +344,14 @@ class StreamScheduler:
             shape, flat = (workers, shared.elements), shared.flat
             self._snapshots = list(allocate_zeros("snapshots", shape, flat.dtype, flat.device))
 
-    def _make_contexts(self, lanes: Lanes, iterations: list[int]) -> list[ScheduledContext]:
+    def _make_contexts(
+        self, lanes: Lanes, iterations: list[int], budget: Budget
+    ) -> list[ScheduledContext]:
         make: Callable[..., ScheduledContext] = ScheduledContext
         if self._ranges is not None:
             make = partial(RangedContext, ranges=self._ranges)
         return [
-            make(self._dispatch, index, lane, ms, snapshot, iteration)
+            make(self._dispatch, index, lane, ms, snapshot, iteration, budget)
             for index, (lane, ms, snapshot, iteration) in enumerate(
                 zip(lanes.lanes, self._ms, self._snapshots, iterations, strict=True)
             )

@@ -34,8 +34,10 @@ class SchedulerSettings:
 
     Attributes:
         workers: How many, at least 1; over processes, how many each has.
-        policy: ``"lock-free"``, ``"locked"``, ``"ordered"`` or ``"bounded:K"``: what an update
-            waits for. A bound is on updates of one scheduler.
+        policy: What an update waits for. ``"lock-free"``: nothing. ``"locked"``: a mutex, which its
+            lane holds around it alone. ``"ordered"``: the update before it, on the device.
+            ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
+            ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
         hyperparameters: What updates are made with.
         depth: How many updates of one worker may be in flight, at least 1. A worker needs as many

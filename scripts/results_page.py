@@ -50,12 +50,9 @@ def result(folder: Path) -> list[str]:
     """What README shows: a picture and a sentence on the last ``*-sweep.json``, and a link."""
     told = []
     for _, sweep in _last_sweep(folder):
-        answer = answers.answer(sweep)
-        best = answer.facts[0]
         told += [
             f"![Gain of lock-free over the stronger of locked and ordered](docs/results/{PICTURE})",
-            f"On {rows.machine_text(sweep)}: {answer.verdict} {best.name}: {best.value} "
-            f"({best.detail}).",
+            f"On {rows.machine_text(sweep)}: {answers.answer(sweep).verdict}",
         ]
     link = "[All results](docs/results.md), with 95 % intervals and the commands that made them."
     return [*told, link]

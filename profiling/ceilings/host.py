@@ -80,7 +80,7 @@ async def _launch_on_cpu(queues: int) -> float:
             for first in range(0, _QUEUE, _BATCH):
                 for update in updates[first : first + _BATCH]:
                     lane.enqueue(update)
-                lanes.flush((0,))
+                lanes.flush([0] * _BATCH)
             await lane.done(lane.record_event())
         return time.perf_counter() - start
     finally:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,11 +21,12 @@ from hogstream.profiling.environment import cache_bytes, describe_environment, f
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.kernels import measure_kernels
 from hogstream.profiling.measure.runs import run_of, scheduling_of, speed_of
+from hogstream.profiling.measure.today import SETUPS, Gradients, Setup, Today
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import Interval, spread_warnings
 from hogstream.profiling.results.gains import CONTENDER, gains_of
-from hogstream.profiling.results.records import Ceilings, Ratio
-from hogstream.profiling.results.schema import Bench, BenchRun, KernelTime, TelemetryCost
+from hogstream.profiling.results.records import Ceilings, PositiveSpread, Ratio
+from hogstream.profiling.results.schema import Bench, BenchRun, KernelTime, TelemetryCost, TodayRun
 from hogstream.profiling.turns import in_turn
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler import (
@@ -62,6 +64,7 @@ class BenchSettings:
         think_spread: Sigma of the think times' log-normal distribution.
         seed: Of gradients and think times.
         sweep: Whether it is a sweep over many sizes, to be told as such.
+        today: Whether to measure what people run today in the same rounds.
     """
 
     device: torch.device
@@ -77,11 +80,13 @@ class BenchSettings:
     think_spread: float
     seed: int
     sweep: bool = False
+    today: bool = False
 
     def steps(self) -> int:
         """How many times ``run_bench`` reports progress."""
         measured = len(self.workers) + int(self.scheduling.telemetry)
-        return 2 + len(self.elements) * measured * ROUNDS
+        prepared = len(self.elements) * len(self.workers) if self.today else 0
+        return 2 + len(self.elements) * measured * ROUNDS + prepared
 
 
 def run_bench(
@@ -117,13 +122,14 @@ def run_bench(
     measured = [each for part in parts for each in part]
     results = [each for each in measured if isinstance(each, BenchRun)]
     costs = [each for each in measured if isinstance(each, TelemetryCost)]
+    today = [each for each in measured if isinstance(each, TodayRun)]
     ceilings, results = raise_by_runs(settings.device, ceilings, results, of_kernels(kernels))
     return Bench(
         command=command,
         environment=describe_environment(settings.device, settings.backend, settings.processes),
         partial=end.partial,
         error=end.error,
-        warnings=spread_warnings(_timings(kernels, results))
+        warnings=spread_warnings(_timings(kernels, results, today))
         + ceiling_warnings(ceilings, (each.share_of_ceilings for each in results)),
         settings=schema.BenchSettings(
             scheduling=scheduling_of(settings.scheduling),
@@ -139,17 +145,24 @@ def run_bench(
         kernels=kernels,
         results=results,
         telemetry_cost=costs if settings.scheduling.telemetry else None,
+        today=today if settings.today else None,
     )
 
 
-def _timings(kernels: list[KernelTime], results: list[BenchRun]) -> dict[str, Interval]:
+def _timings(
+    kernels: list[KernelTime], results: list[BenchRun], today: list[TodayRun]
+) -> dict[str, Interval]:
     """All that was timed, by name."""
     timings = {f"{kernel.name} alone": kernel.milliseconds.estimate for kernel in kernels}
     for run in results:
-        workers, size = counted(run.workers, "worker"), size_name(run.elements)
-        name = f"{run.policy} with {workers} at {size} elements"
-        timings[name] = run.updates_per_second.estimate
+        timings[_timing(run.policy, run.workers, run.elements)] = run.updates_per_second.estimate
+    for each in today:
+        timings[_timing(each.name, each.workers, each.elements)] = each.updates_per_second.estimate
     return timings
+
+
+def _timing(name: str, workers: int, elements: int) -> str:
+    return f"{name} with {counted(workers, 'worker')} at {size_name(elements)} elements"
 
 
 def make_gradients(settings: BenchSettings, elements: int) -> list[torch.Tensor]:
@@ -179,6 +192,11 @@ def check_memory(settings: BenchSettings) -> None:
     policies = max(len(settings.policies), 2 if scheduling.telemetry else 1)
     bytes_each = policies * ((1 + snapshots) * settings.dtype.itemsize + 8 * mss)
     bytes_each += settings.processes * _gradient_count(settings, elements) * settings.dtype.itemsize
+    if settings.today:
+        # Optimizers have ms of their own, in each setup of threads or processes, and two tensors
+        # that a step needs; and there are their gradients.
+        bytes_each += (3 + 2 * 4 * workers) * settings.dtype.itemsize + 8
+        bytes_each += 2 * _all_gradients(settings, elements) * settings.dtype.itemsize
     needed, free = elements * bytes_each, free_memory(settings.device)
     if needed > free:
         raise ValueError(
@@ -195,40 +213,83 @@ def _gradient_count(settings: BenchSettings, elements: int) -> int:
     return max(max(settings.workers), -(-2 * last_level // grad_bytes))
 
 
+def _all_gradients(settings: BenchSettings, elements: int) -> int:
+    """How many there are for the workers of all processes."""
+    workers = tuple(settings.processes * each for each in settings.workers)
+    return _gradient_count(replace(settings, workers=workers), elements)
+
+
 async def _measure_all(
     settings: BenchSettings,
     ceilings: Ceilings,
     on_step: Callable[[str], None],
     timeline: Timeline | None,
-) -> AsyncIterator[list[BenchRun | TelemetryCost]]:
-    """Yields what all policies did at each size and worker count, and what telemetry cost there."""
-    for elements in settings.elements:
-        size = _Size(settings, elements, on_step)
-        for workers in settings.workers:
-            rounds = await size.take_turns(
-                counted(settings.processes * workers, "worker"),
-                workers,
-                {policy: settings.scheduling.with_policy(policy) for policy in settings.policies},
-                timeline,
-            )
-            yield [*_runs_of(settings, ceilings, rounds)]
-        if settings.scheduling.telemetry:
-            counting = settings.scheduling.with_policy(CONTENDER)
-            rounds = await size.take_turns(
-                "cost of telemetry",
-                max(settings.workers),
-                {"with": counting, "without": replace(counting, telemetry=False)},
-            )
-            yield [_telemetry_cost(rounds)]
+) -> AsyncIterator[list[BenchRun | TelemetryCost | TodayRun]]:
+    """Yields what all did at each size and worker count, and what telemetry cost there."""
+    async with AsyncExitStack() as stack:
+        today = None
+        if settings.today:
+            most = settings.processes * max(settings.workers)
+            gradients = Gradients(settings.seed, settings.dtype, settings.device)
+            today = await stack.enter_async_context(Today(settings.elements, most, gradients))
+        for elements in settings.elements:
+            async for measured in _measure_size(
+                _Size(settings, elements, on_step, today), settings, ceilings, timeline
+            ):
+                yield measured
+
+
+async def _measure_size(
+    size: _Size, settings: BenchSettings, ceilings: Ceilings, timeline: Timeline | None
+) -> AsyncIterator[list[BenchRun | TelemetryCost | TodayRun]]:
+    for workers in settings.workers:
+        rounds = await size.take_turns(
+            counted(settings.processes * workers, "worker"),
+            workers,
+            {policy: settings.scheduling.with_policy(policy) for policy in settings.policies},
+            timeline,
+            with_today=True,
+        )
+        yield [*_runs_of(settings, ceilings, rounds.reports), *_today_of(rounds)]
+    if settings.scheduling.telemetry:
+        counting = settings.scheduling.with_policy(CONTENDER)
+        rounds = await size.take_turns(
+            "cost of telemetry",
+            max(settings.workers),
+            {"with": counting, "without": replace(counting, telemetry=False)},
+        )
+        yield [_telemetry_cost(rounds.reports)]
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """What took turns.
+
+    Attributes:
+        elements: Of the shared parameters.
+        workers: How many, over all processes.
+        reports: Of each variant of the scheduler's settings, by name: one a round.
+        today: Updates/s of what people run today.
+    """
+
+    elements: int
+    workers: int
+    reports: dict[str, list[RunReport]]
+    today: dict[Setup, list[float]]
 
 
 class _Size:
     """What is measured at one size of the shared parameters."""
 
     def __init__(
-        self, settings: BenchSettings, elements: int, on_step: Callable[[str], None]
+        self,
+        settings: BenchSettings,
+        elements: int,
+        on_step: Callable[[str], None],
+        today: Today | None,
     ) -> None:
         self._settings = settings
+        self._today = today
         self._elements = elements
         self._on_step = on_step
         self._gradients = make_gradients(settings, elements) if settings.processes == 1 else []
@@ -239,11 +300,13 @@ class _Size:
         workers: int,
         variants: dict[str, SchedulerSettings],
         timeline: Timeline | None = None,
-    ) -> dict[str, list[RunReport]]:
+        *,
+        with_today: bool = False,
+    ) -> _Rounds:
         """Measures variants of the scheduler's settings in turn, for all rounds."""
-        rounds: dict[str, list[RunReport]] = {name: [] for name in variants}
+        everyone = self._settings.processes * workers
         async with AsyncExitStack() as stack:
-            measures = {}
+            measures: dict[str | Setup, Callable[[], Awaitable[Any]]] = {}
             for name, variant in variants.items():
                 scheduling = replace(variant, workers=workers)
                 measures[name] = (
@@ -251,11 +314,28 @@ class _Size:
                     if self._settings.processes == 1
                     else await self._with_processes(stack, scheduling)
                 )
+            if self._today is not None and with_today:
+                self._on_step(f"{self._name}, {title}: what people run today")
+                measures |= await self._measures_of(self._today, everyone)
+            rounds: dict[str | Setup, list[Any]] = {name: [] for name in measures}
             for index in range(ROUNDS):
-                self._on_step(f"{size_name(self._elements)} elements, {title}, round {index + 1}")
-                for name in in_turn(list(variants), index):
-                    rounds[name].append(await measures[name]())
-        return rounds
+                self._on_step(f"{self._name}, {title}, round {index + 1}")
+                for each in in_turn(list(measures), index):
+                    rounds[each].append(await measures[each]())
+        return _Rounds(
+            self._elements,
+            everyone,
+            {name: rounds[name] for name in variants},
+            {setup: rounds[setup] for setup in SETUPS if setup in rounds},
+        )
+
+    async def _measures_of(
+        self, today: Today, workers: int
+    ) -> dict[str | Setup, Callable[[], Awaitable[Any]]]:
+        """What people run today, for a round each."""
+        gradients = _all_gradients(self._settings, self._elements)
+        measures = await today.prepare(self._elements, workers, gradients)
+        return {setup: partial(measure, self._seconds) for setup, measure in measures.items()}
 
     def _with_threads(self, scheduling: SchedulerSettings, timeline: Timeline | None) -> Measure:
         """A scheduler of this process, opened for each round, as streams share hardware queues."""
@@ -285,6 +365,10 @@ class _Size:
         settings = self._settings
         flat = torch.zeros(self._elements, dtype=settings.dtype, device=settings.device)
         return SharedParameters({"flat": flat})
+
+    @property
+    def _name(self) -> str:
+        return f"{size_name(self._elements)} elements"
 
     @property
     def _seconds(self) -> float:
@@ -321,6 +405,21 @@ def _telemetry_cost(rounds: dict[str, list[RunReport]]) -> TelemetryCost:
         without_telemetry=off,
         ratio=Ratio.of(on.samples, off.samples),
     )
+
+
+def _today_of(rounds: _Rounds) -> Iterator[TodayRun]:
+    """What people run today came to, with lock-free's updates/s over theirs."""
+    mine = rounds.reports.get(CONTENDER)
+    for setup, speeds in rounds.today.items():
+        yield TodayRun(
+            spread_over=setup.spread_over,
+            update=setup.update,
+            lock=setup.lock,
+            workers=rounds.workers,
+            elements=rounds.elements,
+            updates_per_second=PositiveSpread.of(speeds),
+            lock_free_ratio=None if mine is None else Ratio.of(speed_of(mine).samples, speeds),
+        )
 
 
 def _runs_of(

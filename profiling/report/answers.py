@@ -15,11 +15,11 @@ from hogstream.profiling.report.rows import (
     results_by_shape,
     share_text,
 )
-from hogstream.profiling.report.sentences import cautions, of_diff, rivals, where_text
+from hogstream.profiling.report.sentences import cautions, headline, of_diff, rivals, where_text
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
-from hogstream.profiling.results.gains import BASELINES, CONTENDER, greatest_gain, over_stronger
+from hogstream.profiling.results.gains import BASELINES, CONTENDER, Gain, gain_of, greatest_gain
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -66,18 +66,19 @@ def _bench_answer(bench: Bench) -> Answer:
         told = f"{run.policy} with {where_text(run)}; 95 %: {range_text(speed.estimate, 0)}"
         facts = [Fact("Updates/s at most", number_text(speed.median), told)]
     else:
-        run, baseline, gain = best
-        value, told = _gain_texts(run, baseline, gain)
+        run, gain = best
+        value, told = _gain_texts(run, gain)
         facts = [
             Fact("Gain at best", value, f"{told}, with {where_text(run)}"),
             _everywhere(bench),
         ]
-    return Answer(_winners(bench), [*facts, *_costs(run), _machine(bench)])
+    verdict = " ".join(filter(None, [headline(bench), _winners(bench)]))
+    return Answer(verdict, [*facts, *_costs(run), _machine(bench)])
 
 
 def _everywhere(bench: Bench) -> Fact:
-    gains = [over_stronger(run) for run in bench.results if run.policy == CONTENDER]
-    told = [gain for _, gain in filter(None, gains)]
+    gains = [gain_of(run) for run in bench.results if run.policy == CONTENDER]
+    told = [gain.ratio for gain in gains if gain is not None]
     faster, slower = sum(each.low > 1 for each in told), sum(each.high < 1 for each in told)
     return Fact(
         "Gain beyond noise",
@@ -148,20 +149,20 @@ def _train_answer(train: Train) -> Answer:
         verdict += ", though not beyond noise"
     mine = next((run for run in train.results if run.policy == CONTENDER), best)
     facts = []
-    over = over_stronger(mine)
-    if over is not None:
-        value, told = _gain_texts(mine, *over)
-        noise = "" if over[1].excludes(1) else "; it may be noise"
+    gain = gain_of(mine)
+    if gain is not None:
+        value, told = _gain_texts(mine, gain)
+        noise = "" if gain.ratio.excludes(1) else "; it may be noise"
         facts.append(Fact("As fast", value, told + noise))
     return Answer(f"{verdict}.", [*facts, _learned(mine, train), *_costs(mine), _machine(train)])
 
 
-def _gain_texts(run: BenchRun | TrainRun, baseline: str, gain: Interval) -> tuple[str, str]:
+def _gain_texts(run: BenchRun | TrainRun, gain: Gain) -> tuple[str, str]:
     """A gain, and between what: the interval, the policy, and the baseline."""
-    told = f"95 %: {range_text(gain, 2)}; {run.policy} over {baseline}"
-    if any(name in run.gains for name in BASELINES if name != baseline):
+    told = f"95 %: {range_text(gain.ratio, 2)}; {run.policy} over {gain.over}"
+    if any(name in run.gains for name in BASELINES if name != gain.over):
         told += " (the stronger baseline)"
-    return f"{gain.median:.2f}x", told
+    return f"{gain.ratio.median:.2f}x", told
 
 
 def _learned(mine: TrainRun, train: Train) -> Fact:

@@ -20,8 +20,7 @@ from hogstream.profiling.report.rows import (
     share_text,
     worker_counts,
 )
-from hogstream.profiling.results.confidence import Interval
-from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
+from hogstream.profiling.results.gains import Gain, gains_by_place, shares_alone, stronger_of
 from hogstream.profiling.results.records import Spread
 from hogstream.profiling.results.schema import Bench, BenchRun, Latency
 from hogstream.profiling.wording import counted, size_name
@@ -64,25 +63,24 @@ def _speeds(runs: list[BenchRun], counts: list[int], looks: Looks) -> Callable[[
 
 
 def gains(bench: Bench) -> list[Plot]:
-    """The gain of lock-free over each baseline: a cell for each size and worker count."""
-    grids = {name: gains_over(name, bench.results) for name in BASELINES}
-    cells = [gain for grid in grids.values() for gain in grid.values()]
+    """The gain of lock-free: a cell for each size and count of several workers."""
+    grid, alone = gains_by_place(bench.results), shares_alone(bench)
+    if not grid:
+        return []
     # At least 2x is full colour, or small gains would look large.
-    limit = max([1.0, *(abs(math.log2(gain.median)) for gain in cells if gain.median > 0)])
-    return [_gain(bench, baseline, grid, limit) for baseline, grid in grids.items() if grid]
-
-
-def _gain(bench: Bench, baseline: str, grid: dict[tuple[int, int], Interval], limit: float) -> Plot:
-    counts, alone = worker_counts(bench), shares_alone(bench)
+    medians = [gain.ratio.median for gain in grid.values()]
+    limit = max([1.0, *(abs(math.log2(median)) for median in medians if median > 0)])
     sizes = sorted({elements for elements, _ in grid})
-    clear = [gain.median for gain in grid.values() if gain.excludes(1)]
+    counts = sorted({workers for _, workers in grid})
+    clear = [gain.ratio.median for gain in grid.values() if gain.ratio.excludes(1)]
     ends = f", from {min(clear):.2f}x to {max(clear):.2f}x" if clear else ""
+    over = stronger_of(bench.results)
     text = (
-        f"Gain of lock-free over {baseline} by size and worker count: {len(clear)} of {len(grid)} "
+        f"Gain of lock-free over {over} by size and worker count: {len(clear)} of {len(grid)} "
         f"cells are beyond noise{ends}."
     )
-    return charts.heat_map(
-        f"Lock-free over {baseline}",
+    heat_map = charts.heat_map(
+        "Gain of lock-free",
         text,
         ("workers", "elements"),
         [str(count) for count in counts],
@@ -92,15 +90,17 @@ def _gain(bench: Bench, baseline: str, grid: dict[tuple[int, int], Interval], li
         },
         (ONE_ALONE, [share_text(alone.get(size)) for size in sizes]) if alone else None,
     )
+    return [heat_map]
 
 
-def _cell(gain: Interval | None, limit: float) -> Cell | None:
+def _cell(gain: Gain | None, limit: float) -> Cell | None:
     if gain is None:
         return None
-    strength = None
-    if gain.excludes(1):
-        strength = math.log2(gain.median) / limit if gain.median > 0 else -1.0
-    return Cell(gain_text(gain), strength, f"{gain.median:.2f}x ({range_text(gain, 2)})")
+    strength, ratio = None, gain.ratio
+    if ratio.excludes(1):
+        strength = math.log2(ratio.median) / limit if ratio.median > 0 else -1.0
+    tip = f"{ratio.median:.2f}x ({range_text(ratio, 2)}) over {gain.over}"
+    return Cell(gain_text(gain), strength, tip)
 
 
 def latency(bench: Bench, looks: Looks) -> list[Plot]:

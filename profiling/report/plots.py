@@ -13,9 +13,10 @@ from hogstream.profiling.report.charts import Reach
 from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
 from hogstream.profiling.report.rows import machine_text, results_by_shape, worker_counts
 from hogstream.profiling.results.diff import UNKNOWN, Diff
-from hogstream.profiling.results.gains import BASELINES, CONTENDER, over_stronger
+from hogstream.profiling.results.gains import gains_by_place, stronger_of
 from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
 from hogstream.profiling.wording import counted, size_name
+from hogstream.scheduler.policies import POLICIES
 
 _Point = tuple[float, float]
 _CURVE = 160  # points of a line, at most
@@ -37,7 +38,8 @@ def of_bench(bench: Bench) -> list[Group]:
         Group(
             "gain",
             "Gain",
-            "Lock-free's updates/s over the baseline's. Blue is a gain, orange a loss; grey and in "
+            "Lock-free's updates/s over those of the stronger of locked and ordered, with several "
+            "workers: one alone waits for nobody. Blue is a gain, orange a loss; grey and in "
             "parentheses, it may be noise: the 95 % interval holds 1x.",
             bench_plots.gains(bench),
             {},
@@ -175,7 +177,8 @@ def of_diff(diff: Diff) -> Group:
 
 def write_gains(bench: Bench, path: Path) -> None:
     """Saves what lock-free gains at each size and worker count; the suffix says the format."""
-    note = "grey, in parentheses: the difference may be noise (the 95 % interval holds 1x)"
+    note = f"updates/s over those of {stronger_of(bench.results)}; "
+    note += "grey, in parentheses: the difference may be noise (the 95 % interval holds 1x)"
     drawing.save(bench_plots.gains(bench), path, note=note)
 
 
@@ -199,7 +202,7 @@ def write_compare(compare: Compare, path: Path) -> None:
 
 
 def write_gain(bench: Bench, path: Path) -> None:
-    """Saves lock-free's gain over the stronger of locked and ordered, with the most workers.
+    """Saves what lock-free gains, with the most workers.
 
     Args:
         bench: Best of many sizes.
@@ -207,9 +210,9 @@ def write_gain(bench: Bench, path: Path) -> None:
     """
     workers = max(worker_counts(bench))
     stronger = {
-        run.elements: over[1]
-        for run in bench.results
-        if (run.policy, run.workers) == (CONTENDER, workers) and (over := over_stronger(run))
+        elements: gain.ratio
+        for (elements, count), gain in gains_by_place(bench.results).items()
+        if count == workers
     }
 
     sizes = sorted(stronger)
@@ -242,11 +245,12 @@ def write_gain(bench: Bench, path: Path) -> None:
 
 
 def _looks(runs: Iterable[Run]) -> Looks:
-    """The look of each policy: the known ones have their own, others follow in order."""
-    known = (CONTENDER, *BASELINES)
+    """The look of each policy: those with a name have their own, bounds follow in order."""
+    known = tuple(POLICIES)
     policies = dict.fromkeys(run.policy for run in runs)
     others = [policy for policy in policies if policy not in known]
-    free = LOOKS[len(known) :]
+    absent = [index for index, policy in enumerate(known) if policy not in policies]
+    free = [*LOOKS[len(known) :], *(LOOKS[index] for index in absent)]
     return {
         policy: LOOKS[known.index(policy)]
         if policy in known

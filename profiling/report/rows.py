@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import UNKNOWN, Change, Diff, described
 from hogstream.profiling.results.files import Reported
-from hogstream.profiling.results.gains import BASELINES, gains_over, shares_alone
+from hogstream.profiling.results.gains import (
+    Gain,
+    gain_of,
+    gains_by_place,
+    shares_alone,
+    stronger_of,
+)
 from hogstream.profiling.results.records import Ceilings, Spread
 from hogstream.profiling.results.schema import (
     Bench,
@@ -16,6 +22,7 @@ from hogstream.profiling.results.schema import (
     Compare,
     PeerTime,
     Run,
+    TodayRun,
     Train,
     TrainRun,
 )
@@ -52,12 +59,13 @@ def results(bench: Bench, *, intervals: bool = False) -> list[Table]:
     """
     columns = (
         *("elements", "workers", "policy", "updates per s", "95 % interval", "GB/s"),
-        *("p50 ms", "p99 ms", "staleness mean/max", "gain over locked", "gain over ordered"),
+        *("p50 ms", "p99 ms", "staleness mean/max", "gain", "over"),
     )
     lines = [columns, *(_result_row(run) for run in bench.results)]
     if not intervals:
         lines = [(*line[:4], *line[5:]) for line in lines]
-    return [Table("Updates", lines[0], lines[1:], 3, 2), *filter(None, [races(bench)])]
+    tables = [Table("Updates", lines[0], lines[1:], 3, 2)]
+    return [*tables, *filter(None, [today(bench, intervals=intervals), races(bench)])]
 
 
 def _result_row(run: BenchRun) -> Row:
@@ -68,10 +76,35 @@ def _result_row(run: BenchRun) -> Row:
         _brief(run.gigabytes_per_second, 1),
         *("-" if us is None else _milliseconds(us / 1000) for us in (latency.p50, latency.p99)),
         _staleness(run),
-        *(
-            _brief(run.gains[name].median if name in run.gains else None, 2, "x")
-            for name in BASELINES
-        ),
+        *_gain_texts(gain_of(run)),
+    )
+
+
+def today(bench: Bench, *, intervals: bool = False) -> Table | None:
+    """What people run today, if it was measured, and how many times as fast lock-free is.
+
+    Args:
+        bench: What was measured.
+        intervals: Whether there are columns for them, for which a terminal is too narrow.
+    """
+    columns = (
+        *("elements", "workers", "workers are", "update", "updates per s", "95 % interval"),
+        *("lock-free over it", "95 % interval"),
+    )
+    lines = [columns, *(_today_row(run) for run in bench.today or ())]
+    if not intervals:
+        lines = [(*line[:5], line[6]) for line in lines]
+    return Table("What people run today", lines[0], lines[1:], 4, 2) if bench.today else None
+
+
+def _today_row(run: TodayRun) -> Row:
+    ratio = run.lock_free_ratio
+    return (
+        *(size_name(run.elements), str(run.workers)),
+        run.spread_over + (", with a lock" if run.lock else ""),
+        run.update,
+        *spread_texts(run.updates_per_second, 0),
+        *(("-", "-") if ratio is None else _estimate_texts(ratio.estimate, 2, "x")),
     )
 
 
@@ -97,23 +130,20 @@ def races(bench: Bench) -> Table | None:
 
 
 def gains(bench: Bench) -> list[Table]:
-    """For each baseline that was measured, lock-free's gain: a row a size, a column a count."""
-    counts, alone = worker_counts(bench), shares_alone(bench)
+    """Lock-free's gain, if a baseline was measured: a row a size, a column a worker count."""
+    grid, alone = gains_by_place(bench.results), shares_alone(bench)
+    counts = sorted({workers for _, workers in grid})
     columns = ("elements", *(counted(count, "worker") for count in counts), ONE_ALONE)
-    tables = []
-    for baseline in BASELINES:
-        grid = gains_over(baseline, bench.results)
-        rows = [
-            (
-                size_name(elements),
-                *(gain_text(grid.get((elements, count))) for count in counts),
-                share_text(alone.get(elements)),
-            )
-            for elements in sorted({elements for elements, _ in grid})
-        ]
-        if rows:
-            tables.append(Table(f"Lock-free over {baseline}", columns, rows))
-    return tables
+    rows = [
+        (
+            size_name(elements),
+            *(gain_text(grid.get((elements, count))) for count in counts),
+            share_text(alone.get(elements)),
+        )
+        for elements in sorted({elements for elements, _ in grid})
+    ]
+    title = f"Lock-free over {stronger_of(bench.results)}"
+    return [Table(title, columns, rows)] if rows else []
 
 
 #: What one update alone moves, as one worker's updates follow one another down one lane.
@@ -124,22 +154,20 @@ def sizes(bench: Bench) -> Table:
     """The fastest at each size."""
     columns = (
         *("elements", "fastest policy", "workers", "updates per s"),
-        *("over locked", "95 % interval", "over ordered", "95 % interval"),
+        *("gain", "over", "95 % interval"),
         *("staleness mean", "staleness max", "lost"),
     )
     rows = []
     for run in fastest(bench):
-        over: list[str] = []
-        for baseline in BASELINES:
-            gain = run.gains.get(baseline)
-            over += ["-", "-"] if gain is None else _estimate_texts(gain.estimate, 2, "x")
+        gain = gain_of(run)
         rows.append(
             (
                 size_name(run.elements),
                 run.policy,
                 str(run.workers),
                 number_text(run.updates_per_second.median),
-                *over,
+                *_gain_texts(gain),
+                "-" if gain is None else range_text(gain.ratio, 2),
                 number_text(run.staleness.mean, 1),
                 number_text(run.staleness.max),
                 lost_text(run.lost_updates_fraction),
@@ -370,11 +398,17 @@ def range_text(interval: Interval, digits: int) -> str:
     return f"{interval.low:,.{digits}f} to {interval.high:,.{digits}f}"
 
 
-def gain_text(gain: Interval | None) -> str:
+def gain_text(gain: Gain | None) -> str:
     """A gain, in parentheses if it may be noise, or a dash."""
     if gain is None:
         return "-"
-    return f"{gain.median:.2f}x" if gain.excludes(1) else f"({gain.median:.2f}x)"
+    told = f"{gain.ratio.median:.2f}x"
+    return told if gain.ratio.excludes(1) else f"({told})"
+
+
+def _gain_texts(gain: Gain | None) -> Row:
+    """A gain, and over what."""
+    return ("-", "-") if gain is None else (_brief(gain.ratio.median, 2, "x"), gain.over)
 
 
 def share_text(share: float | None) -> str:

@@ -18,12 +18,14 @@ from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
-    BASELINES,
     CONTENDER,
-    gains_over,
+    Gain,
+    fastest_today,
+    gain_of,
+    gains_by_place,
     greatest_gain,
     shares_alone,
-    training_gains,
+    stronger_of,
 )
 from hogstream.profiling.results.records import Measurement
 from hogstream.profiling.results.schema import Bench, BenchRun, Compare, PeerTime, Run, Train
@@ -34,16 +36,40 @@ _SUBJECT = ("commit", "hogstream")
 _MACHINE_DRIFT = 1.1
 
 
+def headline(bench: Bench) -> str | None:
+    """What lock-free gains at best, and what over what people run today; None if nothing tells."""
+    best = greatest_gain(bench)
+    if best is None:
+        return None
+    run, gain = best
+    sure = "" if gain.ratio.low > 1 else ", which may be noise"
+    said = (
+        f"At best lock-free makes {_times(gain.ratio)} the updates/s of "
+        f"{_stronger(bench.results, gain)} with {where_text(run)}{sure}"
+    )
+    today = fastest_today(bench, run.elements, run.workers)
+    if today is None or today.lock_free_ratio is None:
+        return f"{said}."
+    times = _times(today.lock_free_ratio.estimate)
+    return f"{said}, and {times} those of the fastest of what people run today, {today.name}."
+
+
+def _times(ratio: Interval) -> str:
+    interval = "" if ratio.bounds is None else f" (95 %: {range_text(ratio, 2)})"
+    return f"{ratio.median:.2f} times{interval}"
+
+
 def verdict(bench: Bench) -> list[str]:
     """Where lock-free's gain ends, what it costs where it is greatest, and what bounds it."""
     best = greatest_gain(bench)
     if best is None:
         return []
-    run, baseline, gain = best
-    sure = "" if gain.low > 1 else ", which may be noise"
+    run, gain = best
+    sure = "" if gain.ratio.low > 1 else ", which may be noise"
+    value = f"{gain.ratio.median:.2f}x (95 %: {range_text(gain.ratio, 2)})"
     said = [
-        f"The greatest gain of {CONTENDER} over {baseline} is {gain.median:.2f}x "
-        f"(95 %: {range_text(gain, 2)}) with {where_text(run)}{sure}."
+        f"The greatest gain of {CONTENDER} over {_stronger(bench.results, gain)} is {value} with "
+        f"{where_text(run)}{sure}."
     ]
     if len({each.elements for each in bench.results}) > 1:
         said += gains(bench)
@@ -54,15 +80,22 @@ def verdict(bench: Bench) -> list[str]:
     return said
 
 
+def _stronger(runs: Sequence[Run], gain: Gain) -> str:
+    """What a gain is over; if it is the stronger of two, that too."""
+    over = stronger_of(runs)
+    return over if over == gain.over else f"{gain.over} ({over})"
+
+
 def gains(bench: Bench) -> list[str]:
-    """For each baseline, up to which size lock-free gains, and what one update moves beyond."""
-    grids = {name: gains_over(name, bench.results) for name in BASELINES}
-    alone = shares_alone(bench)
-    return [_where_it_gains(name, grid, alone) for name, grid in grids.items() if grid]
+    """Up to which size lock-free gains, if it was compared, and what one update moves beyond."""
+    grid = gains_by_place(bench.results)
+    if not grid:
+        return []
+    return [_where_it_gains(stronger_of(bench.results), grid, shares_alone(bench))]
 
 
 def _where_it_gains(
-    baseline: str, grid: dict[tuple[int, int], Interval], alone: dict[int, float]
+    baseline: str, grid: dict[tuple[int, int], Gain], alone: dict[int, float]
 ) -> str:
     counts = Counter(elements for elements, _ in grid)
     sizes = sorted(size for size in counts if counts[size] == max(counts.values()))  # not in part
@@ -70,10 +103,12 @@ def _where_it_gains(
     if not gaining:
         return f"Lock-free clearly gains over {baseline}, with most worker counts, at no size."
     last = gaining[-1]
-    best, workers = max((key for key in grid if key[0] in gaining), key=lambda k: grid[k].median)
+    best, workers = max(
+        (key for key in grid if key[0] in gaining), key=lambda k: grid[k].ratio.median
+    )
     said = (
         f"Lock-free clearly gains over {baseline}, with most worker counts, up to "
-        f"{size_name(last)} elements; the most, {grid[best, workers].median:.2f}x, with "
+        f"{size_name(last)} elements; the most, {grid[best, workers].ratio.median:.2f}x, with "
         f"{counted(workers, 'worker')} at {size_name(best)}. "
     )
     if last == sizes[-1]:
@@ -87,9 +122,9 @@ def _where_it_gains(
     return said + "."
 
 
-def _gains_at(elements: int, grid: dict[tuple[int, int], Interval]) -> bool:
+def _gains_at(elements: int, grid: dict[tuple[int, int], Gain]) -> bool:
     """Whether lock-free is faster beyond noise with more than half of the worker counts."""
-    here = [gain.low > 1 for (size, _), gain in grid.items() if size == elements]
+    here = [gain.ratio.low > 1 for (size, _), gain in grid.items() if size == elements]
     return 2 * sum(here) > len(here)
 
 
@@ -107,7 +142,8 @@ def _cost(run: Run) -> str:
 
 def of_bench(bench: Bench) -> list[str]:
     """What a bench says, in words."""
-    said = [" ".join([f"Measured on {machine_text(bench)}.", *_memory_sentences(bench)])]
+    said = [*filter(None, [headline(bench)])]
+    said.append(" ".join([f"Measured on {machine_text(bench)}.", *_memory_sentences(bench)]))
     if bench.settings.sweep:  # with so many sizes, gains are told as tables
         said += [
             *gains(bench),
@@ -118,6 +154,7 @@ def of_bench(bench: Bench) -> list[str]:
         ]
     else:
         said += _gains_by_size(bench) + _share_sentences(bench.results)
+    said += _today_sentences(bench)
     return (
         said
         + _lost_sentences(bench)
@@ -140,22 +177,38 @@ def _memory_sentences(bench: Bench) -> list[str]:
 
 
 def _gains_by_size(bench: Bench) -> list[str]:
-    said = []
-    for elements in dict.fromkeys(run.elements for run in bench.results):
-        for baseline in BASELINES:
-            told = ", ".join(
-                f"{gain.median:.2f}x with {counted(workers, 'worker')} ({range_text(gain, 2)})"
-                for (size, workers), gain in gains_over(baseline, bench.results).items()
-                if size == elements
-            )
-            if told:
-                said.append(
-                    f"Lock-free against {baseline} at {size_name(elements)} elements: {told}."
-                )
-    said.append(
-        "In brackets: 95 % confidence intervals, by bootstrap over rounds in which policies took "
-        "turns. " + _in_flight(bench)
+    said, over = [], stronger_of(bench.results)
+    grid = gains_by_place(bench.results)
+    for elements in dict.fromkeys(size for size, _ in grid):
+        told = ", ".join(
+            f"{gain.ratio.median:.2f}x with {counted(workers, 'worker')} "
+            f"({gain.over}; {range_text(gain.ratio, 2)})"
+            for (size, workers), gain in grid.items()
+            if size == elements
+        )
+        said.append(f"Lock-free against {over} at {size_name(elements)} elements: {told}.")
+    note = (
+        "In brackets: the stronger of the two, and 95 % confidence intervals, by bootstrap over "
+        "rounds in which policies took turns. "
     )
+    return [*said, (note if said else "") + _in_flight(bench)]
+
+
+def _today_sentences(bench: Bench) -> list[str]:
+    """For each size, what lock-free gains over what people run today, with the most workers."""
+    said = []
+    for elements in dict.fromkeys(run.elements for run in bench.today or ()):
+        runs = [run for run in bench.today or () if run.elements == elements]
+        most = max(run.workers for run in runs)
+        told = ", ".join(
+            f"{run.lock_free_ratio.median:.2f}x those of {run.name} "
+            f"({range_text(run.lock_free_ratio.estimate, 2)})"
+            for run in runs
+            if run.workers == most and run.lock_free_ratio is not None
+        )
+        if told:
+            where = f"{counted(most, 'worker')} at {size_name(elements)} elements"
+            said.append(f"Lock-free's updates/s with {where}: {told}.")
     return said
 
 
@@ -265,18 +318,16 @@ def of_train(train: Train) -> list[str]:
 
 
 def _training_gains(train: Train) -> list[str]:
-    """How much sooner lock-free was done than the baselines, if there were rounds to tell."""
-    told = [
-        f"against {name} {gain.median:.2f}x ({range_text(gain, 2)})"
-        for name, gain in training_gains(train).items()
-        if gain.bounds is not None
-    ]
-    if not told:
+    """How much sooner lock-free was done than the stronger baseline, if rounds tell."""
+    mine = next((run for run in train.results if run.policy == CONTENDER), None)
+    gain = None if mine is None else gain_of(mine)
+    if gain is None or gain.ratio.bounds is None:
         return []
     rounds = min(len(run.training_seconds.samples) for run in train.results)
     return [
-        f"As fast is lock-free {', '.join(told)}; in brackets: 95 % confidence intervals, by "
-        f"bootstrap over {rounds} rounds, in which policies took turns."
+        f"Lock-free trains {_times(gain.ratio)} as fast as "
+        f"{_stronger(train.results, gain)}; by bootstrap over {rounds} rounds, in which policies "
+        "took turns."
     ]
 
 

@@ -150,6 +150,11 @@ def _measured(file: ResultFile) -> Iterator[tuple[str, Measured]]:
         name = f"{run.policy}, {workers}, {size} elements"
         yield name, Measured(speed.median, "updates/s", tuple(speed.samples))
     if isinstance(file.result, Bench):
+        for each in file.result.today or ():
+            workers, size = counted(each.workers, "worker"), size_name(each.elements)
+            speed = each.updates_per_second
+            name = f"{each.name}, {workers}, {size} elements"
+            yield name, Measured(speed.median, "updates/s", tuple(speed.samples))
         for kernel in file.result.kernels:
             name = f"{kernel.name}, {size_name(kernel.elements)} elements, alone"
             yield name, _time(kernel.milliseconds)

@@ -1,15 +1,32 @@
-"""What lock-free gains over the baselines."""
+"""What lock-free gains: over the stronger of two baselines, and never over less.
+
+A gain is of several workers. With one there is nobody to wait for: what it wins is pipelining.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.records import Ratio, Spread
-from hogstream.profiling.results.schema import Bench, BenchRun, Train, TrainRun
+from hogstream.profiling.results.schema import Bench, BenchRun, Run, TodayRun, TrainRun
 
 CONTENDER = "lock-free"
 BASELINES = ("locked", "ordered")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a policy gains.
+
+    Attributes:
+        over: The stronger baseline: the one that it gains least over.
+        ratio: How many times as fast it is.
+    """
+
+    over: str
+    ratio: Interval
 
 
 def gains_of(policy: str, speeds: Mapping[str, Spread]) -> dict[str, Ratio]:
@@ -30,18 +47,29 @@ def gains_of(policy: str, speeds: Mapping[str, Spread]) -> dict[str, Ratio]:
     return {other: gain for other, gain in gains.items() if gain is not None}
 
 
-def gains_over(baseline: str, runs: Iterable[BenchRun]) -> dict[tuple[int, int], Interval]:
-    """The gain for each (elements, workers) at which lock-free and the baseline were measured.
+def gain_of(run: BenchRun | TrainRun) -> Gain | None:
+    """What a run gains over the stronger baseline.
 
-    Args:
-        baseline: Name of the policy to compare with.
-        runs: Those of ``hogstream bench``.
+    Returns:
+        None if no baseline took turns with it, if it is of one itself, or of one worker alone.
     """
-    return {
-        (run.elements, run.workers): run.gains[baseline].estimate
-        for run in runs
-        if run.policy == CONTENDER and baseline in run.gains
-    }
+    if run.workers == 1 or run.policy in BASELINES:
+        return None
+    gains = [Gain(name, run.gains[name].estimate) for name in BASELINES if name in run.gains]
+    return min(gains, key=lambda gain: gain.ratio.median, default=None)
+
+
+def gains_by_place(runs: Iterable[BenchRun]) -> dict[tuple[int, int], Gain]:
+    """What lock-free gains for each (elements, workers) at which a baseline took turns with it."""
+    gains = {(run.elements, run.workers): gain_of(run) for run in runs if run.policy == CONTENDER}
+    return {place: gain for place, gain in gains.items() if gain is not None}
+
+
+def stronger_of(runs: Iterable[Run]) -> str:
+    """What gains are over, in words: of the baselines that were measured."""
+    measured = {run.policy for run in runs}
+    names = [name for name in BASELINES if name in measured]
+    return names[0] if len(names) == 1 else f"the stronger of {' and '.join(BASELINES)}"
 
 
 def shares_alone(bench: Bench) -> dict[int, float]:
@@ -59,24 +87,24 @@ def shares_alone(bench: Bench) -> dict[int, float]:
     }
 
 
-def over_stronger(run: BenchRun | TrainRun) -> tuple[str, Interval] | None:
-    """The baseline that a run gains least over, which is the stronger one, and that gain.
-
-    Returns:
-        None if no baseline took turns with it.
-    """
-    gains = {name: run.gains[name].estimate for name in BASELINES if name in run.gains}
-    return min(gains.items(), key=lambda each: each[1].median) if gains else None
-
-
-def greatest_gain(bench: Bench) -> tuple[BenchRun, str, Interval] | None:
-    """Where lock-free gains most over the stronger baseline: beyond noise, if anywhere."""
+def greatest_gain(bench: Bench) -> tuple[BenchRun, Gain] | None:
+    """Where lock-free gains most: beyond noise, if anywhere."""
     gains = [
-        (run, *over)
+        (run, gain)
         for run in bench.results
-        if run.policy == CONTENDER and (over := over_stronger(run))
+        if run.policy == CONTENDER and (gain := gain_of(run)) is not None
     ]
-    return max(gains, key=lambda each: (each[2].low > 1, each[2].median)) if gains else None
+    return max(gains, key=lambda each: (each[1].ratio.low > 1, each[1].ratio.median), default=None)
+
+
+def fastest_today(bench: Bench, elements: int, workers: int) -> TodayRun | None:
+    """The fastest of what people run today with torch, at a place, if it was measured."""
+    here = [
+        run
+        for run in bench.today or ()
+        if (run.elements, run.workers) == (elements, workers) and run.update.startswith("torch")
+    ]
+    return max(here, key=lambda run: run.updates_per_second.median, default=None)
 
 
 def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, Ratio]:
@@ -98,14 +126,3 @@ def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, R
         if other != policy and len(theirs.samples) == len(mine)
     }
     return {other: gain for other, gain in gains.items() if gain is not None}
-
-
-def training_gains(train: Train) -> dict[str, Interval]:
-    """How many times as fast lock-free trained as each baseline that was measured."""
-    return {
-        name: run.gains[name].estimate
-        for run in train.results
-        if run.policy == CONTENDER
-        for name in BASELINES
-        if name in run.gains
-    }

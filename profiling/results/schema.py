@@ -10,7 +10,7 @@ Here are the files of what is measured: ``bench``, ``train``, ``compare`` and ``
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -212,6 +212,33 @@ class TelemetryCost(Record):
     ratio: Ratio | None
 
 
+class TodayRun(Record):
+    """Updates as people make them today, at one size and worker count, in the same rounds.
+
+    Attributes:
+        spread_over: ``threads`` or ``processes``: what workers are.
+        update: What updates: ``torch.optim.RMSprop`` or ``rmsprop_``.
+        lock: Whether a lock of Python is held for each update.
+        workers: How many.
+        elements: Of the shared parameters.
+        updates_per_second: A sample a round.
+        lock_free_ratio: Lock-free's updates/s over these; null if it did not take turns with them.
+    """
+
+    spread_over: Literal["threads", "processes"]
+    update: str
+    lock: bool
+    workers: Size
+    elements: Size
+    updates_per_second: PositiveSpread
+    lock_free_ratio: Ratio | None
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"{self.spread_over} with {self.update}{' under a lock' if self.lock else ''}"
+
+
 class PeerTime(Record):
     """One optimizer's step at one shape.
 
@@ -326,13 +353,18 @@ class CompareSettings(Record):
 
 
 class Bench(Measurement, kw_only=True, tag="bench"):
-    """``hogstream bench``."""
+    """``hogstream bench``.
+
+    Attributes:
+        today: What people run today, if ``--today`` asked for it.
+    """
 
     settings: BenchSettings
     ceilings: Ceilings
     kernels: list[KernelTime]
     results: Annotated[list[BenchRun], Meta(min_length=1)]
     telemetry_cost: list[TelemetryCost] | None
+    today: list[TodayRun] | None
 
     def __post_init__(self) -> None:
         """Checks that policies took turns: at one place all have as many rounds, and one result."""
@@ -341,6 +373,13 @@ class Bench(Measurement, kw_only=True, tag="bench"):
             (
                 (run.policy, (run.elements, run.workers), run.updates_per_second)
                 for run in self.results
+            ),
+        )
+        _check_turns(
+            "updates_per_second",
+            (
+                (run.name, (run.elements, run.workers), run.updates_per_second)
+                for run in self.today or ()
             ),
         )
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_loop
+from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Work
@@ -31,8 +32,11 @@ class LaneSettings:
             (Zhang et al. 2016, arXiv 1511.05950).
         check_finite: An update whose gradient holds an infinity or NaN is left out.
         races: Where races are counted, if they are.
-        lock: Held from before an update until it has landed, against other processes.
-        low_water: A CPU lane wakes the event loop when no more updates than so many are left on it.
+        lock: Held by a lane around each update and snapshot, if there is one: against other lanes,
+            and with a ``ProcessLock`` against other processes.
+        low_water: A compiled lane wakes the event loop when no more updates than so many are left
+            on it.
+        graphs: On a GPU, updates that are launched together, and come again, are one CUDA graph.
         timed: A GPU takes the times of updates, which costs it something; for a timeline.
     """
 
@@ -42,8 +46,9 @@ class LaneSettings:
     staleness_aware: bool = False
     check_finite: bool = False
     races: RaceCounters | None = None
-    lock: ProcessLock | None = None
+    lock: Mutex | ProcessLock | None = None
     low_water: int = 0
+    graphs: bool = False
     timed: bool = False
 
 
@@ -54,7 +59,7 @@ class Lane(Protocol):
     """
 
     def launch(self, work: Work) -> None:
-        """Enqueues an update or a snapshot, and launches it: ``enqueue``, and ``flush``."""
+        """Enqueues an update or a snapshot, and launches it; no other may wait to be launched."""
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush`` of the lanes.
@@ -72,23 +77,20 @@ class Lane(Protocol):
     def record_event(self) -> Any:
         """An event that is done when all that was enqueued on the lane until now has landed.
 
-        On a GPU a ``torch.cuda.Event``, on a CPU an object of the lane's own.
+        It is a place in the lane's queue; what waits for its batch is launched now.
         """
 
     async def done(self, event: Any) -> None:
         """Waits for an event without blocking the event loop; may be cancelled.
 
-        Nothing calls back into Python from the device's driver, so it cannot deadlock: the thread
-        that watches the lanes looks at the event, and wakes the loop.
-
         Args:
             event: From ``record_event`` of any lane of the scheduler. On a GPU, any
-                ``torch.cuda.Event`` that was recorded.
+                ``torch.cuda.Event`` that was recorded, for which it is ``cuda_event_done``.
 
         Raises:
             TypeError: If it is no such event.
             ValueError: If it was not recorded.
-            RuntimeError: If the lanes are closed before it is done, or are of another event loop.
+            RuntimeError: If the lane is of another event loop, or the device has failed.
         """
 
 
@@ -100,10 +102,11 @@ class Lanes(Protocol):
         """In order."""
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes, together where the device can do that.
+        """Launches what was enqueued first on some lanes, together where the device can do that.
 
         Args:
-            lanes: Their indices.
+            lanes: Their indices, each as often as so many of its updates are launched, if it has
+                so many; in this order, if there is one.
         """
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from hogstream.scheduler.update import Update, Work
 
 #: Where in a row what depends on the hyperparameters ends, from ``UPDATE`` on: its form.
 FORM_END = FACTORS + len(Factors._fields)
+AnyLane = TypeVar("AnyLane", bound="RingLane")
+
 _SIGNAL_BYTES = 4096  # more than lanes send before it is taken
 
 
@@ -45,7 +47,7 @@ class RingLane:
         words: Its memory.
     """
 
-    def __init__(self, index: int, lanes: RingLanes, rows: int) -> None:
+    def __init__(self, index: int, lanes: RingLanes[Any], rows: int) -> None:
         """Makes the memory.
 
         Args:
@@ -68,11 +70,6 @@ class RingLane:
         self._forms: list[memoryview | None] = [None] * rows  # what is in each row
         self._queue = Queue()
         self._launched = 0
-
-    def launch(self, work: Work) -> None:
-        """Enqueues an update or a snapshot, and launches it."""
-        self.enqueue(work)
-        self.flush()
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
@@ -98,10 +95,6 @@ class RingLane:
         self._queue.enqueued += 1
         self._in_flight.append(work)
 
-    def flush(self) -> None:
-        """Launches what was enqueued."""
-        raise NotImplementedError
-
     def deliver(self) -> None:
         """Delivers what has landed."""
         count = native_loop.landed(self.address) - self._queue.delivered
@@ -118,12 +111,8 @@ class RingLane:
                 work.started_ns, work.landed_ns, work.version, outcome = result
             if outcome != DONE:
                 self._note_outcome(work, outcome)
-        self._take_down(landed)
         self._queue.advance(count)
         self._lanes.deliver(self.index, landed)
-
-    def _take_down(self, landed: Sequence[Work]) -> None:
-        """Takes down of what has landed what only this kind of lane knows."""
 
     def _note_outcome(self, work: Work, outcome: int) -> None:
         """Says of work why it was not done."""
@@ -133,7 +122,7 @@ class RingLane:
             work.nonfinite = outcome == NONFINITE
 
 
-class RingLanes:
+class RingLanes(Generic[AnyLane]):
     """Lanes that are rings, what their loops know of all, and how those wake the event loop.
 
     Attributes:
@@ -141,6 +130,7 @@ class RingLanes:
         ordered: Whether each waits for the one launched before it.
         low_water: How many rows may be left on a lane that wakes the event loop.
         settings: As compiled code reads them.
+        lanes: In order.
     """
 
     def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
@@ -152,6 +142,7 @@ class RingLanes:
             depth: How many updates and snapshots may be in flight on each.
             deliver: Takes what has landed.
         """
+        self.lanes: list[AnyLane] = []
         self.deliver = deliver
         self.ordered = settings.ordered
         self.low_water = settings.low_water
@@ -166,11 +157,6 @@ class RingLanes:
         words[rings.OWNERS] = self._owners.ctypes.data if self.ordered else 0
         words[rings.OWNERS_MASK] = len(self._owners) - 1
         self._loop.add_reader(self._event.reader, self._deliver_landed)
-
-    @property
-    def lanes(self) -> Sequence[RingLane]:
-        """In order."""
-        raise NotImplementedError
 
     def form(self, hyperparameters: Hyperparameters) -> memoryview:
         """The words of a row, from ``UPDATE`` on, that depend on these."""

@@ -8,6 +8,7 @@ for each other; nothing but speed depends on it.
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 
 from hogstream.kernels.backends.triton_launch import factor_words
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.scheduler.lanes import cuda_loop, native_loop, rings
+from hogstream.scheduler.lanes import cuda_launch, cuda_loop, native_loop, rings
 from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Position, Queue
 from hogstream.scheduler.lanes.compiled import (
     FORM_END,
@@ -35,7 +36,7 @@ from hogstream.scheduler.lanes.cuda_device import (
     DeviceMemory,
     PinnedMemory,
 )
-from hogstream.scheduler.lanes.cuda_driver import CudaError, address
+from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_events import cuda_event_done
 from hogstream.scheduler.lanes.cuda_graphs import Node, RepeatCache, UpdateGraph
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels, update_kernels
@@ -49,7 +50,12 @@ _COUNTER_WORDS = 16  # 128 bytes: no two streams write one line
 
 
 class CudaLane(RingLane):
-    """A lane that is a CUDA stream, owned by it and not from torch's pool of 32."""
+    """A lane that is a CUDA stream, owned by it and not from torch's pool of 32.
+
+    Attributes:
+        stream: The stream.
+        enqueued: What was enqueued and not launched.
+    """
 
     def __init__(self, index: int, lanes: CudaLanes, rows: int) -> None:
         """Makes the memory, and what every row needs on the device.
@@ -64,8 +70,9 @@ class CudaLane(RingLane):
         """
         super().__init__(index, lanes, rows)
         self._cuda = lanes
+        self.enqueued: deque[_Enqueued] = deque()
         self.stream = lanes.take_stream()
-        self._launches = np.zeros(rows * cuda_loop.LAUNCH, np.int64)
+        self._launches = np.zeros(rows * cuda_launch.LAUNCH, np.int64)
         self._more = self._launches.data
         self._batches: list[Batch | None] = [None] * rows
         self._made = [lanes.make_event().handle for _ in range(rows)]
@@ -91,48 +98,52 @@ class CudaLane(RingLane):
 
     def _set_up(self, index: int) -> None:
         """Writes what does not change of a row, but while it is in a batch."""
-        place = index * cuda_loop.LAUNCH
-        self._more[place + cuda_loop.MADE] = self._made[index]
+        place = index * cuda_launch.LAUNCH
+        self._more[place + cuda_launch.MADE] = self._made[index]
         self._set_batch(index, 0, self._cuda.found(self.index, index))
         if self._times:
             began, ended = self._times[index]
-            self._more[place + cuda_loop.BEGAN] = began.handle
-            self._more[place + cuda_loop.ENDED] = ended.handle
+            self._more[place + cuda_launch.BEGAN] = began.handle
+            self._more[place + cuda_launch.ENDED] = ended.handle
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it."""
         super().enqueue(work)
-        self.launch_next(self._current_stream())
+        index = self._take_next()
+        event, maker = self._made[index], self._current_stream()
+        cuda_launch.submit(self.address, self._launched, self._settings, event, maker)
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
         super().enqueue(work)
-        self._cuda.enqueued.append(_Enqueued(self, work, self._current_stream()))
+        index = (self._queue.enqueued - 1) & self._mask
+        event, maker = self._made[index], self._current_stream()
+        error = cuda_launch.record(self._settings, event, maker)
+        self._more[index * cuda_launch.LAUNCH + cuda_launch.ERROR] = error
+        self.enqueued.append(_Enqueued(self, work, maker, event, error))
 
     def flush(self) -> None:
         """Launches what was enqueued."""
-        self._cuda.flush((self.index,))
+        self._cuda.flush([self.index] * len(self.enqueued))
 
-    def launch_next(self, maker: int) -> None:
+    def launch_next(self, error: CudaError | None = None) -> None:
         """Launches the first row that was enqueued and not launched, by itself.
 
         Args:
-            maker: The stream that makes its gradient.
+            error: It fails with this, in its turn.
         """
-        index = self._launched & self._mask
-        if self._cuda.ordered:
-            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
-        self._launched += 1
-        cuda_loop.submit(self.address, self._launched, self._settings, self._made[index], maker)
-
-    def fail_next(self, error: CudaError) -> None:
-        """Has that row fail, in its turn."""
-        index = self._launched & self._mask
-        if self._cuda.ordered:
-            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
-        self._more[index * cuda_loop.LAUNCH + cuda_loop.ERROR] = error.code
-        self._launched += 1
+        index = self._take_next()
+        if error is not None:
+            self._more[index * cuda_launch.LAUNCH + cuda_launch.ERROR] = error.code
         self.publish()
+
+    def _take_next(self) -> int:
+        """The index of that row, which has its place in the order of all now."""
+        index = self._launched & self._mask
+        if self._cuda.ordered:
+            self._set_ticket(index, self._cuda.take_ticket(self.words[rings.LANE_THREAD]))
+        self._launched += 1
+        return index
 
     def add_to(self, batch: Batch, member: int, ticket: int) -> None:
         """Makes that row one of a batch; ``publish`` launches it.
@@ -149,7 +160,7 @@ class CudaLane(RingLane):
         self._launched += 1
 
     def publish(self) -> None:
-        """Launches the rows that were added to batches, or are to fail."""
+        """Launches the rows that were given their place."""
         native_loop.launch(self.address, self._launched)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -163,8 +174,7 @@ class CudaLane(RingLane):
         """Has the stream wait for what the caller's current one has been given."""
         device = self._cuda.device
         self._event.record(device.current_stream())
-        handles = address(self.stream), address(self._event.handle)
-        device.driver.call("cuStreamWaitEvent", *handles, 0)
+        device.wait(self.stream, self._event.handle)
 
     def record_event(self) -> Position:
         """The present end of the lane; what waits for its batch is launched now."""
@@ -183,17 +193,14 @@ class CudaLane(RingLane):
         self.words[rings.ROWS + index * rings.ROW + rings.TICKET] = ticket
 
     def _set_batch(self, index: int, batch: int, found: int) -> None:
-        place = index * cuda_loop.LAUNCH
-        self._more[place + cuda_loop.BATCH] = batch
-        self._more[place + cuda_loop.FOUND] = found
-        self._more[place + cuda_loop.ERROR] = 0
+        place = index * cuda_launch.LAUNCH
+        self._more[place + cuda_launch.BATCH] = batch
+        self._more[place + cuda_launch.FOUND] = found
 
-    def _take_down(self, landed: Sequence[Work]) -> None:
-        """Reads the device's times of what has landed, and lets go of its batches."""
+    def take_down(self, landed: Sequence[Work]) -> None:
+        """Reads the device's times of what is delivered now, and lets go of its batches."""
         clock = self._cuda.clock
-        if clock is None and not self._cuda.batched:
-            return
-        for place, work in enumerate(landed, self._queue.delivered):
+        for place, work in enumerate(landed, self._queue.delivered - len(landed)):
             index = place & self._mask
             batch = self._batches[index]
             if clock is not None and work.error is None:
@@ -202,6 +209,7 @@ class CudaLane(RingLane):
                 self._batches[index] = None
                 self._set_batch(index, 0, self._cuda.found(self.index, index))
                 if batch.deliver(1):
+                    batch.follow(clock)
                     self._cuda.keep_batch(batch)
 
     def _read_times(self, clock: DeviceClock, index: int, work: Work) -> None:
@@ -217,18 +225,28 @@ class CudaLane(RingLane):
         work.started_ns = max(started_ns, work.submitted_ns)  # clocks may differ by microseconds
         work.landed_ns = max(landed_ns, work.started_ns)
         if batch is None:
-            self._more[index * cuda_loop.LAUNCH + cuda_loop.ENDED] = times[1].handle
+            self._more[index * cuda_launch.LAUNCH + cuda_launch.ENDED] = times[1].handle
 
 
 class _Enqueued(NamedTuple):
-    """An update or a snapshot on a lane, and the stream that makes its gradient."""
+    """An update or a snapshot on a lane.
+
+    Attributes:
+        lane: The lane.
+        work: The update or snapshot.
+        maker: The stream that makes its gradient.
+        made: The event behind that.
+        error: Of the driver, with which it could not be recorded; or 0.
+    """
 
     lane: CudaLane
     work: Work
     maker: int
+    made: int
+    error: int
 
 
-class CudaLanes(RingLanes):
+class CudaLanes(RingLanes[CudaLane]):
     """A stream for each lane, and one thread for all.
 
     One thread launches for all lanes: the driver launches one at a time in any case. A batch of
@@ -237,9 +255,7 @@ class CudaLanes(RingLanes):
 
     Attributes:
         device: The GPU.
-        enqueued: What was enqueued on any lane, and not launched.
         clock: Tells when updates landed, if times are taken.
-        batched: Whether any batch has been launched.
         pinned: Where the device writes counters, and verdicts.
         threads: The one.
     """
@@ -266,17 +282,16 @@ class CudaLanes(RingLanes):
             OSError: If there is no file descriptor left.
             RuntimeError: If there can be no more threads.
         """
-        super().__init__(settings, count, depth, deliver)
+        super().__init__(settings, count, depth, self._deliver)
+        self._deliver_further = deliver
         self.device = device
-        self.enqueued: list[_Enqueued] = []
         self.clock: DeviceClock | None = None
         self.threads: list[LoopThread] = []
-        self._lanes: list[CudaLane] = []
         self._forms: dict[tuple[bool, bool], tuple[UpdateKernels, Any]] = {}
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._idle_batches: dict[int, list[Batch]] = {}
         self._rows = 1 << (depth - 1).bit_length()
-        self.batched = False
+        self._batched = False  # whether any batch was launched
         self._closed = False
         self._told: set[int] = set()  # errors of the driver that updates have failed with
         self._closing = ExitStack()
@@ -290,6 +305,7 @@ class CudaLanes(RingLanes):
         words = self.settings.words
         words[rings.DRIVER] = self.device.driver.table.ctypes.data
         words[rings.CONTEXT] = self.device.context
+        words[rings.DEVICE] = cuda_loop.device_functions().ctypes.data
         checked = self.settings.of.check_finite
         self._counter_words = count * _COUNTER_WORDS
         rows = count * self._rows if checked else 0
@@ -299,19 +315,14 @@ class CudaLanes(RingLanes):
         if self._verdicts:
             self._closing.callback(self._verdicts.free)
         for index in range(count):
-            self._lanes.append(CudaLane(index, self, self._rows))
-            self._lanes[-1].follow_current()  # which may still be making what lanes use
+            self.lanes.append(CudaLane(index, self, self._rows))
+            self.lanes[-1].follow_current()  # which may still be making what lanes use
         if self.settings.of.timed:
             reference = self.make_event(timed=True)
-            reference.record(self._lanes[0].stream)
+            reference.record(self.lanes[0].stream)
             self.clock = DeviceClock(reference)
-        thread = LoopThread("hogstream-lanes", self._lanes, self.settings, self._enter)
+        thread = LoopThread("hogstream-lanes", self.lanes, self.settings, self._enter)
         self.threads.append(thread)
-
-    @property
-    def lanes(self) -> Sequence[CudaLane]:
-        """In order."""
-        return self._lanes
 
     # What lanes take when they are made, and what is destroyed when they are closed
 
@@ -363,9 +374,14 @@ class CudaLanes(RingLanes):
         return self._forms[key]
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes, as one graph if it comes again."""
-        chosen = [each for each in self.enqueued if each.lane.index in lanes]
-        self.enqueued = [each for each in self.enqueued if each.lane.index not in lanes]
+        """Launches what was enqueued first on some lanes, as one graph if it comes again.
+
+        Args:
+            lanes: Their indices, each as often as so many of its updates are launched.
+        """
+        chosen = [
+            self.lanes[index].enqueued.popleft() for index in lanes if self.lanes[index].enqueued
+        ]
         for _, group in groupby(chosen, lambda each: isinstance(each.work, Snapshot)):
             self._launch_group(list(group))
 
@@ -379,27 +395,29 @@ class CudaLanes(RingLanes):
                 self._launch_batch(group, graph)
                 return
         except CudaError as error:  # nothing of it was launched
-            for lane, _, _ in group:
-                lane.fail_next(error)
+            for each in group:
+                each.lane.launch_next(error)
             return
-        for lane, _, maker in group:
-            lane.launch_next(maker)
+        for each in group:
+            each.lane.launch_next()
 
     def _launch_batch(self, group: Sequence[_Enqueued], graph: UpdateGraph) -> None:
-        batch, self.batched = self._take_batch(len(group)), True
-        lanes = dict.fromkeys(lane for lane, _, _ in group)
-        makers = dict.fromkeys(maker for _, _, maker in group)
-        batch.fill(graph, [lane.address for lane in lanes], tuple(makers))
+        batch, self._batched = self._take_batch(len(group)), True
+        lanes = dict.fromkeys(each.lane for each in group)
+        last = {each.maker: each.made for each in group}  # of a stream, behind all before
+        error = next((each.error for each in group if each.error), 0)
+        batch.fill(graph, [lane.address for lane in lanes], list(last.values()), error)
         ticket = self.take_ticket(self.threads[0].address) if self.ordered else 0
-        for member, (lane, _, _) in enumerate(group):
-            lane.add_to(batch, member, ticket)
+        for member, each in enumerate(group):
+            each.lane.add_to(batch, member, ticket)
         for lane in lanes:
             lane.publish()
 
     def _find_graph(self, group: Sequence[_Enqueued]) -> UpdateGraph | None:
         """The graph of updates that have come before; None if they are launched one by one."""
-        updates = [(lane, work) for lane, work, _ in group if isinstance(work, Update)]
-        if len(updates) < 2 or self.settings.of.staleness_aware:
+        settings = self.settings.of
+        updates = [(each.lane, each.work) for each in group if isinstance(each.work, Update)]
+        if len(updates) < 2 or not settings.graphs or settings.staleness_aware:
             return None
         numbers = updates[0][1].hyperparameters
         key: list[Hashable] = [numbers]  # and what is the same for all: the settings
@@ -411,11 +429,12 @@ class CudaLanes(RingLanes):
         return self._graphs.find(tuple(key), partial(self._make_graph, updates))
 
     def _make_graph(self, updates: Sequence[tuple[CudaLane, Update]]) -> UpdateGraph:
-        """Those of a lane one after the other, and lanes beside each other."""
+        """Those of a lane one after the other; lanes beside each other, if updates may race."""
         numbers = updates[0][1].hyperparameters
         kernels, _ = self._kernels(numbers)
+        race = not self.ordered and self.settings.of.lock is None
         nodes = [
-            Node(update.checked.table.columns[:, 0].tolist(), 0 if self.ordered else lane.index)
+            Node(update.checked.table.columns[:, 0].tolist(), lane.index if race else 0)
             for lane, update in updates
         ]
         races = self.settings.words[rings.RACES]
@@ -434,6 +453,11 @@ class CudaLanes(RingLanes):
         self._idle_batches.setdefault(batch.rows, []).append(batch)
 
     # What becomes of it
+
+    def _deliver(self, lane: int, landed: Sequence[Work]) -> None:
+        if self.clock is not None or self._batched:
+            self.lanes[lane].take_down(landed)
+        self._deliver_further(lane, landed)
 
     def error(self, number: int) -> BaseException:
         """What went wrong, by minus the outcome of a row."""
@@ -462,6 +486,8 @@ class CudaLanes(RingLanes):
             thread.close()
         super().close()
         self._closing.callback(self._graphs.clear)
+        for lane in self.lanes:  # ahead of all else: workers may have computed there to the last
+            self._closing.callback(self.device.synchronize, lane.stream)
         try:
             self._closing.close()  # also if one fails; the last comes first
         except CudaError as error:

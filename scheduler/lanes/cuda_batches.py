@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from hogstream.scheduler.lanes import cuda_loop
+from hogstream.scheduler.lanes import cuda_batch_launch
+from hogstream.scheduler.lanes.cuda_clock import DeviceClock
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, DeviceEvent, PinnedMemory
+from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.rings import WORD
 
@@ -37,14 +40,13 @@ class Batch:
         """
         self.rows = rows
         self._device = device
-        self._memory = np.zeros(cuda_loop.BATCH_WORDS, np.int64)
+        self._memory = np.zeros(cuda_batch_launch.BATCH_WORDS, np.int64)
         self.words = self._memory.data
         self.address = self._memory.ctypes.data
         self._graph: UpdateGraph | None = None
         self._left = 0
-        self._made: list[DeviceEvent] = []
-        self._made_handles: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self._lanes: npt.NDArray[np.int64] = self._made_handles
+        self._made: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._lanes: npt.NDArray[np.int64] = self._made
         self._found = PinnedMemory(device, WORD * rows) if checked else None
         self.times: list[DeviceEvent] = []
         try:
@@ -55,35 +57,32 @@ class Batch:
             self.free()
             raise
 
-    def fill(self, graph: UpdateGraph, lanes: Sequence[int], makers: Sequence[int]) -> None:
+    def fill(
+        self, graph: UpdateGraph, lanes: Sequence[int], made: Sequence[int], error: int
+    ) -> None:
         """Makes it ready to be launched.
 
         Args:
             graph: What is launched.
             lanes: The addresses of its lanes.
-            makers: The streams that make the gradients; it is launched behind what they have now.
-
-        Raises:
-            CudaError: If an event cannot be recorded.
+            made: The events behind what makes its gradients.
+            error: Of the driver, with which it fails; or 0.
         """
-        while len(self._made) < len(makers):
-            self._made.append(DeviceEvent(self._device))
-        for event, maker in zip(self._made, makers, strict=False):
-            event.record(maker)
-        self._made_handles = np.array([each.handle for each in self._made], np.int64)
+        self._made = np.array(made, np.int64)
         self._lanes = np.array(lanes, np.int64)
-        self.words[:] = np.zeros(cuda_loop.BATCH_WORDS, np.int64).data
+        self.words[:] = np.zeros(cuda_batch_launch.BATCH_WORDS, np.int64).data
         for word, value in (
-            (cuda_loop.GRAPH, graph.handle),
-            (cuda_loop.BATCH_ROWS, self.rows),
-            (cuda_loop.BATCH_LANES, len(lanes)),
-            (cuda_loop.BATCH_LANE_ADDRESSES, self._lanes.ctypes.data),
-            (cuda_loop.MADE_EVENTS, self._made_handles.ctypes.data),
-            (cuda_loop.MADE_COUNT, len(makers)),
-            (cuda_loop.VERDICTS, graph.verdicts),
-            (cuda_loop.FOUND_VERDICTS, self.found(0)),
+            (cuda_batch_launch.GRAPH, graph.handle),
+            (cuda_batch_launch.BATCH_ROWS, self.rows),
+            (cuda_batch_launch.BATCH_LANES, len(lanes)),
+            (cuda_batch_launch.BATCH_LANE_ADDRESSES, self._lanes.ctypes.data),
+            (cuda_batch_launch.MADE_EVENTS, self._made.ctypes.data),
+            (cuda_batch_launch.MADE_COUNT, len(made)),
+            (cuda_batch_launch.BATCH_ERROR, error),
+            (cuda_batch_launch.VERDICTS, graph.verdicts),
+            (cuda_batch_launch.FOUND_VERDICTS, self.found(0)),
             *(
-                (cuda_loop.BATCH_TIMES + place, event.handle)
+                (cuda_batch_launch.BATCH_TIMES + place, event.handle)
                 for place, event in enumerate(self.times)
             ),
         ):
@@ -105,9 +104,15 @@ class Batch:
         self._graph = None
         return True
 
+    def follow(self, clock: DeviceClock | None) -> None:
+        """Has a clock count from when it landed, if it has counted from long ago."""
+        if clock is not None:
+            with suppress(CudaError):  # such as a device lost since
+                self.times[1] = clock.follow(self.times[1])
+
     def free(self) -> None:
         """Destroys what it has on the device; nothing of it may be in flight."""
-        for event in [*self._made, *self.times]:
+        for event in self.times:
             event.destroy()
         if self._found:
             self._found.free()

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
+from hogstream.kernels.backends.select import available_backends
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.lanes.cuda_driver import CudaDriver, CudaError, address, system_driver
+from hogstream.scheduler.lanes.cuda_driver import (
+    CAPTURED,
+    CudaDriver,
+    CudaError,
+    address,
+    system_driver,
+)
 
 _NON_BLOCKING = 1
 _THREAD_LOCAL = 1
@@ -101,6 +108,9 @@ class CudaDevice:
         Args:
             kernel: Its name.
             constants: Its constexprs, and maybe more.
+
+        Raises:
+            RuntimeError: If it needs memory besides its arguments, as instrumented ones do.
         """
         from hogstream.kernels.backends import triton_kernels
         from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
@@ -108,6 +118,9 @@ class CudaDevice:
         capability = 10 * self._attribute(_MAJOR) + self._attribute(_MINOR)
         compiled = compile_for(getattr(triton_kernels, kernel), constants, cuda_target(capability))
         metadata = compiled.metadata
+        scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)
+        if scratch:
+            raise RuntimeError(f"{kernel} must need no scratch, got {scratch} bytes: instrumented?")
         threads = metadata.num_warps * metadata.warp_size
         return Image(compiled.asm["cubin"], threads, metadata.shared)
 
@@ -135,8 +148,30 @@ class CudaDevice:
     def enter_thread(self) -> None:
         """Makes the context current on the calling thread for good, and captures undisturbed."""
         self.driver.call("cuCtxPushCurrent_v2", address(self.context))
+        self.disturb_no_capture()
+
+    def disturb_no_capture(self) -> None:
+        """Has what the calling thread asks for be allowed while others capture."""
         mode = ctypes.c_int(_THREAD_LOCAL)
         self.driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+    def wait(self, stream: int, event: int) -> None:
+        """Has a stream wait for an event.
+
+        Raises:
+            CudaError: If the driver refuses.
+        """
+        with self.current():
+            self.driver.call("cuStreamWaitEvent", address(stream), address(event), 0)
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until a stream has done all that it was given.
+
+        Raises:
+            CudaError: If the device has failed.
+        """
+        with self.current():
+            self.driver.call("cuStreamSynchronize", address(stream))
 
     def take_stream(self) -> int:
         """A stream that nobody uses, in no order with the default stream.
@@ -147,7 +182,7 @@ class CudaDevice:
         Raises:
             CudaError: If the driver refuses.
         """
-        if self._idle_streams:
+        with suppress(IndexError):  # not if: another thread may be quicker
             return self._idle_streams.pop()
         lowest, highest = ctypes.c_int(), ctypes.c_int()
         with self.current():
@@ -263,28 +298,49 @@ class DeviceEvent:
             self.handle = device.driver.make("cuEventCreate", 0 if timed else 2)
 
     def record(self, stream: int) -> None:
-        """Records it behind what a stream was given."""
+        """Records it behind what a stream was given.
+
+        Raises:
+            CudaError: If the driver refuses, or the stream is captured: who waits for the event
+                would be drawn into the capture.
+        """
+        driver, status = self._device.driver, ctypes.c_int()
         with self._device.current():
-            self._device.driver.call("cuEventRecord", address(self.handle), address(stream))
+            driver.call("cuStreamIsCapturing", address(stream), ctypes.byref(status))
+            if status.value:
+                raise driver.error("cuEventRecord", CAPTURED)
+            driver.call("cuEventRecord", address(self.handle), address(stream))
 
     def synchronize(self) -> None:
         """Waits until the device has come to it."""
-        self._device.driver.call("cuEventSynchronize", address(self.handle))
+        with self._device.current():
+            self._device.driver.call("cuEventSynchronize", address(self.handle))
 
     def elapsed_time(self, end: DeviceEvent) -> float:
         """Milliseconds from this event to another, as float32."""
         milliseconds = ctypes.c_float()
-        self._device.driver.call(
-            "cuEventElapsedTime",
-            ctypes.byref(milliseconds),
-            address(self.handle),
-            address(end.handle),
-        )
+        handles = address(self.handle), address(end.handle)
+        with self._device.current():
+            self._device.driver.call("cuEventElapsedTime", ctypes.byref(milliseconds), *handles)
         return milliseconds.value
 
     def destroy(self) -> None:
         """Destroys it."""
-        self._device.driver.call("cuEventDestroy_v2", address(self.handle))
+        with self._device.current():
+            self._device.driver.call("cuEventDestroy_v2", address(self.handle))
+
+
+def gpu_of(device: torch.device) -> CudaDevice | None:
+    """The GPU that lanes run on for tensors of a device; None if that is no NVIDIA GPU.
+
+    Raises:
+        RuntimeError: If Numba is missing, which compiles what calls the driver.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    if (missing := available_backends()["numba"]) is not None:
+        raise RuntimeError(f"lanes and events on {device} need Numba: {missing}")
+    return cuda_device(device.index or 0)
 
 
 @cache

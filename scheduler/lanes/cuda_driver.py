@@ -19,6 +19,7 @@ IN_TABLE = (
     "cuEventRecord",
     "cuEventQuery",
     "cuStreamWaitEvent",
+    "cuStreamIsCapturing",
     "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWriteValue64_v2",
@@ -34,6 +35,7 @@ IN_TABLE = (
     RECORD_EVENT,
     QUERY_EVENT,
     WAIT_EVENT,
+    IS_CAPTURING,
     QUERY_STREAM,
     SYNCHRONIZE,
     WRITE_VALUE,
@@ -46,6 +48,37 @@ IN_TABLE = (
 
 #: The error of what is not done yet: ``CUDA_ERROR_NOT_READY``.
 NOT_READY = 600
+
+#: The error of what is not possible in a capture: ``CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED``.
+CAPTURED = 900
+
+#: What Python calls besides.
+_CALLED = (
+    "cuGetErrorName",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxGetStreamPriorityRange",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuStreamCreateWithPriority",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventSynchronize",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemHostGetDevicePointer_v2",
+    "cuMemFreeHost",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuGraphCreate",
+    "cuGraphDestroy",
+    "cuGraphAddKernelNode_v2",
+    "cuGraphAddMemsetNode",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphExecDestroy",
+)
 
 _OUT_OF_MEMORY = 2
 
@@ -74,12 +107,15 @@ class CudaDriver:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        """Finds what is in the table.
+        """Finds all functions.
 
         Raises:
-            AttributeError: If the library lacks a function, as a driver older than CUDA 11.7 does.
+            RuntimeError: If the library lacks one, as a driver older than CUDA 12.0 does.
         """
-        self._library = library
+        for name in (*IN_TABLE, *_CALLED):
+            if not hasattr(library, name):
+                raise RuntimeError(f"the driver must be of CUDA 12.0 or later: it lacks {name}")
+        self._functions = {name: library[name] for name in (*IN_TABLE, *_CALLED)}
         self.table = np.array(
             [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in IN_TABLE],
             np.int64,
@@ -95,7 +131,7 @@ class CudaDriver:
         Raises:
             CudaError: If it fails.
         """
-        code: int = getattr(self._library, function)(*arguments)
+        code: int = self._functions[function](*arguments)
         if code != 0:
             raise self.error(function, code)
 
@@ -112,7 +148,7 @@ class CudaDriver:
     def error(self, function: str, code: int) -> CudaError:
         """The exception of an error that a function has returned."""
         name = ctypes.c_char_p()
-        if self._library.cuGetErrorName(code, ctypes.byref(name)) != 0 or name.value is None:
+        if self._functions["cuGetErrorName"](code, ctypes.byref(name)) != 0 or name.value is None:
             return CudaError(function, code, "an unknown error")
         return CudaError(function, code, name.value.decode())
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from hogstream.scheduler.forks import let_go_in_forks
-from hogstream.scheduler.lanes import cuda_loop
-from hogstream.scheduler.lanes.cuda_device import CudaDevice, cuda_device
+from hogstream.scheduler.lanes import cuda_device
+from hogstream.scheduler.lanes.cuda_device import CudaDevice
 
 
 async def cuda_event_done(event: torch.cuda.Event) -> None:
@@ -26,47 +26,54 @@ async def cuda_event_done(event: torch.cuda.Event) -> None:
 
     Raises:
         TypeError: If it is no ``torch.cuda.Event``.
-        ValueError: If it was not recorded.
-        RuntimeError: If the device has failed.
+        ValueError: If it was not recorded, or is of no NVIDIA GPU.
+        RuntimeError: If Numba is missing, which compiles what asks, or the device has failed.
     """
     if not isinstance(event, torch.cuda.Event):
         raise TypeError(f"event must be a torch.cuda.Event, got {type(event).__name__}")
     if not event.cuda_event:
         raise ValueError("event must have been recorded, got one that was not")
-    index = event.device.index
-    await _watcher.done(_Wait(event, cuda_device(index)))
+    device = cuda_device.gpu_of(event.device)
+    if device is None:
+        raise ValueError(f"event must be of an NVIDIA GPU, got one of {event.device}")
+    await _watcher.done(_Wait(event, device))
 
 
 class _Wait:
     """A coroutine that waits for an event.
 
     Attributes:
+        device: Of the event.
         future: Done when the event is.
     """
 
     def __init__(self, event: torch.cuda.Event, device: CudaDevice) -> None:
         self._event = event  # which must live as long
-        self._device = device
+        self.device = device
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self._loop.create_future()
 
     def words(self) -> list[int]:
         """As the compiled function reads it."""
-        device = self._device
+        device = self.device
         return [device.driver.table.ctypes.data, device.context, self._event.cuda_event, 0, 0, 0]
 
-    def end(self, error: int) -> None:
-        """The device has come to it, or has failed; on the watcher's thread."""
+    def end(self, error: BaseException | None = None) -> None:
+        """The device has come to it, or nobody will know; on the watcher's thread."""
         with suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(self._deliver, error)
 
-    def _deliver(self, error: int) -> None:
+    def error(self, code: int) -> BaseException | None:
+        """What an error of the driver is; None for 0."""
+        return self.device.driver.error("cuEventQuery", code) if code else None
+
+    def _deliver(self, error: BaseException | None) -> None:
         if self.future.done():
             return
-        if error == 0:
+        if error is None:
             self.future.set_result(None)
         else:
-            self.future.set_exception(self._device.driver.error("cuEventQuery", error))
+            self.future.set_exception(error)
 
 
 class _Watcher:
@@ -108,14 +115,29 @@ class _Watcher:
                 self._changed[0] = 1
 
     def _watch(self) -> None:
+        entered: set[CudaDevice] = set()
         while waits := self._begin_look():
-            events = np.array([wait.words() for wait in waits], np.int64)
-            cuda_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
-            for wait, words in zip(waits, events.tolist(), strict=True):
-                if words[cuda_loop.IS_DONE]:
+            try:
+                self._look(waits, entered)
+            except BaseException as error:  # whatever it is, nobody waits for ever
+                for wait in waits:
                     self._forget(wait)
-                    wait.end(words[cuda_loop.EVENT_ERROR])
-            del waits, wait, events
+                    wait.end(error)
+            del waits
+
+    def _look(self, waits: list[_Wait], entered: set[CudaDevice]) -> None:
+        """Asks for events until one is done, or there are others to ask for."""
+        from hogstream.scheduler.lanes import cuda_event_loop  # which needs Numba
+
+        for device in {wait.device for wait in waits} - entered:
+            device.disturb_no_capture()
+            entered.add(device)
+        events = np.array([wait.words() for wait in waits], np.int64)
+        cuda_event_loop.watch(events.ctypes.data, len(waits), self._changed.ctypes.data)
+        for wait, words in zip(waits, events.tolist(), strict=True):
+            if words[cuda_event_loop.IS_DONE]:
+                self._forget(wait)
+                wait.end(wait.error(words[cuda_event_loop.EVENT_ERROR]))
 
     def _begin_look(self) -> list[_Wait]:
         """What to ask for now; if nothing, the thread ends."""

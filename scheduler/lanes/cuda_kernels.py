@@ -13,7 +13,7 @@ from hogstream.kernels.backends.triton_launch import EXPONENTS, STORAGE
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Function
-from hogstream.scheduler.lanes.cuda_loop import KERNEL
+from hogstream.scheduler.lanes.cuda_launch import KERNEL
 
 
 class UpdateKernels(NamedTuple):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING
-
 import torch
 
-from hogstream.kernels.backends.select import available_backends
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
+from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.base import Deliver, Lanes, LaneSettings
-
-if TYPE_CHECKING:
-    from hogstream.scheduler.lanes.cuda_device import CudaDevice
+from hogstream.scheduler.lanes.mutex import has_timed_lock
 
 
 def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
@@ -31,7 +26,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         RuntimeError: If the device refuses, or Numba is missing on a GPU; nothing is left open.
     """
     device = settings.shared.flat.device
-    if (gpu := gpu_of(device)) is not None:
+    if (gpu := cuda_device.gpu_of(device)) is not None:
         from hogstream.scheduler.lanes.cuda import CudaLanes
 
         return CudaLanes(settings, gpu, count, depth, deliver)
@@ -51,7 +46,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles whatever lanes need for updates of this form, before any worker can need it."""
     device = settings.shared.flat.device
-    if (gpu := gpu_of(device)) is not None:
+    if (gpu := cuda_device.gpu_of(device)) is not None:
         from hogstream.scheduler.lanes import cuda
 
         cuda.warm_up(settings, gpu, hyperparameters)
@@ -67,22 +62,6 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
         settings.backend.update_(LaunchTable([spare]), hyperparameters)
 
 
-def gpu_of(device: torch.device) -> CudaDevice | None:
-    """The GPU that lanes run on for tensors of a device; None if that is no NVIDIA GPU.
-
-    Raises:
-        RuntimeError: If Numba is missing, which compiles the loop of lanes.
-    """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return None
-    if (missing := available_backends()["numba"]) is not None:
-        raise RuntimeError(f"lanes on {device} need Numba, which compiles their loop: {missing}")
-    from hogstream.scheduler.lanes.cuda_device import cuda_device
-
-    return cuda_device(device.index or 0)
-
-
 def _takes_compiled_loop(settings: LaneSettings) -> bool:
     """Whether CPU lanes run compiled code; not where the system lacks what that calls, as macOS."""
-    lacks_nothing = hasattr(ctypes.CDLL(None), "pthread_mutex_timedlock")
-    return settings.backend.name == "numba" and lacks_nothing
+    return settings.backend.name == "numba" and has_timed_lock()

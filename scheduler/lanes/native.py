@@ -18,27 +18,43 @@ from hogstream.scheduler.lanes.compiled import (
     RingLanes,
     compile_loop,
 )
+from hogstream.scheduler.update import Work
 
 
 class NativeLane(RingLane, CpuLane):
     """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
 
-    def flush(self) -> None:
-        """Launches what was enqueued: no system call, unless the lane sleeps."""
-        self._give_turns()
-        self._launched = enqueued = self._queue.enqueued
-        native_loop.launch(self.address, enqueued)
-
-    def _give_turns(self) -> None:
-        """Gives what was enqueued its place in the order of all, if there is one."""
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it: no system call, unless it sleeps."""
+        self.enqueue(work)
         if self._lanes.ordered:
-            thread = self.words[rings.LANE_THREAD]
-            for index in range(self._launched, self._queue.enqueued):
-                row = rings.ROWS + (index & self._mask) * rings.ROW
-                self.words[row + rings.TICKET] = self._lanes.take_ticket(thread)
+            self.take_next()
+        else:
+            self._launched += 1
+        native_loop.launch(self.address, self._launched)
+
+    def flush(self) -> None:
+        """Launches what was enqueued."""
+        for _ in range(self._queue.enqueued - self._launched):
+            self.take_next()
+        self.publish()
+
+    def take_next(self) -> None:
+        """Gives what was enqueued first its place in the order of all; ``publish`` launches it."""
+        if self._launched == self._queue.enqueued:
+            return
+        if self._lanes.ordered:
+            row = rings.ROWS + (self._launched & self._mask) * rings.ROW
+            ticket = self._lanes.take_ticket(self.words[rings.LANE_THREAD])
+            self.words[row + rings.TICKET] = ticket
+        self._launched += 1
+
+    def publish(self) -> None:
+        """Launches what was given its place."""
+        native_loop.launch(self.address, self._launched)
 
 
-class NativeLanes(RingLanes):
+class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
@@ -61,7 +77,6 @@ class NativeLanes(RingLanes):
         super().__init__(settings, count, depth, deliver)
         self._dtype = _dtype(settings)
         self.settings.words[rings.FINITE] = _finite(settings)
-        self._lanes: list[NativeLane] = []
         self.threads: list[LoopThread] = []
         mode = FloatingPointMode()  # of the thread that opens them
         try:
@@ -70,24 +85,21 @@ class NativeLanes(RingLanes):
                 lane = NativeLane(index, self, rows)
                 name = f"hogstream-lane-{index}"
                 self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
-                self._lanes.append(lane)
+                self.lanes.append(lane)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def lanes(self) -> Sequence[NativeLane]:
-        """In order."""
-        return self._lanes
 
     def form(self, hyperparameters: Hyperparameters) -> memoryview:
         """The words of a row, from ``UPDATE`` on, that depend on these."""
         return _form(self._dtype, hyperparameters)
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes."""
+        """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
-            self._lanes[index].flush()
+            self.lanes[index].take_next()
+        for index in dict.fromkeys(lanes):
+            self.lanes[index].publish()
 
     def close(self) -> None:
         """Ends every thread."""

@@ -1,9 +1,10 @@
 """What a thread of lanes does, compiled: takes rows from rings in memory, and has them done.
 
 It never holds the GIL. On a CPU a thread serves one lane, and applies each row's update. On a GPU
-one thread serves all lanes; a row is a launch there (``cuda_loop``), and has landed when the device
-has said so. While a thread has work, launching more is a write to memory; a system call is made
-only to wake a thread that sleeps, or an event loop that does.
+one thread serves all lanes; a row is a launch there, and has landed when the device has said so:
+that is up to functions which the loop calls by address, those of ``cuda_loop``. While a thread has
+work, launching more is a write to memory; a system call is made only to wake a thread that sleeps,
+or an event loop that does.
 
 This module needs Numba. ``rings`` says what is where in memory.
 """
@@ -26,20 +27,19 @@ from hogstream.kernels.backends.numba_atomics import (
 )
 from hogstream.kernels.backends.numba_compile import njit
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
-from hogstream.scheduler.lanes import cuda_loop
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 from hogstream.scheduler.lanes.rings import (
     ASLEEP,
     BLOCK,
     BLOCKS,
     BYTES,
+    DEVICE,
     DONE,
-    DRIVER,
     FACTORS,
     FINITE,
     FIRST_LANE,
     FLAT,
-    HELD,
+    LAND,
     LANDED,
     LANDED_NS,
     LANE_COUNT,
@@ -47,6 +47,7 @@ from hogstream.scheduler.lanes.rings import (
     LANES,
     LAUNCHED,
     LOCK,
+    MAY_START,
     NEXT,
     NONFINITE,
     OUTCOME,
@@ -56,9 +57,11 @@ from hogstream.scheduler.lanes.rings import (
     PARTS,
     RACES,
     READ_VERSION,
+    SLEEP,
     SOURCE,
     STALENESS,
     STALENESS_AWARE,
+    START,
     STARTED,
     STOP,
     TAKEN,
@@ -66,7 +69,6 @@ from hogstream.scheduler.lanes.rings import (
     TICKET,
     TIME,
     UPDATE,
-    WAITS,
     WOKEN,
     WORD,
     land,
@@ -142,15 +144,11 @@ def run(thread: int, settings: int) -> None:
 
 
 @njit
-def serve(thread: int, settings: int) -> bool:
+def serve(thread: int, settings: int) -> Any:
     """Lands what has landed on the lanes, and starts a row of each; whether there was anything."""
     count = atomic_load(thread + WORD * LANE_COUNT)
-    did = False
-    if atomic_load(settings + WORD * DRIVER):
-        for index in range(count):
-            while cuda_loop.has_landed(lane_of(thread, index), settings):
-                finish_launch(lane_of(thread, index), settings)
-                did = True
+    device = atomic_load(settings + WORD * DEVICE)
+    did = device != 0 and call(atomic_load(device + WORD * LAND), (thread, settings)) != 0
     first = atomic_load(thread + WORD * FIRST_LANE)
     for index in range(count):
         lane = lane_of(thread, (first + index) % count)
@@ -179,18 +177,20 @@ def has_rows(thread: int) -> bool:
 
 
 @njit
-def may_start(lane: int, thread: int, settings: int) -> bool:
+def may_start(lane: int, thread: int, settings: int) -> Any:
     """Whether a lane has a row to start, whose turn it is."""
     taken = atomic_load(lane + WORD * TAKEN)
     if atomic_load(lane + WORD * LAUNCHED) == taken:
         return False
-    row = row_of(lane, taken)
-    if atomic_load(settings + WORD * DRIVER):
-        batch = cuda_loop.batch_of(lane)
-        if batch != 0 and cuda_loop.is_launched(batch):
-            return True
-        if atomic_load(thread + WORD * HELD) or atomic_load(lane + WORD * WAITS):
-            return False
+    device = atomic_load(settings + WORD * DEVICE)
+    if device != 0:
+        return call(atomic_load(device + WORD * MAY_START), (lane, thread, settings)) != 0
+    return is_turn(row_of(lane, taken), settings)
+
+
+@njit
+def is_turn(row: int, settings: int) -> bool:
+    """Whether all rows with an earlier ticket have landed, or on a GPU have been launched."""
     if atomic_load(settings + WORD * OWNERS) == 0 or atomic_load(settings + WORD * STOP):
         return True
     return bool(atomic_load(settings + WORD * NEXT) == atomic_load(row + WORD * TICKET))
@@ -199,11 +199,12 @@ def may_start(lane: int, thread: int, settings: int) -> bool:
 @njit
 def start(lane: int, thread: int, settings: int) -> None:
     """Takes a lane's next row from the ring: applies it, or launches it on a GPU."""
+    device = atomic_load(settings + WORD * DEVICE)
+    if device != 0:
+        call(atomic_load(device + WORD * START), (lane, thread, settings))
+        return
     taken = atomic_load(lane + WORD * TAKEN)
     row = row_of(lane, taken)
-    if atomic_load(settings + WORD * DRIVER):
-        start_launch(lane, row, thread, settings)
-        return
     error = lock(thread, settings)
     atomic_store(row + WORD * STARTED, now(thread))
     if error != 0:
@@ -218,42 +219,6 @@ def start(lane: int, thread: int, settings: int) -> None:
     atomic_store(row + WORD * LANDED_NS, now(thread))
     atomic_store(lane + WORD * LANDED, taken + 1)
     pass_turn(row, thread, settings)
-    wake_loop(lane, settings)
-
-
-@njit
-def start_launch(lane: int, row: int, thread: int, settings: int) -> None:
-    """Launches a row, or the batch that it is of once that is complete, and holds the lock for it.
-
-    Members of a batch that was launched are only taken from the ring.
-    """
-    batch = cuda_loop.batch_of(lane)
-    if batch != 0 and cuda_loop.is_launched(batch):
-        cuda_loop.take_member(lane, row, batch)
-        return
-    if batch != 0 and not cuda_loop.completes(lane, batch):
-        return
-    error = -lock(thread, settings)
-    if error == 0 and atomic_load(settings + WORD * LOCK):
-        atomic_store(thread + WORD * HELD, cuda_loop.rows_of(batch))
-    if batch != 0:
-        cuda_loop.launch_batch(lane, batch, error, thread, settings)
-    else:
-        cuda_loop.launch_row(lane, row, error, thread, settings)
-    pass_turn(row, thread, settings)
-
-
-@njit
-def finish_launch(lane: int, settings: int) -> None:
-    """Takes down that a row has landed on a GPU, or has failed, and lets go of its lock."""
-    thread = atomic_load(lane + WORD * LANE_THREAD)
-    cuda_loop.land_row(lane, settings)
-    held = atomic_load(thread + WORD * HELD)
-    if held > 0:
-        atomic_store(thread + WORD * HELD, held - 1)
-        if held == 1:
-            unlock(settings)
-    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)
     wake_loop(lane, settings)
 
 
@@ -340,10 +305,10 @@ def sleep(thread: int, settings: int) -> None:
     # Whoever launches, stops or has had the turn before from here on sees that it sleeps, and sends
     # the event.
     if not has_work(thread, settings):
-        if atomic_load(settings + WORD * DRIVER) and cuda_loop.waits_for_device(thread, settings):
-            cuda_loop.sleep_for_a_while(thread)
-            if atomic_exchange(thread + WORD * ASLEEP, 0):
-                return  # nobody has sent it
+        device = atomic_load(settings + WORD * DEVICE)
+        for_a_while = device != 0 and call(atomic_load(device + WORD * SLEEP), (thread, settings))
+        if for_a_while and atomic_exchange(thread + WORD * ASLEEP, 0):
+            return  # nobody has sent it
     elif atomic_exchange(thread + WORD * ASLEEP, 0):
         return
     _read(atomic_load(thread + WORD * THREAD_EVENT), thread + WORD * TIME, WORD)
@@ -351,8 +316,8 @@ def sleep(thread: int, settings: int) -> None:
 
 @njit
 def has_work(thread: int, settings: int) -> bool:
-    """Whether a thread has a row to start, or is told to stop."""
-    if atomic_load(settings + WORD * STOP):
+    """Whether a thread has a row to start, or is told to stop and has none that has not landed."""
+    if atomic_load(settings + WORD * STOP) and not has_rows(thread):
         return True
     for index in range(atomic_load(thread + WORD * LANE_COUNT)):
         if may_start(lane_of(thread, index), thread, settings):

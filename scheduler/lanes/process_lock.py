@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
-import time
-from functools import cache
 
 import torch
 
+from hogstream.scheduler.lanes.mutex import call, timed_lock
 from hogstream.scheduler.memory import allocate_zeros
 
 # At least sizeof(pthread_mutex_t) and pthread_mutexattr_t of any 64-bit Linux.
@@ -38,17 +35,13 @@ class ProcessLock:
             OSError: If the system has no such mutexes, as macOS.
             RuntimeError: If there is no room in shared memory.
         """
-        libc = _libc()
         device = torch.device("cpu")
         self._memory = allocate_zeros("lock", (2 * _BYTES,), torch.uint8, device).share_memory_()
         attributes = self.address + _BYTES
-        for made in (
-            libc.pthread_mutexattr_init(attributes),
-            libc.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED),
-            libc.pthread_mutexattr_setrobust(attributes, _ROBUST),
-            libc.pthread_mutex_init(self.address, attributes),
-        ):
-            _check(made)
+        call("pthread_mutexattr_init", attributes)
+        call("pthread_mutexattr_setpshared", attributes, _PROCESS_SHARED)
+        call("pthread_mutexattr_setrobust", attributes, _ROBUST)
+        call("pthread_mutex_init", self.address, attributes)
 
     @property
     def address(self) -> int:
@@ -69,46 +62,12 @@ class ProcessLock:
         Returns:
             Whether it is held now.
         """
-        until = time.time() + timeout
-        deadline = _Timespec(int(until), int(until % 1 * 1e9))
-        result = _libc().pthread_mutex_timedlock(self.address, ctypes.byref(deadline))
+        result = timed_lock(self.address, timeout)
         if result == errno.EOWNERDEAD:
             self._memory[LOCK_RECOVERIES:].view(torch.int64).add_(1)
-            result = _libc().pthread_mutex_consistent(self.address)
-        if result == errno.ETIMEDOUT:
-            return False
-        _check(result)
-        return True
+            call("pthread_mutex_consistent", self.address)
+        return result != errno.ETIMEDOUT
 
     def release(self) -> None:
         """Releases it."""
-        _check(_libc().pthread_mutex_unlock(self.address))
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None)
-    address, integer = ctypes.c_void_p, ctypes.c_int
-    for name, arguments in {
-        "pthread_mutexattr_init": [address],
-        "pthread_mutexattr_setpshared": [address, integer],
-        "pthread_mutexattr_setrobust": [address, integer],
-        "pthread_mutex_init": [address, address],
-        "pthread_mutex_timedlock": [address, address],
-        "pthread_mutex_consistent": [address],
-        "pthread_mutex_unlock": [address],
-    }.items():
-        try:
-            getattr(libc, name).argtypes = arguments
-        except AttributeError:
-            raise OSError(errno.ENOSYS, f"process lock: this system has no {name}") from None
-    return libc
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        raise OSError(result, f"process lock: {os.strerror(result)}")
+        call("pthread_mutex_unlock", self.address)

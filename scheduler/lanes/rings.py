@@ -57,16 +57,25 @@ ROW = 16
 #: All lanes of a scheduler: what they update and how; then words that they write.
 FLAT, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)
 FINITE, STALENESS_AWARE, LOCK, LOOP_EVENT = range(8, 12)
-#: On a GPU, the driver's functions and the context; else 0.
-DRIVER, CONTEXT = 12, 15
+#: On a GPU, what the loop calls there, by ``DEVICE_FUNCTIONS``; else 0.
+DEVICE = 12
 #: Under an order, where it is noted which thread has which ticket: a word for each, by the ticket's
 #: remainder, as many as a power of two, of which this is one less; 0 if there is no order.
 OWNERS, OWNERS_MASK = 13, 14
 NEXT, WOKEN, STOP = 16, 24, 32
 #: On a GPU, the lane on which the last in order was launched, the error that the device failed
-#: with, and space for a context.
-LAST, FAILED, POPPED = 40, 41, 42
-SETTINGS = 48
+#: with, the driver's functions, and the context; and space for a context and for whether a stream
+#: is captured, for the thread that submits.
+LAST, FAILED, DRIVER, CONTEXT = range(40, 44)
+POPPED, CAPTURING = 48, 49
+SETTINGS = 56
+
+#: What the loop of lanes calls on a GPU: a function that lands what has landed, of a thread and the
+#: settings, and says whether anything has; one that says whether a lane may start its next row, and
+#: one that starts it, of the lane and those; and one that sleeps for a while if rows are in flight,
+#: and says whether it has.
+LAND, MAY_START, START, SLEEP = range(4)
+DEVICE_FUNCTIONS = 4
 
 #: Outcomes; below 0, minus the number of an error of the lock, or of the driver beyond it.
 DONE, NONFINITE = 0, 1

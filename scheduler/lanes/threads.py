@@ -40,7 +40,8 @@ class ThreadLane(CpuLane):
         self._index = index
         self._lanes = lanes
         self._queue = Queue()
-        self._enqueued: list[Work] = []
+        self._enqueued: deque[Work] = deque()
+        self._taken: list[_Launched] = []
         self._launched: SimpleQueue[list[_Launched] | None] = SimpleQueue()
         self._landed: deque[Work] = deque()
         self._thread = threading.Thread(
@@ -50,8 +51,8 @@ class ThreadLane(CpuLane):
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it."""
-        self.enqueue(work)
-        self.flush()
+        self._queue.enqueued += 1
+        self._launched.put([self._lanes.take_turn(work)])
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
@@ -60,9 +61,18 @@ class ThreadLane(CpuLane):
 
     def flush(self) -> None:
         """Launches what was enqueued."""
+        self._lanes.flush([self._index] * len(self._enqueued))
+
+    def take_next(self) -> None:
+        """Gives what was enqueued first its turn; ``publish`` launches it."""
         if self._enqueued:
-            self._launched.put([self._lanes.take_turn(work) for work in self._enqueued])
-            self._enqueued = []
+            self._taken.append(self._lanes.take_turn(self._enqueued.popleft()))
+
+    def publish(self) -> None:
+        """Launches what was given its turn."""
+        if self._taken:
+            self._launched.put(self._taken)
+            self._taken = []
 
     def deliver(self) -> None:
         """Delivers what has landed."""
@@ -115,9 +125,11 @@ class ThreadLanes:
         return _Launched(work, after, landed)
 
     def flush(self, lanes: Sequence[int]) -> None:
-        """Launches what was enqueued on some lanes."""
+        """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
-            self.lanes[index].flush()
+            self.lanes[index].take_next()
+        for index in dict.fromkeys(lanes):
+            self.lanes[index].publish()
 
     def apply(self, work: Work) -> None:
         """Applies an update, or takes a snapshot; whatever goes wrong is its error."""

@@ -34,7 +34,7 @@ from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
 from hogstream.scheduler.settings import SchedulerSettings
 
-POLICIES = ("lock-free", "locked")
+POLICIES = ("lock-free", "locked", "awaited")
 
 MakeWorker = Callable[[SharedParameters, int], Worker]
 
@@ -57,7 +57,7 @@ class ProcessScheduler:
 
     While the scope is open, no other ``ProcessScheduler`` can be over the same parameters. A
     ``StreamScheduler`` of this process can: its updates count in ``shared.version``, but not in the
-    report, and it has no part in the lock of ``policy="locked"``.
+    report, and it has no part in the lock of ``policy="locked"`` or ``"awaited"``.
 
     Attributes:
         shared: What the workers update.
@@ -79,9 +79,9 @@ class ProcessScheduler:
             shared: What the workers update.
             settings: How the scheduler of each process runs; None for the defaults, and one worker.
                 Workers are numbered through: the first of process 2 is worker ``2 * workers``.
-                The policy is ``"lock-free"``, or ``"locked"``: one lock for all processes, which
-                the death of its holder releases. With ``on_error="restart"``, a new process makes
-                what was left of the share of one that died.
+                The policy is ``"lock-free"``, or ``"locked"`` or ``"awaited"``: with one lock for
+                all processes, which the death of its holder releases. With ``on_error="restart"``,
+                a new process makes what was left of the share of one that died.
             processes: How many, at least 1.
             values: By name, in the place of those in ``settings``: settings and hyperparameters.
 
@@ -115,7 +115,7 @@ class ProcessScheduler:
             RuntimeError: If a scheduler is open over the parameters, shared memory has no room for
                 them, or other processes cannot import ``__main__``; nothing has changed then.
             MemoryError: If what the settings ask for does not fit; nothing has changed then.
-            OSError: If there is no more room for a process, or no lock for ``policy="locked"``.
+            OSError: If there is no more room for a process, or no lock for processes.
             Exception: Whatever kept the scheduler of a process from opening.
         """
         if self._open:
@@ -216,7 +216,7 @@ class ProcessScheduler:
     def _share(self) -> None:
         """Moves all that the processes share to where they can reach it."""
         shared, settings = self.shared, self.settings
-        self._lock = ProcessLock() if settings.policy == "locked" else None
+        self._lock = ProcessLock() if settings.policy != "lock-free" else None
         with shared.undone_on_error():
             if settings.telemetry:
                 shared.count_races_with(self._backend)

@@ -11,6 +11,7 @@ text               around                                                       
 ``submit``         the worker's ``submit``                                       policy    lane
 ``wait REASON``    a wait for ``lock``, ``bound``, ``landing`` or ``snapshot``   policy    lane
 ``update``         an update that is enqueued on its lane, on the host           policy    lane
+``updates``        several of one ``submit`` that are enqueued together          policy    lane
 ``snapshot``       the same of a copy of the parameters                          policy    lane
 =================  ============================================================  ========  =======
 

@@ -9,7 +9,7 @@ from hogstream.cli.tables import console_table
 from hogstream.profiling.report import rows
 from hogstream.profiling.results.gains import BASELINES
 from hogstream.profiling.results.schema import Bench
-from report_testing import committed
+from report_testing import committed, with_today
 
 TERMINAL = 84
 
@@ -28,7 +28,7 @@ def test_tables_of_a_bench_fit_a_terminal_on_a_slow_machine_as_on_a_fast_one(
         for name in BASELINES:
             if name in run.gains:
                 run.gains[name].median = 123.45
-    for table in rows.results(bench):
+    for table in rows.results(with_today(bench)):
         print_table(console_table(table))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= TERMINAL

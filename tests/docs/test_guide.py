@@ -18,7 +18,7 @@ from process_testing import run_python
 # README's Python is run by test_readme.py, what examples.md includes by test_examples.py.
 PYTHON_PAGES = (
     *("docs/guide/asynchronous.md", "docs/guide/decide.md", "docs/guide/pytorch.md"),
-    *("docs/guide/tune.md", "docs/scheduler.md"),
+    *("docs/guide/tune.md", "docs/lanes.md", "docs/scheduler.md"),
 )
 SHELL_PAGES = (
     *(README, "docs/examples.md", "docs/guide/decide.md", "docs/guide/tune.md"),

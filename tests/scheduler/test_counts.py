@@ -57,7 +57,8 @@ async def calls_for_each_update(
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "compiled lanes": ({"backend": "numba"}, 30),
     "lanes in Python": ({"backend": "numpy"}, 30),
-    "locked": ({"policy": "locked"}, 40),
+    "locked": ({"policy": "locked"}, 30),
+    "awaited": ({"policy": "awaited"}, 40),
     "ordered": ({"policy": "ordered"}, 32),
     "bounded": ({"policy": "bounded:2"}, 47),
     "snapshot": ({"read": "snapshot"}, 54),
@@ -84,10 +85,9 @@ async def test_a_batch_is_launched_at_once() -> None:
     async with scheduler:
         with counted_calls() as counts:
             await scheduler.run(submit_ones(shared), updates=UPDATES)
-    assert counts["scheduler.lanes.native.enqueue"] == UPDATES
-    assert (
-        counts["scheduler.lanes.native.flush"] == 2 * UPDATES // 16
-    )  # of the lane, and of all lanes
+    assert counts["scheduler.lanes.compiled.enqueue"] == UPDATES
+    for once in ("flush", "publish"):
+        assert counts[f"scheduler.lanes.native.{once}"] == UPDATES // 16
 
 
 @pytest.mark.parametrize(("depth", "landings"), [(1, 1), (2, 1), (8, 4), (9, 5)])
@@ -224,45 +224,6 @@ async def test_many_requests_cost_one_call_on_the_loop() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
         assert len(calls) == turn
-
-
-class Seen:
-    """Something to watch, which takes down how often it is looked at."""
-
-    def __init__(self, *queues: int) -> None:
-        self.queues = queues
-        self.done = False
-        self.looks = 0
-        self.delivered = asyncio.Event()
-
-    def query(self) -> bool:
-        self.looks += 1
-        return self.done
-
-    def land(self, error: BaseException | None) -> None:
-        assert error is None
-
-    def deliver(self) -> None:
-        self.delivered.set()
-
-
-async def test_a_device_is_asked_about_the_first_of_each_queue_only() -> None:
-    watcher = EventWatcher()
-    try:
-        first, *others = queue = [Seen(0) for _ in range(100)]
-        for each in others:
-            each.done = True
-        beside = Seen(1)
-        beside.done = True
-        for each in [*queue, beside]:
-            watcher.watch(each)
-        await asyncio.wait_for(beside.delivered.wait(), LIMIT_SECONDS)
-        assert [each.looks for each in others] == [0] * 99
-        first.done = True
-        await asyncio.wait_for(others[-1].delivered.wait(), LIMIT_SECONDS)
-        assert [each.looks for each in others] == [1] * 99
-    finally:
-        watcher.close()
 
 
 @pytest.mark.parametrize("depth", [1, 64])

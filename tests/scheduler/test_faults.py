@@ -27,7 +27,7 @@ from scheduler_testing import COUNTING, POLICIES, python_lanes, small
 ONES = torch.ones(64)
 
 
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:8"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited", "bounded:8"])
 async def test_others_go_on_without_the_worker_that_failed(policy: str, backend: str) -> None:
     """And do the updates that it leaves; they wait for its failure first, or could do them all."""
     shared = small()
@@ -99,7 +99,7 @@ async def test_worker_that_always_fails_is_given_up() -> None:
     assert report.updates_by_worker == [10, 0]
 
 
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "bounded:1"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "awaited", "bounded:1"])
 async def test_worker_that_hangs_misses_its_deadline(policy: str) -> None:
     async def worker(context: WorkerContext) -> None:
         if context.index == 1:  # in its first iteration, which it is sure to get
@@ -115,8 +115,9 @@ async def test_worker_that_hangs_misses_its_deadline(policy: str) -> None:
     assert str(report.failures[1]) == "iteration 0 took longer than deadline=0.2 s"
 
 
-async def test_waiting_for_others_is_not_hanging() -> None:
-    """Worker 1 waits for the lock much longer than the deadline."""
+@pytest.mark.parametrize("policy", ["locked", "awaited"])
+async def test_waiting_for_others_is_not_hanging(policy: str) -> None:
+    """Worker 1 waits for the lock much longer: its lane does, or the event loop."""
     shared = small()
     release = threading.Event()
     waited = asyncio.Event()
@@ -135,7 +136,7 @@ async def test_waiting_for_others_is_not_hanging() -> None:
         release.wait(timeout=60)
         update(*operands)
 
-    async with python_lanes(shared, hold, workers=2, policy="locked", deadline=0.03) as scheduler:
+    async with python_lanes(shared, hold, workers=2, policy=policy, deadline=0.03) as scheduler:
         letting_go = asyncio.create_task(let_go())
         report = await scheduler.run(worker, updates=2)
         await letting_go
@@ -288,7 +289,7 @@ async def test_run_goes_on_from_the_iterations_of_another() -> None:
         seen.append((context.index, context.iteration))
         await context.submit(ONES)
 
-    async with StreamScheduler(small(), workers=2, policy="locked") as scheduler:
+    async with StreamScheduler(small(), workers=2, policy="awaited") as scheduler:
         await scheduler.run(worker, updates=4, iterations=[3, 2])
         with pytest.raises(ValueError, match="iterations must be 2, one of each worker, got 1"):
             await scheduler.run(worker, updates=4, iterations=[3])
@@ -354,7 +355,7 @@ async def test_submission_left_behind_by_a_failing_iteration_locks_nobody_out(
         assert scheduler.report is not None
         landed = scheduler.report.updates
         assert landed <= 30
-    assert policy not in ("locked", "ordered") or shared.flat.eq(-shared.version).all()
+    assert policy not in ("locked", "ordered", "awaited") or shared.flat.eq(-shared.version).all()
 
 
 async def test_submission_may_be_awaited_in_the_next_iteration(backend: str) -> None:

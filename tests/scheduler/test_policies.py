@@ -124,7 +124,10 @@ async def test_lock_is_given_to_who_waits_longest() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "kind"),
-    [("lock-free", None), ("ordered", None), ("locked", LockGate), ("bounded:3", BoundGate)],
+    [
+        *(("lock-free", None), ("locked", None), ("ordered", None)),
+        *(("awaited", LockGate), ("bounded:3", BoundGate)),
+    ],
 )
 def test_each_policy_has_its_gate(policy: str, kind: type | None) -> None:
     gate = make_gate(select_policy(policy), Versions())

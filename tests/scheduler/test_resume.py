@@ -62,8 +62,9 @@ async def cancelled(
         ({"workers": 1, "policy": "bounded:0", "staleness_aware": True}, True),
         ({"workers": 1, "state": "per-worker", "telemetry": True}, True),
         ({"workers": 1, "policy": "locked"}, True),
-        ({"workers": 3, "policy": "locked"}, False),
-        ({"workers": 3, "policy": "locked", "state": "per-worker", "telemetry": True}, False),
+        ({"workers": 1, "policy": "awaited"}, True),
+        ({"workers": 3, "policy": "awaited"}, False),
+        ({"workers": 3, "policy": "awaited", "state": "per-worker", "telemetry": True}, False),
     ],
     ids=str,
 )

@@ -66,7 +66,7 @@ async def test_one_worker_makes_the_updates_of_a_plain_loop(policy: str, backend
     assert dict(report.staleness) == {0: 10}
 
 
-@pytest.mark.parametrize("policy", ["locked", "ordered", "bounded:0"])
+@pytest.mark.parametrize("policy", ["locked", "ordered", "awaited", "bounded:0"])
 async def test_without_races_no_update_is_lost(
     backend: str, policy: str, counters: SharedParameters
 ) -> None:
@@ -265,7 +265,7 @@ async def test_cancelled_run_drains_and_leaves_whole_parameters(
         landed = counters.version
     assert counters.version == landed
     lost = landed + counters.flat  # each update takes 1 from each element
-    if policy in ("locked", "ordered"):
+    if policy in ("locked", "ordered", "awaited"):
         assert lost.eq(0).all()
     else:  # updates may overwrite each other, but none is there that was not counted
         assert lost.ge(0).all()
@@ -362,7 +362,7 @@ async def test_update_given_up_before_its_launch_is_not_counted() -> None:
         release.wait(timeout=60)
         update(*operands)
 
-    async with python_lanes(shared, hold, workers=2, policy="locked") as scheduler:
+    async with python_lanes(shared, hold, workers=2, policy="awaited") as scheduler:
         unblocking = asyncio.create_task(unblock())
         with pytest.raises(WorkerError, match=r"worker 1 .*without submitting a gradient"):
             await scheduler.run(worker, updates=2)
@@ -452,7 +452,7 @@ async def test_gradient_is_kept_until_it_has_landed(backend: str) -> None:
         (
             {"policy": "free"},
             ValueError,
-            "policy must be one of lock-free, locked, ordered, or bounded:K .* >= 0, got 'free'",
+            "policy must be one of lock-free, locked, ordered, awaited, or bounded:K .* got 'free'",
         ),
         ({"backend": "fortran"}, ValueError, "backend must be one of .*numpy.*, got 'fortran'"),
         ({"lr": -1}, ValueError, "lr must be a finite number >= 0, got -1"),
@@ -578,7 +578,7 @@ async def test_worker_that_submits_twice_is_an_error(backend: str) -> None:
         await context.submit(torch.ones(64))
 
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
-        with pytest.raises(WorkerError, match="one gradient an iteration, got a second"):
+        with pytest.raises(WorkerError, match="submit once an iteration, got a second call"):
             await scheduler.run(worker, updates=2)
 
 

@@ -29,7 +29,7 @@ from scheduler_testing import small
         ({"read": "copy"}, "read", "must be one of live, snapshot, got 'copy'"),
         ({"deadline": 0.0}, "deadline", "must be a finite number > 0, got 0.0"),
         ({"batch": 2}, "batch", "must be an integer <= 1, as many updates as may be in flight"),
-        ({"batch": 2, "depth": 2, "policy": "locked"}, "batch", "must be 1 with policy 'locked'"),
+        ({"batch": 2, "depth": 2, "policy": "awaited"}, "batch", "must be 1 with policy 'awaited'"),
     ],
 )
 def test_error_says_which_setting_it_is(values: dict[str, Any], name: str, reason: str) -> None:
@@ -82,7 +82,8 @@ def test_what_is_no_setting_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "batch"), [("lock-free", 4), ("ordered", 4), ("locked", 1), ("bounded:2", 1)]
+    ("policy", "batch"),
+    [("lock-free", 4), ("locked", 4), ("ordered", 4), ("awaited", 1), ("bounded:2", 1)],
 )
 def test_policy_that_waits_for_each_update_is_compared_without_batches(
     policy: str, batch: int

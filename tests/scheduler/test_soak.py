@@ -64,7 +64,7 @@ async def test_million_updates_leave_memory_level_and_nothing_open() -> None:
     assert what_is_open() == before
 
 
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:3"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited", "bounded:3"])
 async def test_chance_may_cancel_and_break_what_it_likes(policy: str, backend: str) -> None:
     """Every update that is counted is there, every run ends, and nothing is left."""
     before = what_is_open()

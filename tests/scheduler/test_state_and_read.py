@@ -21,7 +21,7 @@ from hogstream.scheduler import (
 )
 from scheduler_testing import python_lanes
 
-POLICIES = ["lock-free", "locked", "ordered", "bounded:8"]
+POLICIES = ["lock-free", "locked", "ordered", "awaited", "bounded:8"]
 N = 1001
 
 
@@ -30,7 +30,7 @@ def gradients_of(workers: int) -> list[torch.Tensor]:
     return [torch.randn(N, generator=generator) for _ in range(workers)]
 
 
-@pytest.mark.parametrize("policy", ["locked", "ordered"])
+@pytest.mark.parametrize("policy", ["awaited", "ordered"])  # which apply them in that order
 async def test_each_worker_has_its_own_ms(policy: str, backend: str) -> None:
     shared = SharedParameters({"p": torch.ones(N)})
     gradients = gradients_of(3)
@@ -93,7 +93,7 @@ async def test_snapshot_does_not_change_while_others_land(
     ) as scheduler:  # fmt: skip
         report = await scheduler.run(worker, updates=30)
     assert report.updates == 30
-    if policy in ("locked", "ordered"):
+    if policy in ("locked", "ordered", "awaited"):
         assert mixed == 0  # a snapshot is of one version
         assert shared.flat.eq(-30).all()
 
@@ -189,7 +189,7 @@ async def test_snapshot_waits_for_the_lock() -> None:
         await context.submit(torch.ones(N))
 
     async with python_lanes(
-        shared, hold, workers=2, policy="locked", read="snapshot", on_error="restart"
+        shared, hold, workers=2, policy="awaited", read="snapshot", on_error="restart"
     ) as scheduler:
         run = asyncio.create_task(scheduler.run(worker, updates=2))
         await failed.wait()
@@ -312,7 +312,7 @@ async def test_event_does_not_wait_for_a_batch_to_fill(backend: str) -> None:
     [
         ({"batch": 3, "depth": 2}, r"batch must be an integer <= 2, as many .* got 3"),
         ({"batch": 9, "depth": 2, "batch_of": "lanes"}, r"batch must be an integer <= 8, .* got 9"),
-        ({"batch": 2, "depth": 2, "policy": "locked"}, "batch must be 1 with policy 'locked'"),
+        ({"batch": 2, "depth": 2, "policy": "awaited"}, "batch must be 1 with policy 'awaited'"),
         (
             {"batch": 2, "depth": 2, "policy": "bounded:3"},
             "batch must be 1 with policy 'bounded:3'",

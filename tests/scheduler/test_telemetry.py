@@ -15,7 +15,7 @@ def ones(workers: int) -> SimulatedWorker:
     return SimulatedWorker([torch.ones(N)] * workers, workers=workers)
 
 
-@pytest.mark.parametrize("policy", ["locked", "ordered", "bounded:0"])
+@pytest.mark.parametrize("policy", ["locked", "ordered", "awaited", "bounded:0"])
 async def test_nothing_is_lost_where_nothing_races(policy: str) -> None:
     shared = SharedParameters({"p": torch.zeros(N)})
     async with StreamScheduler(

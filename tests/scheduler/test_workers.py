@@ -101,7 +101,7 @@ async def test_gradient_in_flight_is_not_made_anew() -> None:
     assert shared.flat.tolist() == pytest.approx([-(1.0 + 2.0)])
 
 
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered"])
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "awaited"])
 async def test_many_model_workers_learn(policy: str) -> None:
     model = make_model()
     shared = SharedParameters.from_module(model)

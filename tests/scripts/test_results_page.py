@@ -40,7 +40,9 @@ def test_sweep_is_told_as_gains(tmp_path: Path) -> None:
     assert f"`{sweep.command}` ([JSON](results/some-sweep.json)):" in page
     for sentence in sentences.gains(sweep):
         assert f"- {sentence}\n" in page
-    assert "Lock-free over locked:\n\n| elements | 1 worker | 2 workers |" in page
+    assert (
+        "over the stronger of locked and ordered:\n\n| elements | 2 workers | 4 workers |" in page
+    )
     assert "Lock-free against" not in page  # too many, in a sweep
 
 

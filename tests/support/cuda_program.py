@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,7 @@ from typing import Any
 
 import torch
 
-from cuda_testing import Driver, TestDevice, parameters
-
-_MASK = (1 << 64) - 1
+from cuda_testing import NOT_READY, Driver, TestDevice, parameters
 
 
 class Program:
@@ -53,9 +52,7 @@ class Program:
 
     def make(self, function: str, *arguments: Any) -> int:
         """What a function makes, which it gives by its first argument."""
-        made = ctypes.c_uint64()
-        self(function, ctypes.byref(made), *arguments)
-        return made.value
+        return self.device.make(function, *arguments)
 
     @contextmanager
     def without_context(self) -> Iterator[None]:
@@ -79,6 +76,14 @@ class Program:
     def query(self, stream: int) -> int:
         """What asking for a stream returns."""
         return self.driver.call("cuStreamQuery", stream)
+
+    def waits(self, stream: int) -> bool:
+        """Whether a stream has more to do, however often one asks."""
+        for _ in range(1000):
+            os.sched_yield()
+            if self.query(stream) != NOT_READY:
+                return False
+        return True
 
     def synchronize(self, stream: int) -> None:
         """Waits for a stream."""

@@ -142,6 +142,7 @@ def _declare_harness(loaded: ctypes.CDLL) -> None:
         ("fail", [ctypes.c_int, ctypes.c_uint64, ctypes.c_int], None),
         ("lose", [], None),
         ("hold", [ctypes.c_uint64, ctypes.c_int], ctypes.c_int),
+        ("capture", [ctypes.c_uint64, ctypes.c_int], ctypes.c_int),
         ("wait_idle", [ctypes.c_uint64], ctypes.c_int),
         ("count", [ctypes.c_int], ctypes.c_uint64),
         ("entries", [], ctypes.c_uint64),
@@ -319,8 +320,16 @@ class Driver:
         """
         self._known(self.library.test_hold(stream, False), stream)
 
+    def capture(self, stream: int, captured: bool) -> None:
+        """Says whether a stream is captured: no event may be recorded on it then.
+
+        Raises:
+            ValueError: If the stream is unknown.
+        """
+        self._known(self.library.test_capture(stream, captured), stream)
+
     def wait_idle(self, stream: int) -> None:
-        """Waits until a stream has done all it was given, or the device is lost.
+        """Waits until a stream, which is not held, has done all, or the device is lost.
 
         To the checks, the host learns nothing by it: a program under test has to find out itself.
 
@@ -380,10 +389,7 @@ class TestDevice:
         self._current = threading.local()
         self._fills: dict[torch.dtype, int] = {}
         self.call("cuInit", 0)
-        context = ctypes.c_void_p()
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-        assert context.value is not None
-        self.context = context.value
+        self.context = self.make("cuDevicePrimaryCtxRetain", 0)
 
     def call(self, function: str, *arguments: Any) -> None:
         """Calls a function of the driver's.
@@ -394,6 +400,16 @@ class TestDevice:
         result = self.driver.call(function, *arguments)
         if result != SUCCESS:
             raise RuntimeError(f"{function} failed with CUDA error {result}")
+
+    def make(self, function: str, *arguments: Any) -> int:
+        """What a function of the driver's makes, which it gives by its first argument.
+
+        Raises:
+            RuntimeError: If it fails.
+        """
+        made = ctypes.c_uint64()
+        self.call(function, ctypes.byref(made), *arguments)
+        return made.value
 
     def current_stream(self) -> int:
         """The stream that is current on the calling thread: unless computing, the default one."""
@@ -421,17 +437,12 @@ class TestDevice:
         try:
             yield
         finally:
-            self.driver.call(
-                "cuCtxPopCurrent_v2", None
-            )  # which fails if the device was lost meanwhile
+            self.driver.call("cuCtxPopCurrent_v2", None)  # fails if the device was lost meanwhile
 
     def make_stream(self, flags: int = 1) -> int:
         """A stream, non-blocking unless flags say otherwise, as a program of torch has some."""
-        stream = ctypes.c_void_p()
         with self.entered():
-            self.call("cuStreamCreateWithPriority", ctypes.byref(stream), flags, 0)
-        assert stream.value is not None
-        return stream.value
+            return self.make("cuStreamCreateWithPriority", flags, 0)
 
     def launch_fill(self, stream: int, tensor: torch.Tensor, value: float) -> None:
         """Enqueues a kernel on a stream that fills a tensor.
@@ -462,13 +473,9 @@ class TestDevice:
 
     def function(self, kernel_name: str, constants: Mapping[str, Any]) -> int:
         """The handle of a kernel, from an image of its own."""
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        image = self.compile(kernel_name, constants)
         with self.entered():
-            self.call("cuModuleLoadData", ctypes.byref(module), image)
-        self.call("cuModuleGetFunction", ctypes.byref(function), module, kernel_name.encode())
-        assert function.value is not None
-        return function.value
+            module = self.make("cuModuleLoadData", self.compile(kernel_name, constants))
+        return self.make("cuModuleGetFunction", module, kernel_name.encode())
 
     def _fill(self, dtype: torch.dtype) -> int:
         if dtype not in self._fills:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gpu_testing import faults, scheduler_on, test_gpu
+from gpu_testing import faults, gpu_of_tests, scheduler_on
 from hogstream.scheduler import ProcessScheduler, SharedParameters, StreamScheduler
 from process_workers import submit_ones, until_landed
 
@@ -66,7 +66,7 @@ async def main(kind: str, end: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "cuda":
-        with test_gpu() as gpu:
+        with gpu_of_tests() as gpu:
             asyncio.run(main(*sys.argv[1:]))
         assert not faults(gpu), faults(gpu)
     else:

@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from cuda_testing import Driver, TestDevice
 from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler import SharedParameters, StreamScheduler
-from hogstream.scheduler.lanes import factory
+from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Image
 from hogstream.scheduler.lanes.cuda_driver import CudaDriver
 
@@ -64,7 +65,7 @@ def _never(*operands: Any, **more: Any) -> None:
 
 
 @contextmanager
-def test_gpu(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
+def gpu_of_tests(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
     """A device of the driver of tests, on which lanes are opened for parameters in CPU memory.
 
     Args:
@@ -73,7 +74,7 @@ def test_gpu(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
     """
     with Driver(seed, **options) as driver, pytest.MonkeyPatch.context() as patch:
         gpu = TestGpu(driver)
-        patch.setattr(factory, "gpu_of", lambda device: gpu)
+        patch.setattr(cuda_device, "gpu_of", lambda device: gpu)
         yield gpu
 
 
@@ -96,3 +97,47 @@ def scheduler_on(shared: SharedParameters, **settings: Any) -> StreamScheduler:
     scheduler = StreamScheduler(shared, **settings)
     scheduler.backend = Backend("triton", _never, False, lambda dtype, device: BLOCK)
     return scheduler
+
+
+class Gpu:
+    """A device on which lanes are those of a GPU.
+
+    Attributes:
+        device: Where tensors are.
+        cuda: The device as lanes see it.
+        medium: Elements of which an update takes some microseconds.
+        large: Elements of which updates that may overlap will.
+    """
+
+    def __init__(self, tests: TestGpu | None) -> None:
+        """The driver of tests, or the first GPU if that is None."""
+        self._tests = tests
+        self.device = torch.device("cpu") if tests else torch.device("cuda", 0)
+        self.cuda = tests or cuda_device.cuda_device(0)
+        self.medium, self.large = (1000, 5000) if tests else (1 << 16, 1 << 22)
+
+    def zeros(self, elements: int) -> SharedParameters:
+        """Parameters there."""
+        return SharedParameters({"p": torch.zeros(elements, device=self.device)})
+
+    def scheduler(self, shared: SharedParameters, **settings: Any) -> StreamScheduler:
+        """A scheduler there; only a policy without a lock may have races."""
+        if self._tests is None:
+            return StreamScheduler(shared, **settings)
+        policy = settings.get("policy", "lock-free")
+        if policy == "lock-free" or policy.startswith("bounded"):
+            for tensor in (shared.flat, shared.ms):
+                self._tests.tests.allow_races(tensor.data_ptr(), tensor.nbytes)
+        return scheduler_on(shared, **settings)
+
+
+@contextmanager
+def open_gpu(kind: str) -> Iterator[Gpu]:
+    """A device: the ``"driver of tests"``, which must find nothing wrong, or a GPU."""
+    if kind == "cuda":
+        yield Gpu(None)
+        return
+    with gpu_of_tests() as tests:
+        yield Gpu(tests)
+    violations = tests.tests.violations()
+    assert violations == [], violations

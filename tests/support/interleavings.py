@@ -1,8 +1,9 @@
 """Every interleaving of the lanes' compiled loop with an event loop, step by step.
 
-The functions of ``native_loop.py`` are read as source and made into generators, which stop at each
-access to memory that others write, and at each system call. What is compiled has sequentially
-consistent access alone, so nothing else can happen there than some order of these steps.
+The functions of ``native_loop.py``, and of what it calls, are read as source and made into
+generators, which stop at each access to memory that others write, and at each system call. What is
+compiled has sequentially consistent access alone, so nothing else can happen there than some order
+of these steps.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from types import GeneratorType, SimpleNamespace
 from typing import Any, NamedTuple
 
-from hogstream.scheduler.lanes import native as native_lanes
-from hogstream.scheduler.lanes import native_loop as native
-from hogstream.scheduler.lanes.native import NativeLanes
+from hogstream.scheduler.lanes import compiled, native_loop, rings
+from hogstream.scheduler.lanes.compiled import RingLanes
 
-WORD = native.WORD
+WORD = rings.WORD
 EVENT_OF_LOOP = 1  # of lanes, those that follow
+
+_MODULES = rings, native_loop  # where the loop is
 
 Step = Generator["Request", Any, Any]
 
@@ -61,11 +63,10 @@ class Machine:
         self._program = program
         self._functions = functions
         self._rows = 1 << launches.bit_length()
-        self._lanes = [
-            native.SETTINGS + index * (native.ROWS + self._rows * native.ROW)
-            for index in range(program.lanes)
-        ]
-        self._owners = native.SETTINGS + program.lanes * (native.ROWS + self._rows * native.ROW)
+        size = rings.THREAD + rings.ROWS + self._rows * rings.ROW
+        self._threads_of_lanes = [rings.SETTINGS + size * lane for lane in range(program.lanes)]
+        self._lanes = [thread + rings.THREAD for thread in self._threads_of_lanes]
+        self._owners = rings.SETTINGS + size * program.lanes
         self._version = self._owners + self._rows
         self.memory = [0] * (self._version + 1)
         # As ``_deliver_landed`` knows them.
@@ -74,28 +75,34 @@ class Machine:
         self.lanes = [_Lane(self._functions["landed"], WORD * each) for each in self._lanes]
         self.events: Counter[int] = Counter()
         self._set_up()
-        lanes = [functions["run"](WORD * lane, 0) for lane in self._lanes]
+        lanes = [functions["run"](WORD * thread, 0) for thread in self._threads_of_lanes]
         self._threads = [_Thread(self, steps) for steps in (self._event_loop(), *lanes)]
 
     def _set_up(self) -> None:
         memory = self.memory
         settings = {
-            native.LOOP_EVENT: EVENT_OF_LOOP,
-            native.VERSIONS: WORD * self._version,
-            native.SLOTS: 1,
+            rings.LOOP_EVENT: EVENT_OF_LOOP,
+            rings.VERSIONS: WORD * self._version,
+            rings.SLOTS: 1,
         }
         if self._program.ordered:
-            settings |= {native.OWNERS: WORD * self._owners, native.OWNERS_MASK: self._rows - 1}
+            settings |= {rings.OWNERS: WORD * self._owners, rings.OWNERS_MASK: self._rows - 1}
         for word, value in settings.items():
             memory[word] = value
-        self.shared = {native.NEXT, native.WOKEN, native.STOP}
+        self.shared = {rings.NEXT, rings.WOKEN, rings.STOP}
         self.shared |= set(range(self._owners, self._version))
-        for index, lane in enumerate(self._lanes):
+        for index, (thread, lane) in enumerate(
+            zip(self._threads_of_lanes, self._lanes, strict=True)
+        ):
             event = EVENT_OF_LOOP + 1 + index
-            memory[lane + native.LANE_EVENT] = memory[lane + native.LANE_WAKER] = event
-            memory[lane + native.MASK] = self._rows - 1
-            memory[lane + native.LOW_WATER] = self._program.low_water
-            self.shared |= {lane + word for word in (native.LAUNCHED, native.LANDED, native.ASLEEP)}
+            memory[thread + rings.THREAD_EVENT] = memory[thread + rings.THREAD_WAKER] = event
+            memory[thread + rings.LANES] = WORD * (thread + rings.OWN_FACTORS)  # free here
+            memory[thread + rings.OWN_FACTORS] = WORD * lane
+            memory[thread + rings.LANE_COUNT] = 1
+            memory[lane + rings.LANE_THREAD] = WORD * thread
+            memory[lane + rings.MASK] = self._rows - 1
+            memory[lane + rings.LOW_WATER] = self._program.low_water
+            self.shared |= {thread + rings.ASLEEP, lane + rings.LAUNCHED, lane + rings.LANDED}
 
     def able(self) -> list[int]:
         """The threads that can go on."""
@@ -118,7 +125,7 @@ class Machine:
             tuple(thread.where() for thread in self._threads),
         )
 
-    # What the event loop's thread does, as native.py has it
+    # What the event loop's thread does, as compiled.py has it
 
     def _event_loop(self) -> Step:
         launched = [0] * len(self.lanes)
@@ -129,8 +136,8 @@ class Machine:
             yield from self._deliver(lane, until)
         for lane, until in enumerate(launched):
             yield from self._deliver(lane, until)
-        yield Request("store", (WORD * native.STOP, 1))
-        for address in self._lanes:
+        yield Request("store", (WORD * rings.STOP, 1))
+        for address in self._threads_of_lanes:
             yield from self._functions["wake"](WORD * address)
 
     def _deliver(self, lane: int, until: int) -> Step:
@@ -139,11 +146,12 @@ class Machine:
 
     def _launch(self, lane: int, launched: list[int]) -> Step:
         address, ticket = self._lanes[lane], sum(launched)
-        row = address + native.ROWS + native.ROW * launched[lane]
-        self.memory[row + native.UPDATE] = 1
-        self.memory[row + native.TICKET] = ticket
+        row = address + rings.ROWS + rings.ROW * launched[lane]
+        thread = self._threads_of_lanes[lane]
+        self.memory[row + rings.UPDATE] = 1
+        self.memory[row + rings.TICKET] = ticket
         if self._program.ordered:
-            yield Request("store", (WORD * (self._owners + ticket), WORD * address))
+            yield Request("store", (WORD * (self._owners + ticket), WORD * thread))
         launched[lane] += 1
         yield from self._functions["launch"](WORD * address, launched[lane])
 
@@ -271,8 +279,8 @@ def functions_of(*changes: tuple[str, str]) -> dict[str, Callable[..., Step]]:
     Args:
         changes: Made to the source: a text that is in it once, and what takes its place.
     """
-    deliver = textwrap.dedent(inspect.getsource(NativeLanes._deliver_landed))
-    source = f"{inspect.getsource(native)}\n\n{deliver}"
+    deliver = textwrap.dedent(inspect.getsource(RingLanes._deliver_landed))
+    source = "\n\n".join([*map(inspect.getsource, _MODULES), deliver])
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
@@ -282,8 +290,11 @@ def functions_of(*changes: tuple[str, str]) -> dict[str, Callable[..., Step]]:
         node.decorator_list.clear()
     tree = ast.Module(list(map(_AsGenerators(names).visit, functions)), [])
     # A lane that gives way to others does nothing that they see: here it sleeps at once.
-    space = {**vars(native_lanes), **vars(native), "Request": Request, "_YIELDS": 0}
-    exec(compile(ast.fix_missing_locations(tree), native.__file__, "exec"), space)
+    space: dict[str, Any] = {"Request": Request}
+    for module in (compiled, *_MODULES):
+        space |= vars(module)
+    space["_YIELDS"] = 0
+    exec(compile(ast.fix_missing_locations(tree), native_loop.__file__, "exec"), space)
     return {node.name: space[node.name] for node in functions}
 
 

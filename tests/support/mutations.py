@@ -84,7 +84,7 @@ MUTATIONS = {
     ),
     "lanes do not wait for what was there before": _changed(
         "cuda",
-        "            self._lanes[-1].follow_current()  # which",
+        "            self.lanes[-1].follow_current()  # which",
         "            # which",
     ),
     "a computation does not wait for its inputs": _changed(
@@ -215,15 +215,15 @@ MUTATIONS = {
         "LANDS_ON, lane)\n",
     ),
     "a row has landed before it is taken down": Mutation(
-        "native_loop",
+        "cuda_loop",
         (
             (
-                "    cuda_loop.land_row(lane, settings)\n",
+                "    land_row(lane, settings)\n",
                 "    landed = atomic_load(lane + WORD * LANDED)\n"
                 "    atomic_store(lane + WORD * LANDED, landed + 1)\n"
                 "    wake_loop(lane, settings)\n"
                 "    atomic_store(lane + WORD * LANDED, landed)\n"
-                "    cuda_loop.land_row(lane, settings)\n",
+                "    land_row(lane, settings)\n",
             ),
         ),
     ),
@@ -236,15 +236,15 @@ MUTATIONS = {
     ),
     # Locks
     "the lock is not held until the landing": _changed(
-        "native_loop",
-        "        atomic_store(thread + WORD * HELD, cuda_loop.rows_of(batch))\n",
+        "cuda_loop",
+        "        atomic_store(thread + WORD * HELD, rows_of(batch))\n",
         "        unlock(settings)\n",
     ),
     "the lock is not let go of": _changed(
-        "native_loop", "        if held == 1:\n            unlock(settings)\n"
+        "cuda_loop", "        if held == 1:\n            unlock(settings)\n"
     ),
     "rows are launched while others hold the lock": _changed(
-        "native_loop", "atomic_load(thread + WORD * HELD) or ", ""
+        "cuda_loop", "atomic_load(thread + WORD * HELD) or ", ""
     ),
     # Wake-ups
     "the thread is not woken for a row": _changed(
@@ -254,7 +254,7 @@ MUTATIONS = {
         "native_loop", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
     ),
     "the event loop is not woken": _changed(
-        "native_loop",
+        "cuda_loop",
         "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n"
         "    wake_loop(lane, settings)\n",
         "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n",
@@ -270,7 +270,7 @@ MUTATIONS = {
         "cuda_loop", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
     ),
     "nobody looks whether the device has failed": _changed(
-        "cuda_loop", "            if looks:\n", "            if looks and lane == 0:\n"
+        "cuda_loop", "                look_for_failure(lane, settings)\n", "                pass\n"
     ),
     "rows do not land when the device has failed": _changed(
         "cuda_loop",

@@ -50,6 +50,7 @@ async def run(worker: Worker, **settings: Any) -> list[int]:
 def main() -> None:
     """Runs each policy once, to different ends."""
     runs: dict[str, tuple[Worker, dict[str, Any]]] = {
+        "awaited": (submit, {}),
         "locked": (submit, {}),
         "ordered": (submit, {"read": "snapshot"}),
         "lock-free": (submit, {"depth": 2, "batch": 2}),

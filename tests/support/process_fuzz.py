@@ -101,7 +101,7 @@ def draw(seed: int) -> ProcessCase:
         processes=chance.randrange(1, 4),
         settings={
             "workers": chance.randrange(1, 3),
-            "policy": chance.choice(["lock-free", "locked"]),
+            "policy": chance.choice(["lock-free", "locked", "awaited"]),
             "depth": chance.choice([1, 4]),
             "backend": chance.choice(["numba", "numpy"]),
             "state": chance.choice(["shared", "per-worker"]),

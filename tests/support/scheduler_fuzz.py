@@ -152,12 +152,12 @@ def draw(seed: int) -> SchedulerCase:
 
 def _draw_settings(chance: Chance) -> dict[str, Any]:
     bound = chance.choice([0, 1, 2, 5])
-    policy = chance.choice(["lock-free", "locked", "ordered", f"bounded:{bound}"])
+    policy = chance.choice(["lock-free", "locked", "ordered", "awaited", f"bounded:{bound}"])
     workers, depth = chance.randrange(1, 7), chance.choice([1, 1, 2, 3, 8])
     backend = chance.choice(["numba", "numba", "numpy"])
     batch_of = chance.choice(["lane", "lanes"])
     most = depth * (workers if batch_of == "lanes" else 1)
-    batches = policy in ("lock-free", "ordered") and chance.some(0.5)
+    batches = policy in ("lock-free", "locked", "ordered") and chance.some(0.5)
     return {
         "backend": backend,
         "policy": policy,
@@ -385,7 +385,7 @@ class _Program:
         policy = self._case.settings["policy"]
         if policy.startswith("bounded:"):
             assert max(report.staleness, default=0) <= int(policy.removeprefix("bounded:"))
-        if policy in ("locked", "ordered"):
+        if policy in ("locked", "ordered", "awaited"):
             assert not report.lost_block_updates
 
     async def _check_refusals(self) -> None:
@@ -404,7 +404,7 @@ class _Program:
         case, settings = self._case, self._case.settings
         spoiled = case.habits.spoil and settings["on_nonfinite"] == "apply"
         changed = case.habits.assign and case.other_numbers
-        serial = settings["policy"] in ("locked", "ordered", "bounded:0")
+        serial = settings["policy"] in ("locked", "ordered", "awaited", "bounded:0")
         serial = serial and settings["state"] == "shared"
         if spoiled:
             return

@@ -11,7 +11,7 @@ import torch
 
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
 
-POLICIES = ["lock-free", "locked", "ordered", "bounded:2"]
+POLICIES = ["lock-free", "locked", "ordered", "awaited", "bounded:2"]
 
 #: With these, and gradients of 1, an update subtracts exactly 1 from each parameter:
 #: ms = 0*ms + (1*1)*1 = 1, and p -= (1*1)/sqrt(1 + 0). Two that overlap lose one of theirs.

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from fuzzing import Chance, run_in_loop, try_seed
-from gpu_testing import BLOCK, TestGpu, faults, scheduler_on, test_gpu
+from gpu_testing import BLOCK, TestGpu, faults, gpu_of_tests, scheduler_on
 from gradient_making import Memory, Streams, within
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
@@ -54,7 +54,7 @@ class _Case:
             Exception: Whatever the code under test raised.
         """
         failure: Exception | None = None
-        with test_gpu(self.scenario.seed, abort=False) as gpu:
+        with gpu_of_tests(self.scenario.seed, abort=False) as gpu:
             destroyed = gpu.tests.streams_destroyed
             try:
                 self._run_on(gpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -62,8 +63,25 @@ def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
 
 @for_each_kernel
 @pytest.mark.parametrize("target", NVIDIA)
+def test_kernels_take_integers_of_64_bits_then_what_triton_adds(code_of, target, variant):
+    """Lanes and graphs launch them by the driver, with an array of such arguments."""
+    from hogstream.kernels.backends import triton_kernels
+    from hogstream.scheduler.lanes.cuda_graphs import SCRATCH
+
+    words = variant.kernel.removeprefix("watched_").replace("multi_tensor", "multi_tensor_rmsprop")
+    name = words.replace("rmsprop_finite", "finite") + "_kernel"
+    takes = inspect.signature(getattr(triton_kernels, name).fn).parameters.values()
+    ours = sum("constexpr" not in str(each.annotation) for each in takes)
+    head = code_of(target, variant)["ptx"].split(".entry")[1].split(")")[0]
+    parameters = re.findall(r"\.param \.(\w+)", head)
+    assert parameters == ["u64"] * (ours + SCRATCH)
+
+
+@for_each_kernel
+@pytest.mark.parametrize("target", NVIDIA)
 def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, variant):
-    from hogstream.kernels.backends.triton_launch import BLOCK, COMPILE_OPTIONS
+    from hogstream.kernels.backends.triton_compile import COMPILE_OPTIONS
+    from hogstream.kernels.backends.triton_launch import BLOCK
 
     dtype = getattr(torch, variant.dtype)
     threads = 32 * COMPILE_OPTIONS["num_warps"]

@@ -7,14 +7,14 @@ import re
 
 import pytest
 
-from hogstream.profiling.report import answers, sentences
+from hogstream.profiling.report import answers, rows, sentences
 from hogstream.profiling.report.answers import Fact
 from hogstream.profiling.results.diff import diff_runs
 from hogstream.profiling.results.files import ResultFile
 from hogstream.profiling.results.gains import training_gains_of
-from hogstream.profiling.results.records import Ratio, Spread
+from hogstream.profiling.results.records import PositiveSpread, Ratio, Spread
 from hogstream.profiling.results.schema import Bench, Compare, Shares, Train
-from report_testing import committed, full_bench, with_gains
+from report_testing import committed, full_bench, with_gains, with_today
 
 SPEEDS = {"lock-free": 200.0, "locked": 100.0, "ordered": 160.0}
 
@@ -40,8 +40,9 @@ def facts(answer: answers.Answer) -> dict[str, Fact]:
 def test_answer_tells_policy_gain_cost_and_machine() -> None:
     answer = answers.answer(known_bench())
     assert answer.verdict == (
-        "Lock-free is the fastest at each of 3 sizes, at 3 of them beyond noise over every other "
-        "policy."
+        "At best lock-free makes 1.89 times (95 %: 1.88 to 1.90) the updates/s of ordered (the "
+        "stronger of locked and ordered) with 2 workers at 2^12 elements. Lock-free is the fastest "
+        "at each of 3 sizes, at 3 of them beyond noise over every other policy."
     )
     told = facts(answer)
     gain = told["Gain at best"]
@@ -55,11 +56,66 @@ def test_answer_tells_policy_gain_cost_and_machine() -> None:
     assert told["Machine"].detail == "AMD EPYC (cpu, 2 cores), numba backend"
 
 
+def test_first_sentence_tells_the_gain_over_a_lock_and_over_what_people_run_today() -> None:
+    bench = with_today(known_bench())
+    first = (
+        "At best lock-free makes 1.89 times (95 %: 1.88 to 1.90) the updates/s of ordered (the "
+        "stronger of locked and ordered) with 2 workers at 2^12 elements, and 10.00 times (95 %: "
+        "10.00 to 10.00) those of the fastest of what people run today, threads with "
+        "torch.optim.RMSprop."
+    )
+    assert sentences.of_bench(bench)[0] == first
+    assert answers.answer(bench).verdict.startswith(f"{first} Lock-free is the fastest")
+    (said,) = [each for each in sentences.of_bench(bench) if "with 4 workers at 2^16" in each]
+    assert said.startswith("Lock-free's updates/s with 4 workers at 2^16 elements: 10.00x those of")
+    assert (
+        "13.00x those of processes with torch.optim.RMSprop under a lock (13.00 to 13.00)" in said
+    )
+    assert said.endswith("14.00x those of threads with rmsprop_ under a lock (14.00 to 14.00).")
+
+
+def test_first_sentence_takes_the_fastest_of_what_people_run_today_but_for_our_own_update() -> None:
+    bench = with_today(known_bench())
+    assert bench.today is not None
+    for run in bench.today:  # ours under a lock is the fastest now, then processes with a lock
+        rank = {"rmsprop_": 1000.0}.get(run.update, 500.0 if run.lock else 100.0)
+        rank += run.spread_over == "processes"
+        run.updates_per_second = PositiveSpread.of([rank] * 5)
+        run.lock_free_ratio = Ratio(median=2.5, interval=(2.0, 3.0))
+    told = sentences.headline(bench)
+    assert told is not None
+    assert told.endswith(
+        "2.50 times (95 %: 2.00 to 3.00) those of the fastest of what people run today, processes "
+        "with torch.optim.RMSprop under a lock."
+    )
+
+
+def test_what_people_run_today_is_a_table() -> None:
+    bench = known_bench()
+    assert rows.today(bench) is None
+    bench = with_today(bench)
+    narrow, wide = rows.today(bench), rows.today(bench, intervals=True)
+    assert narrow is not None
+    assert wide is not None
+    assert len(narrow.rows) == len(wide.rows) == 6 * 5
+    assert narrow.rows[3] == (
+        *("2^12", "2", "processes, with a lock", "torch.optim.RMSprop", "24", "13.00x"),
+    )
+    assert wide.rows[3][-1] == "13.00 to 13.00"
+    assert bench.today is not None
+    bench.today[0].lock_free_ratio = None
+    told = rows.today(bench)
+    assert told is not None
+    assert told.rows[0][-1] == "-"
+
+
 def test_verdict_tells_where_the_gain_ends_and_what_bounds_it() -> None:
     said = " ".join(sentences.verdict(known_bench()))
     for part in (
-        "The greatest gain of lock-free over ordered is 1.89x (95 %: 1.88 to 1.90) with 2 workers",
-        "Lock-free clearly gains over locked, with most worker counts, up to 2^20 elements",
+        "The greatest gain of lock-free over ordered (the stronger of locked and ordered) "
+        "is 1.89x (95 %: 1.88 to 1.90) with 2 workers",
+        "Lock-free clearly gains over the stronger of locked and ordered, with most worker counts, "
+        "up to 2^20 elements",
         "5.0 updates on average and 791 at most",
         "2.73 % of the updates were lost",
         "With 2 workers at 2^12 elements it takes 61 % of the bandwidth of L2, 20 % of the launch "
@@ -115,9 +171,9 @@ def test_training_is_as_much_faster_as_its_seconds_are_fewer() -> None:
     assert answer.verdict == "Lock-free trained the soonest, in 2.0 s (the median)."
     assert facts(answer)["As fast"].value == "1.50x"
     assert "lock-free over ordered (the stronger baseline)" in facts(answer)["As fast"].detail
-    assert (
-        "against locked 4.00x (4.00 to 4.00), against ordered 1.50x"
-        in (sentences.of_train(train)[0])
+    assert sentences.of_train(train)[0].startswith(
+        "Lock-free trains 1.50 times (95 %: 1.50 to 1.50) as fast as ordered (the stronger of "
+        "locked and ordered); by bootstrap over 5 rounds"
     )
 
 

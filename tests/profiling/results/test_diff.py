@@ -22,7 +22,7 @@ from hogstream.profiling.results.diff import (
 from hogstream.profiling.results.files import Reported, ResultFile
 from hogstream.profiling.results.records import PositiveSpread, Spread
 from hogstream.profiling.results.schema import Bench, Compare, Train
-from report_testing import committed, full_bench
+from report_testing import committed, full_bench, with_today
 
 ROUNDS = [98.0, 99.0, 100.0, 101.0, 102.0]
 
@@ -42,6 +42,14 @@ def bench_of(**rounds: list[float]) -> Bench:
         run.workers, run.elements, run.gains = 2, 4096, {}
         bench.results.append(run)
     return bench
+
+
+def test_what_people_run_today_is_compared_too() -> None:
+    first, second = with_today(full_bench()), with_today(full_bench(speed=2.0))
+    found = {change.name: change for change in diff(first, second).changes}
+    change = found["processes with torch.optim.RMSprop under a lock, 4 workers, 2^16 elements"]
+    assert (change.verdict, change.first.unit) == (FASTER, "updates/s")
+    assert len(found) == 28 + 5 * 8  # with eight of lock-free
 
 
 def verdicts(found: Diff) -> dict[str, str]:

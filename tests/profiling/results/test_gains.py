@@ -12,7 +12,14 @@ from matplotlib.patches import Rectangle
 
 from hogstream.profiling.report import bench_plots, rows, sentences
 from hogstream.profiling.results.confidence import Floats
-from hogstream.profiling.results.gains import gains_of, gains_over, shares_alone
+from hogstream.profiling.results.gains import (
+    Gain,
+    gain_of,
+    gains_by_place,
+    gains_of,
+    shares_alone,
+    stronger_of,
+)
 from hogstream.profiling.results.records import Spread
 from hogstream.profiling.results.schema import Bench, Shares
 from report_testing import committed, with_gains
@@ -24,11 +31,11 @@ LOSS = [50.0, 50.0, 50.0, 70.0, 90.0]
 
 
 def bench_of(*rows: list[list[float]]) -> Bench:
-    """A bench of 2^10, 2^12, ... elements against 1, 2, ... workers."""
+    """A bench of 2^10, 2^12, ... elements against 2, 4, ... workers, and 1, which is CLEAR."""
     bench = committed("races", Bench)
     template, bench.results = bench.results[0], []
     for row, cells in enumerate(rows):
-        for column, rounds in enumerate(cells):
+        for column, rounds in enumerate([CLEAR, *cells]):
             for policy, speeds in (("lock-free", rounds), ("locked", [100.0] * len(rounds))):
                 run = copy.copy(template)
                 run.policy, run.elements, run.workers = policy, 1 << (10 + 2 * row), 1 << column
@@ -52,8 +59,50 @@ def test_gain_is_that_of_medians_and_its_interval_that_of_paired_rounds() -> Non
     assert not gains["locked"].estimate.excludes(1)
     assert gains_of("ordered", speeds)["locked"].median == 100 / 110
     bench = bench_of([NOISE])
-    assert gains_over("locked", bench.results)[1024, 1] == bench.results[0].gains["locked"].estimate
-    assert gains_over("ordered", bench.results) == {}
+    alone, _, run, baseline = bench.results
+    gain = Gain("locked", run.gains["locked"].estimate)
+    assert gains_by_place(bench.results) == {(1024, 2): gain}
+    assert alone.gains["locked"].median == 3  # by pipelining, which is no gain over a lock
+    assert gain_of(alone) is gain_of(baseline) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "speeds", "over", "ratio"),
+    [
+        ("lock-free", {"locked": 100, "ordered": 160, "awaited": 50}, "ordered", 1.25),
+        ("lock-free", {"locked": 160, "ordered": 100, "bounded:1": 180}, "locked", 1.25),
+        ("lock-free", {"locked": 100}, "locked", 2),
+        ("lock-free", {"awaited": 100, "bounded:1": 100}, None, None),
+        ("bounded:1", {"locked": 400, "ordered": 100}, "locked", 0.5),
+        ("awaited", {"locked": 400, "ordered": 100}, "locked", 0.5),
+        ("locked", {"ordered": 100}, None, None),
+        ("ordered", {"locked": 100}, None, None),
+    ],
+)
+def test_gain_is_over_the_stronger_baseline_and_over_nothing_else(
+    policy: str, speeds: dict[str, float], over: str | None, ratio: float | None
+) -> None:
+    bench = committed("races", Bench)
+    run = bench.results[0]
+    spreads = {name: Spread.of([float(speed)] * 5) for name, speed in speeds.items()}
+    run.policy, run.gains = policy, gains_of(policy, {policy: Spread.of([200.0] * 5), **spreads})
+    gain = gain_of(run)
+    assert (None if gain is None else (gain.over, gain.ratio.median)) == (
+        None if over is None else (over, ratio)
+    )
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (None, "the stronger of locked and ordered"),
+        ("locked", "ordered"),
+        ("ordered", "locked"),
+    ],
+)
+def test_gains_are_said_to_be_over_what_was_measured(without: str | None, said: str) -> None:
+    runs = committed("races", Bench).results
+    assert stronger_of(run for run in runs if run.policy != without) == said
 
 
 def test_shares_alone_are_of_one_worker_where_they_are_known() -> None:
@@ -67,7 +116,7 @@ def test_table_marks_what_may_be_noise() -> None:
     bench.results = with_gains(bench.results[:-1])  # interrupted before the last
     (table,) = rows.gains(bench)
     assert table.title == "Lock-free over locked"
-    assert table.columns == ("elements", "1 worker", "2 workers", "one alone, of ceiling")
+    assert table.columns == ("elements", "2 workers", "4 workers", "one alone, of ceiling")
     assert table.rows == [
         ("2^10", "3.00x", "(1.10x)", "25 %"),
         ("2^12", "0.50x", "-", "50 %"),
@@ -80,13 +129,13 @@ def test_table_marks_what_may_be_noise() -> None:
         (
             [[NOISE, NOISE, CLEAR], [NOISE, CLEAR, CLEAR], [CLEAR, NOISE, LOSS]],
             "Lock-free clearly gains over locked, with most worker counts, up to 2^12 elements; "
-            "the most, 3.00x, with 2 workers at 2^12. From 2^14 on it does not: at 2^14 one update "
+            "the most, 3.00x, with 4 workers at 2^12. From 2^14 on it does not: at 2^14 one update "
             "alone moves 75 % of the update-shaped ceiling.",
         ),
         (
             [[CLEAR, CLEAR], [CLEAR, [400.0] * 5]],
             "Lock-free clearly gains over locked, with most worker counts, up to 2^12 elements; "
-            "the most, 4.00x, with 2 workers at 2^12. That is the largest size: at 2^12 one update "
+            "the most, 4.00x, with 4 workers at 2^12. That is the largest size: at 2^12 one update "
             "alone moves 50 % of the update-shaped ceiling.",
         ),
         (
@@ -96,7 +145,7 @@ def test_table_marks_what_may_be_noise() -> None:
         (
             [[CLEAR, CLEAR, NOISE], [NOISE]],
             "Lock-free clearly gains over locked, with most worker counts, up to 2^10 elements; "
-            "the most, 3.00x, with 1 worker at 2^10. That is the largest size: at 2^10 one update "
+            "the most, 3.00x, with 2 workers at 2^10. That is the largest size: at 2^10 one update "
             "alone moves 25 % of the update-shaped ceiling.",
         ),
     ],

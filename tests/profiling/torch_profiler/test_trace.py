@@ -48,7 +48,7 @@ def products_of_one_worker(lanes: Path) -> str:
             await scheduler.run(worker, updates=UPDATES)
 
     torch.zeros(3).neg()  # before any scheduler runs
-    for policy in ("lock-free", "locked"):
+    for policy in ("lock-free", "awaited"):
         run(train(policy))
     timeline.write(lanes)
     return "done"
@@ -95,7 +95,7 @@ def test_lanes_and_workers_have_tracks_of_their_own(recording):
     (lane,) = {event["tid"] for event in slices(recording, "update", LANES)}
     (worker,) = {event["tid"] for event in slices(recording, "iteration", WORKERS)}
     assert (lane, worker) == (0, 1)
-    assert [event["args"]["policy"] for event in slices(recording, "run locked")] == ["locked"]
+    assert [event["args"]["policy"] for event in slices(recording, "run awaited")] == ["awaited"]
 
 
 def test_what_happened_before_schedulers_ran_is_left_out(recording):
@@ -109,11 +109,11 @@ def test_tables_are_of_what_is_in_the_trace(recording):
     total = sum(event["dur"] for event in slices(recording, "aten::mm"))
     assert row.total_us == pytest.approx(total)
     counts = {(row.policy, row.label, row.lane): row.count for row in recording.scheduler}
-    for policy in ("lock-free", "locked"):
+    for policy in ("lock-free", "awaited"):
         assert counts[policy, "update", 0] == counts[policy, "update", None] == UPDATES
         assert counts[policy, "iteration", None] == counts[policy, "submit", None] == UPDATES
         assert counts[policy, f"run {policy}", None] == 1
-    assert counts["locked", "wait lock", None] == 2 * UPDATES
+    assert counts["awaited", "wait lock", None] == 2 * UPDATES
     assert ("lock-free", "wait lock", None) not in counts
 
 
@@ -185,7 +185,7 @@ TRAIN = ("--", "train", "digits", "--policy", "all", "--workers", 2)
     ("workload", "policies"),
     [
         pytest.param((), {"lock-free"}, id="none"),
-        pytest.param(TRAIN, {"lock-free", "locked", "ordered"}, id="train"),
+        pytest.param(TRAIN, {"lock-free", "locked", "ordered", "awaited"}, id="train"),
     ],
 )
 def test_writes_a_trace_and_the_metrics(tmp_path, capsys, workload, policies):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import torch
 from hogstream.kernels import rmsprop_
 from hogstream.scheduler import (
     SharedParameters,
-    SimulatedWorker,
     StreamScheduler,
     WorkerContext,
-    WorkerError,
+    cuda_event_done,
 )
-from hogstream.scheduler.lanes import cuda
+from hogstream.scheduler.lanes.cuda import CudaLanes
+from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
 from process_testing import run_python
@@ -54,174 +52,21 @@ def assert_made_by(shared: SharedParameters, gradients: list[torch.Tensor]) -> N
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often streams were made and destroyed, and graphs captured."""
-    calls = dict.fromkeys(("create_stream", "destroy_stream", "capture"), 0)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[UpdateGraph]:
+    """The graphs that were made."""
+    made: list[UpdateGraph] = []
+    make = CudaLanes._make_graph
 
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            calls[name] += 1
-            return function(*arguments)
+    def noted(*arguments: Any) -> UpdateGraph:
+        made.append(make(*arguments))
+        return made[-1]
 
-        return call
-
-    for name in calls:
-        monkeypatch.setattr(cuda, name, counted(name, getattr(cuda, name)))
-    return calls
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"on_nonfinite": "skip"},
-        {"telemetry": True},
-        {"telemetry": True, "on_nonfinite": "skip"},
-        {"timeline": Timeline()},
-        {"process_lock": ProcessLock()},
-        {"batch": 2, "batch_of": "lane"},
-        {"batch": 2, "batch_of": "lanes", "on_nonfinite": "skip", "telemetry": True},
-    ],
-    ids=lambda options: "-".join(options) or "plain",
-)
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered", "bounded:3"])
-async def test_one_worker_makes_the_updates_of_the_cpu(
-    policy: str, options: dict[str, Any], calls: dict[str, int]
-) -> None:
-    if "batch" in options and policy not in ("lock-free", "ordered"):
-        pytest.skip("a policy that waits for each update has no batches")
-    gradients = normal_gradients(3)
-    shared = zeros(N)
-    worker = SimulatedWorker([gradient.to(CUDA) for gradient in gradients], workers=1)
-    async with StreamScheduler(shared, workers=1, policy=policy, depth=6, **options) as scheduler:
-        report = await scheduler.run(worker, updates=30)
-    assert report.updates == shared.version == 30
-    assert_made_by(shared, gradients * 10)
-    assert calls["capture"] == (3 if "batch" in options else 0)  # for each pair of gradients
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"on_nonfinite": "skip"},
-        {"process_lock": ProcessLock()},
-        {"batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
-    ],
-    ids=lambda options: "-".join(options) or "plain",
-)
-async def test_updates_of_some_parameters_are_those_of_the_cpu(options: dict[str, Any]) -> None:
-    sizes = {"a": 3, "b": 20_000, "c": 5, "d": 9_000}
-    only = [None, ["a"], ["a", "c", "d"], ["b", "d"]]
-    grads = normal_gradients(1)[0][: sum(sizes.values())].repeat(3, 1)
-    grads[1, 25_000] = float("nan")  # in d
-    states = []
-    for device in ("cpu", "cuda"):
-        shared = SharedParameters({k: torch.ones(n, device=device) for k, n in sizes.items()})
-        of_device = list(grads.to(device))
-
-        async def worker(context: WorkerContext, grads: Any = of_device) -> None:
-            await context.submit(grads[context.iteration % 3], only[context.iteration % 4])
-
-        async with StreamScheduler(
-            shared, workers=1, depth=4, weight_decay=0.1, **options
-        ) as scheduler:
-            await scheduler.run(worker, updates=48)
-        states.append((shared.flat.cpu(), shared.ms.cpu(), shared.version))
-    (flat, ms, version), (on_gpu, ms_on_gpu, version_on_gpu) = states
-    torch.testing.assert_close(on_gpu, flat, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(ms_on_gpu, ms, rtol=0, atol=0, equal_nan=True)
-    assert version_on_gpu == version
-
-
-async def test_updates_of_some_parameters_are_not_counted() -> None:
-    shared = zeros(64)
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=["p"])
-
-    async with StreamScheduler(shared, workers=1, telemetry=True) as scheduler:
-        with pytest.raises(WorkerError, match="only must be None with telemetry on a GPU"):
-            await scheduler.run(worker, updates=1)
-    assert shared.version == 0
-
-
-@pytest.mark.parametrize("workers", [4, 40])  # torch's pool has 32 streams: 40 are our own
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"policy": "locked"},
-        {"policy": "ordered"},
-        {"policy": "ordered", "batch": 4, "batch_of": "lanes"},
-        {"policy": "ordered", "batch": 2, "batch_of": "lane", "on_nonfinite": "skip"},
-        pytest.param(
-            {"policy": "lock-free", "process_lock": ProcessLock()}, id="lock-free-process_lock"
-        ),
-    ],
-    ids=lambda options: "-".join(map(str, options.values())),
-)
-async def test_without_races_no_update_is_lost(options: dict[str, Any], workers: int) -> None:
-    shared = zeros(1 << 22)
-    async with StreamScheduler(shared, workers=workers, depth=2, **COUNTING, **options) as each:
-        report = await each.run(submit_ones(shared), updates=400)
-    assert report.updates == 400
-    assert shared.flat.eq(-400).all()
-
-
-@pytest.mark.parametrize("batch_of", ["lane", "lanes"])
-async def test_graphs_race_as_launches_do_and_count_the_same(
-    batch_of: str, calls: dict[str, int]
-) -> None:
-    shared = zeros(1 << 16)
-    async with StreamScheduler(
-        shared, workers=8, depth=4, batch=4, batch_of=batch_of, telemetry=True, **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(submit_ones(shared), updates=800)
-    assert calls["capture"] > 0
-    assert shared.races is not None
-    assert report.updates == shared.version == 800
-    assert report.block_updates == 800 * shared.races.blocks
-    assert shared.flat.min() >= -800
-    assert shared.flat.max() <= -1
-
-
-async def test_no_update_overlaps_another_if_they_are_ordered() -> None:
-    shared = zeros(1 << 20)
-    async with StreamScheduler(
-        shared, workers=8, depth=2, policy="ordered", telemetry=True, **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(submit_ones(shared), updates=400)
-    assert report.lost_block_updates == report.overwritten_block_updates == 0
-
-
-async def test_graph_follows_a_launch_on_its_lanes_and_is_followed() -> None:
-    """A batch of lanes runs on one stream, and a snapshot on its lane's: each waits."""
-    shared = zeros(1 << 22)
-    seen: list[torch.Tensor] = []
-    grad = torch.ones_like(shared.flat)
-
-    async def worker(context: WorkerContext) -> None:
-        seen.append(torch.stack(context.flat.aminmax()))
-        await context.submit(grad)
-
-    async with StreamScheduler(
-        shared,
-        workers=4,
-        policy="ordered",
-        read="snapshot",
-        batch=4,
-        batch_of="lanes",
-        **COUNTING,
-    ) as scheduler:
-        await scheduler.run(worker, updates=200)
-    assert shared.flat.eq(-200).all()
-    for low, high in torch.stack(seen).tolist():
-        assert low == high  # no snapshot was taken in the midst of an update
+    monkeypatch.setattr(CudaLanes, "_make_graph", noted)
+    return made
 
 
 async def test_lane_waits_for_its_update_in_a_graph_on_another(
-    calls: dict[str, int],
+    graphs: list[UpdateGraph],
 ) -> None:
     """The graph hangs back on lane 0, and what follows it on lane 1 must not overtake it."""
     shared = zeros(1 << 16)
@@ -254,7 +99,7 @@ async def test_lane_waits_for_its_update_in_a_graph_on_another(
         **COUNTING,
     ) as scheduler:
         await scheduler.run(worker, updates=20)
-    assert calls["capture"] > 0
+    assert graphs
     assert seen == [(iteration, -iteration) for iteration in range(len(seen))]
 
 
@@ -430,92 +275,14 @@ async def test_any_recorded_event_can_be_awaited() -> None:
     assert turns > 10
 
 
-async def test_wait_for_an_event_can_be_cancelled_and_ends_with_the_lanes() -> None:
-    shared = zeros(1 << 10)
-    waits: list[asyncio.Future[None]] = []
-
-    async def worker(context: WorkerContext) -> None:
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            torch.cuda._sleep(40 * LONG)
-            event = torch.cuda.Event()
-            event.record()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(context.lane.done(event), 0.001)
-        waits.append(asyncio.ensure_future(context.lane.done(event)))
-        await context.submit(torch.ones_like(shared.flat))
-
-    async with StreamScheduler(shared, workers=1) as scheduler:
-        await scheduler.run(worker, updates=1)
-    with pytest.raises(RuntimeError, match="closed before"):
-        await asyncio.wait_for(waits[0], LIMIT_SECONDS)
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-async def test_update_that_is_not_finite_is_left_out(batch: int) -> None:
-    gradients = normal_gradients(4)
-    gradients[1][N - 1] = float("nan")
-    gradients[2][0] = float("inf")
-    shared = zeros(N)
-    worker = SimulatedWorker([gradient.to(CUDA) for gradient in gradients], workers=1)
-    async with StreamScheduler(
-        shared, workers=1, depth=8, batch=batch, on_nonfinite="skip", telemetry=True
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=32)
-    assert report.nonfinite == [16]
-    assert report.updates == shared.version == 16
-    assert shared.races is not None
-    assert report.block_updates == 16 * shared.races.blocks
-    assert_made_by(shared, [gradients[0], gradients[3]] * 8)
-
-
-async def test_gradient_that_is_not_finite_is_an_error_of_its_worker() -> None:
-    shared = zeros(64)
-
-    async def worker(context: WorkerContext) -> None:
-        value = float("nan") if context.index else 1.0
-        await context.submit(torch.full_like(shared.flat, value))
-
-    async with StreamScheduler(
-        shared, workers=2, on_nonfinite="raise", on_error="continue", **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=8)
-    assert isinstance(report.failures[1], FloatingPointError)
-    assert shared.flat.eq(-report.updates).all()
-
-
-async def test_staleness_counts_what_landed_since_the_read() -> None:
-    shared = zeros(64)
-    others_landed = asyncio.Event()
-
-    async def worker(context: WorkerContext) -> None:
-        if context.index == 0:
-            await others_landed.wait()
-        await context.submit(torch.ones_like(shared.flat))
-        if context.iteration == 3:
-            others_landed.set()
-
-    async with StreamScheduler(shared, workers=2, staleness_aware=True, **COUNTING) as scheduler:
-        report = await scheduler.run(worker, updates=5)
-    assert dict(report.staleness) == {0: 4, 4: 1}
-    assert shared.version == 5
-    assert shared.flat.eq(-4.25).all()  # four whole steps, and one of a quarter
-
-
-async def test_snapshot_is_of_the_version_that_it_says() -> None:
-    shared = zeros(1 << 20)
-    seen: list[tuple[int, float]] = []
-
-    async def worker(context: WorkerContext) -> None:
-        seen.append((context.read_version, context.flat.max().item()))
-        await context.submit(torch.ones_like(shared.flat))
-
-    async with StreamScheduler(
-        shared, workers=4, policy="locked", read="snapshot", **COUNTING
-    ) as scheduler:
-        report = await scheduler.run(worker, updates=40)
-    assert report.updates == 40
-    assert all(value == -version for version, value in seen)
+async def test_event_can_be_awaited_without_a_scheduler_and_the_wait_cancelled() -> None:
+    torch.cuda._sleep(40 * LONG)
+    event = torch.cuda.Event()
+    event.record()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(cuda_event_done(event), 0.001)
+    await asyncio.wait_for(cuda_event_done(event), LIMIT_SECONDS)
+    assert event.query()
 
 
 async def test_timeline_shows_when_the_device_began(tmp_path: Path) -> None:
@@ -538,77 +305,25 @@ async def test_timeline_shows_when_the_device_began(tmp_path: Path) -> None:
         assert update["dur"] < update["args"]["waited_us"]
 
 
-@pytest.mark.parametrize("workers", [1, 40])
-async def test_closing_destroys_every_stream(workers: int, calls: dict[str, int]) -> None:
-    shared = zeros(1 << 10)
-    async with StreamScheduler(
-        shared, workers=workers, depth=2, batch=2, batch_of="lanes"
-    ) as scheduler:
-        assert calls["create_stream"] == workers
-        await scheduler.run(submit_ones(shared), updates=100)
-        assert scheduler._dispatch.lanes is not None
-        lane = scheduler._dispatch.lanes.lanes[0]
-    assert calls["destroy_stream"] == calls["create_stream"] >= workers
-    with pytest.raises(RuntimeError, match="closed"):
-        lane.record_event()
-    with pytest.raises(RuntimeError, match="closed"):
-        lane.computing()
+async def test_capture_of_another_thread_goes_on_beside_lanes() -> None:
+    """In the mode that is torch's default, in which others may not ask for events or memory."""
+    shared = zeros(1 << 16)
+    x = torch.zeros(1 << 10, device=CUDA)
 
+    def capture() -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(200):
+                x.add_(1.0)
+        return graph
 
-async def test_lanes_that_cannot_all_be_opened_leave_nothing_open(
-    calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create = vars(cuda)["create_stream"]  # which counts
-
-    def refuse(device: torch.device) -> torch.cuda.Stream:
-        if calls["create_stream"] == 3:
-            raise RuntimeError("cuStreamCreateWithPriority failed with CUDA error 2")
-        stream: torch.cuda.Stream = create(device)
-        return stream
-
-    monkeypatch.setattr(cuda, "create_stream", refuse)
-    with pytest.raises(RuntimeError, match="cuStreamCreateWithPriority"):
-        async with StreamScheduler(zeros(64), workers=8):
-            pass
-    assert calls["destroy_stream"] == calls["create_stream"] == 3
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("policy", ["lock-free", "locked", "ordered"])
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (ValueError("no such kernel"), "ValueError: no such kernel"),
-        (
-            torch.cuda.OutOfMemoryError("CUDA out of memory."),
-            "MemoryError: no memory on cuda:0 to launch an update of 64 float32 elements",
-        ),
-    ],
-)
-async def test_launch_that_fails_is_an_error_of_its_worker(
-    policy: str, batch: int, error: Exception, told: str
-) -> None:
-    if batch > 1 and policy == "locked":
-        pytest.skip("a policy that waits for each update has no batches")
-    shared = zeros(64)
-    works = True
-    scheduler = StreamScheduler(shared, workers=2, policy=policy, batch=batch, depth=batch)
-    kernel = scheduler.backend.kernel
-
-    def launch(*operands: Any, **more: Any) -> None:
-        if not works:
-            raise error
-        kernel(*operands, **more)
-
-    scheduler.backend = replace(scheduler.backend, kernel=launch)
-    async with scheduler:
-        works = False
-        with pytest.raises(WorkerError, match=told):
-            await scheduler.run(submit_ones(shared), updates=4)
-        assert shared.version == 0
-        works = True
-        report = await scheduler.run(submit_ones(shared), updates=4)
-    assert report.updates == 4
+    async with StreamScheduler(shared, workers=4, depth=2, **COUNTING) as scheduler:
+        captured = asyncio.create_task(asyncio.to_thread(capture))
+        report = await scheduler.run(submit_ones(shared), updates=400)
+        graph = await captured
+    assert report.updates == 400
+    graph.replay()
+    assert x.eq(200).all()
 
 
 def test_device_that_fails_is_an_error_of_all_and_nobody_hangs() -> None:

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from hogstream.scheduler.lanes.cuda_clock import DeviceClock
 from hogstream.scheduler.lanes.cuda_graphs import RepeatCache
-from hogstream.scheduler.lanes.cuda_marks import DeviceClock, Pool
 
 
-def making(made: list[str], name: str) -> Callable[[], str]:
-    def make() -> str:
-        made.append(name)
-        return name
+class Kept(str):
+    """Something to keep, which notes when it is dropped."""
+
+    dropped = False
+
+    def drop(self) -> None:
+        assert not self.dropped
+        self.dropped = True
+
+
+def making(made: list[Kept], name: str) -> Callable[[], Kept]:
+    def make() -> Kept:
+        made.append(Kept(name))
+        return made[-1]
 
     return make
 
 
 def test_graph_is_made_when_its_key_comes_again_and_then_kept() -> None:
-    made: list[str] = []
-    cache: RepeatCache[str] = RepeatCache(8)
+    made: list[Kept] = []
+    cache: RepeatCache[Kept] = RepeatCache(8)
     found = [cache.find(key, making(made, key)) for key in ("a", "b", "a", "a", "b", "c", "b")]
     assert found == [None, None, "a", "a", "b", None, "b"]
     assert made == ["a", "b"]
+    assert not any(each.dropped for each in made)
+    cache.clear()
+    assert all(each.dropped for each in made)
 
 
 def test_graph_not_used_for_longest_is_dropped() -> None:
-    made: list[str] = []
-    cache: RepeatCache[str] = RepeatCache(2)
+    made: list[Kept] = []
+    cache: RepeatCache[Kept] = RepeatCache(2)
     for key in "aabb" + "a" + "cc" + "a":  # a is used after b: c takes the place of b
         cache.find(key, making(made, key))
     assert made == ["a", "b", "c"]
+    assert [each.dropped for each in made] == [False, True, False]
     assert cache.find("b", making(made, "b")) is None
 
 
 def test_keys_that_never_come_again_drop_no_graph() -> None:
-    made: list[str] = []
-    cache: RepeatCache[str] = RepeatCache(2)
+    made: list[Kept] = []
+    cache: RepeatCache[Kept] = RepeatCache(2)
     for key in "aa" + "bcdefgh" + "a":
         cache.find(key, making(made, key))
     assert made == ["a"]
+    assert not made[0].dropped
     assert cache.find("b", making(made, "b")) is None  # forgotten: only so many are remembered
 
 
 def test_graph_that_cannot_be_made_is_tried_again() -> None:
-    cache: RepeatCache[str] = RepeatCache(2)
+    cache: RepeatCache[Kept] = RepeatCache(2)
 
-    def fail() -> str:
+    def fail() -> Kept:
         raise MemoryError("no room")
 
     assert cache.find("a", fail) is None
@@ -57,35 +71,6 @@ def test_graph_that_cannot_be_made_is_tried_again() -> None:
         cache.find("a", fail)
     assert cache.find("a", making([], "a")) is None
     assert cache.find("a", making([], "a")) == "a"
-
-
-def test_pool_never_gives_one_thing_to_two() -> None:
-    in_use: set[int] = set()
-    made: list[object] = []
-
-    def make() -> object:
-        made.append(object())
-        return made[-1]
-
-    pool: Pool[object] = Pool(make)
-    clashes: list[int] = []
-
-    def use() -> None:
-        for _ in range(2000):
-            thing = pool.take()
-            if id(thing) in in_use:
-                clashes.append(id(thing))
-            in_use.add(id(thing))
-            in_use.discard(id(thing))
-            pool.give_back(thing)
-
-    threads = [threading.Thread(target=use) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not clashes
-    assert len(made) <= 8  # no more than were ever used at once
 
 
 class TimedEvent:

@@ -215,9 +215,9 @@ def launches(log: Sequence[Operation]) -> list[Operation]:
     return sorted((each for each in log if "kernel" in each.name), key=lambda each: each.begun)
 
 
-@pytest.mark.parametrize("serial", [0, 1000, 7000])
+@pytest.mark.parametrize("serial", [0, 10_000, 70_000])
 def test_launches_take_their_time_and_what_is_serial_one_by_one(serial):
-    timing = Timing(update=5000, serial=serial, dispatch=2000, **FREE)
+    timing = Timing(update=50_000, serial=serial, dispatch=2000, **FREE)
     with program(mode="timed", timing=timing, log=True) as host:
         streams = [host.stream() for _ in range(8)]
         for _ in range(25):
@@ -230,7 +230,7 @@ def test_launches_take_their_time_and_what_is_serial_one_by_one(serial):
     free = 0
     for each in log:
         free = max(free, each.begun) + serial
-        assert each.ended == max(each.begun + 5000, free)
+        assert each.ended == max(each.begun + 50_000, free)
     for number in {each.stream for each in log}:
         mine = [each for each in log if each.stream == number]
         assert mine[0].begun == mine[0].called + 2000
@@ -241,7 +241,7 @@ def test_launches_take_their_time_and_what_is_serial_one_by_one(serial):
 
 
 def test_a_wait_for_another_stream_takes_its_time():
-    timing = Timing(dispatch=2000, crossing=1500, **FREE)
+    timing = Timing(update=2_000_000, dispatch=2000, crossing=1_000_000, **FREE)
     with program(mode="timed", timing=timing, log=True) as host:
         first, second, event = host.stream(), host.stream(), host.event()
         host.driver.hold(second)
@@ -256,7 +256,7 @@ def test_a_wait_for_another_stream_takes_its_time():
         assert host.value() == 5
     fill, record, wait, write = host.driver.log()
     assert record.ended == max(fill.ended, record.called + 2000)
-    assert wait.ended == max(record.ended + 1500, wait.called + 2000)
+    assert wait.ended == max(record.ended + 1_000_000, wait.called + 2000)
     assert write.ended == max(wait.ended, write.called + 2000)
 
 
@@ -291,6 +291,23 @@ def test_events_tell_the_time_between_them():
     log = host.driver.log()
     assert milliseconds >= 3.0
     assert milliseconds == pytest.approx((log[-1].ended - log[0].ended) / 1e6, rel=1e-6)
+
+
+def test_the_time_of_an_event_is_of_its_latest_record():
+    with program(mode="timed") as host:
+        held, other = host.stream(), host.stream()
+        start, end = host.event(0), host.event(0)
+        host("cuEventRecord", start, other)
+        host.driver.hold(held)
+        host("cuEventRecord", end, held)
+        host.fill(held, torch.zeros(1), 1.0)
+        host("cuEventRecord", end, held)
+        host("cuEventRecord", end, other)
+        host.synchronize(other)
+        milliseconds = host.elapsed(start, end)
+        host.driver.release(held)
+        host.synchronize(held)
+        assert host.elapsed(start, end) == milliseconds
 
 
 def test_calls_keep_their_thread_busy():

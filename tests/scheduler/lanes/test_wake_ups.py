@@ -37,17 +37,13 @@ def later(line: str, than: str) -> list[tuple[str, str]]:
 READ = "    os.read(self._event.reader, _SIGNAL_BYTES)\n"
 LISTEN = "    native_loop.listen(self.settings.address)\n"
 DELIVER = "        lane.deliver()\n"
-LANDED = "        atomic_store(lane + WORD * LANDED, done)\n"
-WAKE_OTHERS = "        wake_others(lane, row, settings, done)\n"
-LAUNCHED = "    atomic_store(lane + WORD * LAUNCHED, launched)\n"
-WAKE = "    wake(lane)\n"
-NEXT = "        atomic_store(settings + WORD * NEXT, following)\n"
-WAKE_OWNER = "            wake(owner)  # in vain, if the ticket is not handed out yet\n"
-LOOKS_FOR_A_ROW = (
-    "            atomic_load(lane + WORD * LAUNCHED) == done"
-    " and not atomic_load(settings + WORD * STOP)\n"
-)
-LOOKS_FOR_ITS_TURN = "        if atomic_load(settings + WORD * NEXT) != ticket or not"
+LANDED = "    atomic_store(lane + WORD * LANDED, taken + 1)\n"
+WAKE_OTHERS = "    pass_turn(row, thread, settings)\n    wake_loop(lane, settings)\n"
+LAUNCHED = '    """\n    atomic_store(lane + WORD * LAUNCHED, launched)\n'
+WAKE = "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
+NEXT = "    atomic_store(settings + WORD * NEXT, following)\n"
+WAKE_OWNER = "        wake(owner)  # in vain, if the ticket is not handed out yet\n"
+LOOKS_AGAIN = [("    if not has_work(thread, settings):\n", "    if True:\n")]
 
 #: Changes that lose a wake-up, by what is wrong then; and the program that shows it.
 LOSSES = {
@@ -57,15 +53,12 @@ LOSSES = {
         later(LANDED, than=WAKE_OTHERS),
         "one at a time",
     ),
-    "a lane is woken before it has a row": (later(LAUNCHED, than=WAKE), "one at a time"),
-    "a lane does not look for a row again": (
-        [(LOOKS_FOR_A_ROW, "            True\n")],
+    "a lane is woken before it has a row": (
+        [(LAUNCHED + WAKE, LAUNCHED.replace("    atomic", WAKE + "    atomic"))],
         "one at a time",
     ),
-    "a lane does not look for its turn again": (
-        [(LOOKS_FOR_ITS_TURN, "        if True or not")],
-        "ordered",
-    ),
+    "a lane does not look for a row again": (LOOKS_AGAIN, "one at a time"),
+    "a lane does not look for its turn again": (LOOKS_AGAIN, "ordered"),
     "the next in order is woken before its turn": (later(NEXT, than=WAKE_OWNER), "ordered"),
 }
 

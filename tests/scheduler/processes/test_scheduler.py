@@ -67,11 +67,12 @@ def counters(elements: int = 1 << 12) -> SharedParameters:
     return SharedParameters({"counters": torch.zeros(elements)})
 
 
-async def test_locked_processes_lose_no_update() -> None:
+@pytest.mark.parametrize("policy", ["locked", "awaited"])
+async def test_processes_under_a_lock_lose_no_update(policy: str) -> None:
     """Several runs of the same processes: of a number, of a time, of failures, and cancelled."""
     shared = counters(1 << 16)
     async with ProcessScheduler(
-        shared, processes=2, workers=2, policy="locked", depth=2, **COUNTING
+        shared, processes=2, workers=2, policy=policy, depth=2, **COUNTING
     ) as scheduler:
         report = await scheduler.run(submit_ones, updates=101)
         assert shared.flat.eq(-101).all()
@@ -79,7 +80,7 @@ async def test_locked_processes_lose_no_update() -> None:
         assert report.workers == len(report.updates_by_worker) == 4
         assert [sum(report.updates_by_worker[:2]), sum(report.updates_by_worker[2:])] == [50, 51]
         assert sum(report.staleness.values()) == len(report.latencies) == 101
-        assert (report.policy, report.partial, report.failures) == ("locked", False, {})
+        assert (report.policy, report.partial, report.failures) == (policy, False, {})
 
         report = await scheduler.run(submit_ones, updates=1)  # less than processes
         assert (report.updates, report.partial, shared.version) == (1, False, 102)
@@ -402,12 +403,12 @@ def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
         (
             {"policy": "ordered"},
             ValueError,
-            "policy must be one of lock-free, locked, got 'ordered'",
+            "policy must be one of lock-free, locked, awaited, got 'ordered'",
         ),
         (
             {"policy": "bounded:3"},
             ValueError,
-            "policy must be one of lock-free, locked, got 'bounded:3'",
+            "policy must be one of lock-free, locked, awaited, got 'bounded:3'",
         ),
         ({"timeline": object()}, ValueError, "timeline must be None over processes"),
         ({"on_error": "ignore"}, ValueError, "on_error must be one of stop, continue, restart"),

@@ -22,7 +22,7 @@ from process_testing import run_python
 pytestmark = pytest.mark.slow
 SUPPORT = Path(__file__).parents[2] / "support"
 INT64 = 2  # nvtxPayloadType_t
-POLICIES = ["locked", "ordered", "lock-free", "bounded:1", "bounded:2"]
+POLICIES = ["awaited", "locked", "ordered", "lock-free", "bounded:1", "bounded:2"]
 
 # Which range of its lane, or which run, a range lies in.
 PARENTS = {
@@ -139,7 +139,8 @@ def test_every_update_is_enqueued_on_its_lane(log, policy):
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        ("locked", {"wait lock", "wait landing"}),
+        ("awaited", {"wait lock", "wait landing"}),
+        ("locked", {"wait landing"}),
         ("ordered", {"wait snapshot", "wait landing"}),
         ("lock-free", {"wait landing"}),
         ("bounded:1", {"wait bound", "wait landing"}),

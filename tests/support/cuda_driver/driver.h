@@ -1,10 +1,13 @@
 /* A CUDA driver over CPU memory, for tests: what its parts share.
  *
- *   calls.c    the driver's functions, and what their handles stand for
- *   streams.c  operations in the order of their streams, by threads or in time that is counted
- *   kernels.c  what kernels, copies and memsets do, a step at a time
- *   checks.c   violations: what real hardware would crash on, or silently compute wrongly
- *   harness.c  what a test may ask and do besides
+ *   calls.c         the driver's functions, and what their handles stand for; others in
+ *   work.c          launches, copies, memory and modules, and in
+ *   graphs.c        graphs
+ *   streams.c       operations in the order of their streams, by a thread for each
+ *   counted_time.c  or each in the time that it takes a device
+ *   kernels.c       what kernels, copies and memsets do, a step at a time
+ *   checks.c        violations: what hardware would crash on, or silently compute wrongly
+ *   harness.c       what a test may ask and do besides
  *
  * One mutex guards everything. It is not held while memory that operations work on is touched, nor
  * while the host or a stream's thread is delayed.
@@ -29,6 +32,7 @@
     X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxGetStreamPriorityRange) \
     X(cuThreadExchangeStreamCaptureMode) X(cuGetErrorName) \
     X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamSynchronize) \
+    X(cuStreamIsCapturing) \
     X(cuStreamWaitEvent) X(cuStreamWriteValue64) \
     X(cuEventCreate) X(cuEventRecord) X(cuEventQuery) X(cuEventSynchronize) \
     X(cuEventElapsedTime) X(cuEventDestroy) \
@@ -130,6 +134,7 @@ struct stream {
     uint64_t number; /* 0 is the default stream */
     unsigned flags;
     bool held;
+    bool captured; /* nothing more is modelled of captures */
     /* All below: since the reset. */
     int slot; /* among those in use, or -1 */
     struct operation *first, *last;
@@ -162,9 +167,6 @@ struct state {
     pthread_mutex_t lock;
     pthread_cond_t host; /* waits for operations to be done */
     unsigned hosts;      /* threads that do */
-    pthread_cond_t device; /* wakes it, in counted time */
-    pthread_t device_thread;
-    bool device_sleeps;
     bool initialized, open, stopping, lost;
     struct settings settings;
     uint64_t calls[CALLS];
@@ -174,9 +176,6 @@ struct state {
     struct stream *in_use[MAX_STREAMS]; /* by slot */
     int slots;
     clock_of host_clock;
-    int64_t device_free; /* when what launches do one at a time may start, in ns */
-    int64_t due;         /* when some operation may begin or end, or before; read without the lock */
-    int busy;            /* streams that have something due */
 };
 
 extern struct state state;
@@ -209,8 +208,17 @@ struct operation *new_operation(struct stream *stream, int kind);
 void enqueue(struct stream *stream, struct operation *operation);
 bool is_done(struct point point);
 CUresult wait_until_done(struct point point);
+bool is_kernel(const struct operation *operation);
+bool is_write(const struct operation *operation);
+/* The first operation of a stream is done, which took from one time to another. */
+void finish(struct stream *stream, int64_t begun, int64_t time);
+
+/* counted_time.c */
 int64_t now_ns(void);
-void spend(int64_t ns);
+void spend(int64_t ns); /* keeps the calling thread busy */
+void start_device(void);
+void tell_device(void); /* that there may be more to do */
+void end_device(void);
 
 /* kernels.c */
 extern const char *const kernel_names[KERNELS];

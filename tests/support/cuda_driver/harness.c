@@ -73,8 +73,19 @@ int test_hold(uint64_t handle, int held)
     if (stream) {
         join_use(stream);
         stream->held = held;
-        pthread_cond_signal(state.settings.timed ? &state.device : &stream->wake);
+        pthread_cond_signal(&stream->wake);
+        tell_device();
     }
+    unlock();
+    return stream != NULL;
+}
+
+int test_capture(uint64_t handle, int captured)
+{
+    lock();
+    struct stream *stream = known_stream(handle);
+    if (stream)
+        stream->captured = captured;
     unlock();
     return stream != NULL;
 }

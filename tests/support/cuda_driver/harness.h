@@ -31,6 +31,7 @@ void test_lose(void);
 
 /* Of a stream, by its handle; 0 if there is none such. */
 int test_hold(uint64_t stream, int held);
+int test_capture(uint64_t stream, int captured);
 int test_wait_idle(uint64_t stream);
 
 /* 0: streams that exist; 1: that were destroyed; 2: modules. */

@@ -1,7 +1,5 @@
-/* Operations in the order of their streams: by a thread for each, or in time that is counted.
- *
- * With threads, delays drawn from the seed come before and within operations. In counted time, one
- * thread is the device: it does no arithmetic, but lets each operation end when its time has come.
+/* Operations in the order of their streams. A thread for each does them, delayed before and within
+ * by what is drawn from the seed; unless time is counted, which counted_time.c does.
  */
 
 #include "driver.h"
@@ -11,7 +9,6 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <time.h>
 
 struct state state = {.lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP,
@@ -24,13 +21,6 @@ static struct {
     struct entry *items;
     size_t count, capacity;
 } entries;
-
-int64_t now_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
 
 void *grown(void *items, size_t count, size_t *capacity, size_t size)
 {
@@ -57,6 +47,13 @@ static void delay(struct stream *stream)
         sched_yield();
     else if (drawn % 4 == 1 && stream->pace)
         nanosleep(&(struct timespec){0, (long)(drawn >> 8) % (stream->pace * 1000L)}, NULL);
+}
+
+/* Delays a step of a work, or not: a few times in all, however many steps there are. */
+static void delay_step(struct stream *stream, const struct work *work)
+{
+    if (work->programs < 4 || draw(&stream->random) % (work->programs / 2) == 0)
+        delay(stream);
 }
 
 bool is_done(struct point point)
@@ -90,6 +87,7 @@ struct operation *new_operation(struct stream *stream, int kind)
     operation->begun = 0;
     operation->called = now_ns();
     operation->after = (struct point){0};
+    operation->event = NULL;
     operation->clock = NULL;
     return operation;
 }
@@ -101,27 +99,26 @@ static void let_go(struct operation *operation)
     unused = operation;
 }
 
-static bool is_write(const struct operation *operation)
+bool is_write(const struct operation *operation)
 {
     return operation->kind == WORK && operation->work.kind == WRITE_VALUE;
 }
 
-static bool is_kernel(const struct operation *operation)
+bool is_kernel(const struct operation *operation)
 {
     return operation->kind == WORK && operation->work.kind == KERNEL;
 }
 
 /* An operation is done: takes it off its stream, and wakes who may wait for it. */
-static void finish(struct stream *stream, int64_t begun, int64_t time)
+void finish(struct stream *stream, int64_t begun, int64_t time)
 {
     static const char *const names[] = {[WAIT] = "wait", [RECORD] = "record", [GRAPH] = "graph"};
     struct operation *operation = stream->first;
     struct event *event = item_of(EVENTS, operation->event);
     if (operation->kind == WAIT && event)
         event->waiting--;
-    if (operation->kind == RECORD && event && event->record.stream == stream &&
-        event->record.count == operation->number)
-        event->time = time;
+    if (operation->kind == RECORD && event && event->record.stream == stream)
+        event->time = time; /* of the latest record, once that is done */
     if (is_write(operation)) /* who sees the value finds the operation done */
         do_at_once(&operation->work);
     if (operation->clock)
@@ -141,8 +138,6 @@ static void finish(struct stream *stream, int64_t begun, int64_t time)
         pthread_cond_broadcast(&state.host);
 }
 
-/* ---- a thread for each stream ---- */
-
 static void run_graph(struct stream *stream, const struct exec *exec)
 {
     size_t count = exec->graph.count, left = count;
@@ -157,7 +152,7 @@ static void run_graph(struct stream *stream, const struct exec *exec)
             ready = ready && !(exec->graph.nodes[i].after[word] & ~done[word]);
         if (!ready)
             continue;
-        delay(stream);
+        delay_step(stream, runs[i].work);
         if (step(&runs[i])) {
             done[i / 64] |= UINT64_C(1) << (i % 64);
             left--;
@@ -176,7 +171,7 @@ static void run_operation(struct stream *stream, struct operation *operation)
         struct run run;
         begin(&run, &operation->work);
         while (!step(&run))
-            delay(stream);
+            delay_step(stream, run.work);
     }
 }
 
@@ -212,165 +207,6 @@ static void *serve(void *argument)
     unlock();
     return NULL;
 }
-
-/* ---- counted time ---- */
-
-/* When a stream may begin its first operation, or end what it began. */
-static int64_t due(const struct stream *stream)
-{
-    const struct operation *first = stream->first;
-    if (!first || stream->held || !is_done(first->after))
-        return NEVER;
-    int64_t time = first->called + state.settings.dispatch_ns;
-    const struct point *after = &first->after;
-    if (after->stream && after->stream->done - after->count < REMEMBERED) {
-        int64_t ended = after->stream->ended[after->count % REMEMBERED];
-        if (after->stream != stream)
-            ended += state.settings.crossing_ns;
-        time = ended > time ? ended : time;
-    }
-    return stream->ready > time ? stream->ready : time;
-}
-
-/* When a launch ends whose turn comes at a time. */
-static int64_t launch_end(int64_t time)
-{
-    if (state.device_free < time)
-        state.device_free = time;
-    state.device_free += state.settings.serial_ns;
-    time += state.settings.update_ns;
-    return time > state.device_free ? time : state.device_free;
-}
-
-static int64_t graph_end(const struct graph *graph, int64_t time)
-{
-    int64_t *ends = malloc((graph->count + 1) * sizeof *ends), last = time;
-    for (size_t i = 0; i < graph->count; i++) {
-        ends[i] = time;
-        for (size_t j = 0; j < i; j++)
-            if ((graph->nodes[i].after[j / 64] >> (j % 64) & 1) && ends[j] > ends[i])
-                ends[i] = ends[j];
-        if (graph->nodes[i].work.kind == KERNEL)
-            ends[i] = launch_end(ends[i]);
-        last = ends[i] > last ? ends[i] : last;
-    }
-    free(ends);
-    return last;
-}
-
-static void advance(struct stream *stream, int64_t time)
-{
-    struct operation *operation = stream->first;
-    if (!operation->begun) {
-        operation->begun = time;
-        stream->ready = is_kernel(operation)       ? launch_end(time)
-                        : operation->kind == GRAPH ? graph_end(&operation->exec->graph, time)
-                                                   : time;
-        if (stream->ready > time)
-            return;
-    }
-    if (operation->kind == WORK && !is_kernel(operation) && !is_write(operation))
-        do_at_once(&operation->work);
-    finish(stream, operation->begun, time);
-}
-
-/* Whether a stream's first operation takes up none of the device's time that others want too. */
-static bool is_brief(const struct stream *stream)
-{
-    const struct operation *first = stream->first;
-    return first && (first->begun || (first->kind != GRAPH && !is_kernel(first)));
-}
-
-/* Does what is due first, if it is by now. Afterwards, or else, says when something is due. */
-static bool run_device(int64_t now)
-{
-    struct stream *next = NULL;
-    int64_t time = NEVER;
-    state.busy = 0;
-    for (int slot = 0; slot < state.slots && !state.lost; slot++) {
-        int64_t its = due(state.in_use[slot]);
-        state.busy += its != NEVER;
-        if (its < time) {
-            time = its;
-            next = state.in_use[slot];
-        }
-    }
-    bool is_due = time <= now;
-    while (time <= now) {
-        advance(next, time);
-        time = due(next);
-        if (!is_brief(next))
-            break;
-    }
-    __atomic_store_n(&state.due, is_due ? now : time, __ATOMIC_RELAXED);
-    return is_due;
-}
-
-/* Keeps the calling thread busy. Meanwhile it is the device: a machine with few cores has none to
- * spare for that. */
-void spend(int64_t ns)
-{
-    if (ns == 0)
-        return;
-    int64_t now = now_ns(), end = now + ns;
-    for (; now < end; now = now_ns()) {
-        if (now < __atomic_load_n(&state.due, __ATOMIC_RELAXED) || forked ||
-            pthread_mutex_trylock(&state.lock) != 0)
-            continue;
-        run_device(now);
-        unlock();
-    }
-}
-
-/* Waits until something is due.
- *
- * If few streams are busy, a host that waits for them makes no calls in which it could be the
- * device, and is kept waiting by a thread that sleeps: this one is awake then, as long as there was
- * something to do of late.
- */
-static void await_due(int64_t last)
-{
-    const int64_t nap = 50000;
-    int64_t now = now_ns(), time = state.due;
-    if (state.busy <= 2 && (time - now < nap || now - last < nap)) {
-        unlock();
-        while (now < __atomic_load_n(&state.due, __ATOMIC_RELAXED) && now < last + nap) {
-            sched_yield(); /* to a host that looks for its values */
-            now = now_ns();
-        }
-        lock();
-    } else if (time == NEVER) {
-        state.device_sleeps = true;
-        pthread_cond_wait(&state.device, &state.lock);
-        state.device_sleeps = false;
-    } else {
-        time = time > now + nap ? time : now + nap;
-        struct timespec until = {time / 1000000000, time % 1000000000};
-        pthread_cond_timedwait(&state.device, &state.lock, &until);
-    }
-}
-
-static void *be_the_device(void *argument)
-{
-    (void)argument;
-    prctl(PR_SET_TIMERSLACK, 1); /* ns: it sleeps no longer than it has to */
-    int64_t last = 0; /* when it did something */
-    lock();
-    while (!state.stopping) {
-        int64_t now = now_ns();
-        if (!run_device(now)) {
-            await_due(last);
-            continue;
-        }
-        last = now;
-        unlock(); /* others take their turn */
-        lock();
-    }
-    unlock();
-    return NULL;
-}
-
-/* ---- both ---- */
 
 static uint64_t seed_of(uint64_t number)
 {
@@ -411,9 +247,7 @@ static void append(struct stream *stream, struct operation *operation)
         stream->first = operation;
     stream->last = operation;
     if (state.settings.timed) {
-        __atomic_store_n(&state.due, 0, __ATOMIC_RELAXED);
-        if (state.device_sleeps)
-            pthread_cond_signal(&state.device);
+        tell_device();
         return;
     }
     join(stream->clock, state.host_clock);
@@ -432,7 +266,6 @@ static void append_wait(struct stream *stream, struct stream *other)
     if (other == stream || other->slot < 0 || other->done == other->issued)
         return;
     struct operation *wait = new_operation(stream, WAIT);
-    wait->event = NULL;
     wait->after = (struct point){other, other->issued};
     join(stream->clock, other->clock);
     append(stream, wait);
@@ -453,16 +286,9 @@ void enqueue(struct stream *stream, struct operation *operation)
 
 void open_streams(void)
 {
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&state.device, &monotonic);
-    pthread_condattr_destroy(&monotonic);
     entries.count = 0;
-    state.due = NEVER;
-    state.device_free = 0;
     if (state.settings.timed)
-        pthread_create(&state.device_thread, NULL, be_the_device, NULL);
+        start_device();
 }
 
 static void leave_use(struct stream *stream)
@@ -479,7 +305,7 @@ static void leave_use(struct stream *stream)
     size_t kept = offsetof(struct stream, slot);
     memset((char *)stream + kept, 0, sizeof *stream - kept);
     stream->slot = -1;
-    stream->held = false;
+    stream->held = stream->captured = false;
 }
 
 /* Ends the threads; what is pending never happens, and streams are as if they were new. */
@@ -488,14 +314,13 @@ void close_streams(void)
     lock();
     state.stopping = true;
     pthread_cond_broadcast(&state.host);
-    pthread_cond_signal(&state.device);
     for (int slot = 0; slot < state.slots; slot++)
         pthread_cond_signal(&state.in_use[slot]->wake);
     while (state.hosts)
         pthread_cond_wait(&state.host, &state.lock);
     unlock();
     if (state.settings.timed)
-        pthread_join(state.device_thread, NULL);
+        end_device();
     for (int slot = 0; slot < state.slots && !state.settings.timed; slot++)
         pthread_join(state.in_use[slot]->thread, NULL);
     lock();

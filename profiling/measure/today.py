@@ -1,0 +1,361 @@
+"""What people run today, measured in the same rounds: torch's RMSprop and locks of Python.
+
+As in torch's ``mnist_hogwild`` each worker has an optimizer of its own over parameters that all
+share, in a thread or a process, and gives its operations one thread. Gradients are ready: a worker
+puts one in ``.grad`` and steps, under a lock or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import torch
+import torch.multiprocessing
+
+from hogstream.kernels import rmsprop_
+from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.profiling.errors import MeasurementError
+from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.processes.process import check_main_module
+from hogstream.scheduler.thread_state import ThreadState
+
+TORCH, OURS = "torch.optim.RMSprop", "rmsprop_"
+Kind = Literal["threads", "processes"]
+THREADS: Kind = "threads"
+PROCESSES: Kind = "processes"
+# From when workers are told until they begin, so that all are there.
+_LEAD_SECONDS = 0.01
+_POLL_SECONDS = 1e-3
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to run workers.
+
+    Attributes:
+        spread_over: ``THREADS`` or ``PROCESSES``.
+        update: What updates: ``TORCH`` or ``OURS``.
+        lock: Whether a lock is held for each update, of ``threading`` or ``multiprocessing``.
+    """
+
+    spread_over: Kind
+    update: str
+    lock: bool
+
+
+SETUPS = (
+    Setup(THREADS, TORCH, lock=False),
+    Setup(THREADS, TORCH, lock=True),
+    Setup(PROCESSES, TORCH, lock=False),
+    Setup(PROCESSES, TORCH, lock=True),
+    Setup(THREADS, OURS, lock=True),
+)
+
+Make = Callable[[int], None]
+#: Runs workers for so many seconds, and says how many updates/s they made.
+Measure = Callable[[float], Awaitable[float]]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Ready gradients, the same in every process.
+
+    Attributes:
+        seed: The first is made with it, and each other with the next.
+        dtype: Of each.
+        device: Where.
+    """
+
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def make(self, elements: int, indices: Iterable[int]) -> list[torch.Tensor]:
+        """Some of them, shape (elements,) each, normal.
+
+        Args:
+            elements: Of each.
+            indices: Which.
+        """
+        generator = torch.Generator(self.device)
+        return [
+            torch.randn(
+                elements, generator=generator.manual_seed(self.seed + index), device=self.device
+            ).to(self.dtype)
+            for index in indices
+        ]
+
+
+class Today:
+    """Workers as people run them: processes, which last as long as the scope, and threads."""
+
+    def __init__(self, sizes: Sequence[int], workers: int, gradients: Gradients) -> None:
+        """Allocates parameters; starts nothing.
+
+        Args:
+            sizes: Of the parameters that workers share, in elements.
+            workers: How many there are at most.
+            gradients: Theirs.
+        """
+        self._gradients = gradients
+        self._workers = workers
+        self._flats = {elements: self._zeros(elements).share_memory_() for elements in sizes}
+        self._processes: list[_Process] = []
+
+    async def __aenter__(self) -> Today:
+        """Starts the processes.
+
+        Raises:
+            RuntimeError: If they cannot import ``__main__``.
+        """
+        check_main_module()
+        context = torch.multiprocessing.get_context("spawn")
+        self._lock = context.Lock()  # kept, as its name is taken away with it
+        try:
+            with _sigint_held_back():
+                for index in range(self._workers):
+                    arguments = index, self._flats, self._lock, self._gradients
+                    self._processes.append(_Process(context, index, arguments))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Ends the processes; what they do is of no use any more."""
+        for process in self._processes:
+            process.end()
+        self._processes.clear()
+
+    async def prepare(self, elements: int, workers: int, count: int) -> dict[Setup, Measure]:
+        """Makes workers of a size ready in each setup.
+
+        Args:
+            elements: One of the sizes.
+            workers: How many.
+            count: Of gradients, over all workers; at least one for each.
+
+        Raises:
+            MeasurementError: If a process ends or fails.
+        """
+        working = self._processes[:workers]
+        await _ask(working, "prepare", elements, workers, count)
+        gradients = self._gradients.make(elements, range(count))
+        each = [gradients[worker::workers] for worker in range(workers)]
+        shared = self._zeros(elements)
+        updates = {TORCH: [_with_torch(shared, own) for own in each]}
+        flat = self._zeros(elements)
+        ms = torch.zeros_like(flat, dtype=COMPUTE_DTYPES[flat.dtype])
+        updates[OURS] = [_with_ours(flat, ms, own) for own in each]
+        return {
+            setup: partial(_in_processes, working, setup.lock)
+            if setup.spread_over == PROCESSES
+            else partial(_in_threads, updates[setup.update], setup.lock, shared.device)
+            for setup in SETUPS
+        }
+
+    def _zeros(self, elements: int) -> torch.Tensor:
+        gradients = self._gradients
+        return torch.zeros(elements, dtype=gradients.dtype, device=gradients.device)
+
+
+def _with_torch(shared: torch.Tensor, gradients: Sequence[torch.Tensor]) -> Make:
+    """What makes a worker's update of that number, by an optimizer of its own."""
+    parameter = torch.nn.Parameter(shared)  # over the same memory, with a ``.grad`` of its own
+    optimizer = torch.optim.RMSprop([parameter], foreach=True)
+
+    def update(index: int) -> None:
+        parameter.grad = gradients[index % len(gradients)]
+        optimizer.step()
+
+    update(0)  # which makes its state
+    return update
+
+
+def _with_ours(flat: torch.Tensor, ms: torch.Tensor, gradients: Sequence[torch.Tensor]) -> Make:
+    def update(index: int) -> None:
+        rmsprop_(flat, gradients[index % len(gradients)], ms)
+
+    update(0)
+    return update
+
+
+def _work(
+    update: Make,
+    lock: AbstractContextManager[object],
+    device: torch.device,
+    begin: float,
+    until: float,
+) -> tuple[int, float]:
+    """Makes updates from one time to another, at least one; how many, and when it was done."""
+    time.sleep(max(0.0, begin - time.perf_counter()))
+    made = 0
+    while made == 0 or time.perf_counter() < until:
+        with lock:
+            update(made)
+        made += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return made, time.perf_counter()
+
+
+def _rate(begin: float, done: Iterable[tuple[int, float]]) -> float:
+    """Updates/s of all workers together."""
+    made, ends = zip(*done, strict=True)
+    return float(sum(made) / (max(ends) - begin))
+
+
+async def _in_threads(
+    updates: Sequence[Make], lock: bool, device: torch.device, seconds: float
+) -> float:
+    """Has a thread for each worker work for so many seconds."""
+    held = threading.Lock() if lock else nullcontext()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(
+        len(updates), "hogstream-today", initializer=ThreadState(torch_threads=1).enter
+    ) as pool:
+        begin = time.perf_counter() + _LEAD_SECONDS
+        times = begin, begin + seconds
+        working = [
+            loop.run_in_executor(pool, _work, each, held, device, *times) for each in updates
+        ]
+        return _rate(begin, await asyncio.gather(*working))
+
+
+async def _in_processes(working: Sequence[_Process], lock: bool, seconds: float) -> float:
+    """Has a process for each worker work for so many seconds; clocks are the same in all."""
+    begin = time.perf_counter() + _LEAD_SECONDS
+    message = "work", lock, begin, begin + seconds
+    return _rate(begin, await _ask(working, *message, takes=_LEAD_SECONDS + seconds))
+
+
+async def _ask(processes: Sequence[_Process], *message: object, takes: float = 0) -> list[Any]:
+    """Asks processes for something, and waits for what each answers.
+
+    Args:
+        processes: Whom.
+        message: For what.
+        takes: How many seconds they need, in which nobody looks for answers, and disturbs.
+
+    Raises:
+        MeasurementError: If one ends or fails.
+    """
+    for process in processes:
+        process.send(message)
+    await asyncio.sleep(takes)
+    answers: dict[int, Any] = {}
+    while len(answers) < len(processes):
+        for index, process in enumerate(processes):
+            if index not in answers and process.has_answered():
+                answers[index] = process.receive()
+        await asyncio.sleep(_POLL_SECONDS)  # nothing else is to be done on this loop
+    return [answers[index] for index in range(len(processes))]
+
+
+class _Process:
+    """A process that is one worker, as its parent sees it."""
+
+    def __init__(self, context: Any, index: int, arguments: tuple[Any, ...]) -> None:
+        """Starts it."""
+        self._name = f"process {index} of what people run today"
+        self._end, its = context.Pipe()
+        try:
+            self._process = context.Process(
+                target=_serve, args=(its, *arguments), name=f"hogstream-today-{index}", daemon=True
+            )
+            self._process.start()
+        except BaseException:
+            self._end.close()
+            raise
+        finally:
+            its.close()
+
+    def send(self, message: tuple[object, ...]) -> None:
+        """Sends it a message; one that has ended is found out when it is to answer."""
+        with suppress(BrokenPipeError):
+            self._end.send(message)
+
+    def has_answered(self) -> bool:
+        """Whether there is an answer, or will be none."""
+        return bool(self._end.poll())
+
+    def receive(self) -> Any:
+        """Its answer.
+
+        Raises:
+            MeasurementError: If it has ended or failed instead.
+        """
+        try:
+            answer, error = self._end.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode
+            raise MeasurementError(f"{self._name} ended with exit code {code}") from None
+        if error is not None:
+            raise MeasurementError(f"{self._name} failed: {error}")
+        return answer
+
+    def end(self) -> None:
+        """Ends it, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._end.close()
+
+
+def _serve(
+    end: Connection,
+    index: int,
+    flats: Mapping[int, torch.Tensor],
+    lock: AbstractContextManager[object],
+    gradients: Gradients,
+) -> None:
+    """A process from its start to its end, which is when its parent has gone."""
+    # Ctrl-C goes to the whole process group, but it is for the parent to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    torch.set_num_threads(1)
+    update: Make | None = None
+    answer: object
+    while True:
+        try:
+            kind, *content = end.recv()
+        except EOFError:
+            return
+        try:
+            if kind == "prepare":
+                update, answer = None, None  # first, as memory may be short
+                elements, workers, count = content
+                own = gradients.make(elements, range(index, count, workers))
+                update = _with_torch(flats[elements], own)
+            else:
+                assert update is not None
+                held, begin, until = content
+                guard = lock if held else nullcontext()
+                answer = _work(update, guard, gradients.device, begin, until)
+        except Exception as error:
+            end.send((None, error_text(error)))
+        else:
+            end.send((answer, None))
+
+
+@contextmanager
+def _sigint_held_back() -> Iterator[None]:
+    """Holds SIGINT back here, and in processes that are started meanwhile."""
+    resource_tracker.ensure_running()  # first, or its start would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,328 @@
+"""How a row is launched on a GPU: by the driver's functions, without Python.
+
+A launch waits, on its lane's stream, for the stream that made the gradient; and after the kernels
+the stream writes a number to a counter in pinned memory.
+
+This module needs Numba. ``rings`` says what is where in memory, ``cuda_driver`` in which order the
+driver's functions are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hogstream.kernels.backends.numba_atomics import (
+    atomic_load,
+    atomic_store,
+    call,
+    float_load,
+    float_store,
+)
+from hogstream.kernels.backends.numba_compile import njit
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
+from hogstream.scheduler.lanes.cuda_driver import (
+    CAPTURED,
+    COPY_ON_DEVICE,
+    COPY_TO_HOST,
+    IS_CAPTURING,
+    LAUNCH_KERNEL,
+    POP_CONTEXT,
+    PUSH_CONTEXT,
+    RECORD_EVENT,
+    SET_MEMORY,
+    SYNCHRONIZE,
+    WAIT_EVENT,
+    WRITE_VALUE,
+)
+from hogstream.scheduler.lanes.rings import (
+    ARGUMENT_ADDRESSES,
+    ARGUMENTS,
+    BYTES,
+    CAPTURING,
+    CONTEXT,
+    COUNTER_ON_DEVICE,
+    DONE,
+    DRIVER,
+    FACTORS,
+    FAILED,
+    FLAT,
+    LANE_EVENT,
+    LANE_THREAD,
+    LAST,
+    LAUNCHED,
+    LAUNCHES,
+    MASK,
+    NUMBER,
+    OUTCOME,
+    OWNERS,
+    PARTS,
+    POPPED,
+    RACES,
+    READ_VERSION,
+    SOURCE,
+    STALENESS,
+    STALENESS_AWARE,
+    STARTED,
+    STREAM,
+    TAIL,
+    TAKEN,
+    UPDATE,
+    VERDICT,
+    WORD,
+    now,
+    of_part,
+    version,
+    wake,
+)
+
+#: What a row needs besides, on a GPU: the event behind what made its gradient, or 0; the number
+#: that it has landed with, and the lane whose counter has it; where in pinned memory its verdict
+#: comes; the batch that it is launched with, or 0; events before and behind it whose times are
+#: taken, or 0; and the error of the driver that it failed with, or 0.
+MADE, LANDS_WITH, LANDS_ON, FOUND, BATCH, BEGAN, ENDED, ERROR = range(8)
+LAUNCH = 8
+
+#: A kernel of the update, and the one that looks whether gradients are finite, or 0: the driver's
+#: handle, the threads of a program, its shared memory in bytes; and the elements of a program.
+FUNCTION, THREADS, SHARED, FINITE_FUNCTION, FINITE_THREADS, FINITE_SHARED, PROGRAM = range(7)
+KERNEL = 8
+
+
+@njit
+def driver(settings: int, function: int, arguments: Any) -> Any:
+    """Calls a function of the driver; 0 or its error."""
+    table = atomic_load(settings + WORD * DRIVER)
+    return call(atomic_load(table + WORD * function), arguments) & 0xFFFF_FFFF
+
+
+@njit
+def submit(lane: int, launched: int, settings: int, event: int, maker: int) -> None:
+    """Records an event behind what makes a gradient, then launches a row as ``launch`` does.
+
+    It is for the thread that submits; the context need not be current there. If the driver refuses,
+    the row fails with its error.
+
+    Args:
+        lane: Its address.
+        launched: How many rows have been launched on it since it was opened.
+        settings: Their address.
+        event: The event.
+        maker: The stream.
+    """
+    atomic_store(launch_of(lane, launched - 1) + WORD * ERROR, record(settings, event, maker))
+    atomic_store(lane + WORD * LAUNCHED, launched)
+    wake(atomic_load(lane + WORD * LANE_THREAD))
+
+
+@njit
+def record(settings: int, event: int, stream: int) -> Any:
+    """Records an event, whatever context is current, unless in a capture; 0 or an error."""
+    error = driver(settings, PUSH_CONTEXT, (atomic_load(settings + WORD * CONTEXT),))
+    if error != 0:
+        return error
+    # An event of a capture would draw the lane's stream into that, and the update with it.
+    captured = settings + WORD * CAPTURING
+    error = driver(settings, IS_CAPTURING, (stream, captured))
+    if error == 0 and atomic_load(captured) != 0:
+        error = CAPTURED
+    if error == 0:
+        error = driver(settings, RECORD_EVENT, (event, stream))
+    popped = driver(settings, POP_CONTEXT, (settings + WORD * POPPED,))
+    return error if error != 0 else popped
+
+
+@njit
+def launch_of(lane: int, index: int) -> Any:
+    """The address of what a lane's row needs besides, by how many rows came before it."""
+    place = index & atomic_load(lane + WORD * MASK)
+    return atomic_load(lane + WORD * LAUNCHES) + WORD * LAUNCH * place
+
+
+@njit
+def launch_row(lane: int, row: int, error: int, thread: int, settings: int) -> None:
+    """Launches a row, or has it fail; either way it is taken from the ring, and will land.
+
+    Args:
+        lane: Its lane.
+        row: The row.
+        error: What it fails with, if it does.
+        thread: Of the lane.
+        settings: Of the lanes.
+    """
+    taken = atomic_load(lane + WORD * TAKEN)
+    launch = launch_of(lane, taken)
+    atomic_store(row + WORD * STARTED, now(thread))
+    if error == 0:
+        error = atomic_load(launch + WORD * ERROR)
+    if error == 0:
+        error = enqueue_row(lane, row, launch, thread, settings)
+        if error != 0:
+            settle(lane, settings)
+    atomic_store(launch + WORD * ERROR, error)
+    atomic_store(launch + WORD * LANDS_WITH, atomic_load(lane + WORD * NUMBER))
+    atomic_store(launch + WORD * LANDS_ON, lane)
+    atomic_store(lane + WORD * TAKEN, taken + 1)
+
+
+@njit
+def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
+    """Gives the driver all that a row needs, in the order of its stream; 0 or an error."""
+    error = atomic_load(settings + WORD * FAILED)
+    if error == 0:
+        error = follow(lane, atomic_load(launch + WORD * MADE), settings)
+    if error == 0:
+        error = take_time(lane, atomic_load(launch + WORD * BEGAN), settings)
+    if error == 0:
+        if atomic_load(row + WORD * UPDATE):
+            error = update(lane, row, launch, thread, settings)
+        else:
+            error = copy_parameters(lane, row, settings)
+    if error == 0:
+        error = take_time(lane, atomic_load(launch + WORD * ENDED), settings)
+    if error == 0 and atomic_load(settings + WORD * OWNERS):
+        error = record_lane(lane, settings)
+        atomic_store(settings + WORD * LAST, lane)
+    return error if error != 0 else count_on(lane, settings)
+
+
+@njit
+def follow(lane: int, made: int, settings: int) -> Any:
+    """Has a lane's stream wait for what made a gradient, and for its turn; 0 or an error."""
+    error = 0
+    if made != 0:
+        error = wait_for(lane, made, settings)
+    last = atomic_load(settings + WORD * LAST)
+    if error == 0 and last != 0 and last != lane:
+        error = wait_for(lane, atomic_load(last + WORD * LANE_EVENT), settings)
+    tail = atomic_load(lane + WORD * TAIL)
+    if error == 0 and tail != 0:
+        error = wait_for(lane, atomic_load(tail + WORD * LANE_EVENT), settings)
+        if error == 0:  # else the next row waits
+            atomic_store(lane + WORD * TAIL, 0)
+    return error
+
+
+@njit
+def wait_for(lane: int, event: int, settings: int) -> Any:
+    """Has a lane's stream wait for an event; 0 or an error."""
+    return driver(settings, WAIT_EVENT, (atomic_load(lane + WORD * STREAM), event, 0))
+
+
+@njit
+def record_lane(lane: int, settings: int) -> Any:
+    """Records a lane's own event, behind all on its stream; 0 or an error."""
+    event, stream = atomic_load(lane + WORD * LANE_EVENT), atomic_load(lane + WORD * STREAM)
+    return driver(settings, RECORD_EVENT, (event, stream))
+
+
+@njit
+def take_time(lane: int, event: int, settings: int) -> Any:
+    """Records an event for its time, if there is one; 0 or an error."""
+    if event == 0:
+        return 0
+    return driver(settings, RECORD_EVENT, (event, atomic_load(lane + WORD * STREAM)))
+
+
+@njit
+def count_on(lane: int, settings: int) -> Any:
+    """Has a lane's counter go on, behind all on its stream; 0 or an error."""
+    number = atomic_load(lane + WORD * NUMBER) + 1
+    stream, counter = (
+        atomic_load(lane + WORD * STREAM),
+        atomic_load(lane + WORD * COUNTER_ON_DEVICE),
+    )
+    error = driver(settings, WRITE_VALUE, (stream, counter, number, 0))
+    if error == 0:
+        atomic_store(lane + WORD * NUMBER, number)
+    return error
+
+
+@njit
+def settle(lane: int, settings: int) -> None:
+    """Waits for what a launch that failed has left on the stream: it may read the gradient."""
+    driver(settings, SYNCHRONIZE, (atomic_load(lane + WORD * STREAM),))
+
+
+@njit
+def copy_parameters(lane: int, row: int, settings: int) -> Any:
+    """Copies the parameters; the version that the copy holds at least is its staleness."""
+    atomic_store(row + WORD * OUTCOME, DONE)
+    atomic_store(row + WORD * STALENESS, version(settings))
+    source, size = atomic_load(settings + WORD * FLAT), atomic_load(settings + WORD * BYTES)
+    target, stream = atomic_load(row + WORD * SOURCE), atomic_load(lane + WORD * STREAM)
+    return driver(settings, COPY_ON_DEVICE, (target, source, size, stream))
+
+
+@njit
+def update(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
+    """Launches an update, part by part, if its gradient is finite or nobody asks; 0 or an error."""
+    kernel, stream = atomic_load(row + WORD * UPDATE), atomic_load(lane + WORD * STREAM)
+    found = atomic_load(launch + WORD * FOUND)
+    verdict = atomic_load(lane + WORD * VERDICT) if found != 0 else 0
+    parts = atomic_load(row + WORD * PARTS)
+    error = 0
+    if found != 0:
+        error = driver(settings, SET_MEMORY, (verdict, 0, 2, stream))
+        for part in range(parts):
+            if error == 0:
+                set_finite_arguments(row, part, verdict, thread)
+                error = launch_kernel(kernel, FINITE_FUNCTION, row, part, thread, settings, stream)
+    for part in range(parts):
+        if error == 0:
+            set_update_arguments(row, part, verdict, thread, settings)
+            error = launch_kernel(kernel, FUNCTION, row, part, thread, settings, stream)
+    if error == 0 and found != 0:
+        error = driver(settings, COPY_TO_HOST, (found, verdict, WORD, stream))
+    return error
+
+
+@njit
+def set_finite_arguments(row: int, part: int, verdict: int, thread: int) -> None:
+    """What ``finite_kernel`` takes."""
+    arguments = thread + WORD * ARGUMENTS
+    atomic_store(arguments, of_part(row, GRAD, part))
+    atomic_store(arguments + WORD, of_part(row, ELEMENTS, part))
+    atomic_store(arguments + 2 * WORD, verdict)
+    for place in range(3, 5):  # the scratch that every kernel of Triton's takes
+        atomic_store(arguments + place * WORD, 0)
+
+
+@njit
+def set_update_arguments(row: int, part: int, verdict: int, thread: int, settings: int) -> None:
+    """What ``rmsprop_kernel`` takes."""
+    arguments = thread + WORD * ARGUMENTS
+    atomic_store(arguments, of_part(row, PARAM, part))
+    atomic_store(arguments + WORD, of_part(row, GRAD, part))
+    atomic_store(arguments + 2 * WORD, of_part(row, MS, part))
+    atomic_store(arguments + 3 * WORD, of_part(row, ELEMENTS, part))
+    for place in range(STARTED - FACTORS):
+        factor = atomic_load(row + WORD * (FACTORS + place))
+        atomic_store(arguments + WORD * (4 + place), factor)
+    if atomic_load(settings + WORD * STALENESS_AWARE):
+        stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
+        lr = arguments + 4 * WORD
+        float_store(lr, float_load(lr) / max(stale, 1))
+    atomic_store(arguments + 11 * WORD, verdict)
+    atomic_store(arguments + 12 * WORD, atomic_load(settings + WORD * RACES))
+    for place in range(13, 15):  # the scratch that every kernel of Triton's takes
+        atomic_store(arguments + place * WORD, 0)
+
+
+@njit
+def launch_kernel(
+    kernel: int, which: int, row: int, part: int, thread: int, settings: int, stream: int
+) -> Any:
+    """Launches one of a row's two kernels with the arguments that are set; 0 or an error."""
+    program = atomic_load(kernel + WORD * PROGRAM)
+    programs = (of_part(row, ELEMENTS, part) + program - 1) // program
+    if programs == 0:
+        return 0
+    function = atomic_load(kernel + WORD * which)
+    threads = atomic_load(kernel + WORD * (which + THREADS))
+    shared = atomic_load(kernel + WORD * (which + SHARED))
+    arguments = thread + WORD * ARGUMENT_ADDRESSES
+    return driver(
+        settings,
+        LAUNCH_KERNEL,
+        (function, programs, 1, 1, threads, 1, 1, shared, stream, arguments, 0),
+    )
