@@ -64,6 +64,9 @@ MUTATIONS = {
     "a batch does not wait for its gradients": _error_is_0(
         "cuda_batch_launch", "wait_for(lane, atomic_load(events + WORD * index), settings)"
     ),
+    "a batch waits for the gradient of its last lane": _changed(
+        "cuda", "sorted(group, key=lambda each: each.place)", "group"
+    ),
     "a batch does not wait for its lanes": _error_is_0(
         "cuda_batch_launch", "follow_lane(lane, lane_of_batch(batch, index), settings)"
     ),
