@@ -8,11 +8,11 @@ for each other; nothing but speed depends on it.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from itertools import count as count_from
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -236,7 +236,7 @@ class _Enqueued(NamedTuple):
     Attributes:
         lane: The lane.
         work: The update or snapshot.
-        place: How many were enqueued before on any lane.
+        place: Among all that were enqueued on any lane.
         maker: The stream that makes its gradient.
         made: The event behind that.
         error: Of the driver, with which it could not be recorded; or 0.
@@ -260,7 +260,7 @@ class CudaLanes(RingLanes[CudaLane]):
     Attributes:
         device: The GPU.
         clock: Tells when updates landed, if times are taken.
-        places: Of what is enqueued, to be launched later.
+        places: Numbers what is enqueued on any lane.
         pinned: Where the device writes counters, and verdicts.
         threads: The one.
     """
@@ -296,8 +296,8 @@ class CudaLanes(RingLanes[CudaLane]):
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._idle_batches: dict[int, list[Batch]] = {}
         self._rows = 1 << (depth - 1).bit_length()
+        self.places = itertools.count()
         self._batched = False  # whether any batch was launched
-        self.places = count_from(0)
         self._closed = False
         self._told: set[int] = set()  # errors of the driver that updates have failed with
         self._closing = ExitStack()
@@ -410,8 +410,8 @@ class CudaLanes(RingLanes[CudaLane]):
     def _launch_batch(self, group: Sequence[_Enqueued], graph: UpdateGraph) -> None:
         batch, self._batched = self._take_batch(len(group)), True
         lanes = dict.fromkeys(each.lane for each in group)
-        in_order = sorted(group, key=lambda each: each.place)
-        last = {each.maker: each.made for each in in_order}  # of a stream, behind all before
+        recorded = sorted(group, key=lambda each: each.place)
+        last = {each.maker: each.made for each in recorded}  # of a stream, behind all before
         error = next((each.error for each in group if each.error), 0)
         batch.fill(graph, [lane.address for lane in lanes], list(last.values()), error)
         ticket = self.take_ticket(self.threads[0].address) if self.ordered else 0

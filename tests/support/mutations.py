@@ -46,41 +46,43 @@ _COUNT = "    return error if error != 0 else count_on(lane, settings)\n"
 _COPY_VERDICT = """    if error == 0 and found != 0:
         error = driver(settings, COPY_TO_HOST, (found, verdict, WORD, stream))
 """
-_UPDATE_PART = """    for part in range(parts):
-        if error == 0:
-            set_update_arguments"""
 _SETTLE = "            settle(lane, settings)\n"
 
 MUTATIONS = {
     # Waits
     "a row does not wait for its gradient": _error_is_0(
-        "cuda_loop", "wait_for(lane, made, settings)"
+        "cuda_launch", "wait_for(lane, made, settings)"
     ),
     "a row does not wait for its turn": _error_is_0(
-        "cuda_loop", "wait_for(lane, atomic_load(last + WORD * LANE_EVENT), settings)"
+        "cuda_launch", "wait_for(lane, atomic_load(last + WORD * LANE_EVENT), settings)"
     ),
     "a row does not wait for its lane's batch": _changed(
-        "cuda_loop",
+        "cuda_launch",
         "    if error == 0 and tail != 0:\n",
         "    if error == 0 and tail < 0:\n",
     ),
     "a batch does not wait for its gradients": _error_is_0(
-        "cuda_loop", "wait_for(lane, atomic_load(events + WORD * index), settings)"
+        "cuda_batch_launch", "wait_for(lane, atomic_load(events + WORD * index), settings)"
+    ),
+    "a batch waits for the gradient of its last lane": _changed(
+        "cuda", "sorted(group, key=lambda each: each.place)", "group"
     ),
     "a batch does not wait for its lanes": _error_is_0(
-        "cuda_loop", "follow_lane(lane, lane_of_batch(batch, index), settings)"
+        "cuda_batch_launch", "follow_lane(lane, lane_of_batch(batch, index), settings)"
     ),
     "a batch does not wait for a batch before it": _changed(
-        "cuda_loop", "    if tail != 0 and tail != lane:\n", "    if tail < 0:\n"
+        "cuda_batch_launch", "    if tail != 0 and tail != lane:\n", "    if tail < 0:\n"
     ),
     "a batch does not wait for what a lane computes": _changed(
-        "cuda_loop", " or atomic_load(other + WORD * COMPUTES)\n", "\n"
+        "cuda_batch_launch", " or atomic_load(other + WORD * COMPUTES)\n", "\n"
     ),
     "a batch does not wait for updates of a lane": _changed(
-        "cuda_loop", "counter != atomic_load(other + WORD * NUMBER) or ", ""
+        "cuda_batch_launch", "counter != atomic_load(other + WORD * NUMBER) or ", ""
     ),
     "lanes do not wait for a batch": _changed(
-        "cuda_loop", "            atomic_store(other + WORD * TAIL, lane)\n", "            pass\n"
+        "cuda_batch_launch",
+        "            atomic_store(other + WORD * TAIL, lane)\n",
+        "            pass\n",
     ),
     "lanes do not wait for what was there before": _changed(
         "cuda",
@@ -94,30 +96,32 @@ MUTATIONS = {
         "cuda", "        self.words[rings.COMPUTES] = 1\n"
     ),
     "a row by itself waits for the default stream": _changed(
-        "cuda", "self.launch_next(self._current_stream())", "self.launch_next(0)"
+        "cuda",
+        "self._settings, event, maker)\n\n    def enqueue",
+        "self._settings, event, 0)\n\n    def enqueue",
     ),
     "a row of a batch waits for the default stream": _changed(
-        "cuda", "_Enqueued(self, work, self._current_stream())", "_Enqueued(self, work, 0)"
+        "cuda", "record(self._settings, event, maker)", "record(self._settings, event, 0)"
     ),
     # Order
     "no row has its event recorded": _changed(
-        "cuda_loop",
+        "cuda_launch",
         "        error = record_lane(lane, settings)\n        atomic_store(settings + WORD * LAST",
         "        atomic_store(settings + WORD * LAST",
     ),
     "no row is the last in order": _changed(
-        "cuda_loop",
+        "cuda_launch",
         "        error = record_lane(lane, settings)\n"
         "        atomic_store(settings + WORD * LAST, lane)\n",
         "        error = record_lane(lane, settings)\n",
     ),
     "no batch has its event recorded": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         "    error = record_lane(lane, settings)\n    if error == 0 and atomic",
         "    error = 0\n    if error == 0 and atomic",
     ),
     "no batch is the last in order": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         "        atomic_store(settings + WORD * LAST, lane)\n    for index",
         "        pass\n    for index",
     ),
@@ -136,13 +140,13 @@ MUTATIONS = {
         "atomic_load(row + WORD * TICKET) + 2\n",
     ),
     "a lane does not wait for its batch": _changed(
-        "cuda_loop", "    atomic_store(lane + WORD * WAITS, 1)\n"
+        "cuda_batch_launch", "    atomic_store(lane + WORD * WAITS, 1)\n"
     ),
     "a lane waits for its batch for ever": _changed(
-        "cuda_loop", "    atomic_store(lane + WORD * WAITS, 0)\n"
+        "cuda_batch_launch", "    atomic_store(lane + WORD * WAITS, 0)\n"
     ),
     "a batch is launched without the others": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         "    if arrived == atomic_load(batch + WORD * BATCH_LANES):\n",
         "    if arrived:\n",
     ),
@@ -154,7 +158,7 @@ MUTATIONS = {
         "cuda_graphs", "elements, arguments, [cleared])", "elements, arguments, [])"
     ),
     "the counter is written before the update": Mutation(
-        "cuda_loop",
+        "cuda_launch",
         (
             (
                 "    if error == 0:\n        if atomic_load(row + WORD * UPDATE):\n",
@@ -165,7 +169,7 @@ MUTATIONS = {
         ),
     ),
     "the counter is written before the batch": Mutation(
-        "cuda_loop",
+        "cuda_batch_launch",
         (
             (
                 "    if error == 0:\n        error = driver(settings, LAUNCH_GRAPH,",
@@ -179,7 +183,7 @@ MUTATIONS = {
         ),
     ),
     "the verdict is copied before the update": Mutation(
-        "cuda_loop",
+        "cuda_launch",
         (
             (_COPY_VERDICT, ""),
             (
@@ -190,12 +194,12 @@ MUTATIONS = {
         ),
     ),
     "the verdict of a batch is not copied": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         "        error = driver(settings, COPY_TO_HOST, (found, verdicts, size, stream))\n",
         "        error = 0\n",
     ),
     "the verdict is not cleared": _error_is_0(
-        "cuda_loop", "driver(settings, SET_MEMORY, (verdict, 0, 2, stream))"
+        "cuda_launch", "driver(settings, SET_MEMORY, (verdict, 0, 2, stream))"
     ),
     "all lanes have one verdict": _changed(
         "cuda", "self._verdicts.address + WORD * lane", "self._verdicts.address"
@@ -207,10 +211,10 @@ MUTATIONS = {
         "atomic_load(launch + WORD * LANDS_WITH) - 1)\n",
     ),
     "a number is used again": _changed(
-        "cuda_loop", "        atomic_store(lane + WORD * NUMBER, number)\n", "        pass\n"
+        "cuda_launch", "        atomic_store(lane + WORD * NUMBER, number)\n", "        pass\n"
     ),
     "a batch's rows land with their own lane": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         "LANDS_ON, atomic_load(batch + WORD * BATCH_ON))\n",
         "LANDS_ON, lane)\n",
     ),
@@ -230,7 +234,7 @@ MUTATIONS = {
     "updates left out are counted": _changed("rings", "1 if outcome == DONE else 0", "1"),
     "versions are not counted": _changed("rings", "1 if outcome == DONE else 0", "0"),
     "a snapshot says it is newer": _changed(
-        "cuda_loop",
+        "cuda_launch",
         "    atomic_store(row + WORD * STALENESS, version(settings))\n",
         "    atomic_store(row + WORD * STALENESS, version(settings) + 2)\n",
     ),
@@ -248,7 +252,7 @@ MUTATIONS = {
     ),
     # Wake-ups
     "the thread is not woken for a row": _changed(
-        "cuda_loop", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
+        "cuda_launch", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
     ),
     "the thread is not woken for a batch": _changed(
         "native_loop", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
@@ -261,13 +265,13 @@ MUTATIONS = {
     ),
     # Errors
     "an error at submission is lost": _changed(
-        "cuda_loop", "        error = atomic_load(launch + WORD * ERROR)\n", "        error = 0\n"
+        "cuda_launch", "        error = atomic_load(launch + WORD * ERROR)\n", "        error = 0\n"
     ),
     "an error of a launch is lost": _changed(
-        "cuda_loop", "    atomic_store(launch + WORD * ERROR, error)\n"
+        "cuda_launch", "    atomic_store(launch + WORD * ERROR, error)\n"
     ),
     "an error of a batch is lost": _changed(
-        "cuda_loop", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
+        "cuda_batch_launch", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
     ),
     "nobody looks whether the device has failed": _changed(
         "cuda_loop", "                look_for_failure(lane, settings)\n", "                pass\n"
@@ -277,18 +281,18 @@ MUTATIONS = {
         "    if atomic_load(settings + WORD * FAILED):\n        return True\n",
     ),
     "a row that fails is not settled": _changed(
-        "cuda_loop",
+        "cuda_launch",
         f"        error = enqueue_row(lane, row, launch, thread, settings)\n"
         f"        if error != 0:\n{_SETTLE}",
         "        error = enqueue_row(lane, row, launch, thread, settings)\n",
     ),
     "a batch that fails is not settled": _changed(
-        "cuda_loop",
+        "cuda_batch_launch",
         f"        error = enqueue_batch(lane, batch, settings)\n        if error != 0:\n{_SETTLE}",
         "        error = enqueue_batch(lane, batch, settings)\n",
     ),
     "a graph that cannot be made fails nothing": _changed(
-        "cuda", "                lane.fail_next(error)\n", "                pass\n"
+        "cuda", "                each.lane.launch_next(error)\n", "                pass\n"
     ),
     "times that cannot be read stop the delivery": _changed(
         "cuda",

@@ -252,7 +252,8 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
         most = depth * (workers if settings["batch_of"] == "lanes" else 1)
         batch = chance.choice([most, max(most // 2, 2), settings["batch"]])
         if settings["batch_of"] == "lanes" and workers > 2:  # of other lanes each time
-            batch = chance.choice([batch, workers - 1, workers])
+            batch = chance.choice([batch, workers - 1, 2])
+            settings["depth"] = max(depth, 3)
         settings |= {"staleness_aware": False, "read": "live", "batch": batch}
         if not same:
             settings["state"] = chance.choice(["shared", "per-worker", "per-worker"])

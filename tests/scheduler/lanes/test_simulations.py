@@ -138,10 +138,10 @@ SCENARIOS = {
     "batches of changing lanes": scenario(
         plan(
             workers=4,
-            batch=3,
+            batch=2,
             batch_of="lanes",
             depth=4,
-            updates=200,
+            updates=100,
             state="per-worker",
             makers=["default"],
             hold_lane=0.4,
