@@ -190,10 +190,7 @@ class Dispatch:
             return
         assert self.lanes is not None
         worker = updates[0].worker
-        enqueue = self.lanes.lanes[worker].enqueue
-        for update in updates:
-            enqueue(update)
-        self.lanes.flush([worker] * len(updates))
+        self.lanes.lanes[worker].launch_all(updates)
         self._under_way += len(updates)
 
     def flush(self, worker: int | None = None) -> None:

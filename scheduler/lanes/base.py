@@ -61,6 +61,9 @@ class Lane(Protocol):
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it; no other may wait to be launched."""
 
+    def launch_all(self, works: Sequence[Work]) -> None:
+        """Does that with several at once, in order, whose gradients are there or made alike."""
+
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush`` of the lanes.
 

@@ -100,7 +100,6 @@ class CudaLane(RingLane):
     def _set_up(self, index: int) -> None:
         """Writes what does not change of a row, but while it is in a batch."""
         place = index * cuda_launch.LAUNCH
-        self._more[place + cuda_launch.MADE] = self._made[index]
         self._set_batch(index, 0, self._cuda.found(self.index, index))
         if self._times:
             began, ended = self._times[index]
@@ -112,7 +111,20 @@ class CudaLane(RingLane):
         super().enqueue(work)
         index = self._take_next()
         event, maker = self._made[index], self._current_stream()
+        self._more[index * cuda_launch.LAUNCH + cuda_launch.MADE] = event
         cuda_launch.submit(self.address, self._launched, self._settings, event, maker)
+
+    def launch_all(self, works: Sequence[Work]) -> None:
+        """Does that with several at once: the first waits for what makes their gradients."""
+        event = self._made[self._launched & self._mask]
+        error = cuda_launch.record(self._settings, event, self._current_stream())
+        for work in works:
+            super().enqueue(work)
+            place = self._take_next() * cuda_launch.LAUNCH
+            self._more[place + cuda_launch.MADE] = event
+            self._more[place + cuda_launch.ERROR] = error
+            event = 0  # the others follow it on the stream
+        self.publish()
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
@@ -120,6 +132,7 @@ class CudaLane(RingLane):
         index = (self._queue.enqueued - 1) & self._mask
         event, maker = self._made[index], self._current_stream()
         error = cuda_launch.record(self._settings, event, maker)
+        self._more[index * cuda_launch.LAUNCH + cuda_launch.MADE] = event
         self._more[index * cuda_launch.LAUNCH + cuda_launch.ERROR] = error
         place = next(self._cuda.places)
         self.enqueued.append(_Enqueued(self, work, place, maker, event, error))

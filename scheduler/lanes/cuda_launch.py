@@ -120,11 +120,12 @@ def record(settings: int, event: int, stream: int) -> Any:
     error = driver(settings, PUSH_CONTEXT, (atomic_load(settings + WORD * CONTEXT),))
     if error != 0:
         return error
-    # An event of a capture would draw the lane's stream into that, and the update with it.
-    captured = settings + WORD * CAPTURING
-    error = driver(settings, IS_CAPTURING, (stream, captured))
-    if error == 0 and atomic_load(captured) != 0:
-        error = CAPTURED
+    if stream != 0:  # which cannot be captured
+        # An event of a capture would draw the lane's stream into that, and the update with it.
+        captured = settings + WORD * CAPTURING
+        error = driver(settings, IS_CAPTURING, (stream, captured))
+        if error == 0 and atomic_load(captured) != 0:
+            error = CAPTURED
     if error == 0:
         error = driver(settings, RECORD_EVENT, (event, stream))
     popped = driver(settings, POP_CONTEXT, (settings + WORD * POPPED,))

@@ -114,7 +114,8 @@ def is_made(lane: int, settings: int) -> Any:
     launch = launch_of(lane, atomic_load(lane + WORD * TAKEN))
     if atomic_load(launch + WORD * ERROR) or atomic_load(settings + WORD * FAILED):
         return True
-    if driver(settings, QUERY_EVENT, (atomic_load(launch + WORD * MADE),)) == NOT_READY:
+    made = atomic_load(launch + WORD * MADE)
+    if made != 0 and driver(settings, QUERY_EVENT, (made,)) == NOT_READY:
         return False
     if atomic_load(lane + WORD * COMPUTES) == 0:
         return True

@@ -33,6 +33,13 @@ class NativeLane(RingLane, CpuLane):
             self._launched += 1
         native_loop.launch(self.address, self._launched)
 
+    def launch_all(self, works: Sequence[Work]) -> None:
+        """Does that with several at once."""
+        for work in works:
+            self.enqueue(work)
+            self.take_next()
+        self.publish()
+
     def flush(self) -> None:
         """Launches what was enqueued."""
         for _ in range(self._queue.enqueued - self._launched):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -363,19 +364,25 @@ async def test_several_gradients_of_one_read_are_no_graph(graphs: list[UpdateGra
     assert not graphs
 
 
-async def test_gradient_of_a_stream_that_is_captured_is_refused() -> None:
-    """Else the update would be drawn into the graph of whoever captures."""
+@pytest.mark.parametrize("count", [1, 2])
+async def test_gradients_of_a_stream_that_is_captured_are_refused(count: int) -> None:
+    """Else the updates would be drawn into the graph of whoever captures."""
     with gpu_of_tests() as gpu:
         shared = SharedParameters({"p": torch.zeros(64)})
-        scheduler = scheduler_on(shared, workers=1, **COUNTING)
-        async with scheduler:
-            gpu.tests.capture(0, True)
+        stream, grads = gpu.torch.make_stream(), [torch.ones(64)] * count
+
+        async def worker(context: WorkerContext) -> None:
+            with gpu.computing(stream), suppress(StopIteration):
+                context.submit(grads).send(None)
+
+        async with scheduler_on(shared, workers=1, depth=8, **COUNTING) as scheduler:
+            gpu.tests.capture(stream, True)
             with pytest.raises(WorkerError, match="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
-                await scheduler.run(submit_ones(shared), updates=1)
-            gpu.tests.capture(0, False)
-            await scheduler.run(submit_ones(shared), updates=3)
+                await scheduler.run(worker, updates=count)
+            gpu.tests.capture(stream, False)
+            await scheduler.run(worker, updates=count)
     assert gpu.tests.violations() == []
-    assert shared.flat.eq(-3).all()
+    assert shared.flat.eq(-count).all()
 
 
 @pytest.mark.gpu
