@@ -19,6 +19,11 @@ from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
 
 WORKERS = {"CPU, 2^12 elements": 4, "GPU, calls cost": 16, "GPU, calls cost nothing": 16}
 POLICIES = ["lock-free", "locked", "ordered"]
+#: Nanoseconds that calls of the driver keep their thread; those of ``Timing`` if not named.
+COSTS: dict[str, dict[str, int]] = {
+    "GPU, calls cost": {},
+    "GPU, calls cost nothing": dict.fromkeys(("launch", "graph", "record", "wait", "write"), 0),
+}
 AT_ONCE = [1, 8]  # gradients in a submit
 DEPTH, SECONDS, ROUNDS = 16, 0.5, 9
 
@@ -30,9 +35,8 @@ async def rate(kind: str, policy: str, at_once: int) -> float:
 
     with ExitStack() as opened:
         make: Any = StreamScheduler
-        if kind != "CPU, 2^12 elements":
-            costs = Timing() if kind == "GPU, calls cost" else _FREE
-            opened.enter_context(gpu_of_tests(mode="timed", timing=costs))
+        if kind in COSTS:
+            opened.enter_context(gpu_of_tests(mode="timed", timing=Timing(**COSTS[kind])))
             make = scheduler_on
         shared = SharedParameters({"p": torch.zeros(1 << 12)})
         grads = [torch.zeros(1 << 12) for _ in range(at_once)]
@@ -51,11 +55,7 @@ def main() -> None:
     """Prints a table: medians of rounds in which every line has its turn, and their range."""
     import uvloop
 
-    global _FREE
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from cuda_testing import Timing
-
-    _FREE = Timing(launch=0, graph=0, record=0, wait=0, write=0)
     torch.set_num_threads(1)
     lines = [(k, p, n) for k in WORKERS for p in POLICIES for n in AT_ONCE]
     rates: dict[tuple[str, str, int], list[float]] = {line: [] for line in lines}
@@ -68,8 +68,6 @@ def main() -> None:
         text = f"{statistics.median(found):,.0f} ({low:,.0f} to {high:,.0f})"
         print(f"| {kind} | {WORKERS[kind]} | {policy} | {at_once} | {text} |")
 
-
-_FREE: Any = None
 
 if __name__ == "__main__":
     main()
