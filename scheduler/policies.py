@@ -17,11 +17,12 @@ class Policy:
 
     Attributes:
         name: As in ``policy=``.
-        locked: An update waits, on its lane, for a mutex that is held around it alone: the
-            strongest lock there is.
+        locked: An update waits, on its lane, for a mutex that is held around it alone, on a GPU
+            until it has landed: the strongest lock there is.
         awaited: An update waits for an asyncio lock that is held until the event loop has seen it
             land: what an asyncio program with a lock does.
-        ordered: An update waits, on the device, for the one submitted before it.
+        ordered: An update waits, on its lane and on a GPU on the device, for the one submitted
+            before it.
         bound: An update waits while it could make its own staleness, or another's, exceed this.
     """
 

@@ -27,6 +27,7 @@ async def cuda_event_done(event: torch.cuda.Event) -> None:
     Raises:
         TypeError: If it is no ``torch.cuda.Event``.
         ValueError: If it was not recorded, or is of no NVIDIA GPU.
+        OSError: If there is no driver.
         RuntimeError: If Numba is missing, which compiles what asks, or the device has failed.
     """
     if not isinstance(event, torch.cuda.Event):

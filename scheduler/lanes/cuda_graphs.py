@@ -189,7 +189,7 @@ class UpdateGraph:
         arguments: Sequence[int],
         after: Sequence[int],
     ) -> int:
-        """Adds a launch; with no element there is none to launch, but its place is kept."""
+        """Adds a launch behind others."""
         values = (ctypes.c_int64 * (len(arguments) + SCRATCH))(*arguments)
         places = address_array(
             [ctypes.addressof(values) + WORD * place for place in range(len(values))]

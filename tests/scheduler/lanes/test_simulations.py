@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cuda_testing import ILLEGAL_ADDRESS
+from hogstream.scheduler.policies import select_policy
+from mutations import MUTATIONS, copy_with
 from scenarios import LAUNCH_FAILED, OUT_OF_MEMORY, Habits, Plan, Run, Scenario
 from scheduler_testing import COUNTING, POLICIES
 from simulation import simulate, simulate_scenario
@@ -82,7 +85,7 @@ def scenario(*plans: Plan, **changes: Any) -> Scenario:
 
 def with_batches(policy: str) -> dict[str, Any]:
     """Settings for batches, where the policy takes them."""
-    return {"batch": 2} if policy in ("lock-free", "ordered") else {}
+    return {"batch": 2} if select_policy(policy).takes_batches else {}
 
 
 SCENARIOS = {
@@ -233,3 +236,9 @@ def test_a_device_that_is_lost(policy: str) -> None:
         for usual in (failing(policy), plan(policy=policy, depth=8)):
             lost = scenario(usual, lost_after=lost_after, seed=lost_after)
             simulate_scenario(lost, f"pytest -k {policy}")
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_made_on_purpose_can_be_made(name: str, tmp_path: Path) -> None:
+    """Its texts are still in the sources; whether seeds find it, `make simulate` says."""
+    copy_with(MUTATIONS[name], tmp_path / "hogstream")
