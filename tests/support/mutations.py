@@ -97,8 +97,8 @@ MUTATIONS = {
     ),
     "a row by itself waits for the default stream": _changed(
         "cuda",
-        "self._settings, event, maker)\n\n    def enqueue",
-        "self._settings, event, 0)\n\n    def enqueue",
+        "submit(self.address, self._launched, self._settings, event, maker)",
+        "submit(self.address, self._launched, self._settings, event, 0)",
     ),
     "a row of a batch waits for the default stream": _changed(
         "cuda", "record(self._settings, event, maker)", "record(self._settings, event, 0)"

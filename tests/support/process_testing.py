@@ -23,8 +23,12 @@ may_fork_with_threads = pytest.mark.filterwarnings(
 
 
 def shared_memory() -> set[str]:
-    """Segments of shared memory that stay: seen twice, as others' are unlinked when just made."""
-    return {*os.listdir("/dev/shm")} & {*os.listdir("/dev/shm")}
+    """Segments of shared memory that stay: seen twice, as others' are unlinked when just made.
+
+    Semaphores are not among them: tests that run beside this one may have some.
+    """
+    seen = {*os.listdir("/dev/shm")} & {*os.listdir("/dev/shm")}
+    return {name for name in seen if not name.startswith("sem.")}
 
 
 def run_python(*arguments: str, **environment: str) -> str:

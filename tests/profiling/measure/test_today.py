@@ -24,7 +24,7 @@ SECONDS = 0.05
 
 
 def processes() -> list[str]:
-    return [each.name for each in multiprocessing.active_children()]
+    return sorted(each.name for each in multiprocessing.active_children())
 
 
 @pytest.mark.slow

@@ -219,10 +219,10 @@ def test_a_diff_tells_what_changed_and_whether_it_is_like_for_like() -> None:
     diff = diff_runs(ResultFile("a.json", first), ResultFile("b.json", second))
     answer = answers.diff_answer(diff, second)
     assert answer.verdict == (
-        "The second run is faster beyond noise in 8 and slower in 0 of 28 configurations."
+        "The second run is faster beyond noise in 8 and slower in 0 of 76 configurations."
     )
     told = facts(answer)
-    assert told["Changed beyond noise"].value == "8 of 28"
+    assert told["Changed beyond noise"].value == "8 of 76"
     assert told["Faster, the most"].detail.startswith("95 %: ")
     assert "Slower, the most" not in told
     assert told["Like for like"].value == "no"
@@ -237,7 +237,7 @@ def test_warnings_are_those_that_change_the_answer() -> None:
     bench = committed("bench", Bench)
     assert len(bench.warnings) == 2
     assert sentences.warnings(bench) == bench.warnings[:1]
-    assert re.match(r"The spread of \d+ of 28 timings is too wide", bench.warnings[0])
+    assert re.match(r"The spread of \d+ of 76 timings is too wide", bench.warnings[0])
     assert bench.warnings[1] in sentences.of_bench(bench)  # told, but not as a warning
 
 

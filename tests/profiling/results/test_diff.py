@@ -49,7 +49,7 @@ def test_what_people_run_today_is_compared_too() -> None:
     found = {change.name: change for change in diff(first, second).changes}
     change = found["processes with torch.optim.RMSprop under a lock, 4 workers, 2^16 elements"]
     assert (change.verdict, change.first.unit) == (FASTER, "updates/s")
-    assert len(found) == 28 + 5 * 8  # with eight of lock-free
+    assert len(found) == 36 + 5 * 8  # with eight of lock-free
 
 
 def verdicts(found: Diff) -> dict[str, str]:
@@ -132,7 +132,7 @@ def test_of_trainings_with_few_rounds_nothing_can_be_told() -> None:
 
 def test_rounds_of_training_are_set_against_each_other() -> None:
     found = diff(trained(ROUNDS), trained([0.5 * speed for speed in ROUNDS]))
-    assert verdicts(found) == dict.fromkeys(("lock-free", "locked", "ordered"), SLOWER)
+    assert verdicts(found) == dict.fromkeys(("lock-free", "locked", "ordered", "awaited"), SLOWER)
 
 
 def test_what_differs_but_for_the_code_is_told() -> None:
@@ -162,7 +162,7 @@ def test_the_same_machine_and_settings_are_like_against_like() -> None:
     second.environment.commit = "abc"
     said = " ".join(of_diff(diff(first, second)))
     assert "Like is not" not in said
-    assert "Nothing changed beyond noise, of 28 configurations." in said
+    assert "Nothing changed beyond noise, of 76 configurations." in said
 
 
 @pytest.mark.slow
