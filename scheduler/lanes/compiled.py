@@ -212,6 +212,7 @@ class LoopThread:
             RuntimeError: If there can be no more threads.
         """
         self._event = Signal(blocking=True)
+        self._served = tuple(lanes)  # whose memory must live as long, whoever lets go of them
         self._lanes = np.array([lane.address for lane in lanes], np.int64)
         self._memory = np.zeros(rings.THREAD, np.int64)
         self._settings = settings

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,14 @@ async def test_a_lane_wakes_the_loop_when_few_enough_are_left(
             rings.wake_loop(lane.address, lanes.settings.address)
             seen.append(written(lanes._event.reader))
         assert seen == [max(0, wakes + done - 8) for done in range(1, 9)]
+
+
+async def test_a_lane_lives_as_long_as_its_thread_though_all_let_go_of_it() -> None:
+    async with lanes_by_hand(depth=8) as lanes:
+        lane = weakref.ref(lanes.lanes.pop())
+        gc.collect()
+        assert lane() is not None
+        lanes.threads[0].run()
 
 
 @pytest.mark.parametrize("asleep", [False, True])
