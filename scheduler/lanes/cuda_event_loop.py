@@ -21,9 +21,10 @@ OF_TABLE, OF_CONTEXT, EVENT, IS_DONE, EVENT_ERROR, EVENT_POPPED = range(6)
 WATCHED = 6
 
 
-_SHORTEST_NS, _LONGEST_NS = 10_000, 1_000_000
+#: Between two looks at what is not done a thread sleeps from this to that many nanoseconds.
+SHORTEST_NS, LONGEST_NS = 10_000, 1_000_000
 
-_poll: Any = types.ExternalFunction(
+poll: Any = types.ExternalFunction(
     "ppoll", types.int32(types.int64, types.int64, types.int64, types.int64)
 )
 
@@ -37,7 +38,7 @@ def watch(events: int, count: int, changed: int) -> None:
         count: How many there are.
         changed: Address of a word that is set when others are.
     """
-    pause, done = _SHORTEST_NS, False
+    pause, done = SHORTEST_NS, False
     time = np.zeros(2, np.int64)
     while not done and not atomic_load(changed):
         for index in range(count):
@@ -49,8 +50,8 @@ def watch(events: int, count: int, changed: int) -> None:
                 done = True
         if not done:
             time[1] = pause
-            _poll(0, 0, time.ctypes.data, 0)
-            pause = min(2 * pause, _LONGEST_NS)
+            poll(0, 0, time.ctypes.data, 0)
+            pause = min(2 * pause, LONGEST_NS)
 
 
 @njit

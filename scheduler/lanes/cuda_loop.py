@@ -26,7 +26,7 @@ from hogstream.scheduler.lanes.cuda_batch_launch import (
     take_member,
 )
 from hogstream.scheduler.lanes.cuda_driver import NOT_READY, QUERY_EVENT, QUERY_STREAM
-from hogstream.scheduler.lanes.cuda_event_loop import watch
+from hogstream.scheduler.lanes.cuda_event_loop import LONGEST_NS, SHORTEST_NS, poll, watch
 from hogstream.scheduler.lanes.cuda_launch import (
     ERROR,
     FOUND,
@@ -72,14 +72,6 @@ from hogstream.scheduler.lanes.rings import (
     now,
     row_of,
     wake_loop,
-)
-
-# Until rows land, their thread gives way, then sleeps from this to that many nanoseconds. When it
-# sleeps longest it asks whether the device has failed.
-_SHORTEST_NS, _LONGEST_NS = 10_000, 1_000_000
-
-_poll: Any = types.ExternalFunction(
-    "ppoll", types.int32(types.int64, types.int64, types.int64, types.int64)
 )
 
 
@@ -135,7 +127,7 @@ def start(lane: int, thread: int, settings: int) -> None:
         return
     if batch != 0 and not completes(lane, batch):
         return
-    atomic_store(thread + WORD * PAUSE, _SHORTEST_NS)
+    atomic_store(thread + WORD * PAUSE, SHORTEST_NS)
     error = -lock(thread, settings)
     if error == 0 and atomic_load(settings + WORD * LOCK):
         atomic_store(thread + WORD * HELD, rows_of(batch))
@@ -192,7 +184,7 @@ def land_row(lane: int, settings: int) -> None:
         land(row, settings, NONFINITE if left_out else DONE)
     thread = atomic_load(lane + WORD * LANE_THREAD)
     atomic_store(row + WORD * LANDED_NS, now(thread))
-    atomic_store(thread + WORD * PAUSE, _SHORTEST_NS)
+    atomic_store(thread + WORD * PAUSE, SHORTEST_NS)
 
 
 @njit
@@ -208,7 +200,7 @@ def sleep(thread: int, settings: int) -> bool:
         last = atomic_load(lane + WORD * (LAUNCHED if locked else TAKEN))
         if atomic_load(lane + WORD * LANDED) != last:
             waits = True
-            if atomic_load(thread + WORD * PAUSE) >= _LONGEST_NS:
+            if atomic_load(thread + WORD * PAUSE) >= LONGEST_NS:
                 look_for_failure(lane, settings)
     if waits:
         sleep_for_a_while(thread)
@@ -226,11 +218,11 @@ def look_for_failure(lane: int, settings: int) -> None:
 @njit
 def sleep_for_a_while(thread: int) -> None:
     """Sleeps until it is woken, or some time has gone by; longer each time that nothing lands."""
-    pause = min(max(atomic_load(thread + WORD * PAUSE), _SHORTEST_NS), _LONGEST_NS)
+    pause = min(max(atomic_load(thread + WORD * PAUSE), SHORTEST_NS), LONGEST_NS)
     atomic_store(thread + WORD * PAUSE, 2 * pause)
     atomic_store(thread + WORD * TIME, 0)
     atomic_store(thread + WORD * (TIME + 1), pause)
-    _poll(thread + WORD * POLLED, 1, thread + WORD * TIME, 0)
+    poll(thread + WORD * POLLED, 1, thread + WORD * TIME, 0)
 
 
 @cache

@@ -6,19 +6,16 @@ import asyncio
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from hogstream.kernels import rmsprop_
 from hogstream.scheduler import (
     SharedParameters,
     StreamScheduler,
     WorkerContext,
     cuda_event_done,
 )
-from hogstream.scheduler.lanes.cuda import CudaLanes
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
@@ -28,41 +25,12 @@ from scheduler_testing import COUNTING, submit_ones
 pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
-N = 100_001
 LIMIT_SECONDS = 60
 LONG = 50_000_000  # device cycles: tens of milliseconds
 
 
 def zeros(elements: int) -> SharedParameters:
     return SharedParameters({"p": torch.zeros(elements, device=CUDA)})
-
-
-def normal_gradients(count: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(N, generator=generator) for _ in range(count)]
-
-
-def assert_made_by(shared: SharedParameters, gradients: list[torch.Tensor]) -> None:
-    """The state is that of updates with these gradients, one after the other, on the CPU."""
-    param, ms = torch.zeros(N), torch.zeros(N)
-    for gradient in gradients:
-        rmsprop_(param, gradient, ms, backend="numpy")
-    assert torch.equal(shared.flat.cpu(), param)
-    assert torch.equal(shared.ms.cpu(), ms)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[UpdateGraph]:
-    """The graphs that were made."""
-    made: list[UpdateGraph] = []
-    make = CudaLanes._make_graph
-
-    def noted(*arguments: Any) -> UpdateGraph:
-        made.append(make(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(CudaLanes, "_make_graph", noted)
-    return made
 
 
 async def test_lane_waits_for_its_update_in_a_graph_on_another(

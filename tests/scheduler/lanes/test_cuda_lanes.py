@@ -19,7 +19,6 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
-from hogstream.scheduler.lanes.cuda import CudaLanes
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
@@ -33,20 +32,6 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
     """A device that lanes take for a GPU, or one."""
     with open_gpu(request.param) as gpu:
         yield gpu
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[UpdateGraph]:
-    """The graphs that were made."""
-    made: list[UpdateGraph] = []
-    make = CudaLanes._make_graph
-
-    def noted(*arguments: Any) -> UpdateGraph:
-        made.append(make(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(CudaLanes, "_make_graph", noted)
-    return made
 
 
 def normal_gradients(count: int) -> list[torch.Tensor]:
