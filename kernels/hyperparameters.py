@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -97,8 +98,8 @@ class Hyperparameters:
     def factors(self) -> Factors:
         """What the update multiplies by and adds, in float64.
 
-        Each is rounded to float32 once, to nearest even, by who computes in that: NumPy and Numba
-        take ``in_float32``, compiled lanes round in ``numba_vectors.factors_at``, and Triton in
+        Each is rounded to float32 once, to nearest even, by who computes in that: NumPy takes
+        ``in_float32``, compiled CPU code rounds in ``numba_vectors.factors_at``, and Triton in
         ``triton_kernels._rounded``.
         """
         return Factors(
@@ -121,6 +122,11 @@ class Hyperparameters:
     def in_float64(self) -> tuple[np.float64, ...]:
         """The factors in their order."""
         return tuple(np.asarray(self.factors, np.float64))
+
+    @cached_property
+    def in_memory(self) -> ctypes.Array[ctypes.c_double]:
+        """The factors in their order, for compiled code, which is given their address."""
+        return (ctypes.c_double * len(self.factors))(*self.factors)
 
 
 #: The names of the hyperparameters, as in arguments and parameter groups.

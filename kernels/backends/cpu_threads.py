@@ -1,7 +1,8 @@
 """Threads for CPU kernels: a list of updates in pieces, each taken by whichever thread is free.
 
-Numba's own threading layers are not used: OpenMP's kills a forked child, and the workqueue aborts
-the process when two threads enter it at once.
+Compiled kernels run on torch's own OpenMP threads. Where there are none, and for kernels in Python,
+there is a pool. Numba's own threading layers are not used: OpenMP's kills a forked child, and the
+workqueue aborts the process when two threads enter it at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import torch
 
 from hogstream.kernels.backends.floating_point import FloatingPointMode
@@ -31,72 +31,80 @@ class Pieces:
     Attributes:
         elements: How many there are, counted from the first of the table's first update.
         size: Elements in a piece; the last one may have fewer.
-        counters: int64, shape (16,): how many elements have been taken is in the first, how many
-            are done in the ninth, on a cache line of its own. A compiled kernel takes pieces by
-            adding to them atomically, instead of by the methods.
     """
 
     def __init__(self, elements: int, size: int) -> None:
         self.elements, self.size = elements, max(size, 1)
-        self.counters = np.zeros(16, np.int64)
+        self._taken = 0
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Takes pieces until there is none left, each as ``(start, stop)``."""
         while True:
             with self._lock:
-                start = int(self.counters[0])
-                self.counters[0] += self.size
+                start = self._taken
+                self._taken += self.size
             if start >= self.elements:
                 return
-            stop = min(start + self.size, self.elements)
-            yield start, stop
-            with self._lock:
-                self.counters[8] += stop - start
-
-    def done(self) -> bool:
-        """Whether no thread works on them any more."""
-        return bool(self.counters[8] >= self.elements)
+            yield start, min(start + self.size, self.elements)
 
 
-#: Updates what it takes of the pieces, and says whether all are done; without the GIL, mostly.
-Kernel = Callable[..., bool]
+#: Updates what it takes of the pieces.
+Kernel = Callable[..., None]
 
 
 def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
     """Calls ``kernel(table, *args, pieces)`` on several threads, until all pieces are done.
 
     At most ``torch.get_num_threads()`` threads work, the calling one among them, all in its
-    floating-point mode. One that comes too late finds nothing left to do, and is not waited for.
+    floating-point mode.
 
     Args:
         kernel: Takes pieces until there is none left.
         table: Of updates on the CPU.
         args: Passed on to the kernel.
     """
+    threads = pool_threads(table)
+    pieces = Pieces(table.elements, PIECE_ELEMENTS if threads > 1 else table.elements)
+    call_on(threads, lambda: kernel(table, *args, pieces))
+
+
+def pool_threads(table: LaunchTable) -> int:
+    """How many threads an update is worth waking, the calling one among them."""
     size = table.elements * table.dtype.itemsize
-    threads = min(torch.get_num_threads(), size // MIN_BYTES_PER_THREAD)
+    return max(1, min(torch.get_num_threads(), size // MIN_BYTES_PER_THREAD))
+
+
+def call_on(threads: int, work: Callable[[], object]) -> None:
+    """Calls ``work`` on the calling thread, and on others beside it, until it has all returned.
+
+    Others work in the floating-point mode of the caller. One that comes too late, when the caller
+    has returned from its own call, is not waited for.
+
+    Args:
+        threads: How many at most, the calling one among them.
+        work: Takes of what there is to do until there is none left.
+    """
     if threads <= 1:
-        kernel(table, *args, Pieces(table.elements, table.elements))
+        work()
         return
-    pieces = Pieces(table.elements, PIECE_ELEMENTS)
     pool, mode = _pool, FloatingPointMode()
 
-    def help_caller() -> bool:
+    def help_caller() -> None:
         mode.set()  # which the thread keeps only until it helps another caller
-        return kernel(table, *args, pieces)
+        work()
 
-    helpers: list[Future[bool]] = []
-    done = refused = False
+    helpers: list[Future[None]] = []
+    refused = False
     try:
         try:
             helpers.extend(pool.submit(help_caller) for _ in range(threads - 1))
         except RuntimeError:  # no thread can be started, or Python is ending: do with fewer
             refused = True
-        done = kernel(table, *args, pieces)
+        work()
     finally:
-        errors = [] if done else [helper.exception() for helper in helpers]
-        if refused and not done:
+        errors = [helper.exception() for helper in helpers if not helper.cancel()]
+        if refused:
             pool.shutdown()  # the helper that was refused is queued all the same
             _make_pool()
     for error in errors:

@@ -6,8 +6,10 @@ import ctypes
 
 # C's functions from ``fenv.h``, in whatever is loaded; they are too short to give up the GIL for.
 _libm = ctypes.PyDLL(None)
-# An ``fenv_t`` has 32 bytes on x86-64 and 8 on AArch64.
-_BYTES = 64
+for _function in (_libm.fegetenv, _libm.fesetenv):
+    _function.argtypes = [ctypes.c_void_p]
+#: Room for an ``fenv_t``, which has 32 bytes on x86-64 and 8 on AArch64.
+ENVIRONMENT_BYTES = 64
 
 
 class FloatingPointMode:
@@ -18,9 +20,14 @@ class FloatingPointMode:
     """
 
     def __init__(self) -> None:
-        self._environment = ctypes.create_string_buffer(_BYTES)
-        _libm.fegetenv(self._environment)
+        self._environment = ctypes.create_string_buffer(ENVIRONMENT_BYTES)
+        write_environment(ctypes.addressof(self._environment))
 
     def set(self) -> None:
         """Gives the calling thread this mode."""
-        _libm.fesetenv(self._environment)
+        _libm.fesetenv(ctypes.addressof(self._environment))
+
+
+def write_environment(address: int) -> None:
+    """Writes the calling thread's mode to memory, as an ``fenv_t`` of C."""
+    _libm.fegetenv(address)

@@ -83,6 +83,16 @@ def _call(_context: Any, function: types.Type, arguments: types.BaseTuple) -> An
     return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), emit
 
 
+def _local_bytes(_context: Any, size: Any) -> Any:
+    """The address of so many bytes, a literal, that live until the function returns."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        kind = ir.ArrayType(_I64, -(-size.literal_value // 8))
+        return builder.ptrtoint(cgutils.alloca_once(builder, kind), _I64)
+
+    return types.int64(size), emit
+
+
 def _at(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return builder.inttoptr(address, _I64.as_pointer())
 
@@ -95,3 +105,4 @@ atomic_exchange: Any = intrinsic(_exchange)
 float_load: Any = intrinsic(_float_load)
 float_store: Any = intrinsic(_float_store)
 call: Any = intrinsic(_call)
+local_bytes: Any = intrinsic(prefer_literal=True)(_local_bytes)

@@ -9,21 +9,27 @@ This module needs Numba; ``select`` imports it when it is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hogstream.kernels.backends.cpu_threads import Pieces
 from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, atomic_store
 from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_pieces import (
+    ARGUMENT,
+    COLUMNS,
+    UPDATES,
+    run_alone,
+    run_in_pieces,
+    take_piece,
+)
 from hogstream.kernels.backends.numba_vectors import (
     CACHE_LINE,
     FORMATS,
@@ -34,18 +40,14 @@ from hogstream.kernels.backends.numba_vectors import (
     sqrt,
 )
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM, LaunchTable
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
-
-Int64s = npt.NDArray[np.int64]
 
 # Cache lines of a gradient that are looked at together: 2 and 8 do nearly as well.
 _FINITE_LINES = 4
 # Elements that race counters count together: 2^10 to 2^15 cost as little.
 _RACE_BLOCK = 1 << 13
-# Of some 10 ns each.
-_SPINS = 20_000
 _I64 = ir.IntType(64)
 
 
@@ -69,25 +71,31 @@ def _rmsprop(
     return p, ms
 
 
-def update_(
-    table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces | None = None
-) -> bool:
-    """Updates the parameters and ``ms`` of a table in place, in one pass over memory.
+def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+    """Updates the parameters and ``ms`` of a table in place, in one pass, on the calling thread.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
-        pieces: Shared with other threads that do the same; None to do all on this one.
-
-    Returns:
-        Whether all is done: if not, other threads are still at it.
     """
-    pieces = pieces or Pieces(table.elements, table.elements)
+    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    run_alone(kernel, table, ctypes.addressof(factors))
+
+
+def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+    """The same on all threads that the update is worth.
+
+    Args:
+        table: Of tensors on the CPU.
+        hyperparameters: The numbers and switches of the update.
+    """
+    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    run_in_pieces(kernel, table, ctypes.addressof(factors))
+
+
+def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Any:
     dtype = DTYPE_NAMES[table.dtype]
-    kernel = _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
-    wide = dtype == "float64"
-    factors = hyperparameters.in_float64 if wide else hyperparameters.in_float32
-    return kernel(table.columns, pieces.counters, pieces.size, pieces.elements, factors)
+    return _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
 
 
 def race_block(dtype: torch.dtype, device: torch.device) -> int:
@@ -96,35 +104,31 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 
 
 @cache
-def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Callable[..., bool]:
-    """Takes pieces of a table until there is none left; whether all are done then."""
+def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
+    """Takes pieces of a job of ``numba_pieces``, whose argument is ``Factors`` in float64."""
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @njit
-    def kernel(
-        columns: Int64s,  # of a ``LaunchTable``: (4, updates)
-        counters: Int64s,  # of ``Pieces``: (16,)
-        size: int,  # elements of a piece
-        elements: int,  # of all updates
-        factors: Any,  # as ``Factors``: seven of the compute type
-    ) -> bool:
-        taken, done = counters.ctypes.data, counters.ctypes.data + CACHE_LINE
-        start = atomic_add(taken, size)
-        while start < elements:
-            stop = min(start + size, elements)
+    @cfunc(types.void(types.int64))
+    def kernel(job: int) -> None:
+        factors = factors_at(atomic_load(job + 8 * ARGUMENT), dtype)
+        columns, updates = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * UPDATES)
+        start, stop = take_piece(job)
+        while start < stop:
             first = 0
-            for update in range(columns.shape[1]):
-                begin, end = max(start - first, 0), min(stop - first, columns[3, update])
-                first += columns[3, update]
+            for update in range(updates):
+                param = atomic_load(columns + 8 * (PARAM * updates + update))
+                grad = atomic_load(columns + 8 * (GRAD * updates + update))
+                ms = atomic_load(columns + 8 * (MS * updates + update))
+                elements = atomic_load(columns + 8 * (ELEMENTS * updates + update))
+                begin, end = max(start - first, 0), min(stop - first, elements)
+                first += elements
                 if begin >= end:
                     continue
-                param = columns[0, update] + begin * stored_bytes
-                grad = columns[1, update] + begin * stored_bytes
-                ms = columns[2, update] + begin * compute_bytes
+                param += begin * stored_bytes
+                grad += begin * stored_bytes
+                ms += begin * compute_bytes
                 _update(param, grad, ms, end - begin, factors, dtype, eps_inside_sqrt, coupled)
-            atomic_add(done, stop - start)
-            start = atomic_add(taken, size)
-        return await_done(done, elements)
+            start, stop = take_piece(job)
 
     return kernel
 
@@ -253,22 +257,6 @@ def end_block(counts: int, blocks: int, block: int, version: int, witness: int) 
     overlapping = atomic_add(counts + 8 * (LANDED * blocks + block), 1) - version
     if overlapping != 0:
         atomic_add(counts + 8 * (OVERWRITTEN * blocks + block), overlapping)
-
-
-@njit
-def await_done(done: int, elements: int) -> bool:
-    """Waits for the last pieces of other threads, for as long as one may take.
-
-    Sleeping until one of them wakes the caller would take longer.
-
-    Args:
-        done: The address of the counter of elements that are done.
-        elements: What it will come to.
-    """
-    spins = _SPINS
-    while spins > 0 and atomic_add(done, 0) < elements:
-        spins -= 1
-    return spins > 0
 
 
 def _update_intrinsic(

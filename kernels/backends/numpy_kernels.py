@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hogstream.kernels.backends.cpu_threads import Pieces
+from hogstream.kernels.backends.cpu_threads import Pieces, run_in_pieces
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
 
@@ -65,20 +65,27 @@ def _rmsprop_(
     np.subtract(p, np.divide(np.multiply(lr, g, out=t), d, out=t), out=out)
 
 
-def update_(
-    table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces | None = None
-) -> bool:
-    """Updates the parameters and ``ms`` of a table in place, block by block.
+def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+    """Updates the parameters and ``ms`` of a table in place, block by block, on the calling thread.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
-        pieces: Shared with other threads that do the same; None to do all on this one.
-
-    Returns:
-        Whether all is done: if not, other threads are still at it.
     """
-    pieces = pieces or Pieces(table.elements, table.elements)
+    _update_pieces(table, hyperparameters, Pieces(table.elements, table.elements))
+
+
+def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+    """The same on all threads that the update is worth.
+
+    Args:
+        table: Of tensors on the CPU.
+        hyperparameters: The numbers and switches of the update.
+    """
+    run_in_pieces(_update_pieces, table, hyperparameters)
+
+
+def _update_pieces(table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces) -> None:
     stored = _STORED[table.dtype]
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
     block = min(BLOCK_BYTES // compute.itemsize, pieces.size)
@@ -86,7 +93,6 @@ def update_(
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
             _update_range(table, hyperparameters, start, stop, stored, scratch)
-    return pieces.done()
 
 
 def all_finite(table: LaunchTable) -> bool:

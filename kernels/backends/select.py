@@ -12,10 +12,6 @@ from typing import Any
 
 import torch
 
-from hogstream.kernels.backends.cpu_threads import run_in_pieces
-from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -25,28 +21,21 @@ class Backend:
         name: As in ``backend=``.
         kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
             the current stream. Triton's takes ``lr_on_device``, ``counters`` and ``verdict``
-            besides; others may be given ``Pieces`` to share with other threads.
-        threaded: Whether a large update is worth sharing among CPU threads.
+            besides.
+        update_: The same with all CPU threads that the update is worth.
         race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype
             and device; None if this backend has no atomic operations to count with.
     """
 
     name: str
     kernel: Callable[..., Any]
-    threaded: bool
+    update_: Callable[..., Any]
     race_block: Callable[[torch.dtype, torch.device], int] | None
 
     @property
     def counts_races(self) -> bool:
         """Whether it can keep ``RaceCounters``."""
         return self.race_block is not None
-
-    def update_(self, table: LaunchTable, hyperparameters: Hyperparameters, *more: Any) -> None:
-        """Applies a table's updates in place, with all the threads that they are worth."""
-        if self.threaded:
-            run_in_pieces(self.kernel, table, hyperparameters, *more)
-        else:
-            self.kernel(table, hyperparameters, *more)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -97,8 +86,9 @@ def _select(name: str | None, device_type: str) -> Backend:
     if device_type != takes:
         raise ValueError(f"backend {name!r} takes {takes} tensors, got one on {device_type}")
     module = importlib.import_module(_module(name))
+    update_ = module.update_ if name == "triton" else module.update_in_pieces_
     race_block = None if name == "numpy" else module.race_block
-    return Backend(name, module.update_, threaded=name != "triton", race_block=race_block)
+    return Backend(name, module.update_, update_, race_block)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hogstream.kernels.backends.cpu_threads import Pieces
-from hogstream.kernels.backends.numba_atomics import atomic_add
-from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.backends.numba_kernels import await_done
+from hogstream.kernels.backends.numba_atomics import atomic_load
+from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_pieces import COLUMNS, run_in_pieces, take_piece
 from hogstream.kernels.launch_table import LaunchTable
 
-Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 _LINE = 16  # elements: one cache line of each array, as the update's own kernel goes
@@ -25,18 +24,13 @@ _AHEAD_BYTES = 1024  # of no use in caches, and of no harm
 _memcpy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
-def update_shaped(table: LaunchTable, pieces: Pieces) -> bool:
+def update_shaped(table: LaunchTable) -> None:
     """Reads three float32 arrays and writes two of them in place, going as the update goes.
 
     Args:
         table: Of one update.
-        pieces: Shared with other threads.
-
-    Returns:
-        Whether all is done: if not, other threads are still at it.
     """
-    done: bool = _update_shaped(table.columns, pieces.counters, pieces.size, pieces.elements)
-    return done
+    run_in_pieces(_update_shaped(), table)
 
 
 def update_shaped_passes(buffer: Floats, passes: int) -> None:
@@ -60,22 +54,20 @@ def copy_passes(buffer: Floats, passes: int) -> None:
     _copy_passes(buffer.ctypes.data, buffer.nbytes // 2, passes)
 
 
-@njit
-def _update_shaped(
-    columns: Int64s,  # of a ``LaunchTable`` of one update: (4, 1)
-    counters: Int64s,  # of ``Pieces``: (16,)
-    size: int,  # elements of a piece
-    elements: int,  # of the update
-) -> bool:
-    taken, done = counters.ctypes.data, counters.ctypes.data + 64
-    start = atomic_add(taken, size)
-    while start < elements:
-        stop = min(start + size, elements)
-        param, grad, ms = columns[0, 0], columns[1, 0], columns[2, 0]
-        _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start)
-        atomic_add(done, stop - start)
-        start = atomic_add(taken, size)
-    return await_done(done, elements)
+@cache
+def _update_shaped() -> Any:
+    """Takes pieces of a job of ``numba_pieces``."""
+
+    @cfunc(types.void(types.int64))
+    def update_shaped(job: int) -> None:
+        columns = atomic_load(job + 8 * COLUMNS)
+        param, grad, ms = atomic_load(columns), atomic_load(columns + 8), atomic_load(columns + 16)
+        start, stop = take_piece(job)
+        while start < stop:
+            _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start)
+            start, stop = take_piece(job)
+
+    return update_shaped
 
 
 @njit

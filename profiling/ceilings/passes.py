@@ -22,10 +22,9 @@ def copy_pass(device: torch.device, elements: int) -> Callable[[], object]:
         return lambda: target.copy_(source)
     to, of = target.numpy(), source.numpy()
 
-    def copy(_: LaunchTable, pieces: Pieces) -> bool:
+    def copy(_: LaunchTable, pieces: Pieces) -> None:
         for start, stop in pieces:
             np.copyto(to[start:stop], of[start:stop])
-        return pieces.done()
 
     table = LaunchTable([Operands(target, source, target)])
     return lambda: run_in_pieces(copy, table)
@@ -46,18 +45,17 @@ def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], obje
         from hogstream.profiling.ceilings import numba_passes
 
         def pass_over() -> Operands:
-            run_in_pieces(numba_passes.update_shaped, table)
+            numba_passes.update_shaped(table)
             return operands  # which the table's addresses need alive
 
         return pass_over
     p, g, m = (tensor.numpy() for tensor in operands)
 
-    def add(_: LaunchTable, pieces: Pieces) -> bool:
+    def add(_: LaunchTable, pieces: Pieces) -> None:
         for start, stop in pieces:
             for low in range(start, stop, _NUMPY_BLOCK):
                 part = slice(low, min(low + _NUMPY_BLOCK, stop))
                 np.add(m[part], g[part], out=m[part])
                 np.add(p[part], g[part], out=p[part])
-        return pieces.done()
 
     return lambda: run_in_pieces(add, table)

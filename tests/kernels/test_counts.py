@@ -10,8 +10,8 @@ from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
 from update_testing import BACKENDS, Backend
 
 LAUNCH = {
-    "numpy": "kernels.backends.numpy_kernels.update_",
-    "numba": "kernels.backends.numba_kernels.update_",
+    "numpy": "kernels.backends.numpy_kernels.update_in_pieces_",
+    "numba": "kernels.backends.numba_kernels.update_in_pieces_",
     "triton": "kernels.backends.triton_launch._launch",
 }
 

@@ -7,35 +7,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
-
-import numba
-import numpy as np
 
 from hogstream.kernels.backends.numba_kernels import _kernel, update_function
-from hogstream.kernels.hyperparameters import Hyperparameters
 
 
 def loops() -> dict[str, list[str]]:
     """The instructions of one turn, in which a cache line of ``ms`` is updated."""
-    of_lanes = {
+    compiled = {
         "lane, float32": update_function("float32", True, False),
         "lane, float32, coupled, eps outside": update_function("float32", False, True),
         "lane, float16": update_function("float16", True, False),
         "lane, bfloat16": update_function("bfloat16", True, False),
         "lane, float64": update_function("float64", True, False),
+        "optimizer, float32": _kernel("float32", True, False),
     }
-    assemblies = {name: each._library.get_asm_str() for name, each in of_lanes.items()}
-    assemblies["optimizer, float32"] = _assembly_of_optimizer()
-    return {name: _inner_loop(assembly) for name, assembly in assemblies.items()}
-
-
-def _assembly_of_optimizer() -> str:
-    kernel: Any = _kernel("float32", True, False)
-    columns, counters = np.zeros((4, 1), np.int64), np.zeros(16, np.int64)
-    arguments = columns, counters, 1, 1, Hyperparameters().in_float32
-    kernel.compile(tuple(map(numba.typeof, arguments)))
-    return str(kernel.inspect_asm(kernel.signatures[0]))
+    return {name: _inner_loop(each._library.get_asm_str()) for name, each in compiled.items()}
 
 
 def _inner_loop(assembly: str) -> list[str]:

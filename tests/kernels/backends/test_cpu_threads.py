@@ -91,7 +91,7 @@ def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
     array[bad] = 1
     at_work: set[int] = set()
 
-    def refuse_ones(_: LaunchTable, pieces: Pieces) -> bool:
+    def refuse_ones(_: LaunchTable, pieces: Pieces) -> None:
         at_work.add(threading.get_ident())
         try:
             for start, stop in pieces:
@@ -99,7 +99,6 @@ def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
                     raise Refused
         finally:
             at_work.remove(threading.get_ident())
-        return pieces.done()
 
     with pytest.raises(Refused):
         run_in_pieces(refuse_ones, table_of(array))
@@ -142,17 +141,6 @@ def test_pieces_are_taken_once_and_cover_all(elements, size, turns):
         for start, stop in thread:
             taken += range(start, stop)
     assert sorted(taken) == list(range(elements))
-    assert pieces.done()
-
-
-def test_pieces_are_not_done_while_one_is_worked_on():
-    pieces = Pieces(10, 5)
-    first, second = iter(pieces), iter(pieces)
-    next(first)
-    assert list(second) == [(5, 10)]
-    assert not pieces.done()
-    assert list(first) == []
-    assert pieces.done()
 
 
 @pytest.mark.parametrize(
@@ -167,11 +155,10 @@ def test_small_updates_run_on_one_thread(bytes_, threads):
     everyone = threading.Barrier(threads)
     seen = []
 
-    def meet(_: LaunchTable, pieces: Pieces) -> bool:
+    def meet(_: LaunchTable, pieces: Pieces) -> None:
         seen.append(threading.get_ident())
         everyone.wait(timeout=60)
         list(pieces)
-        return False  # so that all are waited for
 
     run_in_pieces(meet, table_of(torch.empty(bytes_ // 4)))
     assert len(set(seen)) == threads

@@ -47,11 +47,10 @@ def modes_of_threads() -> list[tuple[bool, bool]]:
     everyone = threading.Barrier(THREADS)
     seen = []
 
-    def look(_: LaunchTable, pieces: Pieces) -> bool:
+    def look(_: LaunchTable, pieces: Pieces) -> None:
         seen.append((flushes(), rounds_up()))
         everyone.wait(timeout=60)
         list(pieces)
-        return False  # so that all are waited for
 
     run_in_pieces(look, LaunchTable([Operands(param, param, param)]))
     return seen

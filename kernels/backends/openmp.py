@@ -1,0 +1,57 @@
+"""torch's own OpenMP threads, for compiled code to run on.
+
+After a backward they stay awake for a while, spinning on the cores that the next step wants. Other
+threads would have to share those cores with them; these are there at once. They are reached by the
+function that compiled OpenMP code calls to start a parallel region (libgomp's ``GOMP_parallel``,
+which libomp and libiomp have too), in the very library that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+#: ``parallel(function, argument, threads, flags)``: calls a C function of one pointer on as many
+#: threads as torch would take, if ``threads`` is 0, until all have returned; without the GIL.
+Parallel = Callable[[int, int, int, int], None]
+
+_forked = False
+
+
+def torch_threads() -> Parallel | None:
+    """What runs C functions on torch's threads; None if there are none.
+
+    There are none where torch was built without OpenMP, or with one of another kind, and none in
+    the child of a fork: its parent's threads are gone, and the library would wait for them.
+    """
+    return None if _forked else _parallel()
+
+
+@cache
+def _parallel() -> Parallel | None:
+    if not torch.backends.openmp.is_available():
+        return None
+    # Where torch's own calls lead: whatever the process shows to all, then torch's own library.
+    for library in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
+        try:
+            parallel = ctypes.CDLL(library).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+        return parallel
+    return None
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
