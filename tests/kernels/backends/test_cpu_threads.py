@@ -1,4 +1,7 @@
-"""An update that is split over CPU threads: the same bits, every element once, and after a fork."""
+"""An update that is split over CPU threads: the same bits, every element once, and after a fork.
+
+Compiled kernels run on torch's threads; ``test_torch_threads`` has what is theirs alone.
+"""
 
 from __future__ import annotations
 
