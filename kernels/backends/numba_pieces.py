@@ -75,7 +75,7 @@ def _job(kernel: Any, table: LaunchTable, size: int, argument: int) -> Any:
     columns = table.columns.ctypes.data
     size = max(size, 1)
     job = _Job()
-    job[_KERNEL:_MODE] = kernel.address, size, table.elements, columns, table.updates, argument
+    job[_KERNEL:_MODE] = [kernel.address, size, table.elements, columns, table.updates, argument]
     return job
 
 

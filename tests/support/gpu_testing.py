@@ -95,7 +95,7 @@ def faults(gpu: TestGpu, *, leaks: bool = False) -> list[str]:
 def scheduler_on(shared: SharedParameters, **settings: Any) -> StreamScheduler:
     """A scheduler whose lanes are those of the device."""
     scheduler = StreamScheduler(shared, **settings)
-    scheduler.backend = Backend("triton", _never, False, lambda dtype, device: BLOCK)
+    scheduler.backend = Backend("triton", _never, _never, lambda dtype, device: BLOCK)
     return scheduler
 
 
