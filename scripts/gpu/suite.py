@@ -1,0 +1,245 @@
+"""Everything that only a GPU can tell, for one chance of some minutes: ``make gpu``.
+
+Runs stages, each program of which is a process of its own with a limit on its time. Whatever
+happens, one archive is left of what was found out until then: it is written anew after each stage.
+This program itself needs nothing but Python, so that nothing but the system can end it early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gpu import archive, packages
+from gpu.outcomes import (
+    ENDS,
+    FAILED,
+    LINES,
+    PASSED,
+    SKIPPED,
+    STAGE,
+    STOPPED,
+    Outcome,
+    append,
+    read,
+    reason,
+)
+from gpu.processes import Program
+from gpu.stages import ROOT, Job, Stage, chosen
+
+#: Read by what tells results of which commit they are, where there is no git.
+COMMIT = "HOGSTREAM_COMMIT"
+_MACHINE_SECONDS = 30
+_POLL_SECONDS = 0.05
+_MOST_TOLD = 40
+
+
+def main() -> None:
+    """Runs the stages asked for; exits with 1 if anything failed or was stopped."""
+    parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the archive goes")
+    parser.add_argument("--stages", default="all", help="early, late, all, or names")
+    parser.add_argument("--commit", default="", help="of the tree, where it has no .git")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses")
+    asked = parser.parse_args()
+    try:
+        stages = chosen(asked.stages, asked.device)
+    except ValueError as error:
+        parser.error(str(error))
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    file = asked.folder.resolve() / f"gpu-{asked.stages.replace(',', '-')}.zip"
+    work = TemporaryDirectory(prefix="hogstream-gpu-", ignore_cleanup_errors=True)
+    with work as folder, _ending_as_by_ctrl_c():
+        run = Run(Path(folder).resolve(), asked.device, asked.commit, file)
+        if problem := run.prepare(f"make gpu STAGES={asked.stages}"):
+            sys.exit(f"make gpu: {problem}")
+        run.run_all(stages)
+    outcomes = run.outcomes
+    print("\n".join(table(outcomes)), flush=True)
+    print(f"All of it, with logs: {file}")
+    sys.exit(any(each.end in (FAILED, STOPPED) for each in outcomes))
+
+
+class Run:
+    """A run of stages, and the folder that it fills.
+
+    Attributes:
+        folder: Of what goes into the archive: ``run.json``, and the folders ``results``, ``lines``
+            and ``logs``.
+        outcomes: What became of all that was tried until now.
+    """
+
+    def __init__(self, work: Path, device: str, commit: str, to: Path) -> None:
+        """Makes folders; starts nothing.
+
+        Args:
+            work: An empty folder.
+            device: What is measured: ``cuda`` or ``cpu``.
+            commit: Of the tree, where it has no ``.git``; may be empty.
+            to: The archive.
+        """
+        self.folder = work / "archive"
+        self.outcomes: list[Outcome] = []
+        self._site, self._device, self._archive = work / "site", device, to
+        self._machine: dict[str, Any] = {"name": "unknown", "environment": None, "tools": {}}
+        for name in ("results", "lines", "logs"):
+            (self.folder / name).mkdir(parents=True)
+        scripts, support = ROOT / "scripts", ROOT / "tests" / "support"
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (self._site, scripts, support))),
+            # Else -m would put the root, and so our folders' bare names, where modules are sought.
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+            "XDG_CACHE_HOME": str(work / "cache"),  # ceilings are measured once for all
+            **({COMMIT: commit} if commit else {}),
+            **({"TRITON_INTERPRET": "1"} if device == "cpu" else {}),
+        }
+
+    def prepare(self, command: str) -> str:
+        """Finds packages, and asks what the machine is; returns why it cannot be used, if so.
+
+        Args:
+            command: That repeats the run.
+        """
+        if said := packages.provide(self._site):
+            print(f"Packages that may be missing: {said}", flush=True)
+        file = self.folder / "machine.json"
+        job = Job("machine", ("-m", "gpu.machine", str(file), "{device}"), _MACHINE_SECONDS)
+        self._run(Stage("machine", _MACHINE_SECONDS, (job,)))
+        if file.exists():
+            self._machine |= json.loads(file.read_text("utf-8"))
+            file.unlink()
+        said = {"command": command, **self._machine}
+        (self.folder / "run.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        if self._machine["environment"] and not self._machine["environment"]["commit"]:
+            print("Results will name no commit: there is no .git, and no COMMIT= was given")
+        (machine,) = self.outcomes
+        return machine.said if machine.said == "torch finds no CUDA device" else ""
+
+    def run_all(self, stages: Sequence[Stage]) -> None:
+        """Runs stages, and writes the archive after each; none runs past what all may take."""
+        until = time.monotonic() + sum(stage.seconds for stage in stages)
+        try:
+            for stage in stages:
+                self._run(stage, until)
+                self._write_archive()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+            self._write_archive()
+
+    def _run(self, stage: Stage, until: float = float("inf")) -> None:
+        start = time.monotonic()
+        lines = self.folder / "lines" / f"{stage.name}.jsonl"
+        until = min(until, start + stage.seconds)
+        waiting, running = deque(stage.jobs), list[tuple[Job, Program]]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < min(stage.beside, os.cpu_count() or 1):
+                    self._begin(waiting.popleft(), stage, lines, until, running)
+                for job, program in [*running]:
+                    if program.has_ended():
+                        running.remove((job, program))
+                        append(self._outcome(job, program, stage), lines)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for job, program in running:
+                program.kill()
+                said = "the run was interrupted"
+                append(Outcome(stage.name, job.name, STOPPED, program.seconds, said), lines)
+            found = read(lines)
+            self.outcomes += found
+            count = Counter(each.end for each in found)
+            counted = ", ".join(f"{count[end]} {end}" for end in ENDS if count[end])
+            print(f"{stage.name}: {counted}, {time.monotonic() - start:.0f} s", flush=True)
+
+    def _begin(
+        self,
+        job: Job,
+        stage: Stage,
+        lines: Path,
+        until: float,
+        running: list[tuple[Job, Program]],
+    ) -> None:
+        """Starts a job, if it can be run and there is time."""
+        tool = self._machine["tools"].get(job.tool)
+        if job.tool and tool is None:
+            said = f"{job.tool} was not found"
+            append(Outcome(stage.name, job.name, SKIPPED, 0.0, said), lines)
+            return
+        if time.monotonic() >= until:
+            append(Outcome(stage.name, job.name, STOPPED, 0.0, "no time was left for it"), lines)
+            return
+        file = self._file(job)
+        words = {"file": file, "device": self._device, "seconds": job.seconds}
+        arguments = [each.format(**words) for each in job.arguments]
+        program = Program(
+            [*([tool, *job.under] if job.under else []), sys.executable, *arguments],
+            self._log(stage, job),
+            seconds=min(job.seconds, until - time.monotonic()),
+            folder=ROOT,
+            environment={
+                **self._environment,
+                **job.environment,
+                STAGE: stage.name,
+                LINES: str(lines),
+            },
+        )
+        running.append((job, program))
+
+    def _outcome(self, job: Job, program: Program, stage: Stage) -> Outcome:
+        said = reason(self._log(stage, job))
+        if program.stopped:
+            return Outcome(stage.name, job.name, STOPPED, program.seconds, said)
+        if program.status == 0 and job.suffix and not self._file(job).exists():
+            said = f"it wrote no result: {said}"
+        elif program.status == 0:
+            return Outcome(stage.name, job.name, PASSED, program.seconds)
+        return Outcome(stage.name, job.name, FAILED, program.seconds, said)
+
+    def _file(self, job: Job) -> Path:
+        return self.folder / "results" / f"{self._machine['name']}-{job.name}{job.suffix}"
+
+    def _log(self, stage: Stage, job: Job) -> Path:
+        return self.folder / "logs" / f"{stage.name}-{job.name}.log"
+
+    def _write_archive(self) -> None:
+        if left_out := archive.write(self.folder, self._archive):
+            print(f"too large for the archive: {', '.join(left_out)}", flush=True)
+
+
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What failed or was stopped, in short lines; the first of them if there are many."""
+    bad = [each for each in outcomes if each.end in (FAILED, STOPPED)]
+    count = Counter(each.end for each in outcomes)
+    yield ", ".join(f"{count[end]} {end}" for end in ENDS) + (":" if bad else "")
+    for each in bad[:_MOST_TOLD]:
+        yield f"  {each.stage} | {each.name[-90:]} | {each.said[:120]}"
+    if len(bad) > _MOST_TOLD:
+        yield f"  and {len(bad) - _MOST_TOLD} more, in the archive's folder lines"
+
+
+@contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does; SIGINT is not ignored, not by what is started either."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main()
