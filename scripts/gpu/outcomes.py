@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # else what runs without pytest could not use this
     import pytest
 
-PASSED, FAILED, STOPPED, SKIPPED = "passed", "failed", "stopped", "skipped"
+#: What may become of it; what took too long was stopped.
+End = Literal["passed", "failed", "stopped", "skipped"]
+PASSED: End = "passed"
+FAILED: End = "failed"
+STOPPED: End = "stopped"
+SKIPPED: End = "skipped"
 #: In the order of the columns of tables.
 ENDS = (PASSED, FAILED, STOPPED, SKIPPED)
 #: Environment variables that name the stage under way, and the file of its lines.
@@ -32,14 +37,14 @@ class Outcome:
     Attributes:
         stage: Of which it is a part.
         name: Of the job or the test.
-        end: One of ``ENDS``; what took too long was stopped.
+        end: How it ended.
         seconds: How long it took.
         said: Why it did not pass; the last line that it printed, if it told no more.
     """
 
     stage: str
     name: str
-    end: Literal["passed", "failed", "stopped", "skipped"]
+    end: End
     seconds: float
     said: str = ""
 
@@ -61,7 +66,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Adds a line for a test, in the process that is told of all tests."""
     if "PYTEST_XDIST_WORKER" in os.environ or (report.passed and report.when != "call"):
         return
-    name = report.nodeid if report.when == "call" else f"{report.nodeid} ({report.when})"
+    elsewhere = report.failed and report.when != "call"
+    name = f"{report.nodeid} ({report.when})" if elsewhere else report.nodeid
     outcome = Outcome(
         os.environ[STAGE], name, report.outcome, report.duration, next(_said(report), "")
     )

@@ -73,7 +73,6 @@ class Program:
         """Whether it has ended, or the system cannot end it; signals what is past its limit."""
         if self._is_dead():
             self.kill()  # what it started and left, while its number is still its own
-            self.status = self._process.wait()
             return True
         if time.monotonic() < self._until:
             return False
@@ -88,6 +87,8 @@ class Program:
     def kill(self) -> None:
         """Ends all of its group at once."""
         self._send(signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.status = self._process.wait(_LAST_SECONDS)
 
     def _is_dead(self) -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT

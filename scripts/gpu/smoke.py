@@ -46,6 +46,7 @@ def main() -> None:
     threads that go on meanwhile is nothing to survive.
     """
     name, device, seconds = sys.argv[1:]
+    faulthandler.enable()
     faulthandler.dump_traceback_later(_SHOWN_AT * float(seconds), exit=True)
     with open_gpu("cuda" if device == "cuda" else "driver of tests") as gpu:
         CHECKS[name](gpu)
@@ -113,7 +114,7 @@ def capturable(gpu: Gpu) -> None:
     for optimizer, its in ((on_device, params), (on_host, others)):
         _give_gradients(its, 0)
         optimizer.step()
-    again = on_device.step
+    again: Callable[[], object] = on_device.step
     if gpu.device.type == "cuda":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

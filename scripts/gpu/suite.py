@@ -120,8 +120,8 @@ class Run:
         if file.exists():
             self._machine |= json.loads(file.read_text("utf-8"))
             file.unlink()
-        said = {"command": command, **self._machine}
-        (self.folder / "run.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        about = {"command": command, **self._machine}
+        (self.folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         if self._machine["environment"] and not self._machine["environment"]["commit"]:
             print("Results will name no commit: there is no .git, and no COMMIT= was given")
         (machine,) = self.outcomes
@@ -146,7 +146,12 @@ class Run:
         try:
             while waiting or running:
                 while waiting and len(running) < min(stage.beside, os.cpu_count() or 1):
-                    self._begin(waiting.popleft(), stage, lines, until, running)
+                    job = waiting.popleft()
+                    begun = self._begin(job, stage, lines, until)
+                    if isinstance(begun, Program):
+                        running.append((job, begun))
+                    else:
+                        append(begun, lines)
                 for job, program in [*running]:
                     if program.has_ended():
                         running.remove((job, program))
@@ -163,39 +168,26 @@ class Run:
             counted = ", ".join(f"{count[end]} {end}" for end in ENDS if count[end])
             print(f"{stage.name}: {counted}, {time.monotonic() - start:.0f} s", flush=True)
 
-    def _begin(
-        self,
-        job: Job,
-        stage: Stage,
-        lines: Path,
-        until: float,
-        running: list[tuple[Job, Program]],
-    ) -> None:
-        """Starts a job, if it can be run and there is time."""
+    def _begin(self, job: Job, stage: Stage, lines: Path, until: float) -> Program | Outcome:
+        """Starts a job; what became of it if it cannot be run, or there is no time."""
         tool = self._machine["tools"].get(job.tool)
         if job.tool and tool is None:
-            said = f"{job.tool} was not found"
-            append(Outcome(stage.name, job.name, SKIPPED, 0.0, said), lines)
-            return
+            return Outcome(stage.name, job.name, SKIPPED, 0.0, f"{job.tool} was not found")
         if time.monotonic() >= until:
-            append(Outcome(stage.name, job.name, STOPPED, 0.0, "no time was left for it"), lines)
-            return
-        file = self._file(job)
-        words = {"file": file, "device": self._device, "seconds": job.seconds}
+            return Outcome(stage.name, job.name, STOPPED, 0.0, "no time was left for it")
+        words = {"file": self._file(job), "device": self._device, "seconds": job.seconds}
         arguments = [each.format(**words) for each in job.arguments]
-        program = Program(
-            [*([tool, *job.under] if job.under else []), sys.executable, *arguments],
-            self._log(stage, job),
-            seconds=min(job.seconds, until - time.monotonic()),
-            folder=ROOT,
-            environment={
-                **self._environment,
-                **job.environment,
-                STAGE: stage.name,
-                LINES: str(lines),
-            },
-        )
-        running.append((job, program))
+        environment = {**self._environment, **job.environment, STAGE: stage.name, LINES: str(lines)}
+        try:
+            return Program(
+                [*([tool, *job.under] if job.under else []), sys.executable, *arguments],
+                self._log(stage, job),
+                seconds=min(job.seconds, until - time.monotonic()),
+                folder=ROOT,
+                environment=environment,
+            )
+        except OSError as error:
+            return Outcome(stage.name, job.name, FAILED, 0.0, f"it cannot be started: {error}")
 
     def _outcome(self, job: Job, program: Program, stage: Stage) -> Outcome:
         said = reason(self._log(stage, job))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpu import processes
-from gpu.outcomes import FAILED, LINES, PASSED, SKIPPED, STAGE, STOPPED, Outcome, read
+from gpu.outcomes import FAILED, LINES, PASSED, SKIPPED, STAGE, STOPPED, End, Outcome, read
 from gpu.processes import Program
 from gpu.run_tests import __file__ as run_tests
 from gpu.stages import ROOT, Job, Stage
@@ -115,7 +115,7 @@ WRITES = "open(r'{file}', 'w').close()"
     ],
     ids=["good", "result", "no_result", "failed", "silent", "crashed", "no_tool"],
 )
-def test_what_becomes_of_a_job(run: Run, tmp_path: Path, tried: Job, end: str, said: str) -> None:
+def test_what_becomes_of_a_job(run: Run, tmp_path: Path, tried: Job, end: End, said: str) -> None:
     run.run_all([Stage("one", LIMIT_SECONDS, (tried,))])
     (outcome,) = run.outcomes
     assert (outcome.stage, outcome.name, outcome.end, outcome.said) == ("one", "some", end, said)
