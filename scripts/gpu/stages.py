@@ -18,6 +18,8 @@ CHECKS = (
 SANITIZER, NSYS, NCU = "compute-sanitizer", "nsys", "ncu"
 #: What may be missing, and what needs it is left out.
 TOOLS = (SANITIZER, NSYS, NCU)
+#: How long it may take to find out what the machine is, before the stages.
+MACHINE_SECONDS = 22
 _UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # How much longer anything may take in a rehearsal.
 _PATIENCE = 6
@@ -70,36 +72,36 @@ def early(device: str) -> tuple[Stage, ...]:
     Args:
         device: ``cuda``; or ``cpu``, to rehearse it with less to do.
     """
-    largest = "2^28" if device == "cuda" else "2^20"
+    largest, workers = ("2^28", "16") if device == "cuda" else ("2^20", "2")
     return (
         Stage("smoke", 45, tuple(_smoke(check) for check in CHECKS), beside=len(CHECKS)),
-        Stage("memcheck", 30, tuple(_memcheck(check) for check in CHECKS), beside=len(CHECKS)),
-        Stage("largest", 20, (_compare(largest, "hogstream", 20),)),
+        Stage("memcheck", 25, tuple(_memcheck(check) for check in CHECKS), beside=len(CHECKS)),
+        Stage("largest", 18, (_compare(largest, "hogstream", 18),)),
         Stage(
             "tensors",
-            30,
+            28,
             tuple(
-                _compare(shape, "hogstream,hogstream-flat,torch-foreach,torch-adam-fused", 15)
+                _compare(shape, "hogstream,hogstream-flat,torch-foreach,torch-adam-fused", 14)
                 for shape in ("1000x1000", "resnet50")
             ),
         ),
         Stage(
             "bench",
-            50,
+            58,
             (
-                _bench("bench", 25, "--elements", "2^20", "--workers", "16", "--seconds", "1.5"),
+                _bench("bench", 24, "--elements", "2^20", "--workers", workers, "--seconds", "1"),
                 _bench(
-                    *("today-bench", 25, "--elements", "2^20", "--workers", "16"),
-                    *("--policies", "lock-free,locked", "--seconds", "1", "--today"),
+                    *("today-bench", 34, "--elements", "2^20", "--workers", workers),
+                    *("--policies", "lock-free,locked", "--seconds", "0.7", "--today"),
                 ),
             ),
         ),
         Stage(
             "graphs",
-            20,
+            18,
             (
                 _bench(
-                    *("graphs-bench", 20, "--elements", "2^16", "--workers", "16"),
+                    *("graphs-bench", 18, "--elements", "2^16", "--workers", workers),
                     *("--batch", "16", "--batch-of", "lanes", "--seconds", "1"),
                 ),
             ),
@@ -123,20 +125,20 @@ def late(device: str) -> tuple[Stage, ...]:
         ),
         Stage(
             "tests",
-            110,
-            (_tests("tests", 110, *others, "-k", "not hundred_million"),),
+            100,
+            (_tests("tests", 100, *others, "-k", "not hundred_million"),),
         ),
         Stage(
             "sizes",
-            130,
+            120,
             (
                 _measure("ceilings", 25, "ceilings", "--fresh", "--device", "{device}"),
                 *(
-                    _compare(shape, "hogstream,torch-foreach,torch-adam-fused", 20)
+                    _compare(shape, "hogstream,torch-foreach,torch-adam-fused", 18)
                     for shape in ("2^16", "2^20", "2^24", "gpt2")
                 ),
                 _bench(
-                    *("sizes-bench", 25, "--elements", "2^16,2^20", "--workers", "1,4"),
+                    *("sizes-bench", 23, "--elements", "2^16,2^20", "--workers", "1,4"),
                     *("--seconds", "0.5"),
                 ),
             ),
@@ -152,8 +154,8 @@ def late(device: str) -> tuple[Stage, ...]:
         ),
         Stage(
             "hundred-million",
-            90,
-            (_tests("hundred-million", 90, *others, "-k", "hundred_million"),),
+            85,
+            (_tests("hundred-million", 85, *others, "-k", "hundred_million"),),
         ),
     )
 
@@ -203,7 +205,7 @@ def _memcheck(check: str) -> Job:
     uncached = {} if check in ("capturable", "two-processes") else {_UNCACHED: "1"}
     under = ("--tool", "memcheck", "--target-processes", "all", "--error-exitcode", "9")
     return Job(
-        check, _smoke(check).arguments, 30, tool=SANITIZER, under=under, environment=uncached
+        check, _smoke(check).arguments, 25, tool=SANITIZER, under=under, environment=uncached
     )
 
 

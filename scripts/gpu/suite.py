@@ -35,11 +35,10 @@ from gpu.outcomes import (
     reason,
 )
 from gpu.processes import Program
-from gpu.stages import ROOT, Job, Stage, chosen
+from gpu.stages import MACHINE_SECONDS, ROOT, Job, Stage, chosen
 
 #: Read by what tells results of which commit they are, where there is no git.
 COMMIT = "HOGSTREAM_COMMIT"
-_MACHINE_SECONDS = 30
 _POLL_SECONDS = 0.05
 _MOST_TOLD = 40
 
@@ -115,8 +114,8 @@ class Run:
         if said := packages.provide(self._site):
             print(f"Packages that may be missing: {said}", flush=True)
         file = self.folder / "machine.json"
-        job = Job("machine", ("-m", "gpu.machine", str(file), "{device}"), _MACHINE_SECONDS)
-        self._run(Stage("machine", _MACHINE_SECONDS, (job,)))
+        job = Job("machine", ("-m", "gpu.machine", str(file), "{device}"), MACHINE_SECONDS)
+        self._run(Stage("machine", MACHINE_SECONDS, (job,)))
         if file.exists():
             self._machine |= json.loads(file.read_text("utf-8"))
             file.unlink()
