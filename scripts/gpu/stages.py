@@ -31,8 +31,8 @@ class Job:
 
     Attributes:
         name: Of it in its stage; with the suffix, of the file that it writes.
-        arguments: What follows the interpreter; ``{file}`` is where its result goes, ``{device}``
-            what it measures, ``{seconds}`` how long it may take.
+        arguments: What follows the interpreter, which runs in the folder of results; ``{file}`` is
+            its result, ``{device}`` what it measures, ``{seconds}`` how long it may take.
         seconds: How long it may take, unless its stage ends before.
         suffix: Of the file without which it has failed; empty if it writes none.
         tool: Without which it is left out: one of ``TOOLS``.
@@ -235,4 +235,4 @@ def _files(*, under: str = "tests", but: str = os.devnull) -> Iterator[str]:
     """The files that have tests of a GPU; others may not even import where packages are missing."""
     for path in sorted((ROOT / under).rglob("test_*.py")):
         if not path.is_relative_to(ROOT / but) and "mark.gpu" in path.read_text("utf-8"):
-            yield path.relative_to(ROOT).as_posix()
+            yield str(path)

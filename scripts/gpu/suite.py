@@ -76,6 +76,8 @@ class Run:
         folder: Of what goes into the archive: ``run.json``, and the folders ``results``, ``lines``
             and ``logs``.
         outcomes: What became of all that was tried until now.
+        machine: Its name in those of files, its ``environment`` as in results, and where its
+            ``tools`` are.
     """
 
     def __init__(self, work: Path, device: str, commit: str, to: Path) -> None:
@@ -90,15 +92,13 @@ class Run:
         self.folder = work / "archive"
         self.outcomes: list[Outcome] = []
         self._site, self._device, self._archive = work / "site", device, to
-        self._machine: dict[str, Any] = {"name": "unknown", "environment": None, "tools": {}}
+        self.machine: dict[str, Any] = {"name": "unknown", "environment": None, "tools": {}}
         for name in ("results", "lines", "logs"):
             (self.folder / name).mkdir(parents=True)
         scripts, support = ROOT / "scripts", ROOT / "tests" / "support"
         self._environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, (self._site, scripts, support))),
-            # Else -m would put the root, and so our folders' bare names, where modules are sought.
-            "PYTHONSAFEPATH": "1",
             "PYTHONUNBUFFERED": "1",
             "XDG_CACHE_HOME": str(work / "cache"),  # ceilings are measured once for all
             **({COMMIT: commit} if commit else {}),
@@ -117,11 +117,11 @@ class Run:
         job = Job("machine", ("-m", "gpu.machine", str(file), "{device}"), MACHINE_SECONDS)
         self._run(Stage("machine", MACHINE_SECONDS, (job,)))
         if file.exists():
-            self._machine |= json.loads(file.read_text("utf-8"))
+            self.machine |= json.loads(file.read_text("utf-8"))
             file.unlink()
-        about = {"command": command, **self._machine}
+        about = {"command": command, **self.machine}
         (self.folder / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        if self._machine["environment"] and not self._machine["environment"]["commit"]:
+        if self.machine["environment"] and not self.machine["environment"]["commit"]:
             print("Results will name no commit: there is no .git, and no COMMIT= was given")
         (machine,) = self.outcomes
         return machine.said if machine.said == "torch finds no CUDA device" else ""
@@ -169,12 +169,12 @@ class Run:
 
     def _begin(self, job: Job, stage: Stage, lines: Path, until: float) -> Program | Outcome:
         """Starts a job; what became of it if it cannot be run, or there is no time."""
-        tool = self._machine["tools"].get(job.tool)
+        tool = self.machine["tools"].get(job.tool)
         if job.tool and tool is None:
             return Outcome(stage.name, job.name, SKIPPED, 0.0, f"{job.tool} was not found")
         if time.monotonic() >= until:
             return Outcome(stage.name, job.name, STOPPED, 0.0, "no time was left for it")
-        words = {"file": self._file(job), "device": self._device, "seconds": job.seconds}
+        words = {"file": self._file(job).name, "device": self._device, "seconds": job.seconds}
         arguments = [each.format(**words) for each in job.arguments]
         environment = {**self._environment, **job.environment, STAGE: stage.name, LINES: str(lines)}
         try:
@@ -182,7 +182,7 @@ class Run:
                 [*([tool, *job.under] if job.under else []), sys.executable, *arguments],
                 self._log(stage, job),
                 seconds=min(job.seconds, until - time.monotonic()),
-                folder=ROOT,
+                folder=self.folder / "results",
                 environment=environment,
             )
         except OSError as error:
@@ -199,7 +199,7 @@ class Run:
         return Outcome(stage.name, job.name, FAILED, program.seconds, said)
 
     def _file(self, job: Job) -> Path:
-        return self.folder / "results" / f"{self._machine['name']}-{job.name}{job.suffix}"
+        return self.folder / "results" / f"{self.machine['name']}-{job.name}{job.suffix}"
 
     def _log(self, stage: Stage, job: Job) -> Path:
         return self.folder / "logs" / f"{stage.name}-{job.name}.log"

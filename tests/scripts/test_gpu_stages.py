@@ -56,11 +56,11 @@ def test_all_tests_of_a_gpu_are_run_once() -> None:
         for stage in chosen("all", "cuda")
         for job in stage.jobs
         for name in job.arguments
-        if name.startswith("tests/")
+        if name.startswith(str(ROOT))
     ]
     assert len(run) == len(set(run))
     marked = {
-        path.relative_to(ROOT).as_posix()
+        str(path)
         for path in (ROOT / "tests").rglob("test_*.py")
         if re.search(r"pytest\.mark\.gpu$|marks=pytest\.mark\.gpu", path.read_text(), re.MULTILINE)
     }
@@ -97,3 +97,8 @@ def test_hogstream_is_imported_from_links_and_installed_packages_stay(tmp_path: 
 
     (wheels / "no_such-1.0-py3-none-any.whl").touch()
     assert "no_such" in provide(tmp_path / "other", wheels)
+
+
+def test_the_page_tells_the_limits() -> None:
+    told = re.findall(r"\| `([\w-]+)` \| (\d+) \|", (ROOT / "docs" / "gpu-run.md").read_text())
+    assert told == [(stage.name, str(stage.seconds)) for stage in chosen("all", "cuda")]

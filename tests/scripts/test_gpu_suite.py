@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,10 @@ from gpu.processes import Program
 from gpu.run_tests import __file__ as run_tests
 from gpu.stages import ROOT, Job, Stage
 from gpu.suite import Run, table
-from process_testing import run_python
+from process_testing import run_python, until
 
 LIMIT_SECONDS = 60
 READY = "import pathlib, signal; pathlib.Path('ready').touch()\n"
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Waits until something is true."""
-    end = time.monotonic() + LIMIT_SECONDS
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -120,6 +110,18 @@ def test_what_becomes_of_a_job(run: Run, tmp_path: Path, tried: Job, end: End, s
     (outcome,) = run.outcomes
     assert (outcome.stage, outcome.name, outcome.end, outcome.said) == ("one", "some", end, said)
     assert lines_in(tmp_path / "all.zip", "one") == [outcome]
+
+
+def test_a_tool_runs_the_interpreter(run: Run, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\necho "$1"; shift; exec "$@"\n')
+    tool.chmod(0o755)
+    run.machine["tools"] = {"some-tool": str(tool), "broken": str(tmp_path / "none")}
+    under = Job("under", ("-c", "exit('ran')"), 60, tool="some-tool", under=("--checked",))
+    broken = Job("broken", ("-c", "1 / 0"), 60, tool="broken", under=("--checked",))
+    run.run_all([Stage("one", LIMIT_SECONDS, (under, broken))])
+    assert (run.folder / "logs" / "one-under.log").read_text() == "--checked\nran\n"
+    assert run.outcomes[1].said.startswith("it cannot be started: ")
 
 
 def test_a_job_that_takes_too_long_ends_alone_and_its_stage_goes_on(run: Run) -> None:
