@@ -147,9 +147,13 @@ def late(device: str) -> tuple[Stage, ...]:
             "traces",
             75,
             (
-                _measure("profile-torch", 25, "profile", "torch", "--trace", "{file}.trace"),
-                _measure("profile-nsys", 25, "profile", "nsys", "--output", "{file}.nsys-rep"),
-                _measure("profile-ncu", 25, "profile", "ncu", "--output", "{file}.ncu-rep"),
+                _measure(
+                    *("profile-torch", 25, "profile torch", "--trace", "{file}.trace", "--"),
+                    *("bench", "--elements", "2^20", "--workers", "4", "--seconds", "1"),
+                    *("--policies", "lock-free", "--device", "{device}"),
+                ),
+                _measure("profile-nsys", 25, "profile nsys", "--output", "{file}.nsys-rep"),
+                _measure("profile-ncu", 25, "profile ncu", "--output", "{file}.ncu-rep"),
             ),
         ),
         Stage(
@@ -222,8 +226,9 @@ def _bench(name: str, seconds: float, *options: str) -> Job:
 
 def _measure(name: str, seconds: float, command: str, *options: str) -> Job:
     """A command of hogstream's that writes its result; of a profiler, left out without that."""
-    tool = options[0] if command == "profile" and options[0] in TOOLS else ""
-    arguments = ("-m", "hogstream.cli.main", command, *options, "--json", "{file}")
+    words = command.split()
+    arguments = ("-m", "hogstream.cli.main", *words, "--json", "{file}", *options)
+    tool = words[-1] if words[-1] in TOOLS else ""
     return Job(name, arguments, seconds, suffix=".json", tool=tool)
 
 
