@@ -1,4 +1,4 @@
-"""One file of all that a run has made, and what to do with it where it is brought to."""
+"""One file of all that a run has made, which is no larger than may be brought back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-#: No more than this is brought back in one file.
+#: What may be brought back in one file, with some room.
 MOST_BYTES = 15 << 20
 #: In an archive: what did not fit.
 LEFT_OUT = "left-out.txt"
