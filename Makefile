@@ -10,20 +10,25 @@ FUZZ ?=
 RUNS ?=
 SEEDS ?= 300
 MUTATION ?=
+STAGES ?= all
+COMMIT ?=
+DEVICE ?= cuda
+GPU_PYTHON ?= 3.12
+ARCHIVES ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-quick fuzz simulate lint gpu format docs results wheel clean
+.PHONY: help bench test test-quick fuzz simulate lint gpu gpu-wheels gpu-results format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
 PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
 	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
@@ -33,6 +38,10 @@ help: ## list the targets
 	@echo "  SEEDS=A:B          which seeds simulate runs, or how many from 0 on (300)"
 	@echo "  MUTATION=NAME      with which fault in the lanes; all for each of them"
 	@echo "  OUT=folder         where bench and gpu write (bench-results)"
+	@echo "  STAGES=early       which stages gpu runs: early, late, or names, with commas (all)"
+	@echo "  COMMIT=hash        of the tree, for gpu where there is no .git"
+	@echo "  DEVICE=cpu         gpu is rehearsed without a GPU"
+	@echo "  ARCHIVES='A B'     of gpu, for gpu-results"
 
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
@@ -53,11 +62,20 @@ simulate: $(STAMP) ## run CUDA lanes on a driver for tests, SEEDS of them, until
 		$(if $(MUTATION),--mutation "$(MUTATION)")
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
-gpu: ## measure and test a CUDA device, in 9 minutes: JSON files in OUT
-	@$(PYTHON) -c 'import sys, torch; \
-		sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no CUDA device")'
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(PYTHON) scripts/gpu_suite.py '$(OUT)'
+gpu: ## test and measure a CUDA device: an archive in OUT; STAGES=early or late, or names
+	@PYTHONPATH=scripts $(PYTHON) -m gpu.suite '$(OUT)' --stages '$(STAGES)' --commit '$(COMMIT)' --device '$(DEVICE)'
+
+# Platforms as pip names them: it takes no wheel for an older one than it is told of.
+PLATFORMS := $(addprefix --platform manylinux,_2_28_x86_64 _2_27_x86_64 _2_17_x86_64 2014_x86_64)
+gpu-wheels: ## download into wheels/ what such a machine may lack, for its GPU_PYTHON (3.12)
+	rm -rf wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary :all: --dest wheels \
+		--implementation cp --python-version $(GPU_PYTHON) $(PLATFORMS) \
+		--constraint constraints.txt --requirement scripts/gpu/wheels.txt
+	@du -sh wheels
+
+gpu-results: $(STAMP) ## put the results of ARCHIVES into docs/results, and show what failed
+	PYTHONPATH=scripts $(VENV)/bin/python -m gpu.results $(ARCHIVES)
 
 lint: $(STAMP) ## check style, format, the order of imports, and types
 	$(VENV)/bin/ruff check
@@ -79,7 +97,7 @@ wheel: $(STAMP) ## build the sdist, and the wheel from it, in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove .venv, caches and whatever was built
-	rm -rf $(VENV) build dist site bench-results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site bench-results wheels *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(PACKAGES) scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

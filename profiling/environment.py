@@ -169,10 +169,13 @@ def installed_version(package: str) -> str | None:
 
 
 def source_commit() -> str | None:
-    """The commit of the source tree that runs, "-dirty" if changed since; None outside git."""
+    """The commit of the source tree that runs, "-dirty" if changed since.
+
+    Outside git that of the environment variable ``HOGSTREAM_COMMIT``, or None.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("HOGSTREAM_COMMIT")
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from hogstream.profiling.report import answers, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
+from hogstream.profiling.results.profile_schema import GpuRun
 from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
+from hogstream.profiling.wording import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -75,6 +78,8 @@ def results(folder: Path) -> list[str]:
         parts += _section(name, compare, sentences.of_compare(compare), tables)
     for name, train in _read(folder, "train-digits", Train):
         parts += _section(name, train, sentences.of_train(train), [rows.training(train)])
+    for name, run in _read(folder, "gpu", GpuRun):
+        parts += _section(name, run, _bad_on_gpu(run), [_outcomes(run)])
     return [*parts, *_missing_on_gpu(folder)]
 
 
@@ -103,6 +108,27 @@ def _section(name: str, result: R, said: list[str], tables: list[rows.Table]) ->
     parts = [f"`{result.command}`{where} ([JSON](results/{name})):"]
     parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
     return [*parts, *map(_table, tables)]
+
+
+def _outcomes(run: GpuRun) -> rows.Table:
+    """How many things came to which end in each stage of a run on a GPU."""
+    ends = ("passed", "failed", "stopped", "skipped")
+    counts: dict[str, Counter[str]] = {}
+    for each in run.outcomes:
+        counts.setdefault(each.stage, Counter())[each.end] += 1
+    lines = [(stage, *(str(count[end]) for end in ends)) for stage, count in counts.items()]
+    return rows.Table("Programs and tests", ("stage", *ends), lines)
+
+
+def _bad_on_gpu(run: GpuRun) -> list[str]:
+    """The machine, and what did not pass there though it ran."""
+    where, versions = run.environment, run.environment.versions
+    on = f"On {where.device_name}, with torch {versions['torch']} and Triton {versions['triton']}"
+    bad = [each for each in run.outcomes if each.end in ("failed", "stopped")]
+    return [
+        f"{on}: {counted(len(bad), 'failure')}.",
+        *(f"`{each.stage}` {each.name} {each.end}: {each.said}" for each in bad),
+    ]
 
 
 def _missing_on_gpu(folder: Path) -> list[str]:

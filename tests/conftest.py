@@ -66,11 +66,11 @@ if not find_spec("pytest_asyncio"):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not HAS_DEVICE:
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # not a keyword, as names of folders are too
                 item.add_marker(pytest.mark.skip(reason="no CUDA or ROCm device"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Files are shared out in their order: those that take long first, so that all end together.
-        slow = {item.path for item in items if "slow" in item.keywords}
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
 
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 import msgspec
 
 from hogstream.profiling.results.profile_schema import (
+    GpuRun,
     Inspection,
     NcuProfile,
     NsysProfile,
-    OutcomesOnGpu,
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
@@ -31,7 +31,7 @@ AnyResult = (
     | NsysProfile
     | NcuProfile
     | TorchProfile
-    | OutcomesOnGpu
+    | GpuRun
 )
 Reported = Bench | Train | Compare
 #: What ``hogstream report`` shows, by its kind.

@@ -275,18 +275,31 @@ class TorchProfile(Measurement, kw_only=True, tag="profile torch"):
     scheduler: list[LabelTime]
 
 
-class OutcomesOnGpu(Result, kw_only=True, tag="tests"):
-    """The tests that only a GPU can pass: ``make gpu``.
+class GpuOutcome(Record):
+    """What became of a program that a run started, or of a test of one.
 
     Attributes:
-        passed: How many.
-        failed: Their names.
-        skipped: Likewise.
-        seconds: Of all.
+        stage: Of which it is a part.
+        name: Of it.
+        end: What took too long was stopped; what lacks a tool was skipped.
+        seconds: How long it took.
+        said: Why it did not pass.
+    """
+
+    stage: str
+    name: str
+    end: Literal["passed", "failed", "stopped", "skipped"]
+    seconds: Number
+    said: str
+
+
+class GpuRun(Result, kw_only=True, tag="gpu"):
+    """What only a GPU can tell: ``make gpu``.
+
+    Attributes:
+        environment: What it ran on.
+        outcomes: In the order in which they were known, stage by stage.
     """
 
     environment: Environment
-    passed: Count
-    failed: list[str]
-    skipped: list[str]
-    seconds: Number
+    outcomes: list[GpuOutcome]

@@ -22,7 +22,7 @@ PYTHON_PAGES = (
 )
 SHELL_PAGES = (
     *(README, "docs/examples.md", "docs/guide/decide.md", "docs/guide/tune.md"),
-    "docs/profiling.md",
+    *("docs/gpu-run.md", "docs/profiling.md"),
 )
 COMMANDS = [
     (page, line)

@@ -6,7 +6,7 @@ import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,6 +17,9 @@ from hogstream.scheduler import SharedParameters, StreamScheduler
 from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Image
 from hogstream.scheduler.lanes.cuda_driver import CudaDriver
+
+if TYPE_CHECKING:  # it needs Numba and Triton
+    from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 
 #: Elements of a program, and of a block of race counters.
 BLOCK = 64
@@ -141,3 +144,20 @@ def open_gpu(kind: str) -> Iterator[Gpu]:
         yield Gpu(tests)
     violations = tests.tests.violations()
     assert violations == [], violations
+
+
+@contextmanager
+def graphs_made() -> Iterator[list[UpdateGraph]]:
+    """The graphs that lanes make meanwhile."""
+    from hogstream.scheduler.lanes.cuda import CudaLanes  # which needs Numba and Triton
+
+    made: list[UpdateGraph] = []
+    make = CudaLanes._make_graph
+
+    def noted(*arguments: Any) -> UpdateGraph:
+        made.append(make(*arguments))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CudaLanes, "_make_graph", noted)
+        yield made

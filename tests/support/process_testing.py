@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -44,6 +46,14 @@ def run_python(*arguments: str, **environment: str) -> str:
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits until something is true of other processes, which nothing tells."""
+    end = time.monotonic() + LIMIT_SECONDS
+    while not true():
+        assert time.monotonic() < end, f"not so after {LIMIT_SECONDS} s"
+        time.sleep(0.01)
 
 
 def run_to_end(process: BaseProcess) -> int | None:

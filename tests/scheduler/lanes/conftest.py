@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,16 +12,9 @@ if TYPE_CHECKING:  # else tests of CPU lanes would need Triton
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[UpdateGraph]:
+def graphs() -> Iterator[list[UpdateGraph]]:
     """The graphs that were made."""
-    from hogstream.scheduler.lanes.cuda import CudaLanes  # which needs Numba and Triton
+    from gpu_testing import graphs_made
 
-    made: list[UpdateGraph] = []
-    make = CudaLanes._make_graph
-
-    def noted(*arguments: Any) -> UpdateGraph:
-        made.append(make(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(CudaLanes, "_make_graph", noted)
-    return made
+    with graphs_made() as made:
+        yield made

@@ -1,0 +1,251 @@
+"""Short checks of all that runs on a GPU, each alone: ``python -m gpu.smoke list cuda 25``.
+
+Each takes a device of ``gpu_testing``: a GPU, or the driver of tests, whose tensors are on the CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from gpu_testing import Gpu, graphs_made, open_gpu
+from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
+from hogstream.optim import RMSpropAsync
+from hogstream.scheduler import ProcessScheduler, RunReport, WorkerContext
+from process_workers import submit_ones as make_submit_ones
+from scheduler_testing import COUNTING, submit_ones
+from update_testing import COMPUTE, State, assert_same_bits, extreme, normal, special
+
+UPDATES = 200
+# Of its time; the rest is for imports.
+_SHOWN_AT = 0.6
+_SHAPES = ((3,), (), (17, 33), (4099,))
+_VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"eps_inside_sqrt": False, "weight_decay": 0.1},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+)
+
+
+class CheckError(Exception):
+    """Something is not as it should be; the message says what."""
+
+
+def main() -> None:
+    """Runs a check, on ``cuda`` or ``cpu``, that may take so many seconds, imports included.
+
+    When those are nearly over it shows where each thread is, and ends with 1: to read the stacks of
+    threads that go on meanwhile is nothing to survive.
+    """
+    name, device, seconds = sys.argv[1:]
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(_SHOWN_AT * float(seconds), exit=True)
+    with open_gpu("cuda" if device == "cuda" else "driver of tests") as gpu:
+        CHECKS[name](gpu)
+
+
+def update(dtype: torch.dtype, gpu: Gpu) -> None:
+    """Three updates of special and extreme values have the bits of NumPy's."""
+    values = special(dtype)
+    pairs = torch.tensor(list(product(range(len(values)), repeat=2)))
+    param = torch.cat([values[pairs[:, 0]], normal(10_007, dtype, seed=0)])
+    for options in _VARIANTS:
+        states = [
+            State(
+                param.to(where, copy=True), torch.zeros_like(param, dtype=COMPUTE[dtype]).to(where)
+            )
+            for where in ("cpu", gpu.device)
+        ]
+        for step in range(3):
+            grad = torch.cat([values[pairs[:, 1]], extreme(10_007, dtype, seed=1 + step)])
+            for state, backend in zip(states, ("numpy", None), strict=True):
+                rmsprop_(
+                    state.param, grad.to(state.param.device), state.ms, backend=backend, **options
+                )
+        expected, updated = states
+        assert_same_bits(State(*(tensor.cpu() for tensor in updated)), expected)
+
+
+def update_list(gpu: Gpu) -> None:
+    """A list of lengths and dtypes, some of them not aligned, has the bits of NumPy's."""
+    sizes = [(dtype, size) for dtype in COMPUTE for size in (1, 5, 4099)]
+    params, grads = (
+        [normal(size, dtype, seed).to(gpu.device)[1:] for dtype, size in sizes if size > 1]
+        + [normal(size, dtype, seed).to(gpu.device) for dtype, size in sizes]
+        for seed in (0, 1)
+    )
+    mss = [torch.zeros_like(param, dtype=COMPUTE[param.dtype]) for param in params]
+    expected = [
+        State(param.cpu().clone(), ms.cpu().clone()) for param, ms in zip(params, mss, strict=True)
+    ]
+    multi_tensor_rmsprop_(params, grads, mss, weight_decay=0.1)
+    for state, grad, param, ms in zip(expected, grads, params, mss, strict=True):
+        rmsprop_(state.param, grad.cpu(), state.ms, weight_decay=0.1, backend="numpy")
+        assert_same_bits(State(param.cpu(), ms.cpu()), state)
+
+
+def step(gpu: Gpu) -> None:
+    """Steps of the optimizer, flat and not, have the bits of NumPy's."""
+    for flat in (False, True):
+        params, expected = _parameters(gpu.device), _parameters(torch.device("cpu"))
+        ours = RMSpropAsync(params, weight_decay=0.1, flat=flat)
+        numpys = RMSpropAsync(expected, weight_decay=0.1, backend="numpy")
+        for seed in range(3):
+            _give_gradients(params, seed)
+            _give_gradients(expected, seed)
+            ours.step()
+            numpys.step()
+        _check_same(ours, numpys)
+
+
+def capturable(gpu: Gpu) -> None:
+    """Steps whose lr is on the device have the bits of others, also those of a graph."""
+    params, others = _parameters(gpu.device), _parameters(gpu.device)
+    on_device = RMSpropAsync(params, lr=0.5, capturable=True, backend="triton")
+    on_host = RMSpropAsync(others, lr=0.5, backend="triton")
+    for optimizer, its in ((on_device, params), (on_host, others)):
+        _give_gradients(its, 0)
+        optimizer.step()
+    again: Callable[[], object] = on_device.step
+    if gpu.device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            on_device.step()
+        again = graph.replay
+    for lr in (0.125, 0.0625):
+        on_device.param_groups[0]["lr"].fill_(lr)
+        on_host.param_groups[0]["lr"] = lr
+        again()
+        on_host.step()
+    _check_same(on_device, on_host)
+
+
+def policy(name: str, gpu: Gpu, **settings: Any) -> RunReport:
+    """200 updates of four workers all land, and only races lose some."""
+    shared = gpu.zeros(gpu.medium)
+    report = _run(gpu, shared, submit_ones(shared), policy=name, **settings)
+    _require(shared.version == UPDATES, f"{shared.version} versions instead of {UPDATES}")
+    low, high = shared.flat.min().item(), shared.flat.max().item()
+    if name in ("locked", "ordered", "awaited"):
+        _require(low == high == -UPDATES, f"from {low} to {high} instead of {-UPDATES}")
+    _require(-UPDATES <= low <= high <= -1, f"from {low} to {high}")
+    if name.startswith("bounded"):
+        most = max(report.staleness)
+        _require(most <= int(name.partition(":")[2]), f"staleness {most}")
+    return report
+
+
+def verdict(gpu: Gpu) -> None:
+    """Gradients that are not finite are left out, and counted."""
+    shared = gpu.zeros(gpu.medium)
+    good, bad = torch.ones_like(shared.flat), torch.ones_like(shared.flat)
+    bad[-1] = float("nan")
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(bad if context.iteration % 4 == 3 else good)
+
+    report = _run(gpu, shared, worker, policy="ordered", on_nonfinite="skip")
+    left_out = sum(report.nonfinite)
+    _require(left_out > 0, "none was left out")
+    landed = shared.flat.eq(left_out - UPDATES).all().item()
+    _require(bool(landed), f"{left_out} were left out, but parameters are {shared.flat}")
+
+
+def telemetry(gpu: Gpu) -> None:
+    """Lost updates are counted: none where there is an order."""
+    for name in ("ordered", "lock-free"):
+        report = policy(name, gpu, telemetry=True)
+        landed, lost = report.block_updates, report.lost_block_updates
+        said = f"{name}: of {landed} updates of a block {lost} were lost"
+        _require(landed is not None and landed % UPDATES == 0 and landed > 0, said)
+        _require(lost == 0 if name == "ordered" else lost is not None and lost >= 0, said)
+
+
+def graph(gpu: Gpu) -> None:
+    """Batches of all lanes are graphs, and lose no update."""
+    with graphs_made() as graphs:
+        policy("ordered", gpu, batch=4, batch_of="lanes", depth=8)
+    _require(bool(graphs), "no graph was made")
+
+
+def two_processes(gpu: Gpu) -> None:
+    """Two processes update the memory of one, under a lock."""
+    shared = gpu.zeros(gpu.medium)
+
+    async def run() -> None:
+        async with ProcessScheduler(
+            shared, processes=2, workers=2, policy="locked", depth=4, **COUNTING
+        ) as scheduler:
+            await scheduler.run(make_submit_ones, updates=UPDATES)
+
+    asyncio.run(run())
+    low, high = shared.flat.min().item(), shared.flat.max().item()
+    _require(low == high == -UPDATES, f"from {low} to {high} instead of {-UPDATES}")
+
+
+def _run(gpu: Gpu, shared: Any, worker: Any, **settings: Any) -> RunReport:
+    async def run() -> RunReport:
+        chosen = {"workers": 4, "depth": 4, **COUNTING, **settings}
+        async with gpu.scheduler(shared, **chosen) as scheduler:
+            return await scheduler.run(worker, updates=UPDATES)
+
+    return asyncio.run(run())
+
+
+def _parameters(device: torch.device) -> list[Parameter]:
+    return [
+        Parameter(
+            normal(max(1, torch.Size(shape).numel()), torch.float32, seed).view(shape).to(device)
+        )
+        for seed, shape in enumerate(_SHAPES)
+    ]
+
+
+def _give_gradients(params: list[Parameter], seed: int) -> None:
+    for index, param in enumerate(params):
+        grad = normal(param.numel(), param.dtype, 100 * seed + index).view(param.shape)
+        if param.grad is None:
+            param.grad = grad.to(param.device)
+        else:
+            param.grad.copy_(grad)
+
+
+def _check_same(optimizer: RMSpropAsync, expected: RMSpropAsync) -> None:
+    groups = (optimizer.param_groups[0]["params"], expected.param_groups[0]["params"])
+    for mine, theirs in zip(*groups, strict=True):
+        states = (
+            State(param.detach().cpu(), owner.state[param]["square_avg"].cpu())
+            for owner, param in ((optimizer, mine), (expected, theirs))
+        )
+        assert_same_bits(*states)
+
+
+def _require(held: bool, otherwise: str) -> None:
+    if not held:
+        raise CheckError(otherwise)
+
+
+CHECKS: dict[str, Callable[[Gpu], object]] = {
+    **{str(dtype).removeprefix("torch."): partial(update, dtype) for dtype in COMPUTE},
+    "list": update_list,
+    "step": step,
+    "capturable": capturable,
+    **{name: partial(policy, name) for name in ("lock-free", "locked", "ordered", "awaited")},
+    "bounded": partial(policy, "bounded:4"),
+    "verdict": verdict,
+    "telemetry": telemetry,
+    "graph": graph,
+    "two-processes": two_processes,
+}
+
+
+if __name__ == "__main__":
+    main()
