@@ -17,7 +17,8 @@ from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_passes
 
 Params = list[torch.Tensor]
 
-HOGSTREAM = "hogstream"
+HOGSTREAM, HOGSTREAM_FLAT = "hogstream", "hogstream-flat"
+TORCH_RMSPROP = TORCH_LOOP, TORCH_FOREACH = "torch-loop", "torch-foreach"
 COPY = "memory-copy"
 CEILING = "memory-ceiling"
 LEARNING_RATE = 1e-3
@@ -166,11 +167,11 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(HOGSTREAM, 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE)),
-        Peer("hogstream-flat", 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE, flat=True)),
+        Peer(HOGSTREAM_FLAT, 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE, flat=True)),
         Peer("hogstream-numpy", 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE, backend="numpy")),
         Peer("numpy-expression", 20, 9, _NumPyExpression),
-        Peer("torch-loop", 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=False)),
-        Peer("torch-foreach", 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=True)),
+        Peer(TORCH_LOOP, 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=False)),
+        Peer(TORCH_FOREACH, 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=True)),
         Peer("torch-compile", 20, 9, _torch_compile),
         Peer("torch-adagrad-fused", 20, 7, partial(Adagrad, lr=LEARNING_RATE, fused=True)),
         Peer("torch-adam-fused", 28, 13, partial(Adam, lr=LEARNING_RATE, fused=True)),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hogstream.profiling.measure.peers import HOGSTREAM
+from hogstream.profiling.measure.peers import HOGSTREAM, TORCH_RMSPROP
 from hogstream.profiling.report.rows import (
     fastest,
     lost_text,
@@ -16,7 +16,6 @@ from hogstream.profiling.report.rows import (
     share_text,
 )
 from hogstream.profiling.report.sentences import cautions, headline, of_diff, rivals, where_text
-from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import BASELINES, CONTENDER, Gain, gain_of, greatest_gain
@@ -174,21 +173,20 @@ def _learned(mine: TrainRun, train: Train) -> Fact:
 
 def _compare_answer(compare: Compare) -> Answer:
     shapes = results_by_shape(compare)
-    others = {shape: speeds for shape, each in shapes.items() if (speeds := rivals(each))}
+    others = {shape: times for shape, each in shapes.items() if (times := rivals(each))}
     if not others:
         verdict = "There is nothing to compare: hogstream or all others were not measured."
         return Answer(verdict, [_machine(compare)])
-    unbeaten = sum(all(speed.low <= 1 for speed in each.values()) for each in others.values())
-    first = sum(all(speed.high < 1 for speed in each.values()) for each in others.values())
+    unbeaten = sum(all(time.high >= 1 for time in each.values()) for each in others.values())
+    first = sum(all(time.low > 1 for time in each.values()) for each in others.values())
     verdict = (
-        f"hogstream moves the most bytes/s, or as many within noise, at {unbeaten} of "
-        f"{counted(len(others), 'shape')}; it is ahead of all others beyond noise at {first}."
+        f"After a backward, no other step is shorter than hogstream's beyond noise at {unbeaten} "
+        f"of {counted(len(others), 'shape')}; all others are longer beyond noise at {first}."
     )
     largest = max(others, key=lambda shape: shapes[shape][0].elements)
-    rival, speed = max(others[largest].items(), key=lambda each: each[1].median)
-    ours = Interval(1 / speed.median, 1 / speed.high, 1 / speed.low) if speed.low else speed
-    told = f"95 %: {range_text(ours, 2)}; bytes/s of hogstream over {rival}, the nearest other"
-    facts = [Fact(f"At {largest}, the largest", f"{ours.median:.2f}x", told)]
+    rival, time = min(others[largest].items(), key=lambda each: each[1].median)
+    told = f"95 %: {range_text(time, 2)}; the step of {rival}, the nearest other, over hogstream's"
+    facts = [Fact(f"At {largest}, the largest", f"{time.median:.2f}x", told)]
     return Answer(
         verdict, [*facts, *_against_torch(shapes), *_share(shapes[largest]), _machine(compare)]
     )
@@ -196,18 +194,21 @@ def _compare_answer(compare: Compare) -> Answer:
 
 def _against_torch(shapes: dict[str, list[PeerTime]]) -> list[Fact]:
     """What who swaps ``torch.optim.RMSprop`` for hogstream gains."""
-    times = {
-        shape: result.time_against_hogstream.median
-        for shape, results in shapes.items()
-        for result in results
-        if result.peer == "torch-foreach" and result.time_against_hogstream is not None
-    }
+    times = {}
+    for shape, results in shapes.items():
+        of_torch = [
+            result.time_against_hogstream.median
+            for result in results
+            if result.peer in TORCH_RMSPROP and result.time_against_hogstream is not None
+        ]
+        if of_torch:
+            times[shape] = min(of_torch)
     if not times:
         return []
     least, most = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
     value = f"{times[least]:.2f}x to {times[most]:.2f}x"
-    told = f"its step's time over hogstream's; the least at {least}, the most at {most}"
-    return [Fact("torch.optim.RMSprop", value, told)]
+    told = "the step of the faster of loop and foreach over hogstream's"
+    return [Fact("torch.optim.RMSprop", value, f"{told}; the least at {least}, the most at {most}")]
 
 
 def _share(results: list[PeerTime]) -> list[Fact]:
@@ -215,7 +216,7 @@ def _share(results: list[PeerTime]) -> list[Fact]:
     if ours is None or ours.share_of_ceiling is None:
         return []
     speed = f"{ours.gigabytes_per_second:.1f} GB/s"
-    told = f"of an update-shaped pass over memory at {ours.shape}: {speed}"
+    told = f"of the fastest update-shaped passes over memory, in a loop, at {ours.shape}: {speed}"
     return [Fact("Of the ceiling", share_text(ours.share_of_ceiling), told)]
 
 
