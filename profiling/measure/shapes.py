@@ -66,9 +66,9 @@ def of_network(name: str) -> Shape:
 
 
 MODELS: dict[str, Callable[[], Shape]] = {
-    **{name: partial(of_network, name) for name in NETWORKS},
     "resnet50": resnet50,
     "gpt2": gpt2,
+    **{name: partial(of_network, name) for name in NETWORKS},
 }
 
 
