@@ -44,7 +44,7 @@ from hogstream.profiling.results.files import write_result
     "--seconds",
     type=options.seconds_above_zero,
     metavar="SECONDS",
-    default=10.0,
+    default=15.0,
     show_default=True,
     help="Time to measure each shape, in seven rounds at least.",
 )

@@ -233,7 +233,9 @@ def peer_time(
         bytes_per_element=work.bytes_per_element,
         operations_per_element=work.operations_per_element,
         gigabytes_per_second=speed,
-        share_of_ceiling=speed / _ceiling(shape, ceiling) if ceiling else None,
+        share_of_ceiling=speed / _ceiling(shape, ceiling)
+        if ceiling and work.name != COPY
+        else None,
         time_against_hogstream=_ratio(steps, _steps(ours)),
         iteration_against_hogstream=_ratio(iterations, _iterations(ours)),
         steps_per_sample=contender.steps,

@@ -260,8 +260,8 @@ def peers_by_shape(compare: Compare) -> list[Table]:
 
 
 _PEER_COLUMNS = (
-    *("optimizer", "step ms", "95 % interval", "against hogstream"),
-    *("iteration ms", "iteration against hogstream"),
+    *("optimizer", "step ms", "95 % interval", "ratio"),
+    *("iteration ms", "its ratio"),
     *("GB/s", "of ceiling", "launches", "host us"),
 )
 

@@ -340,8 +340,8 @@ def of_compare(compare: Compare) -> list[str]:
     if said:
         said += _flat_iterations(compare)
         said.append(
-            "A step comes after a backward that makes new gradients; in parentheses its time over "
-            "hogstream's. Noise: the 95 % interval of that ratio holds 1. Bytes/s count the least "
+            "A step comes after a backward that makes new gradients. Ratios are of times, over "
+            "those of hogstream. Noise: the 95 % interval of the ratio holds 1. Bytes/s count the least "
             "traffic of a step, 20 bytes an element, and for Adam and LaProp 28. What memory can "
             "do is measured in a loop, in which what fits the caches stays there."
         )
