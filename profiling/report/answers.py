@@ -16,6 +16,7 @@ from hogstream.profiling.report.rows import (
     share_text,
 )
 from hogstream.profiling.report.sentences import cautions, headline, of_diff, rivals, where_text
+from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import BASELINES, CONTENDER, Gain, gain_of, greatest_gain
@@ -173,20 +174,21 @@ def _learned(mine: TrainRun, train: Train) -> Fact:
 
 def _compare_answer(compare: Compare) -> Answer:
     shapes = results_by_shape(compare)
-    others = {shape: times for shape, each in shapes.items() if (times := rivals(each))}
+    others = {shape: speeds for shape, each in shapes.items() if (speeds := rivals(each))}
     if not others:
         verdict = "There is nothing to compare: hogstream or all others were not measured."
         return Answer(verdict, [_machine(compare)])
-    unbeaten = sum(all(time.high >= 1 for time in each.values()) for each in others.values())
-    first = sum(all(time.low > 1 for time in each.values()) for each in others.values())
+    unbeaten = sum(all(speed.low <= 1 for speed in each.values()) for each in others.values())
+    first = sum(all(speed.high < 1 for speed in each.values()) for each in others.values())
     verdict = (
-        f"After a backward, no other step is shorter than hogstream's beyond noise at {unbeaten} "
-        f"of {counted(len(others), 'shape')}; all others are longer beyond noise at {first}."
+        f"hogstream moves the most bytes/s, or as many within noise, at {unbeaten} of "
+        f"{counted(len(others), 'shape')}; it is ahead of all others beyond noise at {first}."
     )
     largest = max(others, key=lambda shape: shapes[shape][0].elements)
-    rival, time = min(others[largest].items(), key=lambda each: each[1].median)
-    told = f"95 %: {range_text(time, 2)}; the step of {rival}, the nearest other, over hogstream's"
-    facts = [Fact(f"At {largest}, the largest", f"{time.median:.2f}x", told)]
+    rival, speed = max(others[largest].items(), key=lambda each: each[1].median)
+    ours = Interval(1 / speed.median, 1 / speed.high, 1 / speed.low) if speed.low else speed
+    told = f"95 %: {range_text(ours, 2)}; bytes/s of hogstream over {rival}, the nearest other"
+    facts = [Fact(f"At {largest}, the largest", f"{ours.median:.2f}x", told)]
     return Answer(
         verdict, [*facts, *_against_torch(shapes), *_share(shapes[largest]), _machine(compare)]
     )
