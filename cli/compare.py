@@ -44,7 +44,7 @@ from hogstream.profiling.results.files import write_result
     "--seconds",
     type=options.seconds_above_zero,
     metavar="SECONDS",
-    default=6.0,
+    default=15.0,
     show_default=True,
     help="Time to measure each shape, in seven rounds at least.",
 )
@@ -62,9 +62,12 @@ def compare(
 ) -> None:
     """Measure hogstream against other optimizers.
 
-    Each does steps of the same tensors, in turn, in a new random order each round. Whatever cannot
-    run here is listed with the reason. Shapes that fit the caches are measured warm: a sample
-    repeats the step for 20 ms.
+    Each trains the same parameters: zero_grad, forward, backward, which makes new gradients, and
+    the step, which is timed by itself and with all of its iteration. They take turns, in a new
+    random order each round. mlp, transformer and cnn train on generated data; other shapes have a
+    cheap forward, and a backward on all of torch's threads. Whatever cannot run here is listed with
+    the reason. What memory can do is measured in the same rounds, in a loop, with what fits the
+    caches in them.
     """
     check_distinct({"--json": json_file, "--plot": plot})
     try:

@@ -1,8 +1,7 @@
 """Times the host's part of ``step()``: what each tensor costs, where gradients stay and where not.
 
 Tensors are so small that the host's work is all that takes time. Optimizers take turns. ``hogstream
-compare --shapes 100x64`` measures the same, but with gradients that stay where they are; after a
-backward that makes new ones they lie elsewhere at each step.
+compare --shapes 100x64`` measures steps after a backward, whose gradients lie elsewhere each time.
 """
 
 from __future__ import annotations

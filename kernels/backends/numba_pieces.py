@@ -24,7 +24,7 @@ MIN_ELEMENTS_PER_TORCH_THREAD = 1 << 15
 
 # A job, as int64 in memory: how many elements have been taken, on a cache line of its own, the
 # kernel's address, elements of a piece and of all updates, the address of the table's columns, how
-# many it has, the address of what the kernel takes besides, and the caller's floating-point mode.
+# many it has, what the kernel takes besides, and the caller's floating-point mode.
 _TAKEN, _KERNEL, _SIZE, _ELEMENTS, COLUMNS, UPDATES, ARGUMENT, _MODE = 0, *range(8, 15)
 _Job = ctypes.c_int64 * (_MODE + ENVIRONMENT_BYTES // 8)
 
@@ -36,7 +36,7 @@ def run_alone(kernel: Any, table: LaunchTable, argument: int = 0) -> None:
         kernel: A ``CFunc`` of Numba that takes the address of a job, takes pieces of it by
             ``take_piece``, and reads what is at ``COLUMNS``, ``UPDATES`` and ``ARGUMENT``.
         table: Of updates on the CPU.
-        argument: An address for the kernel.
+        argument: A number or an address for the kernel.
     """
     job = _job(kernel, table, table.elements, argument)
     kernel.ctypes(ctypes.addressof(job))
@@ -50,7 +50,7 @@ def run_in_pieces(kernel: Any, table: LaunchTable, argument: int = 0) -> None:
     Args:
         kernel: As for ``run_alone``.
         table: Of updates on the CPU.
-        argument: An address for the kernel.
+        argument: A number or an address for the kernel.
     """
     parallel = torch_threads()
     if parallel is None:

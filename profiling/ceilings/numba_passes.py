@@ -13,35 +13,37 @@ from numba.extending import intrinsic
 
 from hogstream.kernels.backends.numba_atomics import atomic_load
 from hogstream.kernels.backends.numba_compile import cfunc, njit
-from hogstream.kernels.backends.numba_pieces import COLUMNS, run_in_pieces, take_piece
+from hogstream.kernels.backends.numba_pieces import ARGUMENT, COLUMNS, run_in_pieces, take_piece
 from hogstream.kernels.launch_table import LaunchTable
 
 Floats = npt.NDArray[np.float32]
 
 _LINE = 16  # elements: one cache line of each array, as the update's own kernel goes
-_AHEAD_BYTES = 1024  # of no use in caches, and of no harm
+_AHEAD_BYTES = 1024
 
 _memcpy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
-def update_shaped(table: LaunchTable) -> None:
+def update_shaped(table: LaunchTable, ahead: bool) -> None:
     """Reads three float32 arrays and writes two of them in place, going as the update goes.
 
     Args:
         table: Of one update.
+        ahead: Whether to prefetch what follows: processors differ in what is faster.
     """
-    run_in_pieces(_update_shaped(), table)
+    run_in_pieces(_update_shaped(), table, int(ahead))
 
 
-def update_shaped_passes(buffer: Floats, passes: int) -> None:
+def update_shaped_passes(buffer: Floats, passes: int, ahead: bool = False) -> None:
     """The same over the thirds of a buffer, again and again on this thread, without the GIL.
 
     Args:
         buffer: float32, shape (3 n,): ``param``, ``grad`` and ``ms``. The middle is added to both
             others, once a pass.
         passes: How many.
+        ahead: Whether to prefetch what follows.
     """
-    _update_shaped_passes(buffer.ctypes.data, len(buffer) // 3, passes)
+    _update_shaped_passes(buffer.ctypes.data, len(buffer) // 3, passes, ahead)
 
 
 def copy_passes(buffer: Floats, passes: int) -> None:
@@ -56,15 +58,15 @@ def copy_passes(buffer: Floats, passes: int) -> None:
 
 @cache
 def _update_shaped() -> Any:
-    """Takes pieces of a job of ``numba_pieces``."""
+    """Takes pieces of a job of ``numba_pieces``, whose argument is whether to prefetch."""
 
     @cfunc(types.void(types.int64))
     def update_shaped(job: int) -> None:
-        columns = atomic_load(job + 8 * COLUMNS)
+        columns, ahead = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * ARGUMENT) != 0
         param, grad, ms = atomic_load(columns), atomic_load(columns + 8), atomic_load(columns + 16)
         start, stop = take_piece(job)
         while start < stop:
-            _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start)
+            _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start, ahead)
             start, stop = take_piece(job)
 
     return update_shaped
@@ -75,9 +77,10 @@ def _update_shaped_passes(
     param: int,  # address, where grad and ms follow: float32, (3 * elements,)
     elements: int,
     passes: int,
+    ahead: bool,  # whether to prefetch what follows
 ) -> None:
     for _ in range(passes):
-        _add(param, param + 4 * elements, param + 8 * elements, elements)
+        _add(param, param + 4 * elements, param + 8 * elements, elements, ahead)
 
 
 @njit
@@ -96,9 +99,14 @@ def _add(
     grad: int,  # the same
     ms: int,  # the same
     elements: int,
+    ahead: bool,  # whether to prefetch what follows
 ) -> None:
     """Adds so many elements at ``grad`` to those at ``param`` and at ``ms``."""
     for _ in range(elements // _LINE):
+        if ahead:
+            _prefetch(param + _AHEAD_BYTES)
+            _prefetch(grad + _AHEAD_BYTES)
+            _prefetch(ms + _AHEAD_BYTES)
         _add_vector(param, grad, ms, _LINE)
         param += 4 * _LINE
         grad += 4 * _LINE
@@ -117,23 +125,34 @@ def _add_vector_intrinsic(
     ms: types.Type,  # the same
     elements: Any,  # how many there are: literal
 ) -> Any:
-    """Adds a few elements at once, and asks for those that follow."""
+    """Adds a few elements at once."""
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        i8, i32, i64 = (ir.IntType(bits) for bits in (8, 32, 64))
         vector = ir.VectorType(ir.FloatType(), elements.literal_value).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (i8.as_pointer(),), kind)
-        for address in args[:3]:
-            ahead = builder.inttoptr(builder.add(address, i64(_AHEAD_BYTES)), i8.as_pointer())
-            builder.call(prefetch, [ahead, i32(0), i32(3), i32(1)])
         p, g, m = (builder.inttoptr(address, vector) for address in args[:3])
         added = builder.load(g, align=4)
         for target in (m, p):
             builder.store(builder.fadd(builder.load(target, align=4), added), target, align=4)
-        return ir.Constant(i8.as_pointer(), None)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
 
     return types.void(param, grad, ms, elements), emit
 
 
+def _prefetch_intrinsic(
+    _context: Any,
+    address: types.Type,  # int64; no memory need be there
+) -> Any:
+    """Asks for a cache line."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), i32(0), i32(3), i32(1)])
+        return ir.Constant(pointer, None)
+
+    return types.void(address), emit
+
+
 _add_vector: Any = intrinsic(prefer_literal=True)(_add_vector_intrinsic)
+_prefetch: Any = intrinsic(_prefetch_intrinsic)

@@ -1,8 +1,9 @@
-"""One call that goes over memory as a copy does, or as an update does, with all cores."""
+"""Calls that go over memory as a copy does, or as an update does, with all cores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,37 +19,54 @@ _NUMPY_BLOCK = 1 << 15
 def copy_pass(device: torch.device, elements: int) -> Callable[[], object]:
     """A call that copies ``elements`` of float32 to another array, with all cores."""
     target, source = (torch.ones(elements, device=device) for _ in range(2))
-    if device.type == "cuda":
-        return lambda: target.copy_(source)
-    to, of = target.numpy(), source.numpy()
-
-    def copy(_: LaunchTable, pieces: Pieces) -> None:
-        for start, stop in pieces:
-            np.copyto(to[start:stop], of[start:stop])
-
-    table = LaunchTable([Operands(target, source, target)])
-    return lambda: run_in_pieces(copy, table)
+    return partial(target.copy_, source)
 
 
-def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], object]:
-    """A call with the memory traffic of an update of ``elements`` of float32, but no arithmetic.
+def update_shaped_passes(device: torch.device, elements: int) -> list[Callable[[], Operands]]:
+    """Calls with the memory traffic of an update of ``elements`` of float32, and little arithmetic.
 
-    It reads three arrays and writes two of them in place, with all cores.
+    Each reads three arrays, writes the first and last of them in place, and returns all: torch's
+    own update of that kind, which is fused SGD with momentum, and then additions of the middle one
+    to both others, on a CPU with and without prefetches.
     """
-    param, grad, ms = operands = Operands(*(torch.ones(elements, device=device) for _ in range(3)))
-    if device.type == "cuda":
-        from hogstream.profiling.ceilings.triton_passes import update_shaped
+    operands = Operands(*(torch.ones(elements, device=device) for _ in range(3)))
+    return [_returning(operands, call) for call in (_sgd(operands), *_additions(operands))]
 
-        return lambda: update_shaped(param, grad, ms)
+
+def _returning(operands: Operands, call: Callable[[], object]) -> Callable[[], Operands]:
+    def pass_over() -> Operands:
+        call()
+        return operands  # which a table's addresses need alive
+
+    return pass_over
+
+
+def _sgd(operands: Operands) -> Callable[[], object]:
+    """``ms = ms / 2 + grad``, and then ``param = param - ms / 2``."""
+    param, grad, ms = operands
+    optimizer = torch.optim.SGD([param], lr=0.5, momentum=0.5, fused=True)
+    optimizer.state[param]["momentum_buffer"] = ms
+
+    def step() -> None:
+        param.grad = grad
+        optimizer.step()
+
+    return step
+
+
+def _additions(operands: Operands) -> Iterator[Callable[[], object]]:
+    if operands.param.device.type == "cuda":
+        from hogstream.profiling.ceilings import triton_passes
+
+        yield partial(triton_passes.update_shaped, *operands)
+        return
     table = LaunchTable([operands])
     if available_backends()["numba"] is None:
         from hogstream.profiling.ceilings import numba_passes
 
-        def pass_over() -> Operands:
-            numba_passes.update_shaped(table)
-            return operands  # which the table's addresses need alive
-
-        return pass_over
+        for ahead in (False, True):
+            yield partial(numba_passes.update_shaped, table, ahead)
+        return
     p, g, m = (tensor.numpy() for tensor in operands)
 
     def add(_: LaunchTable, pieces: Pieces) -> None:
@@ -58,4 +76,4 @@ def update_shaped_pass(device: torch.device, elements: int) -> Callable[[], obje
                 np.add(m[part], g[part], out=m[part])
                 np.add(p[part], g[part], out=p[part])
 
-    return lambda: run_in_pieces(add, table)
+    yield partial(run_in_pieces, add, table)

@@ -1,23 +1,20 @@
-"""Our optimizer against those a user would pick instead, on the same tensors, in turn."""
+"""Our optimizer against those a user would pick instead: steps after a backward, in turn."""
 
 from __future__ import annotations
 
 import gc
-import json
-import math
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from hogstream.profiling.ceilings.machine import raise_known
 from hogstream.profiling.ceilings.raising import of_peers
 from hogstream.profiling.environment import describe_environment, free_memory, installed_version
+from hogstream.profiling.measure.iterations import Passing, Seconds, Training
 from hogstream.profiling.measure.peers import (
     CEILING,
     COPY,
@@ -25,8 +22,7 @@ from hogstream.profiling.measure.peers import (
     MEMORY,
     PACKAGES,
     PEERS,
-    Peer,
-    Step,
+    Work,
     reason,
 )
 from hogstream.profiling.measure.shapes import Shape
@@ -35,14 +31,9 @@ from hogstream.profiling.results.confidence import spread_warnings
 from hogstream.profiling.results.records import PositiveSpread, Ratio
 from hogstream.profiling.results.schema import Compare, PeerTime, Skipped
 
-DEFAULT_SHAPES = "2^16,2^20,2^24,resnet50,gpt2,1000x1000"
+DEFAULT_SHAPES = "mlp,transformer,cnn,2^16,2^18,2^20,2^22,2^24,1000x1000,resnet50,gpt2"
 #: Rounds are made until a shape's time is used up, but no fewer and no more than these.
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 99
-# A sample repeats the step for this long: small parameters are warm, and clocks exact enough.
-_SAMPLE_SECONDS = 0.02
-# After its work an OpenMP pool spins for some milliseconds; whoever comes next must not suffer.
-_PAUSE_SECONDS = 0.02
-_HOST_REPEATS = 21
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class CompareSettings:
         shapes: What a step updates.
         peers: Names of peers.
         seconds: To measure each shape, if it is enough for the fewest rounds.
-        seed: Of the gradients and of the order in which peers take turns.
+        seed: Of parameters, data and the order in which peers take turns.
     """
 
     device: torch.device
@@ -138,9 +129,10 @@ def check_memory(shape: Shape, peers: tuple[str, ...], device: torch.device) -> 
     Raises:
         ValueError: If they do not.
     """
-    # The gradients, the arrays of a copy and of the ceiling, and two temporaries of whoever makes
-    # some.
-    tensors = 1 + 2 + 3 + 2 + sum(1 + PEERS[name].state_tensors for name in peers)
+    # What the gradients are made of and the parameters that are copied, the gradients of one peer
+    # and those that a flat one keeps, the arrays of a copy and of the ceiling, and two temporaries
+    # of whoever makes some.
+    tensors = 2 + 2 + 2 + 3 + 2 + sum(1 + PEERS[name].state_tensors for name in peers)
     needed, free = 4 * tensors * shape.elements, free_memory(device)
     if needed > free:
         raise ValueError(
@@ -151,21 +143,19 @@ def check_memory(shape: Shape, peers: tuple[str, ...], device: torch.device) -> 
 
 @dataclass(frozen=True)
 class Contender:
-    """A peer that runs at a shape.
+    """What takes turns at a shape.
 
     Attributes:
-        peer: Which.
-        step: Does one step.
-        calls: How many steps a sample takes.
+        work: Whose.
+        turn: Does some steps.
+        steps: How many.
         launches: Kernels of a step on a GPU; None if not counted.
-        host_us: Microseconds until a step returns while a GPU works on; None on a CPU.
     """
 
-    peer: Peer
-    step: Step
-    calls: int
+    work: Work
+    turn: Callable[[], Seconds]
+    steps: int
     launches: int | None
-    host_us: float | None
 
 
 def _prepare_all(
@@ -177,30 +167,20 @@ def _prepare_all(
     except ValueError as error:
         skipped.append(Skipped(shape.name, "all", str(error)))
         return {}
-    generator = torch.Generator(settings.device).manual_seed(settings.seed)
-    grads = [
-        torch.randn(size, generator=generator, device=settings.device) for size in shape.tensors
-    ]
+    network = shape.build(settings.device, settings.seed)
     contenders = {}
-    for peer in (*(PEERS[name] for name in settings.peers), *MEMORY.values()):
+    for name in settings.peers:
         try:
-            contenders[peer.name] = _prepare(peer, grads)
+            training = Training(PEERS[name], network)
+            launches = training.launches()
         except Exception as error:  # whatever it is, the others go on
-            skipped.append(Skipped(shape.name, peer.name, reason(error)))
+            skipped.append(Skipped(shape.name, name, reason(error)))
+        else:
+            contenders[name] = Contender(PEERS[name], training.turn, training.steps, launches)
+    for name, work in MEMORY.items():
+        passing = Passing(work.build(settings.device, shape.elements), settings.device)
+        contenders[name] = Contender(work, passing.turn, passing.steps, None)
     return contenders
-
-
-def _prepare(peer: Peer, grads: list[torch.Tensor]) -> Contender:
-    params = []
-    for grad in grads:
-        param = torch.ones_like(grad).requires_grad_()
-        param.grad = grad  # the same for all: none of them changes it
-        params.append(param)
-    step, device = peer.build(params), grads[0].device
-    for _ in range(2):  # state is made in the first, and seen for the first time in the second
-        _seconds_of(step, 1, device)
-    calls = math.ceil(_SAMPLE_SECONDS / _seconds_of(step, 1, device))
-    return Contender(peer, step, calls, _launches(step, device), _host_us(step, device))
 
 
 def _measure_in_turn(
@@ -208,101 +188,79 @@ def _measure_in_turn(
     shape: Shape,
     contenders: dict[str, Contender],
     skipped: list[Skipped],
-) -> dict[str, list[float]]:
-    """Seconds of a step, a sample each round; one that fails now goes to ``skipped`` after all."""
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+) -> dict[str, list[Seconds]]:
+    """A sample each round; one that fails now goes to ``skipped`` after all."""
+    samples: dict[str, list[Seconds]] = {name: [] for name in contenders}
     order = random.Random(settings.seed)
     start = time.perf_counter()
     for index in range(MOST_ROUNDS):
         if index >= FEWEST_ROUNDS and time.perf_counter() - start > settings.seconds:
             break
         for name in order.sample(list(samples), len(samples)):
-            contender = contenders[name]
-            time.sleep(_PAUSE_SECONDS)
             try:
-                seconds = _seconds_of(contender.step, contender.calls, settings.device)
+                samples[name].append(contenders[name].turn())
             except Exception as error:
                 skipped.append(Skipped(shape.name, name, reason(error)))
                 del samples[name]
-            else:
-                samples[name].append(seconds / contender.calls)
     return samples
 
 
-def _seconds_of(step: Step, calls: int, device: torch.device) -> float:
-    """Seconds that some steps take, until the device has done them."""
-    _synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
 def peer_time(
-    shape: Shape, contender: Contender, samples: Mapping[str, Sequence[float]]
+    shape: Shape, contender: Contender, samples: Mapping[str, Sequence[Seconds]]
 ) -> PeerTime:
     """What follows from the times of a step.
 
     Args:
         shape: What a step updates.
         contender: Whose step.
-        samples: Seconds of a step, one of each round, by name: its own, ours, the ceiling's.
+        samples: One of each round, by name: its own, ours, the ceiling's.
     """
-    peer, seconds = contender.peer, samples[contender.peer.name]
-    time = PositiveSpread.of([1e3 * sample for sample in seconds])
-    ours, ceiling = samples.get(HOGSTREAM), samples.get(CEILING)
-    speed = 1e-6 * peer.bytes_per_element * shape.elements / time.median
+    work, mine = contender.work, samples[contender.work.name]
+    ours, ceiling = samples.get(HOGSTREAM, ()), samples.get(CEILING)
+    steps, iterations = _steps(mine), _iterations(mine)
+    hosts = [each.host for each in mine if each.host is not None]
+    time = PositiveSpread.of([1e3 * step for step in steps])
+    speed = 1e-6 * work.bytes_per_element * shape.elements / time.median
     return PeerTime(
         shape=shape.name,
         tensors=len(shape.tensors),
         elements=shape.elements,
-        peer=peer.name,
+        peer=work.name,
         milliseconds=time,
-        bytes_per_element=peer.bytes_per_element,
-        operations_per_element=peer.operations_per_element,
+        iteration_milliseconds=PositiveSpread.of([1e3 * each for each in iterations])
+        if iterations
+        else None,
+        bytes_per_element=work.bytes_per_element,
+        operations_per_element=work.operations_per_element,
         gigabytes_per_second=speed,
-        share_of_ceiling=speed / _ceiling(shape, ceiling) if ceiling else None,
-        time_against_hogstream=Ratio.of(seconds, ours) if ours else None,
-        steps_per_sample=contender.calls,
+        share_of_ceiling=speed / _ceiling(shape, ceiling)
+        if ceiling and work.name != COPY
+        else None,
+        time_against_hogstream=_ratio(steps, _steps(ours)),
+        iteration_against_hogstream=_ratio(iterations, _iterations(ours)),
+        steps_per_sample=contender.steps,
         launches=contender.launches,
-        host_us=contender.host_us,
+        host_us=1e6 * statistics.median(hosts) if hosts else None,
     )
 
 
-def _ceiling(shape: Shape, seconds: Sequence[float]) -> float:
+def _steps(samples: Sequence[Seconds]) -> list[float]:
+    return [each.step for each in samples]
+
+
+def _iterations(samples: Sequence[Seconds]) -> list[float]:
+    """None of what memory can do."""
+    return [each.iteration for each in samples if each.iteration is not None]
+
+
+def _ratio(mine: Sequence[float], ours: Sequence[float]) -> Ratio | None:
+    return Ratio.of(mine, ours) if mine and ours else None
+
+
+def _ceiling(shape: Shape, samples: Sequence[Seconds]) -> float:
     """1e9 bytes/s of the update-shaped pass."""
-    return 1e-9 * MEMORY[CEILING].bytes_per_element * shape.elements / statistics.median(seconds)
-
-
-def _host_us(step: Step, device: torch.device) -> float | None:
-    """Microseconds until a step returns, while a GPU works on; None on a CPU, which does both."""
-    if device.type == "cpu":
-        return None
-    seconds = []
-    for _ in range(_HOST_REPEATS):
-        _synchronize(device)
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    _synchronize(device)
-    return 1e6 * statistics.median(seconds)
-
-
-def _launches(step: Step, device: torch.device) -> int | None:
-    """How many kernels one step starts on a GPU; None if they cannot be counted."""
-    if device.type == "cpu":
-        return None
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-        _synchronize(device)
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text("utf-8"))["traceEvents"]
-    # A step without any kernel is none: the profiler may not read the GPU's counters.
-    return sum(event.get("cat") == "kernel" for event in events) or None
+    seconds = statistics.median(_steps(samples))
+    return 1e-9 * MEMORY[CEILING].bytes_per_element * shape.elements / seconds
 
 
 def _free_memory(device: torch.device) -> None:
@@ -310,8 +268,3 @@ def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,21 +1,24 @@
-"""The optimizers that ``hogstream compare`` runs: ours, and those a user would pick instead."""
+"""What ``hogstream compare`` runs: our optimizer, those a user would pick instead, and memory."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
+from torch.optim import Adagrad, Adam, RMSprop
 
 from hogstream.kernels.reference import plain_expression_
 from hogstream.optim import RMSpropAsync
-from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_pass
+from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_passes
 
 Params = list[torch.Tensor]
-Step = Callable[[], object]
 
-HOGSTREAM = "hogstream"
+HOGSTREAM, HOGSTREAM_FLAT = "hogstream", "hogstream-flat"
+TORCH_RMSPROP = TORCH_LOOP, TORCH_FOREACH = "torch-loop", "torch-foreach"
 COPY = "memory-copy"
 CEILING = "memory-ceiling"
 LEARNING_RATE = 1e-3
@@ -41,22 +44,40 @@ def reason(error: Exception) -> str:
     return text.strip().splitlines()[0]
 
 
+class Optimizer(Protocol):
+    """What a training loop calls."""
+
+    def zero_grad(self) -> object:
+        """Before a forward and backward."""
+
+    def step(self) -> object:
+        """After them."""
+
+
 @dataclass(frozen=True)
-class Peer:
-    """One optimizer.
+class Work:
+    """What takes turns.
 
     Attributes:
-        name: As in ``--peers``.
+        name: As in ``--peers``, or of what memory can do.
         bytes_per_element: The least that a step must read and write, in float32.
         operations_per_element: Arithmetic of a step: each sum, product, quotient and root is one.
-        build: Takes parameters that have gradients, and returns the call that does one step. Raises
-            whatever says why it cannot run.
     """
 
     name: str
     bytes_per_element: int
     operations_per_element: int
-    build: Callable[[Params], Step]
+
+
+@dataclass(frozen=True)
+class Peer(Work):
+    """One optimizer.
+
+    Attributes:
+        build: Makes it for some parameters. Raises whatever says why it cannot run.
+    """
+
+    build: Callable[[Params], Optimizer]
 
     @property
     def state_tensors(self) -> int:
@@ -64,27 +85,48 @@ class Peer:
         return (self.bytes_per_element - 12) // 8
 
 
-def _numpy_backend(params: Params) -> Step:
-    return RMSpropAsync(params, LEARNING_RATE, backend="numpy").step
+@dataclass(frozen=True)
+class MemoryPass(Work):
+    """What memory can do.
+
+    Attributes:
+        build: Takes a device and a number of float32 elements. Makes the ways to go over them, of
+            which the fastest counts.
+    """
+
+    build: Callable[[torch.device, int], Sequence[Callable[[], object]]]
 
 
-def _numpy_expression(params: Params) -> Step:
-    if params[0].device.type != "cpu":
-        raise CannotRunError("NumPy updates arrays on a CPU only")
-    arrays = [
-        (param.detach().numpy(), param.grad.numpy(), torch.zeros_like(param).numpy())
-        for param in params
-        if param.grad is not None
-    ]
+class _NumPyExpression:
+    """The update as one would write it down in NumPy."""
 
-    def step() -> None:
-        for param, grad, ms in arrays:
-            plain_expression_(param, grad, ms, LEARNING_RATE)
+    def __init__(self, params: Params) -> None:
+        if params[0].device.type != "cpu":
+            raise CannotRunError("NumPy updates arrays on a CPU only")
+        self._params = params
+        self._arrays = [
+            (param.detach().numpy(), torch.zeros_like(param).numpy()) for param in params
+        ]
 
-    return step
+    def zero_grad(self) -> None:
+        for param in self._params:
+            param.grad = None
+
+    def step(self) -> None:
+        for param, (array, ms) in zip(self._params, self._arrays, strict=True):
+            if param.grad is not None:
+                plain_expression_(array, param.grad.numpy(), ms, LEARNING_RATE)
 
 
-def _torch_compile(params: Params) -> Step:
+@dataclass(frozen=True)
+class _Compiled:
+    """An optimizer whose step is compiled."""
+
+    zero_grad: Callable[[], object]
+    step: Callable[[], object]
+
+
+def _torch_compile(params: Params) -> Optimizer:
     if len(params) > MAX_COMPILED_TENSORS:
         raise CannotRunError(
             f"compiling a step of {len(params):,} tensors takes minutes: it is done up to "
@@ -94,29 +136,29 @@ def _torch_compile(params: Params) -> Step:
     # It would warn that it leaves out the profiler's mark of a step.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     capturable = params[0].device.type == "cuda"  # keeps the step count where the kernel runs
-    optimizer = torch.optim.RMSprop(params, LEARNING_RATE, foreach=True, capturable=capturable)
-    return torch.compile(optimizer.step, dynamic=False)
+    optimizer = RMSprop(params, LEARNING_RATE, foreach=True, capturable=capturable)
+    return _Compiled(optimizer.zero_grad, torch.compile(optimizer.step, dynamic=False))
 
 
-def _bitsandbytes_rmsprop(params: Params) -> Step:
-    from bitsandbytes.optim import RMSprop
+def _bitsandbytes_rmsprop(params: Params) -> Optimizer:
+    from bitsandbytes import optim
 
-    step: Step = RMSprop(params, LEARNING_RATE).step
-    return step
-
-
-def _optimi_adam(params: Params) -> Step:
-    from optimi import Adam
-
-    step: Step = Adam(params, LEARNING_RATE).step
-    return step
+    optimizer: Optimizer = optim.RMSprop(params, LEARNING_RATE)
+    return optimizer
 
 
-def _pytorch_optimizer_laprop(params: Params) -> Step:
+def _optimi_adam(params: Params) -> Optimizer:
+    import optimi
+
+    optimizer: Optimizer = optimi.Adam(params, LEARNING_RATE)
+    return optimizer
+
+
+def _pytorch_optimizer_laprop(params: Params) -> Optimizer:
     from pytorch_optimizer import LaProp
 
-    step: Step = LaProp(params, LEARNING_RATE).step
-    return step
+    optimizer: Optimizer = LaProp(params, LEARNING_RATE)
+    return optimizer
 
 
 # Adam and LaProp keep a running mean of gradients beside that of squares: optimi and
@@ -124,54 +166,25 @@ def _pytorch_optimizer_laprop(params: Params) -> Step:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(HOGSTREAM, 20, 9, lambda params: RMSpropAsync(params, LEARNING_RATE).step),
-        Peer(
-            "hogstream-flat",
-            20,
-            9,
-            lambda params: RMSpropAsync(params, LEARNING_RATE, flat=True).step,
-        ),
-        Peer("hogstream-numpy", 20, 9, _numpy_backend),
-        Peer("numpy-expression", 20, 9, _numpy_expression),
-        Peer(
-            "torch-loop",
-            20,
-            9,
-            lambda params: torch.optim.RMSprop(params, LEARNING_RATE, foreach=False).step,
-        ),
-        Peer(
-            "torch-foreach",
-            20,
-            9,
-            lambda params: torch.optim.RMSprop(params, LEARNING_RATE, foreach=True).step,
-        ),
+        Peer(HOGSTREAM, 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE)),
+        Peer(HOGSTREAM_FLAT, 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE, flat=True)),
+        Peer("hogstream-numpy", 20, 9, partial(RMSpropAsync, lr=LEARNING_RATE, backend="numpy")),
+        Peer("numpy-expression", 20, 9, _NumPyExpression),
+        Peer(TORCH_LOOP, 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=False)),
+        Peer(TORCH_FOREACH, 20, 9, partial(RMSprop, lr=LEARNING_RATE, foreach=True)),
         Peer("torch-compile", 20, 9, _torch_compile),
-        Peer(
-            "torch-adagrad-fused",
-            20,
-            7,
-            lambda params: torch.optim.Adagrad(params, LEARNING_RATE, fused=True).step,
-        ),
-        Peer(
-            "torch-adam-fused",
-            28,
-            13,
-            lambda params: torch.optim.Adam(params, LEARNING_RATE, fused=True).step,
-        ),
+        Peer("torch-adagrad-fused", 20, 7, partial(Adagrad, lr=LEARNING_RATE, fused=True)),
+        Peer("torch-adam-fused", 28, 13, partial(Adam, lr=LEARNING_RATE, fused=True)),
         Peer("bitsandbytes-rmsprop", 20, 9, _bitsandbytes_rmsprop),
         Peer("optimi-adam", 28, 13, _optimi_adam),
         Peer("pytorch-opt-laprop", 28, 13, _pytorch_optimizer_laprop),
     )
 }
-#: What memory can do, on tensors of as many elements in one: each takes its turn as a peer does.
+#: What memory can do, on as many elements in one tensor.
 MEMORY = {
-    peer.name: peer
-    for peer in (
-        Peer(COPY, 8, 0, lambda params: copy_pass(*_device_and_elements(params))),
-        Peer(CEILING, 20, 2, lambda params: update_shaped_pass(*_device_and_elements(params))),
+    each.name: each
+    for each in (
+        MemoryPass(COPY, 8, 0, lambda *where: [copy_pass(*where)]),
+        MemoryPass(CEILING, 20, 2, update_shaped_passes),
     )
 }
-
-
-def _device_and_elements(params: Params) -> tuple[torch.device, int]:
-    return params[0].device, sum(param.numel() for param in params)

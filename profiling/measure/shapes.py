@@ -1,10 +1,16 @@
-"""What one step updates: the tensors of known models, made by rule, and regular ones."""
+"""What one step updates: networks, the tensors of known models, made by rule, and regular ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from hogstream.profiling.measure.networks import NETWORKS, Tensors
 
 Size = tuple[int, ...]
 
@@ -16,15 +22,29 @@ class Shape:
     Attributes:
         name: As in ``--shapes``.
         tensors: The size of each tensor.
+        network: Makes what has them, with a ``forward()`` that takes nothing and gives a loss; None
+            for tensors with a cheap backward.
     """
 
     name: str
     tensors: tuple[Size, ...]
+    network: Callable[[], nn.Module] | None = None
 
     @property
     def elements(self) -> int:
         """How many elements all tensors have together."""
         return sum(map(math.prod, self.tensors))
+
+    def build(self, device: torch.device, seed: int) -> nn.Module:
+        """What has these parameters, and gives a loss each time that it is called.
+
+        Args:
+            device: Where.
+            seed: Of parameters and data.
+        """
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]), device:
+            torch.manual_seed(seed)
+            return Tensors(self.tensors) if self.network is None else self.network()
 
 
 def resnet50() -> Shape:
@@ -37,7 +57,19 @@ def gpt2() -> Shape:
     return Shape("gpt2", tuple(_gpt2_sizes()))
 
 
-MODELS = {"resnet50": resnet50, "gpt2": gpt2}
+def of_network(name: str) -> Shape:
+    """One of ``NETWORKS``, with a forward and backward of its own."""
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+    sizes = tuple(tuple(param.shape) for param in network.parameters())
+    return Shape(name, sizes, NETWORKS[name])
+
+
+MODELS: dict[str, Callable[[], Shape]] = {
+    "resnet50": resnet50,
+    "gpt2": gpt2,
+    **{name: partial(of_network, name) for name in NETWORKS},
+}
 
 
 def _resnet50_sizes() -> Iterator[Size]:

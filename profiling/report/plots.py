@@ -136,8 +136,9 @@ def of_compare(compare: Compare) -> list[Group]:
         Group(
             "optimizers",
             "Optimizers",
-            "What each moves in a step, counted as the least traffic that it needs; lines are "
-            "95 % bootstrap intervals. Dashed: the update-shaped ceiling, in the same turns.",
+            "What each moves in a step after a backward, counted as the least traffic that it "
+            "needs; lines are 95 % bootstrap intervals. Dashed: the update-shaped ceiling, which "
+            "took turns with them in a loop.",
             [plot for results in shapes.values() for plot in ceiling_plots.optimizers(results)],
             {},
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import UNKNOWN, Change, Diff, described
@@ -15,7 +15,7 @@ from hogstream.profiling.results.gains import (
     shares_alone,
     stronger_of,
 )
-from hogstream.profiling.results.records import Ceilings, Spread
+from hogstream.profiling.results.records import Ceilings, Ratio, Spread
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -244,7 +244,7 @@ def rates(ceilings: Ceilings) -> Table:
 def peers(compare: Compare) -> Table:
     """All optimizers at all shapes."""
     rows = [(result.shape, *_peer_row(result)) for result in compare.results]
-    return Table("Optimizers", ("shape", *_PEER_COLUMNS), rows, 2, 1)
+    return _of_what_is_told(Table("Optimizers", ("shape", *_PEER_COLUMNS), rows, 2, 1))
 
 
 def peers_by_shape(compare: Compare) -> list[Table]:
@@ -254,28 +254,50 @@ def peers_by_shape(compare: Compare) -> list[Table]:
         title = (
             f"{shape}: {counted(results[0].tensors, 'tensor')}, {results[0].elements:,} elements"
         )
-        tables.append(Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results]))
+        table = Table(title, _PEER_COLUMNS, [_peer_row(result) for result in results])
+        tables.append(_of_what_is_told(table))
     return [*tables, *filter(None, [skipped(compare)])]
 
 
 _PEER_COLUMNS = (
-    *("optimizer", "ms", "95 % interval", "GB/s", "of ceiling"),
-    *("launches", "host us", "time against hogstream"),
+    *("optimizer", "step ms", "95 % interval", "ratio"),
+    *("iteration ms", "its ratio"),
+    *("GB/s", "of ceiling", "launches", "host us"),
 )
 
 
 def _peer_row(result: PeerTime) -> Row:
-    times, against = result.milliseconds, result.time_against_hogstream
+    times, iterations = result.milliseconds, result.iteration_milliseconds
     ends = " to ".join(_milliseconds(end) for end in times.interval or ()) or "-"
     return (
         result.peer,
         _milliseconds(times.median),
         ends,
+        _ratio_text(result.time_against_hogstream),
+        "-" if iterations is None else _milliseconds(iterations.median),
+        _ratio_text(result.iteration_against_hogstream),
         number_text(result.gigabytes_per_second, 1),
         share_text(result.share_of_ceiling),
         number_text(result.launches),
         number_text(result.host_us),
-        number_text(None if against is None else against.median, 2, "x"),
+    )
+
+
+def _ratio_text(ratio: Ratio | None) -> str:
+    return number_text(None if ratio is None else ratio.median, 2, "x")
+
+
+def _of_what_is_told(table: Table) -> Table:
+    """The same without columns in which nothing stands, such as those of a GPU on a CPU."""
+    told = [
+        index
+        for index in range(len(table.columns))
+        if not table.rows or any(row[index] != "-" for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[index] for index in told),
+        rows=[tuple(row[index] for index in told) for row in table.rows],
     )
 
 

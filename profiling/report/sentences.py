@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hogstream.profiling.ceilings.machine import ceiling_warnings
-from hogstream.profiling.measure.peers import HOGSTREAM, MEMORY
+from hogstream.profiling.measure.peers import HOGSTREAM, HOGSTREAM_FLAT, MEMORY
 from hogstream.profiling.report.rows import (
     lost_text,
     machine_text,
@@ -338,10 +338,12 @@ def of_compare(compare: Compare) -> list[str]:
         if told := _nearest(rivals(results)):
             said.append(f"{shape}: {told}.")
     if said:
+        said += _flat_iterations(compare)
         said.append(
-            "Bytes/s count the least traffic of a step, 20 bytes an element, and for Adam and "
-            "LaProp 28. Noise: the 95 % interval of the ratio holds 1. Shapes that fit the caches "
-            "were measured warm."
+            "A step comes after a backward that makes new gradients. Bytes/s count its least "
+            "traffic, 20 bytes an element, and for Adam and LaProp 28. Noise: the 95 % interval of "
+            "the ratio holds 1. Ratios in tables are of times, over those of hogstream. What "
+            "memory can do is measured in a loop, in which what fits the caches stays there."
         )
     return said + compare.warnings
 
@@ -360,6 +362,23 @@ def _nearest(speeds: dict[str, Interval]) -> str:
     if alike:
         return f"{said}; as many, within noise: {', '.join(alike)}"
     return said if faster else f"{said}; the nearest is {told[ranked[0]]}"
+
+
+def _flat_iterations(compare: Compare) -> list[str]:
+    """What ``flat=True`` makes of whole iterations, in which it has gradients to zero."""
+    told = [
+        f"{ratio.median:.2f}x at {result.shape}"
+        for result in compare.results
+        if result.peer == HOGSTREAM_FLAT
+        and (ratio := result.iteration_against_hogstream) is not None
+        and ratio.estimate.excludes(1)
+    ]
+    if not told:
+        return []
+    return [
+        "Whole iterations (zero_grad, forward, backward, step) with flat=True take, where they "
+        f"differ beyond noise, of those without: {', '.join(told)}."
+    ]
 
 
 def rivals(results: list[PeerTime]) -> dict[str, Interval]:

@@ -240,20 +240,26 @@ class TodayRun(Record):
 
 
 class PeerTime(Record):
-    """One optimizer's step at one shape.
+    """One optimizer's step at one shape, after a backward that makes new gradients.
+
+    What memory can do is of passes in a loop, in which what fits the caches stays there.
 
     Attributes:
         shape: As in ``--shapes``.
         tensors: That a step updates.
         elements: In all of them.
         peer: Name of the optimizer, or of what memory can do.
-        milliseconds: Of a step.
+        milliseconds: Of a step: a sample is the mean of a turn's.
+        iteration_milliseconds: Of ``zero_grad``, forward, backward and step, in the same turns;
+            null of what memory can do.
         bytes_per_element: Of the least traffic that it needs.
         operations_per_element: Of its arithmetic.
         gigabytes_per_second: 1e9 bytes/s of that traffic.
-        share_of_ceiling: Of an update-shaped pass over the same tensors; null if not measured.
-        time_against_hogstream: Its time over ours; null if ours was not measured.
-        steps_per_sample: That were timed together.
+        share_of_ceiling: Of the fastest update-shaped pass over as many elements; null if that was
+            not measured, and of a copy, which goes over memory otherwise.
+        time_against_hogstream: Its step's time over ours; null if ours was not measured.
+        iteration_against_hogstream: Its iteration's time over ours; null if not both were measured.
+        steps_per_sample: Steps of a turn.
         launches: Kernels of a step on a GPU; null if not counted.
         host_us: Until a step returns while a GPU works on; null on a CPU.
     """
@@ -263,11 +269,13 @@ class PeerTime(Record):
     elements: Size
     peer: str
     milliseconds: PositiveSpread
+    iteration_milliseconds: PositiveSpread | None
     bytes_per_element: Size
     operations_per_element: Count
     gigabytes_per_second: Positive
     share_of_ceiling: Number | None
     time_against_hogstream: Ratio | None
+    iteration_against_hogstream: Ratio | None
     steps_per_sample: Size
     launches: Count | None
     host_us: Number | None
@@ -340,7 +348,7 @@ class CompareSettings(Record):
         fewest_rounds: Made in any case.
         most_rounds: Made if the seconds allow.
         seconds: To measure each shape.
-        seed: Of gradients and of the order in which optimizers take turns.
+        seed: Of parameters, data and the order in which optimizers take turns.
     """
 
     shapes: list[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import re
 from collections import Counter
 from itertools import count
@@ -16,10 +17,10 @@ import pytest
 import torch
 
 from hogstream.profiling import environment
-from hogstream.profiling.ceilings import host
+from hogstream.profiling.ceilings import host, passes
 from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
 from hogstream.profiling.ceilings.memory import _copy_passes, _update_shaped_passes, memory_levels
-from hogstream.profiling.ceilings.passes import update_shaped_pass
+from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_passes
 from hogstream.profiling.results.records import Ceiling, Ceilings, Level
 from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
@@ -41,22 +42,37 @@ def passes_of(module: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("module", ["numba", "numpy"])
 def test_passes_read_and_write_every_element(module, size):
     copy, update_shaped = passes_of(module)
-    buffer = np.arange(3 * size, dtype=np.float32)
-    param, grad, ms = buffer.reshape(3, -1).astype(np.float64)
-    update_shaped(buffer, 2)
-    assert np.array_equal(buffer.reshape(3, -1), [param + 2 * grad, grad, ms + 2 * grad])
+    for ways in [{}] if module == "numpy" else [{"ahead": False}, {"ahead": True}]:
+        buffer = np.arange(3 * size, dtype=np.float32)
+        param, grad, ms = buffer.reshape(3, -1).astype(np.float64)
+        update_shaped(buffer, 2, **ways)
+        assert np.array_equal(buffer.reshape(3, -1), [param + 2 * grad, grad, ms + 2 * grad])
     buffer = np.arange(2 * size, dtype=np.float32)
     copy(buffer, 2)
     assert np.array_equal(buffer.reshape(2, -1), [range(size, 2 * size)] * 2)
 
 
-def test_threads_that_share_a_pass_add_each_element_once():
-    pytest.importorskip("numba")
-    call: Any = update_shaped_pass(CPU, (1 << 21) + 7)  # more than one thread, and a rest
-    param, grad, ms = call()
-    assert torch.all(grad == 1)
-    assert torch.all(param == 2)
-    assert torch.all(ms == 2)
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_every_call_goes_over_each_element_once(backend, monkeypatch):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(passes, "available_backends", lambda: {"numba": "not now"})
+    sgd, *additions = update_shaped_passes(CPU, (1 << 21) + 7)  # several threads, and a rest
+    assert len(additions) == (2 if backend == "numba" else 1)
+    param, grad, ms = sgd()
+    assert torch.all(ms == 1.5)
+    assert torch.all(param == 0.25)
+    for times, call in enumerate(additions, start=1):
+        assert all(map(operator.is_, call(), (param, grad, ms)))
+        assert torch.all(grad == 1)
+        assert torch.all(param == 0.25 + times)
+        assert torch.all(ms == 1.5 + times)
+
+
+def test_a_copy_is_made():
+    copied: Any = copy_pass(CPU, 5)()
+    assert torch.equal(copied, torch.ones(5))
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 4_096])
