@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +48,10 @@ class LaunchTable:
         self.elements = int(self.columns[ELEMENTS].sum())
         self._on_device = _DeviceCopy()
 
-    def with_grads(self, addresses: Sequence[int]) -> LaunchTable:
+    def with_grads(self, addresses: Sequence[int] | npt.NDArray[np.int64]) -> LaunchTable:
         """The same updates with gradients elsewhere; what is on the device is shared."""
-        table = copy(self)
+        table = object.__new__(LaunchTable)
+        table.__dict__.update(self.__dict__)  # ``copy`` takes four times as long
         table.columns = self.columns.copy()
         table.columns[GRAD] = addresses
         return table

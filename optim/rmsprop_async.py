@@ -16,7 +16,7 @@ from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
 from hogstream.optim.state import STATE, as_saved, check_group, check_loadable, new_ms, pair
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
-from hogstream.optim.step_plan import Reached, StepPlan, make_plan
+from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -314,24 +314,23 @@ class RMSpropAsync(Optimizer):
             # What was frozen since ``zero_grad``, no backward can have reached.
             for buffer in (each for buffers in self._flat_buffers for each in buffers):
                 buffer.drop_grads_of_frozen()
-        reached = Reached.of(groups)
-        plan = self._plan.followed(groups, self.state, reached) if self._plan else None
-        if plan is None:
+        found: tuple[StepPlan, object] | None = None
+        if self._plan:
+            found = self._plan.followed(groups, self.state)
+        if found is None:
             self._settings.clear()  # which were checked for other parameters, maybe
         settings = [self._settings_of(index) for index in range(len(groups))]
-        copies: list[torch.Tensor] = []  # which must live until they are launched
-        if plan is None:
+        if found is None:
             self._make_missing_state()
-            plan, copies = make_plan(
-                groups, self.state, self._counts, self._flat_buffers, reached, self.backend
-            )
+            found = make_plan(groups, self.state, self._counts, self._flat_buffers, self.backend)
+        plan, gradients = found
         self._plan = plan
-        torch.autograd.graph.increment_version(reached.params)  # so that autograd notices
+        plan.premises.bump_versions()
         for launch in plan.launches:
             launch.backend.update_(launch.table, *settings[launch.group])
         for counter in plan.counters:
             counter.add_one()
-        del copies
+        del found, gradients  # which had to live until all was launched
         return loss
 
     @_not_compiled

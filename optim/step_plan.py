@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from operator import eq, is_, itemgetter
-from typing import Any, NamedTuple
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from operator import eq, is_, itemgetter, ne
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends import Backend, select_backend
+from hogstream.kernels.backends.select import check_backend
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import (
     Operands,
@@ -27,6 +32,7 @@ _pointer = torch.Tensor.data_ptr
 _dtype = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
+_log = logging.getLogger(__name__)
 
 
 class Reached(NamedTuple):
@@ -61,93 +67,199 @@ class PlannedLaunch:
     group: int
     backend: Backend
     table: LaunchTable
-    positions: list[int] | None
+    positions: npt.NDArray[np.intp] | None
+
+    def with_grads(self, pointers: npt.NDArray[np.int64]) -> PlannedLaunch:
+        """This launch for gradients at such addresses, of all reached parameters."""
+        if self.positions is None:
+            return self
+        table = self.table.with_grads(pointers[self.positions])
+        return PlannedLaunch(self.group, self.backend, table, self.positions)
 
 
-class _Written(NamedTuple):
-    """Spans of memory that updates write, none of which overlap, and the sizes of the gradients."""
+class Written(NamedTuple):
+    """Spans of memory that updates write, none of which overlap, in the order of addresses.
+
+    Attributes:
+        starts: int64, shape (spans + 1,); the first is an empty one at 0.
+        ends: The same.
+    """
 
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
-    grad_bytes: npt.NDArray[np.int64]
 
     @classmethod
-    def by(cls, operands: list[Operands]) -> _Written:
+    def by(cls, operands: list[Operands]) -> Written:
+        """Those of some updates: their parameters and ``ms``."""
         written = [tensor for each in operands for tensor in (each.param, each.ms)]
         starts = np.array([0, *(tensor.data_ptr() for tensor in written)])
         order = np.argsort(starts)
         sizes = np.array([0, *(tensor.nbytes for tensor in written)])
-        return cls(
-            starts[order],
-            (starts + sizes)[order],
-            np.array([each.grad.nbytes for each in operands], np.int64),
-        )
+        return cls(starts[order], (starts + sizes)[order])
 
-    def overlaps(self, pointers: npt.NDArray[np.int64]) -> bool:
-        """Whether a gradient at its pointer shares memory with a parameter or ``ms``."""
-        # The span that matters is the last that starts before the gradient ends.
-        last = np.searchsorted(self.starts, pointers + self.grad_bytes) - 1
-        return bool((self.ends[np.maximum(last, 0)] > pointers).any())
+    def overlaps(self, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> bool:
+        """Whether any of other spans, of so many bytes, shares memory with one of these."""
+        # The span that matters is the last that starts before the other ends.
+        last = np.searchsorted(self.starts, starts + sizes) - 1
+        return bool((self.ends[np.maximum(last, 0)] > starts).any())
 
 
-class _Premises(NamedTuple):
-    """All that a plan depends on but for where gradients are.
+class Gradients(Protocol):
+    """The gradients of a step, which live for as long as this does."""
 
-    It is compared without a new object for each parameter, of which many would have the garbage
+    @property
+    def pointers(self) -> npt.NDArray[np.int64]:
+        """Where they are: int64, shape (gradients,)."""
+
+
+class Premises(Protocol):
+    """All that a plan depends on, but for where gradients are that are not in flat memory."""
+
+    def gradients(self, groups: Groups, state: State) -> Gradients | None:
+        """The gradients that there are now; None if they, or anything else, ask for a new plan."""
+
+    def bump_versions(self) -> None:
+        """Tells autograd that the parameters have changed."""
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """``Gradients`` that Python's objects keep alive."""
+
+    pointers: npt.NDArray[np.int64]
+    kept: list[torch.Tensor]
+
+
+def _pointers_of(tensors: list[torch.Tensor]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(_pointer, tensors), np.int64, len(tensors))
+
+
+class _ReadPremises(NamedTuple):
+    """``Premises`` that Python reads.
+
+    They are compared without a new object for each parameter, of which many would have the garbage
     collector go over all that a program has. Gradients have sizes and dtypes of their own: torch
     lets none be set that differs, but ``grad.data`` and ``grad_dtype`` go around that.
     """
 
+    written: Written
+    in_flat: npt.NDArray[np.intp]
+    grad_pointers: npt.NDArray[np.int64]
+    grad_bytes: npt.NDArray[np.int64]
+    params: list[torch.Tensor]
     group_sizes: list[int]
+    owners: list[torch.Tensor]  # of all states
     all_states: list[dict[str, torch.Tensor]]
     states: list[dict[str, torch.Tensor]]
     steps: list[torch.Tensor]
     squares: list[torch.Tensor]
-    params: list[torch.Tensor]
-    pointers: list[int]  # all the same, of those without elements
+    pointers: list[int]  # of parameters and squares; all the same, of those without elements
+    # Of parameters, squares and gradients:
     sizes: list[int]
-    mss: list[int]
     dtypes: list[torch.dtype]
     strides: list[tuple[int, ...]]
-    grad_strides: list[tuple[int, ...]]
+    devices: list[int]  # of gradients
 
     @classmethod
-    def of(cls, groups: Groups, state: State, reached: Reached) -> _Premises:
+    def of(
+        cls,
+        groups: Groups,
+        state: State,
+        reached: Reached,
+        written: Written,
+        in_flat: npt.NDArray[np.intp],
+    ) -> _ReadPremises:
         states = [state[param] for param in reached.params]
+        squares = [each["square_avg"] for each in states]
+        tensors = [*reached.params, *squares, *reached.grads]
         return cls(
+            written=written,
+            in_flat=in_flat,
+            grad_pointers=_pointers_of(reached.grads),
+            grad_bytes=np.array([grad.nbytes for grad in reached.grads], np.int64),
+            params=reached.params,
             group_sizes=[len(group["params"]) for group in groups],
+            owners=list(state),
             all_states=list(state.values()),
             states=states,
             steps=[each["step"] for each in states],
-            squares=[each["square_avg"] for each in states],
-            params=reached.params,
-            pointers=[param.data_ptr() for param in reached.params],
-            sizes=[param.numel() for param in reached.params],
-            mss=[each["square_avg"].data_ptr() for each in states],
-            dtypes=[param.dtype for param in reached.params],
-            strides=[param.stride() for param in reached.params],
-            grad_strides=[grad.stride() for grad in reached.grads],
+            squares=squares,
+            pointers=[tensor.data_ptr() for tensor in [*reached.params, *squares]],
+            sizes=[tensor.numel() for tensor in tensors],
+            dtypes=[tensor.dtype for tensor in tensors],
+            strides=[tensor.stride() for tensor in tensors],
+            devices=[grad.get_device() for grad in reached.grads],
         )
 
-    def hold(self, groups: Groups, state: State, reached: Reached) -> bool:
-        params, grads = reached
+    def gradients(self, groups: Groups, state: State) -> Gradients | None:
+        """As in ``Premises``."""
+        reached = Reached.of(groups)
+        try:
+            if not self._hold(groups, state, reached):
+                return None
+            pointers = _pointers_of(reached.grads)
+        except KeyError:  # a part of a state, which was removed: to be made
+            return None
+        except RuntimeError:  # a sparse gradient, which has none of these: to be refused
+            return None
+        if (pointers == self.grad_pointers).all():
+            return _Tensors(pointers, reached.grads)
+        left_flat = pointers[self.in_flat] != self.grad_pointers[self.in_flat]
+        without_memory = (pointers == 0) & (self.grad_bytes > 0)  # to be refused, as is overlap
+        if left_flat.any() or without_memory.any():
+            return None
+        if self.written.overlaps(pointers, self.grad_bytes):
+            return None
+        return _Tensors(pointers, reached.grads)
+
+    def compiled(self, groups: Groups, state: State) -> Premises:
+        """These, as compiled code reads them, if it can."""
+        compiler = _compiler()
+        if compiler is None:
+            return self
+        try:
+            premises = compiler(groups, state, self.written, self.in_flat)
+        except (KeyError, TypeError) as error:
+            _log.debug("Python reads what each step depends on: %r", error)
+            return self
+        return premises if premises.gradients(groups, state) else self
+
+    def bump_versions(self) -> None:
+        """As in ``Premises``."""
+        torch.autograd.graph.increment_version(self.params)
+
+    def _hold(self, groups: Groups, state: State, reached: Reached) -> bool:
+        written = [*reached.params, *self.squares]
+        tensors = [*written, *reached.grads]
         return (
-            self.pointers == list(map(_pointer, params))
-            and all(map(is_, params, self.params))
-            and self.sizes == list(map(torch.Tensor.numel, params))
-            and self.sizes == list(map(torch.Tensor.numel, grads))
-            and all(map(is_, map(_dtype, params), self.dtypes))
-            and all(map(is_, map(_dtype, grads), self.dtypes))
-            and all(map(eq, map(torch.Tensor.stride, params), self.strides))
+            self.pointers == list(map(_pointer, written))
+            and all(map(is_, reached.params, self.params))
+            and self.sizes == list(map(torch.Tensor.numel, tensors))
+            and all(map(is_, map(_dtype, tensors), self.dtypes))
+            and all(map(eq, map(torch.Tensor.stride, tensors), self.strides))
+            and self.devices == list(map(torch.Tensor.get_device, reached.grads))
             and self.group_sizes == [len(group["params"]) for group in groups]
-            and len(state) == len(self.all_states)
+            and len(state) == len(self.owners)
+            and all(map(is_, state, self.owners))
             and all(map(is_, state.values(), self.all_states))
             and all(map(is_, map(itemgetter("step"), self.states), self.steps))
             and all(map(is_, map(itemgetter("square_avg"), self.states), self.squares))
-            and self.mss == list(map(_pointer, self.squares))
-            and all(map(eq, map(torch.Tensor.stride, grads), self.grad_strides))
-            and not any(map(torch.Tensor.is_neg, grads))
+            and not any(map(torch.Tensor.is_neg, reached.params))
+            and not any(map(torch.Tensor.is_neg, reached.grads))
         )
+
+
+@cache
+def _compiler() -> Callable[..., Premises] | None:
+    """What makes premises of which compiled code takes account; None if there is none here."""
+    try:
+        check_backend("numba")
+        module = importlib.import_module("hogstream.optim.compiled_premises")
+    except Exception as error:  # each of Numba, CPython and torch may be other than is expected
+        _log.debug("Python reads what each step depends on, as it can't be compiled: %r", error)
+        return None
+    compiler: Callable[..., Premises] = module.CompiledPremises
+    return compiler
 
 
 @dataclass(frozen=True)
@@ -157,40 +269,32 @@ class StepPlan:
     Attributes:
         launches: In the order of their groups.
         counters: What counts the steps of reached parameters.
-        grad_pointers: Where the gradients were.
-        written: The memory of parameters and ``ms``, where no gradient may be.
-        premises: What else they depend on; None if they hold for one step only.
+        grad_pointers: int64: where the gradients were.
+        premises: What else they depend on.
+        lasting: Whether it may be followed: not if it reads copies of gradients.
+        followed_before: Whether it was: premises have been compiled then, if they can be.
     """
 
     launches: list[PlannedLaunch]
     counters: list[Counter]
-    grad_pointers: list[int]
-    written: _Written
-    premises: _Premises | None
+    grad_pointers: npt.NDArray[np.int64]
+    premises: Premises
+    lasting: bool
+    followed_before: bool = False
 
-    def followed(self, groups: Groups, state: State, reached: Reached) -> StepPlan | None:
-        """This plan, for the gradients that there are now; None if it takes a new one."""
-        try:
-            if self.premises is None or not self.premises.hold(groups, state, reached):
-                return None
-            pointers = list(map(_pointer, reached.grads))
-        except KeyError:  # a part of a state, which was removed: to be made
+    def followed(self, groups: Groups, state: State) -> tuple[StepPlan, Gradients] | None:
+        """This plan for the gradients that there are now, and those; None if it takes a new one."""
+        gradients = self.premises.gradients(groups, state) if self.lasting else None
+        if gradients is None:
             return None
-        except RuntimeError:  # a sparse gradient, which has none of these: to be refused
-            return None
-        if pointers == self.grad_pointers:
-            return self
-        if pointers.count(0) != self.grad_pointers.count(0):
-            return None  # one has no memory: to be refused
-        if self.written.overlaps(np.array(pointers, np.int64)):
-            return None  # to be refused
-        launches = []
-        for launch in self.launches:
-            if launch.positions is None:
-                return None  # a gradient may have left its flat buffer
-            table = launch.table.with_grads([pointers[i] for i in launch.positions])
-            launches.append(replace(launch, table=table))
-        return replace(self, launches=launches, grad_pointers=pointers)
+        premises = self.premises
+        if isinstance(premises, _ReadPremises) and not self.followed_before:
+            premises = premises.compiled(groups, state)
+        pointers = gradients.pointers
+        if self.followed_before and (pointers == self.grad_pointers).all():
+            return self, gradients
+        launches = [launch.with_grads(pointers) for launch in self.launches]
+        return StepPlan(launches, self.counters, pointers, premises, True, True), gradients
 
 
 @torch.no_grad()
@@ -199,9 +303,8 @@ def make_plan(
     state: State,
     counts: list[torch.Tensor],
     flat_buffers: list[list[FlatBuffer]],
-    reached: Reached,
     backend: str | None,
-) -> tuple[StepPlan, list[torch.Tensor]]:
+) -> tuple[StepPlan, list[Operands]]:
     """Checks the reached parameters and their gradients, and plans their update.
 
     Args:
@@ -209,17 +312,18 @@ def make_plan(
         state: Its state.
         counts: From ``new_counts``: where the state's steps are.
         flat_buffers: Those of each group.
-        reached: What ``groups`` hold.
         backend: Which kernels to use; None picks by device.
 
     Returns:
-        The plan, and copies of gradients that it reads, if they were not laid out as parameters.
+        The plan, and what it updates, which must live until that is launched: gradients that were
+        not laid out as their parameters are copies.
 
     Raises:
         TypeError: If a gradient has another dtype than its parameter, or a step cannot count.
         ValueError: If a gradient is sparse or of another shape or device, if a parameter's strides
             are no longer those of its state, or if two tensors overlap.
     """
+    reached = Reached.of(groups)
     named = [
         _checked(f"param {index} in group {group_index}", param, state[param])
         for group_index, group in enumerate(groups)
@@ -239,14 +343,12 @@ def make_plan(
             launches.append(PlannedLaunch(index, chosen, table, of))
         counters += counters_of((state[param]["step"] for param in here), counts)
         first += len(here)
-    pointers = [grad.data_ptr() for grad in reached.grads]
-    copies = [
-        each.grad
-        for each, pointer in zip(operands, pointers, strict=True)
-        if each.grad.data_ptr() != pointer
-    ]
-    premises = None if copies else _Premises.of(groups, state, reached)
-    return StepPlan(launches, counters, pointers, _Written.by(operands), premises), copies
+    through_tables = [each.positions for each in launches if each.positions is not None]
+    in_flat = np.setdiff1d(np.arange(len(operands)), np.concatenate([[], *through_tables]))
+    premises = _ReadPremises.of(groups, state, reached, Written.by(operands), in_flat)
+    copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
+    plan = StepPlan(launches, counters, premises.grad_pointers, premises, lasting=not copied)
+    return plan, operands
 
 
 def _checked(
@@ -272,7 +374,7 @@ def _tables_of(
     reached: Reached,
     operands: list[Operands],
     flat_buffers: list[FlatBuffer],
-) -> list[tuple[LaunchTable, list[int] | None]]:
+) -> list[tuple[LaunchTable, npt.NDArray[np.intp] | None]]:
     """The tables of one group: one for each flat buffer that is whole, the rest by dtype, device.
 
     Args:
@@ -285,7 +387,7 @@ def _tables_of(
         Each table, with its ``PlannedLaunch.positions``.
     """
     where = {id(reached.params[position]): position for position in positions}
-    tables: list[tuple[LaunchTable, list[int] | None]] = []
+    tables: list[tuple[LaunchTable, npt.NDArray[np.intp] | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
@@ -296,4 +398,7 @@ def _tables_of(
     for position in where.values():
         param = operands[position].param
         kinds.setdefault((param.dtype, param.device), []).append(position)
-    return tables + [(LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()]
+    return tables + [
+        (LaunchTable([operands[i] for i in kind]), np.array(kind, np.intp))
+        for kind in kinds.values()
+    ]

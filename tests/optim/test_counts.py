@@ -16,18 +16,15 @@ from counting import counted_calls, counted_collections, hold, opcodes
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters
 
-# Calls of our Python functions in a step, however many tensors there are: step, its settings and
-# gradients, whether the plan holds (2), the backend (2), pieces to share, the update, its
-# form, the counter of steps, and the compiled kernel, which some Python versions count as a call.
-CALLS = 12
-# Where gradients have moved: a look whether they overlap anything, and a table with new addresses.
+# Calls of our Python functions in a step, however many tensors there are: step, its settings,
+# whether the plan holds and for which gradients (2), their holder, made and let go (2), the
+# versions, the backend (2), pieces to share, the update, its form, the counter of steps, and the
+# compiled kernel, which some Python versions count as a call.
+CALLS = 14
+# Where gradients have moved: a launch and a table with new addresses.
 CALLS_AFTER_A_MOVE = CALLS + 2
-# Python's instructions for each tensor: 5 and 6 in loops over the parameters and their gradients,
-# and 7 in one that leaves out who has none; 2 more, as versions of Python differ, and
-# 5 on 3.12, which has comprehensions inline and keeps what their names were.
-OPCODES = 18 + (5 if sys.version_info[:2] == (3, 12) else 2)
-# And 7 to pick the address of each.
-OPCODES_AFTER_A_MOVE = OPCODES + 7
+# Python's instructions for each tensor: compiled code looks at them all.
+OPCODES = 0
 
 FEW, MANY = 10, 200
 
@@ -69,18 +66,16 @@ def stay(optimizer: RMSpropAsync) -> None:
 
 
 STEPS = [
-    pytest.param(False, stay, CALLS, OPCODES, id="list"),
-    pytest.param(True, stay, CALLS, OPCODES, id="flat"),
-    pytest.param(False, move_gradients, CALLS_AFTER_A_MOVE, OPCODES_AFTER_A_MOVE, id="moved"),
+    pytest.param(False, stay, CALLS, id="list"),
+    pytest.param(True, stay, CALLS, id="flat"),
+    pytest.param(False, move_gradients, CALLS_AFTER_A_MOVE, id="moved"),
 ]
-for_each_step = pytest.mark.parametrize(("flat", "move", "calls", "instructions"), STEPS)
+for_each_step = pytest.mark.parametrize(("flat", "move", "calls"), STEPS)
 Move = Callable[[RMSpropAsync], None]
 
 
 @for_each_step
-def test_a_step_makes_no_call_for_each_tensor(
-    flat: bool, move: Move, calls: int, instructions: int
-) -> None:
+def test_a_step_makes_no_call_for_each_tensor(flat: bool, move: Move, calls: int) -> None:
     counted = {}
     for tensors in (FEW, MANY):
         optimizer = stepped(tensors, flat)
@@ -94,8 +89,8 @@ def test_a_step_makes_no_call_for_each_tensor(
 
 
 @for_each_step
-def test_a_step_spends_few_instructions_of_python_on_each_tensor(
-    flat: bool, move: Move, calls: int, instructions: int
+def test_a_step_spends_no_instructions_of_python_on_each_tensor(
+    flat: bool, move: Move, calls: int
 ) -> None:
     counts = []
     for tensors in (FEW, MANY):
@@ -103,7 +98,7 @@ def test_a_step_spends_few_instructions_of_python_on_each_tensor(
         move(optimizer)
         counts.append(opcodes(optimizer.step))
     few, many = counts
-    hold("Python's instructions for each tensor", (many - few) / (MANY - FEW), instructions)
+    hold("Python's instructions for each tensor", (many - few) / (MANY - FEW), OPCODES)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["list", "flat"])
