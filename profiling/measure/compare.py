@@ -294,7 +294,8 @@ def _launches(step: Step, device: torch.device) -> int | None:
     if device.type == "cpu":
         return None
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    # Without ``acc_events``, torch 2.11 and later warn, once a process.
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         step()
         _synchronize(device)
     with tempfile.TemporaryDirectory() as folder:

@@ -147,7 +147,11 @@ def record(workload: Callable[[Path], T], *, whole: bool = False) -> tuple[T, Re
     every_thread = _every_thread()
     with TemporaryDirectory() as folder:
         lanes_file, file = Path(folder, "lanes.json"), Path(folder, "torch.json")
-        with profile(activities=activities, experimental_config=every_thread) as profiler:
+        with profile(
+            activities=activities,
+            experimental_config=every_thread,
+            acc_events=True,  # else torch 2.11 and later warn, once a process
+        ) as profiler:
             readings_ns = [_mark() for _ in range(_MARKS)]
             with shown_to(log):
                 result = workload(lanes_file)
