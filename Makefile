@@ -43,12 +43,10 @@ bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 test: $(STAMP) ## run all tests
 	$(PYTEST) $(ARGS)
 
-# Triton comes last, whatever torch asks for: a CUDA build of torch 2.6 pins one that is too old, and
-# its CPU builds none.
 versions: ## run all tests with other versions: NAME=oldest PYTHON=python3.10, NAME=gpu PYTHON=python3.12
 	@test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
-	@grep -v '^triton' tests/versions/$(NAME).txt | $(OTHER)/bin/pip install --quiet -r /dev/stdin
-	@$(OTHER)/bin/pip install --quiet --no-deps "$$(grep '^triton' tests/versions/$(NAME).txt)" -e .
+	@$(OTHER)/bin/pip install --quiet -r tests/versions/$(NAME).txt
+	@$(OTHER)/bin/pip install --quiet --no-deps -e .
 	$(OTHER)/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-quick: $(STAMP) ## run all but those marked slow: under a minute

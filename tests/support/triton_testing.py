@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from hogstream.kernels import available_backends
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-_Test = TypeVar("_Test")
 _missing = available_backends()["triton"]
 
 #: The marks of a test that runs there: on a GPU it is one of the tests that need it.
@@ -23,8 +23,9 @@ MARKS = [
 ]
 
 
-def on_tritons_device(test: _Test) -> _Test:
+def on_tritons_device(test: Callable[..., object]) -> Any:
     """Marks a test that runs there."""
+    marked: Any = test
     for mark in MARKS:
-        test = mark(test)
-    return test
+        marked = mark(marked)
+    return marked
