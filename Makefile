@@ -15,13 +15,15 @@ COMMIT ?=
 DEVICE ?= cuda
 GPU_PYTHON ?= 3.12
 ARCHIVES ?=
+NAME ?= oldest
 
 VENV := .venv
+OTHER = .versions/$(NAME)
 STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-quick fuzz simulate lint gpu gpu-wheels gpu-results format docs results wheel clean
+.PHONY: help bench test versions test-quick fuzz simulate lint gpu gpu-wheels gpu-results format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
@@ -49,6 +51,12 @@ bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 
 test: $(STAMP) ## run all tests
 	$(PYTEST) $(ARGS)
+
+versions: ## run all tests with other versions: NAME=oldest PYTHON=python3.10, NAME=gpu PYTHON=python3.12
+	@test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	@$(OTHER)/bin/pip install --quiet -r tests/versions/$(NAME).txt
+	@$(OTHER)/bin/pip install --quiet --no-deps -e .
+	$(OTHER)/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-quick: $(STAMP) ## run all but those marked slow: under a minute
 	$(PYTEST) -m 'not slow' $(ARGS)
@@ -97,7 +105,7 @@ wheel: $(STAMP) ## build the sdist, and the wheel from it, in dist/
 	$(VENV)/bin/python -m build
 
 clean: ## remove .venv, caches and whatever was built
-	rm -rf $(VENV) build dist site bench-results wheels *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .versions build dist site bench-results wheels *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(PACKAGES) scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ class LaunchTable:
         self.updates = len(operands)
         self.elements = int(self.columns[ELEMENTS].sum())
         self._on_device = _DeviceCopy()
+        self._ms = weakref.ref(operands[0].ms.untyped_storage())
 
     def with_grads(self, addresses: Sequence[int] | npt.NDArray[np.int64]) -> LaunchTable:
         """The same updates with gradients elsewhere; what is on the device is shared."""
@@ -107,7 +110,76 @@ class DeviceTable:
     blocks: torch.Tensor
 
 
-_captured: list[tuple[DeviceTable, list[torch.Tensor]]] = []
+@dataclass(frozen=True)
+class _Upload:
+    """A table on its way to a device, and the pinned memory that it is copied from."""
+
+    table: DeviceTable
+    staging: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(cls, table: LaunchTable, block: int) -> _Upload:
+        columns = torch.from_numpy(table.columns).pin_memory()
+        blocks = torch.from_numpy(table.split_into_blocks(block)).pin_memory()
+        on_device = (each.to(table.device, non_blocking=True) for each in (columns, blocks))
+        return cls(DeviceTable(*on_device), (columns, blocks))
+
+    def repeat(self) -> None:
+        """Copies it once more."""
+        columns, blocks = self.staging
+        self.table.columns.copy_(columns, non_blocking=True)
+        self.table.blocks.copy_(blocks, non_blocking=True)
+
+
+# Uploads that were captured, by the memory of the first ``ms`` of a table, and by what they hold. A
+# replay copies again, from the same pinned memory to the same table, so neither may change or be
+# freed as long as there may be a graph; and none is replayed once what it updates is gone.
+_captured: weakref.WeakKeyDictionary[torch.UntypedStorage, dict[tuple[bytes, int], _Upload]]
+_captured = weakref.WeakKeyDictionary()
+
+
+def _capture(table: LaunchTable, block: int) -> DeviceTable:
+    """Has the stream that is captured upload a table; one that was captured before, as then."""
+    ms = table._ms()
+    assert ms is not None  # whoever launches a table keeps its tensors
+    uploads = _captured.setdefault(ms, {})
+    key = table.columns.tobytes(), block
+    if key in uploads:
+        uploads[key].repeat()
+    else:
+        with _allowed_while_capturing():
+            uploads[key] = _Upload.of(table, block)
+    return uploads[key].table
+
+
+#: ``CU_STREAM_CAPTURE_MODE_RELAXED``.
+_RELAXED = 2
+
+
+@contextmanager
+def _allowed_while_capturing() -> Iterator[None]:
+    """Allows this thread to pin memory while a stream is captured.
+
+    To do so torch asks CUDA for events and for memory, which have nothing to do with the capture,
+    but end it if they are not allowed. From 2.11 on torch allows them itself.
+    """
+    if torch.version.cuda is None:  # but ROCm
+        yield
+        return
+    before = _exchange_mode(_RELAXED)
+    try:
+        yield
+    finally:
+        _exchange_mode(before)
+
+
+def _exchange_mode(mode: int) -> int:
+    """Sets what this thread may ask for while streams are captured, and gives what it was."""
+    word = ctypes.c_int(mode)
+    code = ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(word))
+    if code != 0:
+        raise RuntimeError(f"CUDA's driver does not change the mode of captures: error {code}")
+    return word.value
 
 
 class _DeviceCopy:
@@ -127,11 +199,7 @@ class _DeviceCopy:
     def of(self, table: LaunchTable, block: int) -> Iterator[DeviceTable]:
         with self._lock:
             if torch.cuda.is_current_stream_capturing():
-                # A replay copies again, from the same pinned memory to the same table: neither may
-                # change any more, nor be freed as long as there may be a graph.
-                captured = _upload(table, block)
-                _captured.append(captured)
-                yield captured[0]
+                yield _capture(table, block)
             else:
                 yield self._refreshed(table, block)
 
@@ -139,7 +207,7 @@ class _DeviceCopy:
         stream = torch.cuda.current_stream(table.device).cuda_stream
         if self._table is None or self._sent is None or stream != self._stream:
             # Another stream would not wait for the uploads of this one.
-            self._table, _ = _upload(table, block)
+            self._table = _Upload.of(table, block).table
             self._stream = stream
         else:
             changed = np.flatnonzero((table.columns != self._sent).any(axis=1))
@@ -149,11 +217,3 @@ class _DeviceCopy:
                 self._table.columns[row].copy_(staging, non_blocking=True)
         self._sent = table.columns
         return self._table
-
-
-def _upload(table: LaunchTable, block: int) -> tuple[DeviceTable, list[torch.Tensor]]:
-    """A table on the device, and the pinned memory that it is being copied from."""
-    arrays = table.columns, table.split_into_blocks(block)
-    staging = [torch.from_numpy(array).pin_memory() for array in arrays]
-    columns, blocks = (pinned.to(table.device, non_blocking=True) for pinned in staging)
-    return DeviceTable(columns, blocks), staging

@@ -49,18 +49,14 @@ collect_ignore = [
     if not find_spec(package) and f"from {package} import" in path.read_text("utf-8")
 ]
 
-if not find_spec("pytest_asyncio"):
 
-    def pytest_addoption(parser: pytest.Parser) -> None:
-        for name in ("asyncio_mode", "asyncio_default_fixture_loop_scope"):
-            parser.addini(name, "of pytest-asyncio, which is not installed")
-
-    def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-        if not inspect.iscoroutinefunction(pyfuncitem.obj):
-            return None
-        names = inspect.signature(pyfuncitem.obj).parameters
-        asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-        return True
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that is a coroutine function, in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,10 +19,8 @@ def ensure_folder() -> None:
     """Gives Triton a temporary folder if its own cannot be written: for all of this process.
 
     To be called before anything is compiled. If there is no temporary folder either, Triton says
-    what it lacks; so does one that is too old to have knobs.
+    what it lacks.
     """
-    if not hasattr(triton, "knobs"):
-        return
     try:
         os.makedirs(triton.knobs.cache.dir, exist_ok=True)
         tempfile.TemporaryFile(dir=triton.knobs.cache.dir).close()

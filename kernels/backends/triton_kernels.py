@@ -33,8 +33,9 @@ def _rmsprop(
         g = g + weight_decay * p
     p = p * shrink
     ms = alpha * ms + (beta * g) * g
+    step = lr * g  # before the root: else some compilers keep a factor in memory until then
     d = _sqrt(ms + eps) if EPS_INSIDE_SQRT else _sqrt(ms) + eps
-    p = p - _divide(lr * g, d)
+    p = p - _divide(step, d)
     return p, ms
 
 

@@ -39,14 +39,17 @@ def launcher(counter: torch.Tensor) -> Callable[[], object]:
 
     Args:
         counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it, and so does this.
+
+    Returns:
+        What launches it. It keeps the counter.
     """
     ensure_folder()
-    address = counter.data_ptr()
-    compiled: Any = _count_kernel[(1,)](address, num_warps=1)
-    if compiled is None:  # interpreted
-        return partial(_count_kernel[(1,)], address)
-    stream = torch.cuda.current_stream(counter.device).cuda_stream
-    return partial(compiled[1, 1, 1], address, stream=stream)
+    launch: Any = _count_kernel[(1,)]
+    compiled: Any = launch(counter.data_ptr(), num_warps=1)
+    if compiled is not None:  # the interpreter compiles nothing
+        stream = torch.cuda.current_stream(counter.device).cuda_stream
+        launch = partial(compiled[1, 1, 1], stream=stream)
+    return lambda: launch(counter.data_ptr())
 
 
 def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None:
@@ -58,6 +61,7 @@ def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None
         )
 
 
+# Kernels count their passes: ``range(passes)`` fails in Triton 3.6's interpreter with NumPy 2.5.
 @triton.jit(do_not_specialize=["passes"])
 def _update_shaped_kernel(
     param_ptr,  # float32, (elements,)
@@ -67,7 +71,8 @@ def _update_shaped_kernel(
     passes,  # how often to go over them
     BLOCK: tl.constexpr,  # elements that one program takes in a pass: a power of 2
 ):
-    for step in range(passes):
+    step = 0
+    while step < passes:
         offsets = _offsets(step, BLOCK)
         mask = offsets < elements
         g = tl.load(grad_ptr + offsets, mask, cache_modifier=".cg")
@@ -75,6 +80,7 @@ def _update_shaped_kernel(
         ms = tl.load(ms_ptr + offsets, mask, cache_modifier=".cg")
         tl.store(ms_ptr + offsets, ms + g, mask)
         tl.store(param_ptr + offsets, p + g, mask)
+        step += 1
 
 
 @triton.jit(do_not_specialize=["passes"])
@@ -85,11 +91,13 @@ def _copy_kernel(
     passes,  # how often to copy them
     BLOCK: tl.constexpr,  # elements that one program takes in a pass: a power of 2
 ):
-    for step in range(passes):
+    step = 0
+    while step < passes:
         offsets = _offsets(step, BLOCK)
         mask = offsets < elements
         copied = tl.load(source_ptr + offsets, mask, cache_modifier=".cg")
         tl.store(target_ptr + offsets, copied, mask)
+        step += 1
 
 
 @triton.jit

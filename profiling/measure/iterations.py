@@ -160,7 +160,8 @@ class Passing:
 
 def _launches(step: Callable[[], object], device: torch.device) -> int | None:
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    # Without ``acc_events``, torch 2.11 and later warn, once a process.
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         step()
         torch.cuda.synchronize(device)
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hogstream.profiling.environment import cuda_devices
-from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.results.profile_schema import LabelTime, OperatorTime
 from hogstream.scheduler.tracing.nvtx import shown_to
 
@@ -137,17 +136,21 @@ def record(workload: Callable[[Path], T], *, whole: bool = False) -> tuple[T, Re
 
     Returns:
         What it returned, and the recording.
-
-    Raises:
-        MeasurementError: If torch is older than 2.7, and would see no worker's thread.
     """
     log, activities = LabelLog(), [ProfilerActivity.CPU]
     if cuda_devices():
         activities.append(ProfilerActivity.CUDA)
-    every_thread = _every_thread()
+    # Threads that were there before, and those that are not the profiler's own.
+    every_thread = torch.profiler._ExperimentalConfig(  # type: ignore[attr-defined]
+        profile_all_threads=True
+    )
     with TemporaryDirectory() as folder:
         lanes_file, file = Path(folder, "lanes.json"), Path(folder, "torch.json")
-        with profile(activities=activities, experimental_config=every_thread) as profiler:
+        with profile(
+            activities=activities,
+            experimental_config=every_thread,
+            acc_events=True,  # else torch 2.11 and later warn, once a process
+        ) as profiler:
             readings_ns = [_mark() for _ in range(_MARKS)]
             with shown_to(log):
                 result = workload(lanes_file)
@@ -157,18 +160,6 @@ def record(workload: Callable[[Path], T], *, whole: bool = False) -> tuple[T, Re
     clock = Clock.of(marks, readings_ns)
     trace["traceEvents"] = [event for event in trace["traceEvents"] if event.get("name") != _MARK]
     return result, join(trace, lanes, log.labels, clock, whole=whole)
-
-
-def _every_thread() -> Any:
-    """What has torch profile threads that were there before, or are not its own."""
-    try:
-        return torch.profiler._ExperimentalConfig(  # type: ignore[attr-defined]
-            profile_all_threads=True
-        )
-    except (AttributeError, TypeError):
-        raise MeasurementError(
-            f"torch 2.7 or newer profiles the threads of workers, got {torch.__version__}"
-        ) from None
 
 
 def _mark() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ TOOLS = (SANITIZER, NSYS, NCU)
 #: How long it may take to find out what the machine is, before the stages.
 MACHINE_SECONDS = 22
 _UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+# What a file says that has tests of a GPU: their mark, or tables of variants with the mark in them.
+_ON_GPU = re.compile(r"mark\.gpu|triton_testing|(?<!CPU_)BACKENDS")
 # How much longer anything may take in a rehearsal.
 _PATIENCE = 6
 
@@ -239,5 +242,5 @@ def _tests(name: str, seconds: float, *options: str) -> Job:
 def _files(*, under: str = "tests", but: str = os.devnull) -> Iterator[str]:
     """The files that have tests of a GPU; others may not even import where packages are missing."""
     for path in sorted((ROOT / under).rglob("test_*.py")):
-        if not path.is_relative_to(ROOT / but) and "mark.gpu" in path.read_text("utf-8"):
+        if not path.is_relative_to(ROOT / but) and _ON_GPU.search(path.read_text("utf-8")):
             yield str(path)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cuda_program import Program
+from cuda_testing import Driver, library
+from hogstream.kernels import launch_table
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM, LaunchTable
 from hogstream.kernels.operands import Operands
 
@@ -57,3 +65,69 @@ def test_moved_gradients_leave_the_old_table_as_it_was():
     assert moved.columns[GRAD].tolist() == [64, 128]
     assert np.array_equal(np.delete(moved.columns, GRAD, axis=0), np.delete(before, GRAD, axis=0))
     assert np.array_equal(table.columns, before)
+
+
+class Capture:
+    """Stands for a stream of CUDA that is captured, and for pinned memory.
+
+    Attributes:
+        driver: Of tests.
+        modes: In which mode of capture memory was pinned, each time.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.modes: list[int] = []
+
+    def exchange(self, mode: int) -> int:
+        """Sets the mode of this thread, and returns the one before."""
+        word = ctypes.c_int(mode)
+        self.driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(word))
+        return word.value
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.modes.append(self.exchange(0))
+        self.exchange(self.modes[-1])
+        return tensor.clone()
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
+    with Driver() as driver, Program(driver):
+        stands_for = Capture(driver)
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: stands_for.pin(tensor))
+        monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": library()}.__getitem__)
+        yield stands_for
+
+
+GLOBAL, RELAXED = 0, 2
+
+
+def test_memory_is_pinned_while_a_stream_is_captured_without_ending_that(capture):
+    table, _operands = table_of(3, 7)
+    with table._on_device.of(table, 4) as on:
+        assert on.columns.tolist() == table.columns.tolist()
+    assert capture.modes == [RELAXED, RELAXED]
+    assert capture.exchange(GLOBAL) == GLOBAL
+
+
+def test_what_was_captured_lives_as_long_as_what_it_updates(capture):
+    gc.collect()
+    before = len(launch_table._captured)
+    table, operands = table_of(3, 7)
+    seen = []
+    for moved in (table, table.with_grads([64, 128]), table):
+        with moved._on_device.of(moved, 4) as on:
+            seen.append(on)
+            assert on.columns.tolist() == moved.columns.tolist()
+    # The same again is copied from and to where it was; what is else has memory of its own.
+    assert seen[0] is seen[2] is not seen[1]
+    assert len(capture.modes) == 4
+    assert len(launch_table._captured) == before + 1
+    with launch_table.LaunchTable(operands)._on_device.of(table, 4) as on:
+        assert on is seen[0]
+    del operands
+    gc.collect()
+    assert len(launch_table._captured) == before

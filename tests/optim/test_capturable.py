@@ -10,17 +10,15 @@ import torch
 from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 
-from hogstream.kernels import available_backends
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters, step_along
-from update_testing import INTERPRETER_WARNS, State, assert_same_bits
+from triton_testing import DEVICE, MARKS
+from update_testing import State, assert_same_bits
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(3, 5), (7,)]
 
-MISSING = available_backends()["triton"]
-pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), INTERPRETER_WARNS]
-triton_launch = pytest.importorskip("hogstream.kernels.backends.triton_kernels")
+pytestmark = MARKS
+triton_launch = pytest.importorskip("hogstream.kernels.backends.triton_launch")
 
 
 def on_device(*shapes: tuple[int, ...]) -> list[Parameter]:
@@ -62,7 +60,7 @@ def test_lr_is_changed_in_place_by_hand_and_by_a_scheduler():
     param = Parameter(torch.ones(3, device=DEVICE))
     optimizer = capturable([param], lr=0.5, alpha=0.0, eps=0.0)
     lr = optimizer.param_groups[0]["lr"]
-    assert (lr.dtype, lr.shape, lr.device.type) == (torch.float64, (), DEVICE)
+    assert (lr.dtype, lr.shape, lr.device.type) == (torch.float64, (), DEVICE.type)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     param.grad = torch.ones(3, device=DEVICE)
     optimizer.step()
@@ -184,7 +182,7 @@ def launches_of(optimizer: RMSpropAsync) -> int:
     for param in optimizer.param_groups[0]["params"]:
         param.grad = torch.ones_like(param)  # at another address than the one before, maybe
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         optimizer.step()
         torch.cuda.synchronize()
     return sum(event.count for event in seen.key_averages() if "rmsprop" in event.key)

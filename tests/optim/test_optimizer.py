@@ -83,7 +83,8 @@ def test_torchs_profiler_sees_each_step(fails):
             raise ArithmeticError("the closure failed")
         return 0.0
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(2):
             with pytest.raises(ArithmeticError) if fails else nullcontext():
                 optimizer.step(closure)

@@ -141,7 +141,7 @@ def test_processes_count_together(method):
     assert shown(optimizer) == [nearest(2**28 + 34)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_counts_on_a_device():
     counts = new_counts(2, torch.device("cuda"))
     counts[0, 0] = 2**24

@@ -116,7 +116,7 @@ def test_converges_to_the_least_squares_solution():
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((64, 4))
     targets = inputs @ [1.0, -2.0, 3.0, 0.5] + 0.1 * rng.standard_normal(64)
-    solution, *_ = np.linalg.lstsq(inputs, targets)
+    solution, *_ = np.linalg.lstsq(inputs, targets, rcond=None)
 
     weights = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = RMSpropAsync([weights], lr=0.1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import triton_testing
 from hogstream.kernels import available_backends, rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import LANDED, SURVIVED, RaceCounters
@@ -36,21 +37,19 @@ class Backend:
         return State(param.cpu(), ms.cpu())
 
 
-def _backend(name: str, device: str, *marks: pytest.MarkDecorator) -> Any:
+def _on_cpu(name: str) -> Any:
     missing = available_backends()[name]
     skip = pytest.mark.skipif(missing is not None, reason=str(missing))
-    return pytest.param(Backend(name, device), id=name, marks=[skip, *marks])
+    return pytest.param(Backend(name, "cpu"), id=name, marks=skip)
 
 
-# The interpreter computes in NumPy, and warns of the infinities and NaN that tests feed it.
-INTERPRETER_WARNS = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-
+CPU_BACKENDS = [_on_cpu("numpy"), _on_cpu("numba")]
 BACKENDS = [
-    _backend("numpy", "cpu"),
-    _backend("numba", "cpu"),
-    _backend("triton", "cuda" if torch.cuda.is_available() else "cpu", INTERPRETER_WARNS),
+    *CPU_BACKENDS,
+    pytest.param(
+        Backend("triton", triton_testing.DEVICE.type), id="triton", marks=triton_testing.MARKS
+    ),
 ]
-CPU_BACKENDS = BACKENDS[:2]
 
 #: Parameter dtype to compute type, as the design has it.
 COMPUTE = {

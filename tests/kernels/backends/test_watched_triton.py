@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from hogstream.kernels.backends.select import available_backends, select_backend
+from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import check_operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
+from triton_testing import DEVICE, MARKS
 from update_testing import (
     ADDS_2_TO_A_COUNT,
     ALIASED,
     COMPUTE,
     DTYPES,
-    INTERPRETER_WARNS,
     State,
     aliased,
     assert_same_bits,
@@ -27,14 +27,7 @@ from update_testing import (
     normal,
 )
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-pytestmark = [
-    INTERPRETER_WARNS,
-    pytest.mark.skipif(
-        available_backends()["triton"] is not None, reason=str(available_backends()["triton"])
-    ),
-]
+pytestmark = MARKS
 
 
 class Launch:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import operator
 import re
+import weakref
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,7 @@ from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
 from hogstream.scheduler.latencies import Latencies
 from process_testing import run_python
+from triton_testing import DEVICE, on_tritons_device
 
 CPU = torch.device("cpu")
 
@@ -75,11 +77,11 @@ def test_a_copy_is_made():
     assert torch.equal(copied, torch.ones(5))
 
 
+@on_tritons_device
 @pytest.mark.parametrize("size", [1, 1_000, 4_096])
 def test_kernels_pass_over_every_element(size):
     triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    param, grad, ms = torch.arange(3.0 * size, device=device).chunk(3)
+    param, grad, ms = torch.arange(3.0 * size, device=DEVICE).chunk(3)
     expected = param + grad, grad.clone(), ms + grad
     triton_passes.update_shaped(param, grad, ms)
     assert all(map(torch.equal, (param, grad, ms), expected))
@@ -87,9 +89,10 @@ def test_kernels_pass_over_every_element(size):
     assert torch.equal(param, ms)
 
 
+@on_tritons_device
 def test_every_pass_of_a_kernel_goes_over_all_blocks():
     triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         pytest.skip("programs of a GPU do not wait for each other, and may lose additions")
     param, grad, ms = torch.arange(9_000.0).chunk(3)
     expected = param + 3 * grad, grad.clone(), ms + 3 * grad
@@ -97,15 +100,20 @@ def test_every_pass_of_a_kernel_goes_over_all_blocks():
     assert all(map(torch.equal, (param, grad, ms), expected))
 
 
+@on_tritons_device
 def test_each_launch_runs_the_counting_kernel_once():
     triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    counter = torch.zeros(1, dtype=torch.int64, device=device)
+    counter = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     launch = triton_passes.launcher(counter)
     before = counter.item()
     for _ in range(5):
         launch()
     assert counter.item() == before + 5
+    kept = weakref.ref(counter)
+    del counter
+    assert kept() is not None  # else the kernel would write what is another's by now
+    del launch
+    assert kept() is None
 
 
 COMPILE = """

@@ -25,7 +25,8 @@ class Event(torch.cuda.Event):
     device = torch.device("cuda", 0)
 
     def __new__(cls) -> Event:
-        return object.__new__(cls)
+        # torch without CUDA makes none of its own, and torch with CUDA insists on its own.
+        return super().__new__(cls) if torch.backends.cuda.is_built() else object.__new__(cls)
 
     def __init__(self) -> None:
         pass

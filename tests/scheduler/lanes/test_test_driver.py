@@ -743,6 +743,13 @@ def test_a_device_that_is_lost_does_nothing_more():
     assert tensor.eq(0).all()
 
 
+def test_contexts_of_a_device_that_is_lost_are_forgotten():
+    with program() as host:
+        host.driver.lose()  # so that none is popped any more
+    with program() as host, host.without_context():
+        assert host.driver.call("cuStreamQuery", 0) == INVALID_CONTEXT
+
+
 def test_what_was_made_before_it_closed_is_known_after():
     with Driver(abort=False, log=True) as driver, Program(driver) as host:
         stream = host.stream()

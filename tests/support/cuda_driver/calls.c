@@ -458,6 +458,7 @@ CUresult cuEventDestroy(CUevent handle)
 
 void open_calls(void)
 {
+    contexts = 0; /* a device that was lost takes back none of this thread's */
     memset(state.calls, 0, sizeof state.calls);
     injections.count = 0;
 }
