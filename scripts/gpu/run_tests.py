@@ -17,12 +17,13 @@ def main() -> None:
     """Runs it with the arguments of the command line, side by side where that is possible."""
     arguments = ["-v", "--tb=short", "-p", "no:cacheprovider"]
     arguments += ["-o", f"faulthandler_timeout={_SLOW_SECONDS}"]
+    plugins = ["gpu.outcomes"]
     if find_spec("xdist"):
         arguments += ["-n", str(min(_MOST_BESIDE, os.cpu_count() or 1))]
+        plugins.append("xdist.plugin")
     # Ours alone: another's may warn, and a warning is an error.
-    ours = [f"{name}.plugin" for name in ("xdist", "pytest_asyncio") if find_spec(name)]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    os.environ["PYTEST_PLUGINS"] = ",".join(["gpu.outcomes", *ours])
+    os.environ["PYTEST_PLUGINS"] = ",".join(plugins)
     sys.exit(pytest.main([*arguments, *sys.argv[1:]]))
 
 

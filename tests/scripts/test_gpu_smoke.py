@@ -17,7 +17,7 @@ from gpu.stages import CHECKS as NAMES
 from gpu.stages import ROOT
 from gpu_testing import open_gpu
 from process_testing import until
-from update_testing import INTERPRETER_WARNS
+from triton_testing import INTERPRETER_WARNS
 
 pytestmark = [pytest.mark.slow, INTERPRETER_WARNS]
 

@@ -14,11 +14,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 _missing = available_backends()["triton"]
 
+# The interpreter computes in NumPy, and warns of the infinities and NaN that tests feed it.
+INTERPRETER_WARNS = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 #: The marks of a test that runs there: on a GPU it is one of the tests that need it.
 MARKS = [
     pytest.mark.skipif(_missing is not None, reason=str(_missing)),
-    # The interpreter computes in NumPy, and warns of the infinities and NaN that tests feed it.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+    INTERPRETER_WARNS,
     *([pytest.mark.gpu] if DEVICE.type == "cuda" else []),
 ]
 
