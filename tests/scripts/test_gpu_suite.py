@@ -184,7 +184,11 @@ def test_broken(broken): pass
 def test_each_test_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     lines = tmp_path / "lines"
-    program = f"import runpy; runpy.run_path({run_tests!r}, run_name='__main__')"
+    # This test may itself run in a process of xdist's, which that one is not.
+    program = (
+        "import os, runpy; os.environ.pop('PYTEST_XDIST_WORKER', None); "
+        f"runpy.run_path({run_tests!r}, run_name='__main__')"
+    )
     # The last line is of the interpreter, which returns 0 whatever pytest did.
     with pytest.raises(AssertionError):
         run_python(
