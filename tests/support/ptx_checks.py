@@ -1,0 +1,177 @@
+"""What must hold of every kernel of ours, as PTX: each function looks at one, or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hogstream.kernels import rmsprop_
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import Operands
+from ptx_compiling import Compiled
+from ptx_machine import execute
+from ptx_updates import Device, Watch
+from update_testing import COMPUTE, State, assert_same_bits, bits, extreme, special
+
+_LR = 0.02
+_HYPERPARAMETERS: dict[bool, list[dict[str, Any]]] = {
+    False: [{}, {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}],
+    True: [{"weight_decay": 0.1}, {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}],
+}
+
+
+class Case(NamedTuple):
+    """One tensor that is updated, and how.
+
+    Attributes:
+        param: Before the update.
+        grad: Its gradient.
+        ms: Its mean square before the update.
+        offsets: By how many elements each lies off its alignment.
+    """
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    ms: torch.Tensor
+    offsets: tuple[int, int, int]
+
+
+def check_form(compiled: Compiled) -> int:
+    """Runs all checks of a kernel, and returns how many elements were compared."""
+    if compiled.form.updates:
+        return sum(check_bits(compiled, each) for each in _HYPERPARAMETERS[compiled.form.coupled])
+    return check_verdicts(compiled)
+
+
+def check_bits(compiled: Compiled, switches: dict[str, Any]) -> int:
+    """Compares updates with the NumPy backend's, and returns how many elements it compared."""
+    form = compiled.form
+    numbers = {"lr": _LR, "eps_inside_sqrt": form.eps_inside_sqrt, **switches}
+    hyperparameters = Hyperparameters(**numbers)
+    cases = _cases(form.dtype, compiled.block)
+    groups = [cases] if form.is_multi_tensor else [[case] for case in cases]
+    for group in groups:
+        device = Device()
+        operands = [_on_device(device, case) for case in group]
+        watch = _watch(compiled, device, group)
+        if watch.verdict is not None:
+            _check_left_out(compiled, device, operands, hyperparameters, watch)
+        execute(device.update(compiled, operands, hyperparameters, watch), device.memory)
+        for case, (param, _, ms) in zip(group, operands, strict=True):
+            expected = State(case.param.clone(), case.ms.clone())
+            rmsprop_(expected.param, case.grad, expected.ms, backend="numpy", **numbers)
+            assert_same_bits(State(param, ms), expected)
+        if watch.counts is not None:
+            counted = watch.counts - _counts(watch.counts.shape[1])
+            assert torch.equal(counted, torch.tensor([[1], [1], [0]]).expand_as(counted)), counted
+    return sum(case.param.numel() for case in cases)
+
+
+def check_verdicts(compiled: Compiled) -> int:
+    """Looks for one element that is not finite, anywhere; returns how many places were tried."""
+    dtype = getattr(torch, compiled.form.dtype)
+    block, tried = compiled.block, 0
+    for size, offset in product((1, block - 1, block, 2 * block + 17), (0, 1)):
+        places = {0, size // 2, size - 1, min(block, size) - 1}
+        for place, value in product([None, *places], (torch.inf, -torch.inf, torch.nan)):
+            grad = extreme(size, dtype, seed=size)
+            grad[0] = torch.finfo(dtype).max
+            if place is not None:
+                grad[place] = value
+            device = Device()
+            found = device.put("verdict", torch.zeros(1, dtype=torch.int32))
+            others = [grad] if not compiled.form.is_multi_tensor else [torch.ones(3).to(dtype), grad]
+            operands = [
+                _on_device(device, Case(each, each, each, (0, offset, 0))) for each in others
+            ]
+            execute(device.check_finite(compiled, operands, found), device.memory)
+            assert found.item() == (place is not None), (size, offset, place, value)
+            tried += 1
+    return tried
+
+
+def _on_device(device: Device, case: Case) -> Operands:
+    tensors = (case.param, case.grad, case.ms)
+    return Operands(
+        *(
+            device.put(name, tensor, offset)
+            for name, tensor, offset in zip(Operands._fields, tensors, case.offsets, strict=True)
+        )
+    )
+
+
+def _watch(compiled: Compiled, device: Device, group: list[Case]) -> Watch:
+    form = compiled.form
+    blocks = -(-group[0].param.numel() // compiled.block)
+    return Watch(
+        device.put("lr", torch.tensor(_LR, dtype=torch.float64)) if form.lr_on_device else None,
+        device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
+        device.put("counts", _counts(blocks)) if form.counted else None,
+    )
+
+
+def _counts(blocks: int) -> torch.Tensor:
+    """What counters hold before an update."""
+    return torch.arange(3 * blocks).reshape(3, blocks)
+
+
+def _check_left_out(
+    compiled: Compiled,
+    device: Device,
+    operands: list[Operands],
+    hyperparameters: Hyperparameters,
+    watch: Watch,
+) -> None:
+    """Checks that an update is left out as a whole where the verdict says so."""
+    assert watch.verdict is not None
+    before = [tensor.clone() for each in operands for tensor in each]
+    counts = None if watch.counts is None else watch.counts.clone()
+    watch.verdict.fill_(1)
+    execute(device.update(compiled, operands, hyperparameters, watch), device.memory)
+    watch.verdict.fill_(0)
+    after = [tensor for each in operands for tensor in each]
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(bits(one), bits(other))
+    if counts is not None:
+        assert torch.equal(counts, watch.counts)
+
+
+@cache
+def _cases(dtype_name: str, block: int) -> list[Case]:
+    dtype = getattr(torch, dtype_name)
+    params, grads, squares = map(
+        torch.cat, zip(*_values(dtype), strict=True)
+    )
+    everything = [params, grads, squares]
+    size = len(params)
+    layouts = [
+        (size, (0, 0, 0)),
+        (size, (1, 0, 0)),
+        (size, (0, 1, 3)),
+        (1, (0, 0, 0)),
+        (block - 1, (0, 0, 1)),
+        (block, (0, 0, 0)),
+        (block + 1, (0, 0, 0)),
+    ]
+    return [Case(*(tensor[:count] for tensor in everything), offsets) for count, offsets in layouts]
+
+
+def _values(dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Parameters, gradients and mean squares: ordinary ones, then all combinations of extremes."""
+    compute = COMPUTE[dtype]
+    size = 1500
+    random = np.random.default_rng(0)
+    normal = torch.from_numpy(random.standard_normal((2, size))).to(dtype)
+    yield normal[0], normal[1], torch.from_numpy(random.standard_exponential(size)).to(compute)
+    yield extreme(size, dtype, 1), extreme(size, dtype, 2), extreme(size, compute, 3).abs()
+    small, large = special(dtype), special(compute)
+    grid = torch.meshgrid(
+        torch.arange(len(small)), torch.arange(len(small)), torch.arange(len(large)), indexing="ij"
+    )
+    of_param, of_grad, of_ms = (each.reshape(-1) for each in grid)
+    yield small[of_param], small[of_grad], large[of_ms]
