@@ -37,59 +37,61 @@ def execute(launch: Launch, memory: GlobalMemory, blocks: Sequence[int] | None =
                 team.wait()
 
 
-def race(
-    launches: Iterable[Launch],
-    memory: GlobalMemory,
-    seed: int,
-    resident: int = 4,
-) -> None:
-    """Runs launches at once; after each access of a warp to global memory any other may go on.
+def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
+    """Runs launches at once: after each access of a warp to global memory any other may go on.
 
-    Warps are of different speed, so that some are overtaken often. The blocks of a launch begin in
-    any order.
+    So a race between warps, of one launch or of several, can end in every way in which a device
+    could interleave them. Launches begin one after the other, a few blocks of each run at a time,
+    and some warps and launches are slower than others: these are overtaken often.
 
     Args:
-        launches: What to run.
+        launches: What to run, with numbers of their own.
         memory: What they change.
         seed: Of who goes on when.
-        resident: How many blocks of a launch run at once.
 
     Raises:
         ExecutionError: If a launch does what it must not.
     """
     random = np.random.default_rng(seed)
+    waiting = [_Flight(each, memory, random) for each in launches]
+    flights: list[_Flight] = []
+    pause = random.uniform(0, 200)  # between launches, in accesses
     with np.errstate(all="ignore"):
-        flights = [_Flight(launch, memory, resident, random) for launch in launches]
-        while flights := [flight for flight in flights if flight.strands()]:
-            strands = [strand for flight in flights for strand in flight.strands()]
-            weights = np.array([flight.speed[strand] for flight in flights for strand in flight.strands()])
-            chosen = strands[random.choice(len(strands), p=weights / weights.sum())]
-            chosen.go_on(chosen.team.launch.program.steps, stop=True)
-            chosen.team.wait()
+        while flights or waiting:
+            if waiting and (not flights or random.random() * pause < 1):
+                flights.append(waiting.pop(0))
+            strand = _pick([strand for each in flights for strand in each.strands()], random)
+            strand.go_on(strand.team.launch.program.steps, stop=True)
+            strand.team.wait()
+            flights = [each for each in flights if each.strands()]
+
+
+def _pick(strands: list[tuple[Strand, float]], random: np.random.Generator) -> Strand:
+    """One of them, by their speeds."""
+    ends = np.cumsum([speed for _, speed in strands])
+    return strands[int(np.searchsorted(ends, random.random() * ends[-1], "right"))][0]
 
 
 class _Flight:
     """A launch that is under way."""
 
-    def __init__(
-        self, launch: Launch, memory: GlobalMemory, resident: int, random: np.random.Generator
-    ) -> None:
+    def __init__(self, launch: Launch, memory: GlobalMemory, random: np.random.Generator) -> None:
         self._launch = launch
         self._memory = memory
-        self._resident = resident
         self._random = random
+        self._resident = int(random.integers(1, 5))  # how many blocks run at once
+        self._speed = 10 ** random.uniform(-1, 1)
         self._to_come = [int(block) for block in random.permutation(launch.blocks)]
-        self._teams: list[Team] = []
-        self.speed: dict[Strand, float] = {}
+        self._teams: list[tuple[Team, list[tuple[Strand, float]]]] = []
 
-    def strands(self) -> list[Strand]:
-        """Those that can go on; none if all blocks have ended."""
-        self._teams = [team for team in self._teams if not team.ended]
+    def strands(self) -> list[tuple[Strand, float]]:
+        """Those that can go on, with their speeds; none if all blocks have ended."""
+        self._teams = [(team, strands) for team, strands in self._teams if not team.ended]
         while self._to_come and len(self._teams) < self._resident:
             blocks = np.array([self._to_come.pop()])
             team = Team(self._launch, self._memory, blocks, by_warp=True)
-            self._teams.append(team)
-            self.speed |= {each: 10 ** self._random.uniform(-1, 1) for each in team.strands}
+            strands = [(each, self._speed * 10 ** self._random.uniform(-1, 1)) for each in team.strands]
+            self._teams.append((team, strands))
         return [
-            strand for team in self._teams for strand in team.strands if strand.state is State.RUNS
+            each for _, strands in self._teams for each in strands if each[0].state is State.RUNS
         ]

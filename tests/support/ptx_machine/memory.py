@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ptx_machine.lineage import Lineage
+from ptx_machine.observers import Observer
 from ptx_machine.scalars import UNSIGNED, Array
 
 
@@ -38,13 +38,13 @@ class Region(Protocol):
         name: What messages call it.
         base: Its first address.
         size: In bytes.
-        lineage: Who wrote what, if anybody asks.
+        observers: Who are told of each access.
     """
 
     name: str
     base: int
     size: int
-    lineage: Lineage | None
+    observers: list[Observer]
 
     def load(self, addresses: Array, width: int) -> Array:
         """Unsigned integers of ``width`` bytes from aligned addresses inside."""
@@ -62,7 +62,7 @@ class Buffer:
         self.name = name
         self.base, self._bytes = _bytes_of(array)
         self.size = self._bytes.nbytes
-        self.lineage: Lineage | None = None
+        self.observers: list[Observer] = []
         self._array = array  # which keeps the memory
         self._views: dict[int, tuple[int, Array]] = {}
 
@@ -96,7 +96,7 @@ class Pretended:
         self.name = name
         self.base = base
         self.size = size
-        self.lineage: Lineage | None = None
+        self.observers: list[Observer] = []
         self.pages: dict[int, Array] = {}
         self._fill = fill
 
@@ -183,8 +183,9 @@ class GlobalMemory:
         values = [np.empty(len(addresses), UNSIGNED[8 * width]) for _ in range(count)]
         for places, region in self._regions_of(addresses, width * count):
             here = addresses[places]
-            if region.lineage is not None and reader is not None:
-                region.lineage.read(here - np.uint64(region.base), width * count, reader)
+            if reader is not None:
+                for each in region.observers:
+                    each.read(here - np.uint64(region.base), width * count, reader)
             for index, value in enumerate(values):
                 value[places] = region.load(here + np.uint64(index * width), width)
         return values
@@ -198,8 +199,8 @@ class GlobalMemory:
         width = values[0].itemsize
         for places, region in self._regions_of(addresses, width * len(values)):
             here = addresses[places]
-            if region.lineage is not None:
-                region.lineage.wrote(here - np.uint64(region.base), width * len(values), writer)
+            for each in region.observers:
+                each.wrote(here - np.uint64(region.base), width * len(values), writer)
             for index, value in enumerate(values):
                 region.store(here + np.uint64(index * width), value[places])
 
@@ -226,6 +227,17 @@ class GlobalMemory:
         (before,) = self._load(addresses, width, 1, launch if reads else None)
         self.store(addresses, [new(before)], launch)
         return before
+
+    def region(self, name: str) -> Region:
+        """The region of a name.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        for region in self._regions:
+            if region.name == name:
+                return region
+        raise KeyError(name)
 
     def _insert(self, region: Region) -> None:
         place = bisect_right(self._bases, region.base)

@@ -1,21 +1,63 @@
-"""The truth about lost updates: of which launches an element holds what they wrote.
-
-It is found by following the elements, not by counting: a launch that writes an element passes on
-whatever was in it when that launch last read it, and itself. Whatever landed meanwhile is lost.
-"""
+"""Who see each access to a region, and so know the truth about what raced there."""
 
 from __future__ import annotations
+
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ptx_machine.scalars import Array
 
-#: How many launches can be told apart.
-LAUNCHES = 64
+
+class Observer(Protocol):
+    """Is told of each access to a region, in the order in which memory has them."""
+
+    def read(self, offsets: Array, size: int, launch: int) -> None:
+        """A launch has read ``size`` bytes at each offset."""
+
+    def wrote(self, offsets: Array, size: int, launch: int) -> None:
+        """A launch has written ``size`` bytes at each offset."""
+
+
+class Event(NamedTuple):
+    """An access.
+
+    Attributes:
+        offset: Where in the region, in bytes.
+        launch: Whose.
+        writes: Whether it is a write.
+    """
+
+    offset: int
+    launch: int
+    writes: bool
+
+
+class Journal:
+    """All accesses, in their order.
+
+    Attributes:
+        events: They.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def read(self, offsets: Array, size: int, launch: int) -> None:
+        """Notes reads."""
+        self.events += [Event(int(offset), launch, False) for offset in offsets]
+
+    def wrote(self, offsets: Array, size: int, launch: int) -> None:
+        """Notes writes."""
+        self.events += [Event(int(offset), launch, True) for offset in offsets]
 
 
 class Lineage:
-    """Who is in each element of a region.
+    """Which updates are in each element.
+
+    That is found by following the elements, not by counting: a launch that writes an element passes
+    on whatever was in it when that launch last read it, and itself. Whatever landed meanwhile is
+    lost. There are at most 64 launches, numbered from 0 on.
 
     Attributes:
         held: For each element, a bit for each launch whose write is in it: uint64, (elements,).
