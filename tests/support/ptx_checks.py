@@ -85,7 +85,9 @@ def check_verdicts(compiled: Compiled) -> int:
                 grad[place] = value
             device = Device()
             found = device.put("verdict", torch.zeros(1, dtype=torch.int32))
-            others = [grad] if not compiled.form.is_multi_tensor else [torch.ones(3).to(dtype), grad]
+            others = (
+                [grad] if not compiled.form.is_multi_tensor else [torch.ones(3).to(dtype), grad]
+            )
             operands = [
                 _on_device(device, Case(each, each, each, (0, offset, 0))) for each in others
             ]
@@ -144,9 +146,7 @@ def _check_left_out(
 @cache
 def _cases(dtype_name: str, block: int) -> list[Case]:
     dtype = getattr(torch, dtype_name)
-    params, grads, squares = map(
-        torch.cat, zip(*_values(dtype), strict=True)
-    )
+    params, grads, squares = map(torch.cat, zip(*_values(dtype), strict=True))
     everything = [params, grads, squares]
     size = len(params)
     layouts = [

@@ -68,7 +68,11 @@ _SWITCHES = (False, True)
 FORMS = (
     *(Form("rmsprop_kernel", *form) for form in product(DTYPES, *[_SWITCHES] * 5)),
     *(Form("multi_tensor_rmsprop_kernel", *form) for form in product(DTYPES, *[_SWITCHES] * 4)),
-    *(Form(name, dtype) for name in ("finite_kernel", "multi_tensor_finite_kernel") for dtype in DTYPES),
+    *(
+        Form(name, dtype)
+        for name in ("finite_kernel", "multi_tensor_finite_kernel")
+        for dtype in DTYPES
+    ),
 )
 
 
@@ -107,7 +111,11 @@ def compile_forms(
     wanted = list(forms)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
-    paths = [str(Path(__file__).parent)] if folder is None else [str(folder), str(Path(__file__).parent)]
+    paths = (
+        [str(Path(__file__).parent)]
+        if folder is None
+        else [str(folder), str(Path(__file__).parent)]
+    )
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, __file__, str(target)],

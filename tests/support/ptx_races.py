@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import torch
 
@@ -46,31 +44,34 @@ def check_race(compiled: Compiled, seed: int) -> int:
     blocks = -(-elements // compiled.block)
     counts = device.put("counts", torch.zeros(3, blocks, dtype=torch.int64))
     watch = Watch(
-        device.put("lr", torch.ones((), dtype=torch.float64)) if compiled.form.lr_on_device else None,
+        device.put("lr", torch.ones((), dtype=torch.float64))
+        if compiled.form.lr_on_device
+        else None,
         device.put("verdict", torch.zeros(1, dtype=torch.int32)) if compiled.form.checked else None,
         counts,
     )
-    lineages = {name: Lineage(len(tensor), tensor.element_size()) for name, tensor in (("param", param), ("ms", ms))}
+    lineages = {
+        name: Lineage(len(tensor), tensor.element_size())
+        for name, tensor in (("param", param), ("ms", ms))
+    }
     lineages["counts"], journal = Lineage(3 * blocks, 8), Journal()
     for name, lineage in lineages.items():
         device.memory.region(name).observers.append(lineage)
     device.memory.region("counts").observers.append(journal)
     hyperparameters = Hyperparameters(**COUNTING, eps_inside_sqrt=compiled.form.eps_inside_sqrt)
     operands = Operands(param, grad, ms)
-    launches = [
-        device.update(compiled, [operands], hyperparameters, watch) for _ in range(UPDATES)
-    ]
+    launches = [device.update(compiled, [operands], hyperparameters, watch) for _ in range(UPDATES)]
     race(launches, device.memory, seed)
-    assert torch.equal(-param.double(), torch.from_numpy(count_bits(lineages["param"].held)).double()), (
-        "an element is not what the updates in it make"
-    )
+    assert torch.equal(
+        -param.double(), torch.from_numpy(count_bits(lineages["param"].held)).double()
+    ), "an element is not what the updates in it make"
     lost = _most_lost(lineages, compiled.block)
     _check_counts(counts.numpy(), lost, lineages["counts"], journal)
     return int(lost.sum())
 
 
 def _most_lost(lineages: dict[str, Lineage], block: int) -> Array:
-    """For each block, how many updates the element has lost that has lost most: int64, (blocks,)."""
+    """For each block, how many updates the element lost that lost most: int64, (blocks,)."""
     lost = np.maximum(lineages["param"].lost(), lineages["ms"].lost())
     return np.maximum.reduceat(lost, np.arange(0, len(lost), block))
 
@@ -91,15 +92,13 @@ def _check_counts(counts: Array, lost: Array, lineage: Lineage, journal: Journal
 
 def _overlapping(events: list[Event], blocks: int) -> Array:
     """For each block, how many updates landed while another was under way: int64, (blocks,)."""
-    began: dict[tuple[int, int], int] = {}
-    landed: dict[int, int] = defaultdict(int)
     pairs = np.zeros(blocks, np.int64)
-    for offset, launch, writes in events:
-        row, block = divmod(offset // 8, blocks)
-        if row == LANDED:
-            if writes:
-                pairs[block] += landed[block] - began[block, launch]
-                landed[block] += 1
-            else:
-                began.setdefault((block, launch), landed[block])
+    for block in range(blocks):
+        here = [each for each in events if each.offset == 8 * (LANDED * blocks + block)]
+        landed = {each.launch: each.after for each in here if each.writes}
+        began: dict[int, int] = {}
+        for each in here:
+            began.setdefault(each.launch, each.after)
+        for launch, end in landed.items():
+            pairs[block] += sum(began[launch] <= other < end for other in landed.values())
     return pairs

@@ -55,7 +55,9 @@ class Device:
         """
         size = values.numel() * values.element_size()
         room = torch.empty(size + 2 * _MARGIN, dtype=torch.uint8)
-        start = _MARGIN // 2 + -(room.data_ptr() + _MARGIN // 2) % 256 + offset * values.element_size()
+        start = (
+            _MARGIN // 2 + -(room.data_ptr() + _MARGIN // 2) % 256 + offset * values.element_size()
+        )
         copy = room[start : start + size].view(values.dtype).reshape(values.shape)
         copy.copy_(values)
         self.memory.add(name, copy)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ptx_machine.errors import UnknownInstructionError
 from ptx_machine.operands import Operands
+from ptx_machine.ports import Order
 from ptx_machine.scalars import SCALARS, Array, Scalar
 from ptx_machine.strands import Strand
 from ptx_machine.syntax import SINK, Instruction, Literal, Operand, Register, Vector
@@ -22,6 +24,11 @@ _HINTS = (
     *("ca", "cg", "cs", "lu", "cv", "wb", "wt"),
     *(f"L1::{each}" for each in ("evict_normal", "evict_unchanged", "evict_first", "evict_last")),
     *("L1::no_allocate", "L2::64B", "L2::128B", "L2::256B"),
+)
+
+_FENCES = (
+    *(f"fence.{order}.{scope}" for order in ("sc", "acq_rel") for scope in ("gpu", "sys")),
+    *("membar.gl", "membar.sys"),
 )
 
 _ATOMIC: dict[str, Callable[[Array, Array], Array]] = {
@@ -54,11 +61,14 @@ class Access(NamedTuple):
 
 
 class _Qualifiers(NamedTuple):
-    """What an opcode says; in any order, as PTX's own and Triton's differ."""
+    """What an opcode says; in any order, as PTX's own and Triton's differ.
+
+    What is ordered for its own block alone, or cluster, is not ordered for others.
+    """
 
     space: str
     order: str
-    scope: str
+    whole: Order
     count: int
     scalar: Scalar
     operation: str
@@ -71,6 +81,8 @@ def access(instruction: Instruction, operands: Operands) -> Access | None:
         UnknownInstructionError: If it, or one of its qualifiers, is not known.
     """
     name, *parts = instruction.opcode.split(".")
+    if instruction.opcode in _FENCES:
+        return Access(True, lambda strand: strand.team.memory.fence(strand))
     if name not in ("ld", "st", "atom", "red"):
         return None
     qualifiers = _read(name, parts)
@@ -100,10 +112,15 @@ def _read(name: str, parts: list[str]) -> _Qualifiers:
     for group in needed:
         if group not in found:
             raise UnknownInstructionError(f"it must say its {group}")
+    order = found.get("order", "relaxed" if atomic else "weak")
+    everywhere = found.get("scope", "gpu") in ("gpu", "sys")
     return _Qualifiers(
         found["space"],
-        found.get("order", "relaxed" if atomic else "weak"),
-        found.get("scope", "gpu"),
+        order,
+        Order(
+            acquires=everywhere and order in ("acquire", "acq_rel"),
+            releases=everywhere and order in ("release", "acq_rel"),
+        ),
         _COUNTS.get(found.get("count", ""), 1),
         SCALARS[found["type"]],
         found.get("operation", ""),
@@ -122,7 +139,7 @@ def _elements(operand: Operand, count: int) -> tuple[Register | Literal, ...]:
 
 def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers) -> Access:
     target, source = instruction.operands
-    space, order, _, count, scalar, _ = qualifiers
+    space, order, orders, count, scalar, _ = qualifiers
     if order in ("release", "acq_rel"):
         raise UnknownInstructionError(f"a load cannot {order}")
     elements = _elements(target, count)
@@ -137,7 +154,7 @@ def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers)
         active = strand.active
         where, team = addresses(strand)[active], strand.team
         if space == "global":
-            values = team.memory.load(where.astype(np.uint64), width, count, team.launch.number)
+            values = team.memory.load(strand, where.astype(np.uint64), width, count, orders)
         else:
             values = team.shared.load(where, strand.place[active], width, count)
         for write, value in zip(writers, values, strict=True):
@@ -148,7 +165,7 @@ def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers)
 
 def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers) -> Access:
     target, source = instruction.operands
-    space, order, _, count, scalar, _ = qualifiers
+    space, order, orders, count, scalar, _ = qualifiers
     if order in ("acquire", "acq_rel") or space == "param":
         raise UnknownInstructionError(f"a store cannot {order}, nor be of parameters")
     addresses = operands.address(target)
@@ -161,7 +178,7 @@ def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers
         everybody = len(strand.thread)
         values = [np.broadcast_to(read(strand), everybody)[active] for read in readers]
         if space == "global":
-            team.memory.store(where.astype(np.uint64), values, team.launch.number)
+            team.memory.store(strand, where.astype(np.uint64), values, orders)
         else:
             team.shared.store(where, strand.place[active], values)
 
@@ -172,10 +189,12 @@ def _atomic(
     name: str, instruction: Instruction, operands: Operands, qualifiers: _Qualifiers
 ) -> Access:
     """The threads of a strand take their turns, in their order."""
-    space, _, _, _, scalar, operation = qualifiers
+    space, _, orders, _, scalar, operation = qualifiers
     if space != "global" or scalar.name not in _TYPES.get(operation, _BITS):
         raise UnknownInstructionError(f"no {operation} of {scalar.name} in {space} memory")
-    target, where, *sources = instruction.operands if name == "atom" else (SINK, *instruction.operands)
+    target, where, *sources = (
+        instruction.operands if name == "atom" else (SINK, *instruction.operands)
+    )
     if len(sources) != (2 if operation == "cas" else 1) or not isinstance(target, Register):
         raise UnknownInstructionError("it takes other operands")
     addresses, write = operands.address(where), operands.loader(target, scalar)
@@ -191,15 +210,15 @@ def _atomic(
         for turn in range(len(here)):
             given = [value[turn : turn + 1] for value in values]
             before[turn : turn + 1] = team.memory.change(
-                here[turn : turn + 1], width, lambda old: _changed(operation, scalar, old, given),
-                reads=operation != "exch", launch=team.launch.number,
+                strand, here[turn : turn + 1], width,
+                partial(_changed, operation, scalar, given), operation != "exch", orders,
             ).view(scalar.dtype)  # fmt: skip
         write(strand, before.view(scalar.raw))
 
     return Access(True, run)
 
 
-def _changed(operation: str, scalar: Scalar, old: Array, given: list[Array]) -> Array:
+def _changed(operation: str, scalar: Scalar, given: list[Array], old: Array) -> Array:
     before = old.view(scalar.dtype)
     if operation == "cas":
         expected, new = given

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ptx_machine.memory import GlobalMemory
+from ptx_machine.ports import AnyOrder, InOrder, Port
 from ptx_machine.strands import State, Strand
 from ptx_machine.teams import Launch, Team
 
@@ -30,7 +31,7 @@ def execute(launch: Launch, memory: GlobalMemory, blocks: Sequence[int] | None =
     together = max(1, _SIDE_BY_SIDE // (x * y * z))
     with np.errstate(all="ignore"):
         for first in range(0, len(chosen), together):
-            team = Team(launch, memory, chosen[first : first + together], by_warp=False)
+            team = Team(launch, InOrder(memory), chosen[first : first + together], by_warp=False)
             while not team.ended:
                 for strand in team.strands:
                     strand.go_on(launch.program.steps, stop=False)
@@ -41,8 +42,9 @@ def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
     """Runs launches at once: after each access of a warp to global memory any other may go on.
 
     So a race between warps, of one launch or of several, can end in every way in which a device
-    could interleave them. Launches begin one after the other, a few blocks of each run at a time,
-    and some warps and launches are slower than others: these are overtaken often.
+    could interleave them; accesses take effect as ``AnyOrder`` says. Launches begin one after the
+    other, a few blocks of each run at a time, and some warps and launches are slower than others:
+    these are overtaken often.
 
     Args:
         launches: What to run, with numbers of their own.
@@ -53,17 +55,22 @@ def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
         ExecutionError: If a launch does what it must not.
     """
     random = np.random.default_rng(seed)
-    waiting = [_Flight(each, memory, random) for each in launches]
+    port = AnyOrder(memory, random)
+    waiting = [_Flight(each, port, random) for each in launches]
     flights: list[_Flight] = []
     pause = random.uniform(0, 200)  # between launches, in accesses
+    settling = 10 ** random.uniform(-2.5, 0)  # how soon stores take effect
     with np.errstate(all="ignore"):
-        while flights or waiting:
+        while flights or waiting or port.pending:
+            if port.pending and (random.random() < settling or not (flights or waiting)):
+                port.settle_one()
+                continue
             if waiting and (not flights or random.random() * pause < 1):
                 flights.append(waiting.pop(0))
             strand = _pick([strand for each in flights for strand in each.strands()], random)
             strand.go_on(strand.team.launch.program.steps, stop=True)
             strand.team.wait()
-            flights = [each for each in flights if each.strands()]
+            flights = [each for each in flights if not each.ended]
 
 
 def _pick(strands: list[tuple[Strand, float]], random: np.random.Generator) -> Strand:
@@ -75,7 +82,7 @@ def _pick(strands: list[tuple[Strand, float]], random: np.random.Generator) -> S
 class _Flight:
     """A launch that is under way."""
 
-    def __init__(self, launch: Launch, memory: GlobalMemory, random: np.random.Generator) -> None:
+    def __init__(self, launch: Launch, memory: Port, random: np.random.Generator) -> None:
         self._launch = launch
         self._memory = memory
         self._random = random
@@ -85,13 +92,20 @@ class _Flight:
         self._teams: list[tuple[Team, list[tuple[Strand, float]]]] = []
 
     def strands(self) -> list[tuple[Strand, float]]:
-        """Those that can go on, with their speeds; none if all blocks have ended."""
+        """Those that can go on, with their speeds."""
         self._teams = [(team, strands) for team, strands in self._teams if not team.ended]
         while self._to_come and len(self._teams) < self._resident:
             blocks = np.array([self._to_come.pop()])
             team = Team(self._launch, self._memory, blocks, by_warp=True)
-            strands = [(each, self._speed * 10 ** self._random.uniform(-1, 1)) for each in team.strands]
+            strands = [
+                (each, self._speed * 10 ** self._random.uniform(-1, 1)) for each in team.strands
+            ]
             self._teams.append((team, strands))
         return [
             each for _, strands in self._teams for each in strands if each[0].state is State.RUNS
         ]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all blocks have."""
+        return not self._to_come and all(team.ended for team, _ in self._teams)

@@ -1,19 +1,21 @@
 """Global memory: arrays that are there, and arrays that are only pretended.
 
-An access outside of them, or one that is not aligned, raises ``AccessError``; the thread that made
-it says who it was.
+An access outside of them, or one that is not aligned, raises ``AccessError``; the strand that made
+it says whose it was.
 """
 
 from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from ptx_machine.observers import Observer
+from ptx_machine.past import Past
 from ptx_machine.scalars import UNSIGNED, Array
 
 
@@ -46,13 +48,14 @@ class Region(Protocol):
     size: int
     observers: list[Observer]
 
-    def load(self, addresses: Array, width: int) -> Array:
-        """Unsigned integers of ``width`` bytes from aligned addresses inside."""
-        ...
+    def load(self, addresses: Array, width: int, time: int | None) -> Array:
+        """Unsigned integers of ``width`` bytes from aligned addresses, at a time or (None) now."""
 
     def store(self, addresses: Array, values: Array) -> None:
-        """Writes unsigned integers to aligned addresses inside; of equal ones the last stays."""
-        ...
+        """Writes unsigned integers to aligned addresses; of those to the same the last stays."""
+
+    def remember(self, time: int) -> None:
+        """What is there now is so until this time."""
 
 
 class Buffer:
@@ -64,31 +67,38 @@ class Buffer:
         self.size = self._bytes.nbytes
         self.observers: list[Observer] = []
         self._array = array  # which keeps the memory
-        self._views: dict[int, tuple[int, Array]] = {}
+        self._past: Past[Array] = Past()
 
-    def load(self, addresses: Array, width: int) -> Array:
+    def load(self, addresses: Array, width: int, time: int | None) -> Array:
         """As ``Region`` has it."""
-        first, view = self._view(width)
+        first, view = self._view(self._past.at(time, self._bytes), width)
         return view[(addresses - np.uint64(first)) // np.uint64(width)]
 
     def store(self, addresses: Array, values: Array) -> None:
         """As ``Region`` has it."""
-        width = values.itemsize
-        first, view = self._view(width)
-        view[(addresses - np.uint64(first)) // np.uint64(width)] = values
+        first, view = self._view(self._bytes, values.itemsize)
+        view[(addresses - np.uint64(first)) // np.uint64(values.itemsize)] = values
 
-    def _view(self, width: int) -> tuple[int, Array]:
-        """The whole of it that is aligned, as integers, and where that begins."""
-        if width not in self._views:
-            skipped = -self.base % width
-            count = max(0, (self.size - skipped) // width)
-            view = self._bytes[skipped : skipped + count * width].view(UNSIGNED[8 * width])
-            self._views[width] = self.base + skipped, view
-        return self._views[width]
+    def remember(self, time: int) -> None:
+        """As ``Region`` has it."""
+        self._past.keep(time, self._bytes.copy())
+
+    def _view(self, octets: Array, width: int) -> tuple[int, Array]:
+        """All of it that is aligned, as integers, and where that begins."""
+        skipped = -self.base % width
+        count = max(0, (self.size - skipped) // width)
+        view = octets[skipped : skipped + count * width].view(UNSIGNED[8 * width])
+        return self.base + skipped, view
 
 
 class Pretended:
-    """Memory of any size, of which only those pages exist that were touched."""
+    """Memory of any size, of which only those pages exist that were touched.
+
+    It keeps no history: whoever asks for an earlier time sees it as it is.
+
+    Attributes:
+        pages: Those, by number: uint8, (``PAGE``,).
+    """
 
     PAGE = 1 << 16
 
@@ -100,7 +110,7 @@ class Pretended:
         self.pages: dict[int, Array] = {}
         self._fill = fill
 
-    def load(self, addresses: Array, width: int) -> Array:
+    def load(self, addresses: Array, width: int, time: int | None) -> Array:
         """As ``Region`` has it."""
         values = np.empty(len(addresses), UNSIGNED[8 * width])
         for places, page, offsets in self._by_page(addresses):
@@ -112,7 +122,10 @@ class Pretended:
         for places, page, offsets in self._by_page(addresses):
             page.view(values.dtype)[offsets // np.uint64(values.itemsize)] = values[places]
 
-    def _by_page(self, addresses: Array) -> Any:
+    def remember(self, time: int) -> None:
+        """As the class says, nothing."""
+
+    def _by_page(self, addresses: Array) -> Iterator[tuple[Array, Array, Array]]:
         offsets = addresses - np.uint64(self.base)
         numbers = offsets // np.uint64(self.PAGE)
         for number in np.unique(numbers):
@@ -128,15 +141,25 @@ class Pretended:
         return self.pages[number]
 
 
+def _zeros(offset: int) -> Array:
+    return np.zeros(Pretended.PAGE, np.uint8)
+
+
 class GlobalMemory:
-    """All that the threads of all launches share."""
+    """All that the threads of all launches share.
+
+    Attributes:
+        time: How many stores have taken effect.
+    """
 
     #: Where pretended memory begins: no system gives a process such addresses.
     PRETENDED = 1 << 60
 
     def __init__(self) -> None:
+        self.time = 0
         self._bases: list[int] = []
         self._regions: list[Region] = []
+        self._keeps_history = False
 
     def add(self, name: str, array: Any) -> Buffer:
         """Lets threads reach an array at its own address.
@@ -153,83 +176,24 @@ class GlobalMemory:
         return buffer
 
     def pretend(
-        self,
-        name: str,
-        size: int,
-        fill: Callable[[int], Array] = lambda offset: np.zeros(Pretended.PAGE, np.uint8),
+        self, name: str, size: int, fill: Callable[[int], Array] = _zeros, offset: int = 0
     ) -> Pretended:
-        """Memory that is not there, at an address that nothing has.
+        """Memory that is not there, at addresses that nothing has.
 
         Args:
             name: What messages call it.
             size: In bytes.
             fill: What a page holds at first, by its offset in bytes: as many as ``Pretended.PAGE``.
+            offset: By how many bytes it lies off a multiple of ``Pretended.PAGE``.
         """
         last = max(self.PRETENDED, *(each.base + each.size for each in self._regions), 0)
-        base = (last // Pretended.PAGE + 1) * Pretended.PAGE
+        base = (last // Pretended.PAGE + 1) * Pretended.PAGE + offset
         region = Pretended(name, base, size, fill)
         self._insert(region)
         return region
 
-    def load(self, addresses: Array, width: int, count: int, reader: int) -> list[Array]:
-        """What lies at each address: ``count`` integers of ``width`` bytes, as so many arrays.
-
-        Raises:
-            AccessError: If an access is not aligned to its whole size, or not within one region.
-        """
-        return self._load(addresses, width, count, reader)
-
-    def _load(self, addresses: Array, width: int, count: int, reader: int | None) -> list[Array]:
-        values = [np.empty(len(addresses), UNSIGNED[8 * width]) for _ in range(count)]
-        for places, region in self._regions_of(addresses, width * count):
-            here = addresses[places]
-            if reader is not None:
-                for each in region.observers:
-                    each.read(here - np.uint64(region.base), width * count, reader)
-            for index, value in enumerate(values):
-                value[places] = region.load(here + np.uint64(index * width), width)
-        return values
-
-    def store(self, addresses: Array, values: list[Array], writer: int) -> None:
-        """Writes an integer of each array, one after the other, to each address.
-
-        Raises:
-            AccessError: As ``load`` does; then nothing has been written.
-        """
-        width = values[0].itemsize
-        for places, region in self._regions_of(addresses, width * len(values)):
-            here = addresses[places]
-            for each in region.observers:
-                each.wrote(here - np.uint64(region.base), width * len(values), writer)
-            for index, value in enumerate(values):
-                region.store(here + np.uint64(index * width), value[places])
-
-    def change(
-        self,
-        addresses: Array,
-        width: int,
-        new: Callable[[Array], Array],
-        reads: bool,
-        launch: int,
-    ) -> Array:
-        """Writes what follows from what is there, which nobody else changes meanwhile.
-
-        Args:
-            addresses: Of integers.
-            width: How many bytes each has.
-            new: What to write, by what was there.
-            reads: Whether that depends on what was there.
-            launch: Which launch does so.
-
-        Returns:
-            What was there.
-        """
-        (before,) = self._load(addresses, width, 1, launch if reads else None)
-        self.store(addresses, [new(before)], launch)
-        return before
-
     def region(self, name: str) -> Region:
-        """The region of a name.
+        """The first region of a name.
 
         Raises:
             KeyError: If there is none.
@@ -239,13 +203,95 @@ class GlobalMemory:
                 return region
         raise KeyError(name)
 
+    def keep_history(self) -> None:
+        """Lets loads ask, from now on, what was there at an earlier time."""
+        self._keeps_history = True
+
+    def check(self, addresses: Array, size: int) -> None:
+        """Checks accesses of so many bytes at each address.
+
+        Raises:
+            AccessError: If one is not aligned to its whole size, or not within one region.
+        """
+        self._regions_of(addresses, size)
+
+    def load(
+        self, addresses: Array, width: int, count: int, launch: int, time: int | None = None
+    ) -> list[Array]:
+        """What lies at each address: ``count`` integers of ``width`` bytes, as so many arrays.
+
+        Args:
+            addresses: uint64.
+            width: In bytes.
+            count: How many lie one after the other.
+            launch: Who asks.
+            time: When, if not now.
+
+        Raises:
+            AccessError: As ``check`` does.
+        """
+        values = [np.empty(len(addresses), UNSIGNED[8 * width]) for _ in range(count)]
+        for places, region in self._regions_of(addresses, width * count):
+            here = addresses[places]
+            for each in region.observers:
+                each.read(here - np.uint64(region.base), width * count, launch, time)
+            for index, value in enumerate(values):
+                value[places] = region.load(here + np.uint64(index * width), width, time)
+        return values
+
+    def store(self, addresses: Array, values: list[Array], launch: int) -> None:
+        """Writes an integer of each array, one after the other, to each address.
+
+        Raises:
+            AccessError: As ``check`` does; then nothing has been written.
+        """
+        width = values[0].itemsize
+        for places, region in self._regions_of(addresses, width * len(values)):
+            here = addresses[places]
+            if self._keeps_history:
+                region.remember(self.time)
+            for each in region.observers:
+                if self._keeps_history:
+                    each.remember(self.time)
+                each.wrote(here - np.uint64(region.base), width * len(values), launch)
+            for index, value in enumerate(values):
+                region.store(here + np.uint64(index * width), value[places])
+        self.time += 1
+
+    def change(
+        self,
+        address: Array,
+        width: int,
+        new: Callable[[Array], Array],
+        reads: bool,
+        launch: int,
+    ) -> Array:
+        """Writes what follows from what is there, which nobody else changes meanwhile.
+
+        Args:
+            address: Of an integer: uint64, (1,).
+            width: How many bytes it has.
+            new: What to write, by what was there.
+            reads: Whether that depends on what was there.
+            launch: Who does so.
+
+        Returns:
+            What was there.
+        """
+        ((_, region),) = self._regions_of(address, width)
+        if reads:
+            for each in region.observers:
+                each.read(address - np.uint64(region.base), width, launch, None)
+        before = region.load(address, width, None)
+        self.store(address, [new(before)], launch)
+        return before
+
     def _insert(self, region: Region) -> None:
         place = bisect_right(self._bases, region.base)
-        before = self._regions[place - 1 : place]
-        after = self._regions[place : place + 1]
-        for one, other in [*((each, region) for each in before), *((region, each) for each in after)]:
+        around = [*self._regions[:place][-1:], region, *self._regions[place : place + 1]]
+        for one, other in pairwise(around):
             if one.base + one.size > other.base:
-                raise ValueError(f"{region.name} shares addresses with another region")
+                raise ValueError(f"{one.name} and {other.name} share addresses")
         self._bases.insert(place, region.base)
         self._regions.insert(place, region)
 
@@ -254,34 +300,32 @@ class GlobalMemory:
         unaligned = np.flatnonzero(addresses % np.uint64(size))
         if len(unaligned):
             self._refuse(addresses, int(unaligned[0]), f"is not a multiple of {size}")
-        lowest, highest = int(addresses.min()), int(addresses.max())
-        region = self._region_at(lowest)
-        if region is not None and highest + size <= region.base + region.size:
+        region = self._region_at(int(addresses.min()))
+        if region is not None and int(addresses.max()) + size <= region.base + region.size:
             return [(slice(None), region)]
-        if not self._regions:
-            self._refuse(addresses, 0, f"is in no region: an access of {size} bytes")
-        found = np.searchsorted(np.array(self._bases, np.uint64), addresses, "right") - 1
-        outside = np.flatnonzero(
-            [
-                index < 0
-                or int(address) + size > self._regions[index].base + self._regions[index].size
-                for index, address in zip(found, addresses, strict=True)
-            ]
-        )
+        found = np.array([self._index_of(int(address), size) for address in addresses])
+        outside = np.flatnonzero(found < 0)
         if len(outside):
-            self._refuse(addresses, int(outside[0]), f"is in no region: an access of {size} bytes")
-        return [
-            (np.flatnonzero(found == index), self._regions[index]) for index in np.unique(found)
-        ]
+            self._refuse(addresses, int(outside[0]), f"is in no region: {size} bytes")
+        indices = [int(index) for index in np.unique(found)]
+        return [(np.flatnonzero(found == index), self._regions[index]) for index in indices]
+
+    def _index_of(self, address: int, size: int) -> int:
+        """Which region holds so many bytes from an address on; -1 if none does."""
+        index = bisect_right(self._bases, address) - 1
+        if index < 0 or address + size > self._regions[index].base + self._regions[index].size:
+            return -1
+        return index
 
     def _region_at(self, address: int) -> Region | None:
+        """The last region that begins at or before an address."""
         place = bisect_right(self._bases, address)
         return self._regions[place - 1] if place else None
 
-    def _refuse(self, addresses: Array, position: int, problem: str) -> None:
+    def _refuse(self, addresses: Array, position: int, problem: str) -> NoReturn:
         address = int(addresses[position])
         near = self._region_at(address)
-        where = "" if near is None else f" ({near.name}, of {near.size} bytes, {address - near.base:+})"
+        where = "" if near is None else f" (that of {near.name} {address - near.base:+} bytes)"
         raise AccessError(position, f"address {address:#x}{where} {problem}")
 
 

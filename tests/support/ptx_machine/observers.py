@@ -6,17 +6,21 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ptx_machine.past import Past
 from ptx_machine.scalars import Array
 
 
 class Observer(Protocol):
-    """Is told of each access to a region, in the order in which memory has them."""
+    """Is told of each access to a region, in the order in which they take effect."""
 
-    def read(self, offsets: Array, size: int, launch: int) -> None:
-        """A launch has read ``size`` bytes at each offset."""
+    def read(self, offsets: Array, size: int, launch: int, time: int | None) -> None:
+        """A launch reads ``size`` bytes at each offset, as they were at a time, or are (None)."""
 
     def wrote(self, offsets: Array, size: int, launch: int) -> None:
-        """A launch has written ``size`` bytes at each offset."""
+        """A launch writes ``size`` bytes at each offset."""
+
+    def remember(self, time: int) -> None:
+        """What is so now is so until this time."""
 
 
 class Event(NamedTuple):
@@ -26,30 +30,41 @@ class Event(NamedTuple):
         offset: Where in the region, in bytes.
         launch: Whose.
         writes: Whether it is a write.
+        after: How many writes had taken effect before it, or before what it saw.
     """
 
     offset: int
     launch: int
     writes: bool
+    after: int
 
 
 class Journal:
-    """All accesses, in their order.
+    """All accesses.
 
     Attributes:
-        events: They.
+        events: They, as they were made.
     """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self._writes = 0
+        self._past: Past[int] = Past()
 
-    def read(self, offsets: Array, size: int, launch: int) -> None:
+    def read(self, offsets: Array, size: int, launch: int, time: int | None) -> None:
         """Notes reads."""
-        self.events += [Event(int(offset), launch, False) for offset in offsets]
+        after = self._past.at(time, self._writes)
+        self.events += [Event(int(offset), launch, False, after) for offset in offsets]
 
     def wrote(self, offsets: Array, size: int, launch: int) -> None:
         """Notes writes."""
-        self.events += [Event(int(offset), launch, True) for offset in offsets]
+        for offset in offsets:
+            self.events.append(Event(int(offset), launch, True, self._writes))
+            self._writes += 1
+
+    def remember(self, time: int) -> None:
+        """Keeps how many writes there were."""
+        self._past.keep(time, self._writes)
 
 
 class Lineage:
@@ -70,18 +85,23 @@ class Lineage:
         self.written = np.zeros(elements, np.uint64)
         self._width = width
         self._read: dict[int, Array] = {}
+        self._past: Past[Array] = Past()
 
-    def read(self, offsets: Array, size: int, launch: int) -> None:
-        """Notes that a launch has read so many bytes at each offset."""
+    def read(self, offsets: Array, size: int, launch: int, time: int | None) -> None:
+        """Notes what a launch sees."""
         elements = self._elements(offsets, size)
-        self._seen_by(launch)[elements] = self.held[elements]
+        self._seen_by(launch)[elements] = self._past.at(time, self.held)[elements]
 
     def wrote(self, offsets: Array, size: int, launch: int) -> None:
-        """Notes that a launch writes so many bytes at each offset."""
+        """Passes on what a launch has seen, and itself."""
         elements = self._elements(offsets, size)
         itself = np.uint64(1 << launch)
         self.held[elements] = self._seen_by(launch)[elements] | itself
         self.written[elements] |= itself
+
+    def remember(self, time: int) -> None:
+        """Keeps what is in each element."""
+        self._past.keep(time, self.held.copy())
 
     def lost(self) -> Array:
         """How many launches wrote each element, and are in it no more: int64, (elements,)."""

@@ -41,9 +41,7 @@ class Operands:
         self._parameters = {name: index for index, name in enumerate(kernel.parameters)}
         self._shared: dict[str, int] = {}
         self.shared_end = 0
-        for name, variable in sorted(
-            kernel.shared.items(), key=lambda item: item[1].size is None
-        ):
+        for name, variable in sorted(kernel.shared.items(), key=lambda item: item[1].size is None):
             start = -(-self.shared_end // variable.alignment) * variable.alignment
             self._shared[name] = start
             self.shared_end = start + (variable.size or 0)

@@ -180,9 +180,7 @@ def _approximation(qualifiers: _Qualifiers) -> Operation:
     raise UnknownInstructionError(f"{qualifiers.opcode}: unknown qualifiers")
 
 
-def _of_one(
-    compute: Callable[[Array], Array], *allowed: str
-) -> Callable[[_Qualifiers], Operation]:
+def _of_one(compute: Callable[[Array], Array], *allowed: str) -> Callable[[_Qualifiers], Operation]:
     def make(qualifiers: _Qualifiers) -> Operation:
         scalar = qualifiers.scalar(*allowed)
         return Operation((scalar,), scalar, compute)
@@ -305,7 +303,9 @@ def _comparison(name: str, scalar: Scalar) -> Callable[..., Array] | None:
 
 def _select(qualifiers: _Qualifiers) -> Operation:
     scalar = qualifiers.scalar(*_B, *_INTEGERS, "f32", "f64")
-    return Operation((scalar, scalar, _PREDICATE), scalar, lambda a, b, which: np.where(which, a, b))
+    return Operation(
+        (scalar, scalar, _PREDICATE), scalar, lambda a, b, which: np.where(which, a, b)
+    )
 
 
 # Conversions

@@ -92,6 +92,11 @@ class Strand:
         self._next = 0
 
     @property
+    def launch(self) -> int:
+        """The number of the launch."""
+        return self.team.launch.number
+
+    @property
     def everybody(self) -> bool:
         """Whether all threads are active."""
         return self._active is self._everybody

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 
 class Register(NamedTuple):
@@ -41,7 +41,7 @@ class Vector(NamedTuple):
     elements: tuple[Register | Literal, ...]
 
 
-Operand = Union[Register, Literal, Name, Address, Vector]
+Operand = Register | Literal | Name | Address | Vector
 
 
 class Instruction(NamedTuple):

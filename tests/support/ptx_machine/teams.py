@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptx_machine.memory import AccessError, GlobalMemory
+from ptx_machine.memory import AccessError
+from ptx_machine.ports import Port
 from ptx_machine.program import Program
 from ptx_machine.scalars import UNSIGNED, Array
 from ptx_machine.strands import WARP, State, Strand
@@ -61,18 +62,18 @@ class Team:
 
     Attributes:
         launch: Theirs.
-        memory: What all threads share.
+        memory: How they reach what all threads share.
         blocks: Which of the grid's they are: int64.
         strands: Their threads.
         shared: What the threads of each block share.
     """
 
-    def __init__(self, launch: Launch, memory: GlobalMemory, blocks: Array, by_warp: bool) -> None:
+    def __init__(self, launch: Launch, memory: Port, blocks: Array, by_warp: bool) -> None:
         """Makes the threads.
 
         Args:
             launch: Theirs.
-            memory: What all threads share.
+            memory: How they reach what all threads share.
             blocks: Which of the grid's they are.
             by_warp: Whether each warp is a strand; else all threads are one.
         """
@@ -94,7 +95,8 @@ class Team:
 
     def wait(self) -> None:
         """Opens the barrier if nobody is left who could still come."""
-        if all(strand.state is not State.RUNS for strand in self.strands):
+        if not self.ended and all(strand.state is not State.RUNS for strand in self.strands):
+            self.memory.met(self)
             for strand in self.strands:
                 strand.release()
 
@@ -124,9 +126,7 @@ class SharedMemory:
         for index, value in enumerate(values):
             view[first + index] = value
 
-    def _found(
-        self, addresses: Array, place: Array, width: int, count: int
-    ) -> tuple[Array, Array]:
+    def _found(self, addresses: Array, place: Array, width: int, count: int) -> tuple[Array, Array]:
         addresses = addresses.astype(np.int64)
         size = width * count
         wrong = np.flatnonzero((addresses % size != 0) | (addresses + size > self._size))
