@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 from ptx_compiling import Compiled
@@ -59,8 +60,8 @@ def check_race(compiled: Compiled, seed: int) -> int:
         device.memory.region(name).observers.append(lineage)
     device.memory.region("counts").observers.append(journal)
     hyperparameters = Hyperparameters(**COUNTING, eps_inside_sqrt=compiled.form.eps_inside_sqrt)
-    operands = Operands(param, grad, ms)
-    launches = [device.update(compiled, [operands], hyperparameters, watch) for _ in range(UPDATES)]
+    table = LaunchTable([Operands(param, grad, ms)])
+    launches = [device.update(compiled, table, hyperparameters, watch) for _ in range(UPDATES)]
     race(launches, device.memory, seed)
     assert torch.equal(
         -param.double(), torch.from_numpy(count_bits(lineages["param"].held)).double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ import torch
 from hogstream.kernels.backends.triton_launch import factor_words
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
-from hogstream.kernels.operands import Operands
 from ptx_compiling import Compiled
 from ptx_machine import GlobalMemory, Launch
 
@@ -66,12 +64,11 @@ class Device:
     def update(
         self,
         compiled: Compiled,
-        operands: Sequence[Operands],
+        table: LaunchTable,
         hyperparameters: Hyperparameters,
         watch: Watch = Watch(),  # noqa: B008 - it never changes
     ) -> Launch:
         """The launch of an update of tensors that are on the device."""
-        table = LaunchTable(operands)
         programs, where = self._table(compiled, table)
         factors = factor_words(hyperparameters)
         if watch.lr is not None:
@@ -81,11 +78,8 @@ class Device:
             arguments.append(_address(watch.counts))
         return self._launch(compiled, programs, arguments)
 
-    def check_finite(
-        self, compiled: Compiled, operands: Sequence[Operands], verdict: torch.Tensor
-    ) -> Launch:
+    def check_finite(self, compiled: Compiled, table: LaunchTable, verdict: torch.Tensor) -> Launch:
         """The launch of what finds whether gradients are finite."""
-        table = LaunchTable(operands)
         programs, where = self._table(compiled, table)
         if not compiled.form.is_multi_tensor:
             where = [where[GRAD], where[ELEMENTS]]

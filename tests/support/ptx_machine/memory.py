@@ -126,7 +126,7 @@ class Pretended:
         """As the class says, nothing."""
 
     def _by_page(self, addresses: Array) -> Iterator[tuple[Array, Array, Array]]:
-        offsets = addresses - np.uint64(self.base)
+        offsets = addresses - np.uint64(self.base // self.PAGE * self.PAGE)
         numbers = offsets // np.uint64(self.PAGE)
         for number in np.unique(numbers):
             places = np.flatnonzero(numbers == number)
@@ -183,8 +183,9 @@ class GlobalMemory:
         Args:
             name: What messages call it.
             size: In bytes.
-            fill: What a page holds at first, by its offset in bytes: as many as ``Pretended.PAGE``.
-            offset: By how many bytes it lies off a multiple of ``Pretended.PAGE``.
+            fill: What a page holds at first, ``Pretended.PAGE`` bytes, by how many bytes lie
+                between the first page and it.
+            offset: By how many bytes the memory lies off the start of its first page.
         """
         last = max(self.PRETENDED, *(each.base + each.size for each in self._regions), 0)
         base = (last // Pretended.PAGE + 1) * Pretended.PAGE + offset
