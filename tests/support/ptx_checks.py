@@ -14,16 +14,22 @@ from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
-from ptx_compiling import Compiled
+from ptx_compiling import Compiled, Form
 from ptx_machine import Launch, execute
 from ptx_updates import Device, Watch
 from update_testing import COMPUTE, State, assert_same_bits, extreme, special
 
-_LR = 0.02
-_HYPERPARAMETERS: dict[bool, list[dict[str, Any]]] = {
-    False: [{}, {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}],
-    True: [{"weight_decay": 0.1}, {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}],
-}
+
+def _hyperparameters(form: Form) -> list[dict[str, Any]]:
+    if form.coupled:
+        return [{"weight_decay": 0.1}, {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}]
+    # An update by this is half of the last bit of what lies between 1 and 2: it makes ties.
+    half = torch.finfo(getattr(torch, form.dtype)).eps / 2
+    return [
+        {},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "lr": 0.02},
+        {"lr": half, "alpha": 0.0, "eps": 0.0},
+    ]
 
 
 class Case(NamedTuple):
@@ -45,21 +51,21 @@ class Case(NamedTuple):
 def check_form(compiled: Compiled) -> int:
     """Runs all checks of a kernel, and returns how many elements were compared."""
     if compiled.form.updates:
-        return sum(check_bits(compiled, each) for each in _HYPERPARAMETERS[compiled.form.coupled])
+        return sum(check_bits(compiled, each) for each in _hyperparameters(compiled.form))
     return check_verdicts(compiled)
 
 
 def check_bits(compiled: Compiled, switches: dict[str, Any]) -> int:
     """Compares updates with the NumPy backend's, and returns how many elements it compared."""
     form = compiled.form
-    numbers = {"lr": _LR, "eps_inside_sqrt": form.eps_inside_sqrt, **switches}
+    numbers = {"eps_inside_sqrt": form.eps_inside_sqrt, **switches}
     hyperparameters = Hyperparameters(**numbers)
     cases = _cases(form.dtype, compiled.block)
     groups = [cases] if form.is_multi_tensor else [[case] for case in cases]
     for group in groups:
         device = Device()
         operands = [_on_device(device, case) for case in group]
-        watch = _watch(compiled, device, group)
+        watch = _watch(compiled, device, group, hyperparameters.lr)
         launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
         if watch.verdict is not None:
             _check_left_out(device, launch, watch, operands)
@@ -110,11 +116,11 @@ def _on_device(device: Device, case: Case) -> Operands:
     )
 
 
-def _watch(compiled: Compiled, device: Device, group: list[Case]) -> Watch:
+def _watch(compiled: Compiled, device: Device, group: list[Case], lr: float) -> Watch:
     form = compiled.form
     blocks = -(-group[0].param.numel() // compiled.block)
     return Watch(
-        device.put("lr", torch.tensor(_LR, dtype=torch.float64)) if form.lr_on_device else None,
+        device.put("lr", torch.tensor(lr, dtype=torch.float64)) if form.lr_on_device else None,
         device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
         device.put("counts", _counts(blocks)) if form.counted else None,
     )
@@ -150,9 +156,11 @@ def _cases(dtype_name: str, block: int) -> list[Case]:
     layouts = [
         (size, (0, 0, 0)),
         (size, (1, 0, 0)),
-        (size, (0, 1, 3)),
+        (2 * block + 1, (0, 1, 0)),
+        (2 * block + 5, (0, 0, 1)),
+        (2 * block, (1, 2, 3)),
         (1, (0, 0, 0)),
-        (block - 1, (0, 0, 1)),
+        (block - 1, (0, 0, 0)),
         (block, (0, 0, 0)),
         (block + 1, (0, 0, 0)),
     ]

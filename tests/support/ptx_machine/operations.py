@@ -253,6 +253,27 @@ def _extract(qualifiers: _Qualifiers) -> Operation:
     return Operation((scalar, SCALARS["u32"], SCALARS["u32"]), scalar, compute)
 
 
+def _permute(qualifiers: _Qualifiers) -> Operation:
+    """Four of the eight bytes of two words, each chosen by three bits of a selector.
+
+    A fourth bit asks for the sign of the byte in its place.
+    """
+    scalar = qualifiers.scalar("b32")
+
+    def compute(a: Array, b: Array, selector: Array) -> Array:
+        both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+        result = np.zeros_like(both)
+        for place in range(4):
+            choice = (selector >> np.uint32(4 * place)).astype(np.uint64)
+            byte = both >> (choice % np.uint64(8) * np.uint64(8)) & np.uint64(255)
+            sign = np.where(byte > 127, np.uint64(255), np.uint64(0))
+            byte = np.where(choice & np.uint64(8) != 0, sign, byte)
+            result = result | byte << np.uint64(8 * place)
+        return result.astype(np.uint32)
+
+    return Operation((scalar, scalar, scalar), scalar, compute)
+
+
 # Choice
 
 _COMPARISONS: dict[str, Callable[..., Array]] = {
@@ -378,6 +399,7 @@ _OPERATIONS: dict[str, Callable[[_Qualifiers], Operation]] = {
     "neg": _of_one(np.negative, *_S, "f32", "f64"),
     "not": _logic(np.invert),
     "or": _logic(np.bitwise_or),
+    "prmt": _permute,
     "rcp": _rounded(np.reciprocal),
     "rsqrt": _approximation,
     "selp": _select,

@@ -73,7 +73,8 @@ def parse(text: str) -> Module:
         else:
             end = text.find(";", position)
             statement = text[position : end if end >= 0 else None].strip()
-            if not _declare_shared(shared, statement):
+            # What lies in global memory has no address here: who names it is refused.
+            if not statement.startswith(".global ") and not _declare_shared(shared, statement):
                 raise ParseError(line, f"unknown directive: {statement[:60]!r}")
             position = end + 1
     return Module(target, kernels)
