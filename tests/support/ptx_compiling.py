@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +95,10 @@ class Compiled(NamedTuple):
 
 
 def compile_forms(
-    forms: Iterable[Form], target: int, folder: Path | None = None
+    forms: Iterable[Form],
+    target: int,
+    folder: Path | None = None,
+    edit: Callable[[str], str] = str,
 ) -> dict[Form, Compiled]:
     """Compiles forms for a device, in a process of its own.
 
@@ -103,6 +106,7 @@ def compile_forms(
         forms: Which.
         target: One of ``TARGETS``.
         folder: Where ``hogstream`` is imported from, if it is a copy.
+        edit: Makes of their PTX what is run.
 
     Raises:
         RuntimeError: If one does not compile.
@@ -124,12 +128,12 @@ def compile_forms(
     if done.returncode != 0:
         raise RuntimeError(f"cannot compile for sm_{target}: {done.stderr[-1000:]}")
     lines = map(json.loads, done.stdout.splitlines())
-    return {form: _compiled(form, target, line) for form, line in zip(wanted, lines, strict=True)}
-
-
-def _compiled(form: Form, target: int, line: dict[str, Any]) -> Compiled:
-    (kernel,) = parse(line["ptx"]).kernels.values()
-    return Compiled(form, target, line["block"], Program(kernel), line["shared"])
+    compiled = {}
+    for form, line in zip(wanted, lines, strict=True):
+        (kernel,) = parse(edit(line["ptx"])).kernels.values()
+        program = Program(kernel)
+        compiled[form] = Compiled(form, target, line["block"], program, line["shared"])
+    return compiled
 
 
 def _compile(target: int, form: Form) -> dict[str, Any]:

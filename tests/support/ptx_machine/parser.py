@@ -148,15 +148,14 @@ def _parse_body(kernel: Kernel, text: str, start: int, end: int) -> None:
 
 def _statements(text: str, start: int, end: int) -> Iterator[_Statement]:
     """Each statement without its semicolon, each label with its colon."""
-    pattern = re.compile(r"\s*([\w$]+:(?!:)|[^;{}]*(?:\{[^{}]*\}[^;{}]*)*;)", re.DOTALL)
-    line = _line(text, start)
-    while text[start:end].strip():
+    pattern = re.compile(r"[\w$]+:(?!:)|[^;{}]*(?:\{[^{}]*\}[^;{}]*)*;")
+    line, counted = _line(text, start), start
+    while (start := _skip_blank(text, start)) < end:
+        line, counted = line + text.count("\n", counted, start), start
         found = pattern.match(text, start, end)
         if found is None:
             raise ParseError(line, f"no statement: {text[start:end].strip()[:60]!r}")
-        at = line + text.count("\n", start, found.start(1))
-        yield _Statement(at, found[1].rstrip(";").strip())
-        line += text.count("\n", start, found.end())
+        yield _Statement(line, found[0].rstrip(";").strip())
         start = found.end()
 
 
