@@ -150,21 +150,22 @@ MUTATIONS = {
     "the writing of the witness releases nothing": _kernel(
         _WRITTEN, _WRITTEN.replace("release", "relaxed")
     ),
-    "the landing releases nothing": _kernel(_LANDED, _LANDED.replace("acq_rel", "relaxed")),
-    "the landing is ordered for its own block alone": _kernel(
-        _LANDED, _LANDED.replace('"acq_rel"', '"acq_rel", scope="cta"')
-    ),
 }
 
 
 def _without_barriers(after: str, before: str) -> Callable[[str], str]:
-    """PTX of counters without the barriers between two patterns; other PTX as it is."""
+    """Drops the barriers between two patterns from PTX that counts; other PTX stays as it is."""
+    between = re.compile(f"({after})(.*?)({before})", re.DOTALL)
 
     def edit(ptx: str) -> str:
-        between = re.compile(f"({after})(.*?)({before})", re.DOTALL)
-        return between.sub(
+        if ".exch." not in ptx:
+            return ptx
+        dropped = between.sub(
             lambda found: found[1] + re.sub(r"bar\.sync\s+0;", "", found[2]) + found[3], ptx
         )
+        if dropped == ptx:
+            raise ValueError(f"there is no barrier between {after!r} and {before!r}")
+        return dropped
 
     return edit
 
@@ -212,11 +213,23 @@ def run(name: str) -> Caught:
 
 
 def _compiled_with(name: str) -> dict[Form, Compiled]:
+    wanted = [(TARGET, form) for form in _FORMS]
     if name in PTX_MUTATIONS:
-        return compile_forms(_FORMS, TARGET, edit=PTX_MUTATIONS[name])
-    with tempfile.TemporaryDirectory(prefix="hogstream-mutation-") as folder:
-        copy_with(MUTATIONS[name], Path(folder, "hogstream"), "kernels/backends", ("kernels",))
-        return compile_forms(_FORMS, TARGET, Path(folder))
+        compiled = compile_forms(wanted, edit=PTX_MUTATIONS[name])
+    else:
+        with tempfile.TemporaryDirectory(prefix="hogstream-mutation-") as folder:
+            copy_kernels_with(MUTATIONS[name], Path(folder))
+            compiled = compile_forms(wanted, Path(folder))
+    return {form: each for (_, form), each in compiled.items()}
+
+
+def copy_kernels_with(mutation: Mutation, folder: Path) -> None:
+    """Copies the kernels into a folder that ``hogstream`` can be imported from, with a fault.
+
+    Raises:
+        ValueError: If it is none of the sources as they are.
+    """
+    copy_with(mutation, folder / "hogstream", "kernels/backends", ("kernels",))
 
 
 def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], object]]]:

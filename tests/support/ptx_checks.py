@@ -57,27 +57,31 @@ def check_form(compiled: Compiled) -> int:
 
 def check_bits(compiled: Compiled, switches: dict[str, Any]) -> int:
     """Compares updates with the NumPy backend's, and returns how many elements it compared."""
-    form = compiled.form
-    numbers = {"eps_inside_sqrt": form.eps_inside_sqrt, **switches}
-    hyperparameters = Hyperparameters(**numbers)
-    cases = _cases(form.dtype, compiled.block)
-    groups = [cases] if form.is_multi_tensor else [[case] for case in cases]
-    for group in groups:
-        device = Device()
-        operands = [_on_device(device, case) for case in group]
-        watch = _watch(compiled, device, group, hyperparameters.lr)
-        launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
-        if watch.verdict is not None:
-            _check_left_out(device, launch, watch, operands)
-        execute(launch, device.memory)
-        for case, (param, _, ms) in zip(group, operands, strict=True):
+    numbers = {"eps_inside_sqrt": compiled.form.eps_inside_sqrt, **switches}
+    cases = _cases(compiled.form.dtype, compiled.block)
+    for group in [cases] if compiled.form.is_multi_tensor else [[case] for case in cases]:
+        for case, (param, _, ms) in zip(group, _updated(compiled, group, numbers), strict=True):
             expected = State(case.param.clone(), case.ms.clone())
             rmsprop_(expected.param, case.grad, expected.ms, backend="numpy", **numbers)
             assert_same_bits(State(param, ms), expected)
-        if watch.counts is not None:
-            counted = watch.counts - _counts(watch.counts.shape[1])
-            assert torch.equal(counted, torch.tensor([[1], [1], [0]]).expand_as(counted)), counted
     return sum(case.param.numel() for case in cases)
+
+
+def _updated(compiled: Compiled, group: list[Case], numbers: dict[str, Any]) -> list[Operands]:
+    """Tensors after one update, of which what watches it has been checked."""
+    device, hyperparameters = Device(), Hyperparameters(**numbers)
+    operands = [_on_device(device, case) for case in group]
+    blocks = -(-group[0].param.numel() // compiled.block)
+    watch = Watch.of(compiled.form, device, hyperparameters.lr, blocks)
+    launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
+    if watch.verdict is not None:
+        _check_left_out(device, launch, watch, operands)
+    counts = None if watch.counts is None else watch.counts.clone()
+    execute(launch, device.memory)
+    if watch.counts is not None and counts is not None:
+        counted = watch.counts - counts
+        assert torch.equal(counted, torch.tensor([[1], [1], [0]]).expand_as(counted)), counted
+    return operands
 
 
 def check_verdicts(compiled: Compiled) -> int:
@@ -116,21 +120,6 @@ def _on_device(device: Device, case: Case) -> Operands:
     )
 
 
-def _watch(compiled: Compiled, device: Device, group: list[Case], lr: float) -> Watch:
-    form = compiled.form
-    blocks = -(-group[0].param.numel() // compiled.block)
-    return Watch(
-        device.put("lr", torch.tensor(lr, dtype=torch.float64)) if form.lr_on_device else None,
-        device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
-        device.put("counts", _counts(blocks)) if form.counted else None,
-    )
-
-
-def _counts(blocks: int) -> torch.Tensor:
-    """What counters hold before an update."""
-    return torch.arange(3 * blocks).reshape(3, blocks)
-
-
 def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list[Operands]) -> None:
     """Checks that an update is left out as a whole where the verdict says so."""
     assert watch.verdict is not None
@@ -151,7 +140,6 @@ def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list
 def _cases(dtype_name: str, block: int) -> list[Case]:
     dtype = getattr(torch, dtype_name)
     params, grads, squares = map(torch.cat, zip(*_values(dtype), strict=True))
-    everything = [params, grads, squares]
     size = len(params)
     layouts = [
         (size, (0, 0, 0)),
@@ -164,7 +152,9 @@ def _cases(dtype_name: str, block: int) -> list[Case]:
         (block, (0, 0, 0)),
         (block + 1, (0, 0, 0)),
     ]
-    return [Case(*(tensor[:count] for tensor in everything), offsets) for count, offsets in layouts]
+    return [
+        Case(params[:count], grads[:count], squares[:count], offsets) for count, offsets in layouts
+    ]
 
 
 def _values(dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -1,7 +1,7 @@
 """Our Triton kernels as PTX, in each form that a launch may ask for.
 
 Tests have Triton interpret, so a process of its own compiles: this file, run as a program, takes a
-JSON list of forms, and prints a line for each.
+JSON list of devices and forms, and prints a line for each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from itertools import product
+from functools import partial
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,9 @@ _SWITCHES = (False, True)
 
 #: All forms that there are.
 FORMS = (
-    *(Form("rmsprop_kernel", *form) for form in product(DTYPES, *[_SWITCHES] * 5)),
-    *(Form("multi_tensor_rmsprop_kernel", *form) for form in product(DTYPES, *[_SWITCHES] * 4)),
-    *(
-        Form(name, dtype)
-        for name in ("finite_kernel", "multi_tensor_finite_kernel")
-        for dtype in DTYPES
-    ),
+    *starmap(partial(Form, "rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 5)),
+    *starmap(partial(Form, "multi_tensor_rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 4)),
+    *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
 )
 
 
@@ -95,16 +92,14 @@ class Compiled(NamedTuple):
 
 
 def compile_forms(
-    forms: Iterable[Form],
-    target: int,
+    wanted: Iterable[tuple[int, Form]],
     folder: Path | None = None,
     edit: Callable[[str], str] = str,
-) -> dict[Form, Compiled]:
-    """Compiles forms for a device, in a process of its own.
+) -> dict[tuple[int, Form], Compiled]:
+    """Compiles forms, in a process of its own.
 
     Args:
-        forms: Which.
-        target: One of ``TARGETS``.
+        wanted: For which device, of ``TARGETS``, and which form.
         folder: Where ``hogstream`` is imported from, if it is a copy.
         edit: Makes of their PTX what is run.
 
@@ -112,27 +107,27 @@ def compile_forms(
         RuntimeError: If one does not compile.
         ptx_machine.PtxError: If the machine does not know what comes out.
     """
-    wanted = list(forms)
+    wanted = list(wanted)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = [folder, Path(__file__).parent] if folder else [Path(__file__).parent]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
-    paths = (
-        [str(Path(__file__).parent)]
-        if folder is None
-        else [str(folder), str(Path(__file__).parent)]
-    )
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
-        [sys.executable, __file__, str(target)],
-        input=json.dumps(wanted), env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, __file__],
+        input=json.dumps(wanted),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
-        raise RuntimeError(f"cannot compile for sm_{target}: {done.stderr[-1000:]}")
-    lines = map(json.loads, done.stdout.splitlines())
+        raise RuntimeError(f"kernels do not compile: {done.stderr[-1000:]}")
     compiled = {}
-    for form, line in zip(wanted, lines, strict=True):
-        (kernel,) = parse(edit(line["ptx"])).kernels.values()
-        program = Program(kernel)
-        compiled[form] = Compiled(form, target, line["block"], program, line["shared"])
+    for (target, form), line in zip(wanted, done.stdout.splitlines(), strict=True):
+        code = json.loads(line)
+        (kernel,) = parse(edit(code["ptx"])).kernels.values()
+        compiled[target, form] = Compiled(
+            form, target, code["block"], Program(kernel), code["shared"]
+        )
     return compiled
 
 
@@ -167,7 +162,7 @@ def main() -> None:
     from hogstream.kernels.backends.triton_cache import ensure_folder
 
     ensure_folder()
-    tasks = [(int(sys.argv[1]), Form(*form)) for form in json.load(sys.stdin)]
+    tasks = [(target, Form(*form)) for target, form in json.load(sys.stdin)]
     processes = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for line in pool.imap(_compile_one, tasks):

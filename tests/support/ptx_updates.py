@@ -9,7 +9,7 @@ import torch
 from hogstream.kernels.backends.triton_launch import factor_words
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
-from ptx_compiling import Compiled
+from ptx_compiling import Compiled, Form
 from ptx_machine import GlobalMemory, Launch
 
 #: What every kernel of Triton's takes besides: two addresses of scratch, which ours need none of.
@@ -30,6 +30,23 @@ class Watch(NamedTuple):
     lr: torch.Tensor | None = None
     verdict: torch.Tensor | None = None
     counts: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, form: Form, device: Device, lr: float, blocks: int = 0) -> Watch:
+        """What a form takes, on a device: a verdict that all is well, and some counts or other.
+
+        Args:
+            form: It.
+            device: Where to put that.
+            lr: The learning rate.
+            blocks: How many the parameter has, if they are counted.
+        """
+        counts = torch.arange(3 * blocks).reshape(3, blocks)
+        return cls(
+            device.put("lr", torch.tensor(lr, dtype=torch.float64)) if form.lr_on_device else None,
+            device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
+            device.put("counts", counts) if form.counted else None,
+        )
 
 
 class Device:

@@ -69,7 +69,7 @@ class _Qualifiers(NamedTuple):
     space: str
     order: str
     whole: Order
-    count: int
+    elements: int
     scalar: Scalar
     operation: str
 

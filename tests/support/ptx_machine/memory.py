@@ -72,7 +72,8 @@ class Buffer:
     def load(self, addresses: Array, width: int, time: int | None) -> Array:
         """As ``Region`` has it."""
         first, view = self._view(self._past.at(time, self._bytes), width)
-        return view[(addresses - np.uint64(first)) // np.uint64(width)]
+        values: Array = view[(addresses - np.uint64(first)) // np.uint64(width)]
+        return values
 
     def store(self, addresses: Array, values: Array) -> None:
         """As ``Region`` has it."""

@@ -287,7 +287,8 @@ _COMPARISONS: dict[str, Callable[..., Array]] = {
 
 
 def _unordered(a: Array, b: Array) -> Array:
-    return np.isnan(a) | np.isnan(b)
+    either: Array = np.isnan(a) | np.isnan(b)
+    return either
 
 
 def _compare(qualifiers: _Qualifiers) -> Operation:
@@ -364,9 +365,9 @@ def _saturated(a: Array, result: Scalar) -> Array:
     limits = np.iinfo(result.dtype)
     whole = np.trunc(np.where(np.isnan(a), 0, a)).astype(np.float64)
     inside = np.clip(whole, float(limits.min), np.nextafter(float(limits.max) + 1, 0))
-    value = inside.astype(result.dtype)
-    value[whole >= float(limits.max)] = limits.max
-    return value
+    return np.where(
+        whole >= float(limits.max), result.dtype.type(limits.max), inside.astype(result.dtype)
+    )
 
 
 def _convert_pair(qualifiers: _Qualifiers, rounding: str | None) -> Operation:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-UNSIGNED = {8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
+#: Integers by how many bits they have.
+UNSIGNED: dict[int, np.dtype[Any]] = {8 * size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 class Scalar(NamedTuple):
