@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [name for name, _ in _parts(Proof(0))]
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(names)}; else all")
-    parser.add_argument("--races", type=int, default=64, help="for each dtype and device")
+    parser.add_argument("--races", type=int, default=32, help="for each dtype and device")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(names):
         parser.error(f"parts must be some of {', '.join(names)}, got {', '.join(unknown)}")

@@ -10,9 +10,8 @@ import numpy as np
 
 from ptx_machine.errors import UnknownInstructionError
 from ptx_machine.operands import Operands
-from ptx_machine.ports import Order
 from ptx_machine.scalars import SCALARS, Array, Scalar
-from ptx_machine.strands import Strand
+from ptx_machine.strands import Order, Strand
 from ptx_machine.syntax import SINK, Instruction, Literal, Operand, Register, Vector
 
 _SPACES = ("param", "global", "shared", "shared::cta")
@@ -52,11 +51,11 @@ class Access(NamedTuple):
     """What an instruction does with memory.
 
     Attributes:
-        is_global: Whether other blocks see it.
+        is_seen: Whether other threads see it.
         run: It.
     """
 
-    is_global: bool
+    is_seen: bool
     run: Callable[[Strand], None]
 
 
@@ -82,7 +81,7 @@ def access(instruction: Instruction, operands: Operands) -> Access | None:
     """
     name, *parts = instruction.opcode.split(".")
     if instruction.opcode in _FENCES:
-        return Access(True, lambda strand: strand.team.memory.fence(strand))
+        return Access(True, lambda strand: strand.memory.fence(strand))
     if name not in ("ld", "st", "atom", "red"):
         return None
     qualifiers = _read(name, parts)
@@ -152,15 +151,15 @@ def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers)
 
     def run(strand: Strand) -> None:
         active = strand.active
-        where, team = addresses(strand)[active], strand.team
+        where = addresses(strand)[active]
         if space == "global":
-            values = team.memory.load(strand, where.astype(np.uint64), width, count, orders)
+            values = strand.memory.load(strand, where.astype(np.uint64), width, count, orders)
         else:
-            values = team.shared.load(where, strand.place[active], width, count)
+            values = strand.shared.load(where, strand.place[active], width, count)
         for write, value in zip(writers, values, strict=True):
             write(strand, value)
 
-    return Access(space == "global", run)
+    return Access(True, run)
 
 
 def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers) -> Access:
@@ -174,15 +173,15 @@ def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers
 
     def run(strand: Strand) -> None:
         active = strand.active
-        where, team = addresses(strand)[active], strand.team
+        where = addresses(strand)[active]
         everybody = len(strand.thread)
         values = [np.broadcast_to(read(strand), everybody)[active] for read in readers]
         if space == "global":
-            team.memory.store(strand, where.astype(np.uint64), values, orders)
+            strand.memory.store(strand, where.astype(np.uint64), values, orders)
         else:
-            team.shared.store(where, strand.place[active], values)
+            strand.shared.store(where, strand.place[active], values)
 
-    return Access(space == "global", run)
+    return Access(True, run)
 
 
 def _atomic(
@@ -202,14 +201,14 @@ def _atomic(
     width = scalar.bits // 8
 
     def run(strand: Strand) -> None:
-        active, team = strand.active, strand.team
+        active = strand.active
         here = addresses(strand)[active].astype(np.uint64)
         everybody = len(strand.thread)
         values = [np.broadcast_to(read(strand), everybody)[active] for read in readers]
         before = np.empty(len(here), scalar.dtype)
         for turn in range(len(here)):
             given = [value[turn : turn + 1] for value in values]
-            before[turn : turn + 1] = team.memory.change(
+            before[turn : turn + 1] = strand.memory.change(
                 strand, here[turn : turn + 1], width,
                 partial(_changed, operation, scalar, given), operation != "exch", orders,
             ).view(scalar.dtype)  # fmt: skip

@@ -24,3 +24,17 @@ class InexactInstructionError(PtxError):
 
 class ExecutionError(PtxError):
     """A program does what it must not: it is told where, and which thread."""
+
+
+class ThreadError(Exception):
+    """What one of several threads does that it must not; its strand says who that is.
+
+    Attributes:
+        problem: What is wrong.
+        position: Which of the active threads it is.
+    """
+
+    def __init__(self, problem: str, position: int = 0) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.position = position

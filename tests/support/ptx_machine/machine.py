@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ptx_machine.memory import GlobalMemory
-from ptx_machine.ports import AnyOrder, InOrder, Port
-from ptx_machine.strands import State, Strand
+from ptx_machine.ports import AnyOrder, InOrder
+from ptx_machine.strands import Port, State, Strand
 from ptx_machine.teams import Launch, Team
 
 #: How many threads go in step where nothing races.
@@ -26,20 +27,19 @@ def execute(launch: Launch, memory: GlobalMemory, blocks: Sequence[int] | None =
     Raises:
         ExecutionError: If it does what it must not.
     """
-    chosen = np.arange(launch.blocks) if blocks is None else np.asarray(blocks, np.int64)
+    chosen = np.arange(launch.blocks) if blocks is None else np.array(blocks, np.int64)
     x, y, z = launch.block
     together = max(1, _SIDE_BY_SIDE // (x * y * z))
     with np.errstate(all="ignore"):
         for first in range(0, len(chosen), together):
             team = Team(launch, InOrder(memory), chosen[first : first + together], by_warp=False)
+            (strand,) = team.strands
             while not team.ended:
-                for strand in team.strands:
-                    strand.go_on(launch.program.steps, stop=False)
-                team.wait()
+                team.go_on(strand, stop=False)
 
 
 def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
-    """Runs launches at once: after each access of a warp to global memory any other may go on.
+    """Runs launches at once: after each access of a warp to memory any other may go on.
 
     So a race between warps, of one launch or of several, can end in every way in which a device
     could interleave them; accesses take effect as ``AnyOrder`` says. Launches begin one after the
@@ -56,7 +56,7 @@ def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
     """
     random = np.random.default_rng(seed)
     port = AnyOrder(memory, random)
-    waiting = [_Flight(each, port, random) for each in launches]
+    waiting = [_Flight(each, port, random) for each in launches if each.blocks]
     flights: list[_Flight] = []
     pause = random.uniform(0, 200)  # between launches, in accesses
     settling = 10 ** random.uniform(-2.5, 0)  # how soon stores take effect
@@ -67,16 +67,29 @@ def race(launches: Iterable[Launch], memory: GlobalMemory, seed: int) -> None:
                 continue
             if waiting and (not flights or random.random() * pause < 1):
                 flights.append(waiting.pop(0))
-            strand = _pick([strand for each in flights for strand in each.strands()], random)
-            strand.go_on(strand.team.launch.program.steps, stop=True)
-            strand.team.wait()
+            chosen = _pick([each for flight in flights for each in flight.able()], random)
+            chosen.team.go_on(chosen.strand, stop=True)
             flights = [each for each in flights if not each.ended]
 
 
-def _pick(strands: list[tuple[Strand, float]], random: np.random.Generator) -> Strand:
+class _Runner(NamedTuple):
+    """A warp that runs.
+
+    Attributes:
+        team: Its block.
+        strand: It.
+        speed: How often it is chosen, beside others.
+    """
+
+    team: Team
+    strand: Strand
+    speed: float
+
+
+def _pick(runners: list[_Runner], random: np.random.Generator) -> _Runner:
     """One of them, by their speeds."""
-    ends = np.cumsum([speed for _, speed in strands])
-    return strands[int(np.searchsorted(ends, random.random() * ends[-1], "right"))][0]
+    ends = np.cumsum([each.speed for each in runners])
+    return runners[int(np.searchsorted(ends, random.random() * ends[-1], "right"))]
 
 
 class _Flight:
@@ -89,23 +102,22 @@ class _Flight:
         self._resident = int(random.integers(1, 5))  # how many blocks run at once
         self._speed = 10 ** random.uniform(-1, 1)
         self._to_come = [int(block) for block in random.permutation(launch.blocks)]
-        self._teams: list[tuple[Team, list[tuple[Strand, float]]]] = []
-
-    def strands(self) -> list[tuple[Strand, float]]:
-        """Those that can go on, with their speeds."""
-        self._teams = [(team, strands) for team, strands in self._teams if not team.ended]
-        while self._to_come and len(self._teams) < self._resident:
-            blocks = np.array([self._to_come.pop()])
-            team = Team(self._launch, self._memory, blocks, by_warp=True)
-            strands = [
-                (each, self._speed * 10 ** self._random.uniform(-1, 1)) for each in team.strands
-            ]
-            self._teams.append((team, strands))
-        return [
-            each for _, strands in self._teams for each in strands if each[0].state is State.RUNS
-        ]
+        self._runners: list[list[_Runner]] = []  # of each block
 
     @property
     def ended(self) -> bool:
         """Whether all blocks have."""
-        return not self._to_come and all(team.ended for team, _ in self._teams)
+        return not self._to_come and all(block[0].team.ended for block in self._runners)
+
+    def able(self) -> list[_Runner]:
+        """Those that can go on."""
+        self._runners = [block for block in self._runners if not block[0].team.ended]
+        while self._to_come and len(self._runners) < self._resident:
+            team = Team(self._launch, self._memory, np.array([self._to_come.pop()]), by_warp=True)
+            speeds = self._speed * 10 ** self._random.uniform(-1, 1, len(team.strands))
+            self._runners.append(
+                [_Runner(team, *each) for each in zip(team.strands, speeds, strict=True)]
+            )
+        return [
+            each for block in self._runners for each in block if each.strand.state is State.RUNS
+        ]

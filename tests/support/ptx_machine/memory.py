@@ -1,7 +1,6 @@
 """Global memory: arrays that are there, and arrays that are only pretended.
 
-An access outside of them, or one that is not aligned, raises ``AccessError``; the strand that made
-it says whose it was.
+An access outside of them, or one that is not aligned, is a ``ThreadError``.
 """
 
 from __future__ import annotations
@@ -14,23 +13,10 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from ptx_machine.errors import ThreadError
 from ptx_machine.observers import Observer
 from ptx_machine.past import Past
 from ptx_machine.scalars import UNSIGNED, Array
-
-
-class AccessError(Exception):
-    """An access that memory refuses.
-
-    Attributes:
-        position: Which of the addresses given.
-        problem: What is wrong with it.
-    """
-
-    def __init__(self, position: int, problem: str) -> None:
-        super().__init__(problem)
-        self.position = position
-        self.problem = problem
 
 
 class Region(Protocol):
@@ -213,7 +199,7 @@ class GlobalMemory:
         """Checks accesses of so many bytes at each address.
 
         Raises:
-            AccessError: If one is not aligned to its whole size, or not within one region.
+            ThreadError: If one is not aligned to its whole size, or not within one region.
         """
         self._regions_of(addresses, size)
 
@@ -230,7 +216,7 @@ class GlobalMemory:
             time: When, if not now.
 
         Raises:
-            AccessError: As ``check`` does.
+            ThreadError: As ``check`` does.
         """
         values = [np.empty(len(addresses), UNSIGNED[8 * width]) for _ in range(count)]
         for places, region in self._regions_of(addresses, width * count):
@@ -245,7 +231,7 @@ class GlobalMemory:
         """Writes an integer of each array, one after the other, to each address.
 
         Raises:
-            AccessError: As ``check`` does; then nothing has been written.
+            ThreadError: As ``check`` does; then nothing has been written.
         """
         width = values[0].itemsize
         for places, region in self._regions_of(addresses, width * len(values)):
@@ -328,7 +314,7 @@ class GlobalMemory:
         address = int(addresses[position])
         near = self._region_at(address)
         where = "" if near is None else f" (that of {near.name} {address - near.base:+} bytes)"
-        raise AccessError(position, f"address {address:#x}{where} {problem}")
+        raise ThreadError(f"address {address:#x}{where} {problem}", position)
 
 
 def _bytes_of(array: Any) -> tuple[int, Array]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ptx_machine.errors import ExecutionError, UnknownInstructionError
+from ptx_machine.errors import ThreadError, UnknownInstructionError
 from ptx_machine.scalars import SCALARS, UNSIGNED, Array, Scalar, constant
 from ptx_machine.strands import WARP, Strand
 from ptx_machine.syntax import (
@@ -125,7 +125,7 @@ class Operands:
         if SCALARS[self._kernel.parameters[name]].bits != scalar.bits:
             raise UnknownInstructionError(f"{name} is not of {scalar.bits} bits")
         index, limit = self._parameters[name], 1 << scalar.bits
-        return lambda strand: scalar.raw.type(strand.team.launch.arguments[index] % limit)
+        return lambda strand: scalar.raw.type(strand.setting.arguments[index] % limit)
 
     def split_or_join(self, instruction: Instruction) -> Callable[[Strand], None]:
         """A ``mov`` of a register to several that are its parts, the lowest first, or from them."""
@@ -191,7 +191,7 @@ def _register(name: str, slot: int, scalar: Scalar) -> Reader:
     def read(strand: Strand) -> Array:
         values = strand.registers[slot]
         if values is None:
-            raise ExecutionError(f"register {name} is read before it is written")
+            raise ThreadError(f"register {name} is read before it is written")
         if values.dtype.itemsize > raw.itemsize:
             values = values.astype(raw)
         return values.view(dtype)
@@ -208,12 +208,12 @@ def _special(name: str) -> Reader | None:
         return None
     index = _AXES[axis]
     if kind == "%ntid":
-        return lambda strand: np.uint32(strand.team.launch.block[index])
+        return lambda strand: np.uint32(strand.setting.block[index])
     if kind == "%nctaid":
-        return lambda strand: np.uint32(strand.team.launch.grid[index])
+        return lambda strand: np.uint32(strand.setting.grid[index])
     if kind == "%tid":
-        return lambda strand: _coordinate(strand.thread, strand.team.launch.block, index)
-    return lambda strand: _coordinate(strand.block, strand.team.launch.grid, index)
+        return lambda strand: _coordinate(strand.thread, strand.setting.block, index)
+    return lambda strand: _coordinate(strand.block, strand.setting.grid, index)
 
 
 def _coordinate(linear: Array, shape: tuple[int, int, int], axis: int) -> Array:

@@ -10,58 +10,14 @@ it has met at a barrier. Atomic operations see what is there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ptx_machine.memory import GlobalMemory
 from ptx_machine.scalars import Array
-
-if TYPE_CHECKING:
-    from ptx_machine.strands import Strand
-    from ptx_machine.teams import Team
-
-
-class Order(NamedTuple):
-    """What an access says of others, to the threads of all blocks.
-
-    Attributes:
-        acquires: Whether what comes after it sees what the store it sees had released.
-        releases: Whether who acquires what it stores sees all that came before it.
-    """
-
-    acquires: bool
-    releases: bool
-
-
-class Port(Protocol):
-    """How threads reach global memory. Addresses are uint64; values are as ``GlobalMemory`` has."""
-
-    def load(
-        self, strand: Strand, addresses: Array, width: int, count: int, order: Order
-    ) -> list[Array]:
-        """Loads for the active threads of a strand."""
-
-    def store(self, strand: Strand, addresses: Array, values: list[Array], order: Order) -> None:
-        """Stores for the active threads of a strand."""
-
-    def change(
-        self,
-        strand: Strand,
-        addresses: Array,
-        width: int,
-        new: Callable[[Array], Array],
-        reads: bool,
-        order: Order,
-    ) -> Array:
-        """An atomic operation; as ``GlobalMemory.change``."""
-
-    def fence(self, strand: Strand) -> None:
-        """Releases and acquires, for the active threads of a strand."""
-
-    def met(self, team: Team) -> None:
-        """Tells that all threads of a team have met at the barrier."""
+from ptx_machine.strands import Order, Strand
 
 
 class InOrder:
@@ -74,11 +30,11 @@ class InOrder:
         self, strand: Strand, addresses: Array, width: int, count: int, order: Order
     ) -> list[Array]:
         """As ``Port`` has it."""
-        return self._memory.load(addresses, width, count, strand.launch)
+        return self._memory.load(addresses, width, count, strand.setting.launch)
 
     def store(self, strand: Strand, addresses: Array, values: list[Array], order: Order) -> None:
         """As ``Port`` has it."""
-        self._memory.store(addresses, values, strand.launch)
+        self._memory.store(addresses, values, strand.setting.launch)
 
     def change(
         self,
@@ -90,12 +46,12 @@ class InOrder:
         order: Order,
     ) -> Array:
         """As ``Port`` has it."""
-        return self._memory.change(addresses, width, new, reads, strand.launch)
+        return self._memory.change(addresses, width, new, reads, strand.setting.launch)
 
     def fence(self, strand: Strand) -> None:
         """Nothing: all is in order."""
 
-    def met(self, team: Team) -> None:
+    def met(self, strands: Sequence[Strand]) -> None:
         """Nothing: all is in order."""
 
 
@@ -120,7 +76,7 @@ class _Store(NamedTuple):
 
     Attributes:
         strand: Whose.
-        meetings: How many barriers the team had met at before.
+        meetings: How many barriers its threads had met at before.
         where: What it may touch.
         addresses: Where.
         values: What.
@@ -143,7 +99,7 @@ class AnyOrder:
         self._acquired: dict[Strand, int] = defaultdict(int)  # when each strand last did
         # When strands have seen what, last: they see nothing there as it was before.
         self._seen: dict[Strand, list[tuple[_Range, int]]] = defaultdict(list)
-        self._meetings: dict[Team, int] = defaultdict(int)
+        self._meetings: dict[Strand, int] = defaultdict(int)
         memory.keep_history()
 
     @property
@@ -169,7 +125,7 @@ class AnyOrder:
         self._seen[strand].append((where, time))
         if order.acquires:
             self._acquired[strand] = max(self._acquired[strand], time)
-        return self._memory.load(addresses, width, count, strand.launch, time)
+        return self._memory.load(addresses, width, count, strand.setting.launch, time)
 
     def store(self, strand: Strand, addresses: Array, values: list[Array], order: Order) -> None:
         """As ``Port`` has it."""
@@ -183,7 +139,7 @@ class AnyOrder:
                 where = _Range.of(addresses[some], size)
                 parts = [value[some] for value in values]
                 self._pending.append(
-                    _Store(strand, self._meetings[strand.team], where, addresses[some], parts)
+                    _Store(strand, self._meetings[strand], where, addresses[some], parts)
                 )
                 if order.releases:
                     self._settle(self._pending[-1])
@@ -201,7 +157,7 @@ class AnyOrder:
         if order.releases:
             self._release(strand)
         self._settle_own(strand, _Range.of(addresses, width))
-        before = self._memory.change(addresses, width, new, reads, strand.launch)
+        before = self._memory.change(addresses, width, new, reads, strand.setting.launch)
         if order.acquires:
             self._acquired[strand] = self._memory.time
         return before
@@ -211,24 +167,24 @@ class AnyOrder:
         self._release(strand)
         self._acquired[strand] = self._memory.time
 
-    def met(self, team: Team) -> None:
+    def met(self, strands: Sequence[Strand]) -> None:
         """As ``Port`` has it."""
-        self._meetings[team] += 1
-        latest = max(self._acquired[strand] for strand in team.strands)
-        for strand in team.strands:
+        latest = max(self._acquired[strand] for strand in strands)
+        for strand in strands:
+            self._meetings[strand] += 1
             self._acquired[strand] = latest
 
     def _release(self, strand: Strand) -> None:
-        met = self._meetings[strand.team]
+        met = self._meetings[strand]
         for each in list(self._pending):
             own = each.strand is strand
-            if own or (each.strand.team is strand.team and each.meetings < met):
+            if own or (each.strand.mates is strand.mates and each.meetings < met):
                 self._settle(each)
 
     def _settle_own(self, strand: Strand, where: _Range) -> None:
         """Has stores of the block take effect that the strand must see, or may."""
         for each in list(self._pending):
-            if each.strand.team is strand.team and each.where.meets(where):
+            if each.strand.mates is strand.mates and each.where.meets(where):
                 self._settle(each)
 
     def _settle(self, store: _Store) -> None:
@@ -237,9 +193,9 @@ class AnyOrder:
         if place is None:  # it has, on account of another
             return
         for each in self._pending[:place]:
-            if each.strand.team is store.strand.team and each.where.meets(store.where):
+            if each.strand.mates is store.strand.mates and each.where.meets(store.where):
                 self._settle(each)
         self._pending = [each for each in self._pending if each is not store]
-        self._memory.store(store.addresses, store.values, store.strand.launch)
-        for strand in store.strand.team.strands:
+        self._memory.store(store.addresses, store.values, store.strand.setting.launch)
+        for strand in store.strand.mates:
             self._seen[strand].append((store.where, self._memory.time))

@@ -66,7 +66,7 @@ class Program:
             return Kind.WAITS, _nothing, -1
         made = access(instruction, self._operands)
         if made is not None:
-            return Kind.ACCESSES if made.is_global else Kind.COMPUTES, made.run, -1
+            return Kind.ACCESSES if made.is_seen else Kind.COMPUTES, made.run, -1
         if opcode.startswith("mov.") and any(isinstance(each, Vector) for each in operands):
             return Kind.COMPUTES, self._operands.split_or_join(instruction), -1
         if is_operation(opcode):

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ptx_machine.errors import ExecutionError
-from ptx_machine.memory import AccessError
+from ptx_machine.errors import ExecutionError, ThreadError
 from ptx_machine.scalars import Array, Mask
+from ptx_machine.shared import SharedMemory
 from ptx_machine.syntax import Instruction
-
-if TYPE_CHECKING:
-    from ptx_machine.teams import Team
 
 WARP = 32
 
@@ -32,7 +29,7 @@ class Kind(Enum):
     """What a step is to whoever schedules it."""
 
     COMPUTES = auto()
-    ACCESSES = auto()  # global memory
+    ACCESSES = auto()  # memory that other threads see
     BRANCHES = auto()
     WAITS = auto()  # at the block's barrier
     ENDS = auto()
@@ -58,6 +55,63 @@ class Step(NamedTuple):
     instruction: Instruction
 
 
+class Order(NamedTuple):
+    """What an access says of others, to the threads of all blocks.
+
+    Attributes:
+        acquires: Whether what comes after it sees what the store it sees had released.
+        releases: Whether who acquires what it stores sees all that came before it.
+    """
+
+    acquires: bool
+    releases: bool
+
+
+class Port(Protocol):
+    """How threads reach global memory. Addresses are uint64; values are unsigned integers."""
+
+    def load(
+        self, strand: Strand, addresses: Array, width: int, count: int, order: Order
+    ) -> list[Array]:
+        """Loads for the active threads of a strand."""
+
+    def store(self, strand: Strand, addresses: Array, values: list[Array], order: Order) -> None:
+        """Stores for the active threads of a strand."""
+
+    def change(
+        self,
+        strand: Strand,
+        addresses: Array,
+        width: int,
+        new: Callable[[Array], Array],
+        reads: bool,
+        order: Order,
+    ) -> Array:
+        """An atomic operation at one address; as ``GlobalMemory.change``."""
+
+    def fence(self, strand: Strand) -> None:
+        """Releases and acquires, for the active threads of a strand."""
+
+    def met(self, strands: Sequence[Strand]) -> None:
+        """Tells that all threads of some blocks, which these strands are, have met at a barrier."""
+
+
+class Setting(NamedTuple):
+    """What threads know of their launch.
+
+    Attributes:
+        launch: Its number.
+        grid: How many blocks there are: (x, y, z).
+        block: How many threads each has: (x, y, z).
+        arguments: One integer for each parameter.
+    """
+
+    launch: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: Sequence[int]
+
+
 class State(Enum):
     """What a strand is up to."""
 
@@ -70,31 +124,39 @@ class Strand:
     """Threads that go in step, with their registers.
 
     Attributes:
-        team: What it shares memory and barriers with.
+        setting: What they know of their launch.
+        memory: How they reach global memory.
+        shared: What they share with the threads of their blocks.
+        mates: All strands of their blocks, this one among them.
         block: For each thread, which block of the grid it is of: int64.
-        place: For each, which block of the team: int64.
+        place: For each, which block of ``shared``: int64.
         thread: For each, its index in its block: int64.
         registers: By number, an array each; None until it is written.
         state: What it is up to.
     """
 
-    def __init__(self, team: Team, place: Array, thread: Array, registers: int) -> None:
-        self.team = team
-        self.place = place
-        self.thread = thread
-        self.block = team.blocks[place]
+    def __init__(
+        self,
+        setting: Setting,
+        memory: Port,
+        shared: SharedMemory,
+        mates: list[Strand],
+        threads: tuple[Array, Array, Array],
+        registers: int,
+    ) -> None:
+        """Makes threads, of which ``threads`` says block, place and index."""
+        self.setting = setting
+        self.memory = memory
+        self.shared = shared
+        self.mates = mates
+        self.block, self.place, self.thread = threads
         self.registers: list[Array | None] = [None] * registers
         self.state = State.RUNS
-        self._everybody = np.ones(len(thread), np.bool_)
+        self._everybody = np.ones(len(self.thread), np.bool_)
         self._active: Mask = self._everybody
         self._places: dict[int, Mask] = {}  # where those are who wait to go on
         self._parked: dict[int, Mask] = {}  # where those will be whom the barrier holds
         self._next = 0
-
-    @property
-    def launch(self) -> int:
-        """The number of the launch."""
-        return self.team.launch.number
 
     @property
     def everybody(self) -> bool:
@@ -127,7 +189,7 @@ class Strand:
 
         Args:
             steps: The program.
-            stop: Whether to return after each access to global memory as well.
+            stop: Whether to return after each access to memory that other threads see as well.
         """
         while self.state is State.RUNS:
             step = steps[self._next]
@@ -159,7 +221,7 @@ class Strand:
         """
         thread = int(np.flatnonzero(self._active)[position])
         return ExecutionError(
-            f"launch {self.team.launch.number}, block {int(self.block[thread])}, "
+            f"launch {self.setting.launch}, block {int(self.block[thread])}, "
             f"thread {int(self.thread[thread])}, line {step.instruction.line}, "
             f"{step.instruction.text!r}: {problem}"
         )
@@ -192,7 +254,7 @@ class Strand:
         if step.kind in (Kind.COMPUTES, Kind.ACCESSES):
             try:
                 step.run(self)
-            except AccessError as error:
+            except ThreadError as error:
                 raise self.error(step, error.problem, error.position) from None
             self._pass(self._active if rest is None else rest)
             return step.kind is Kind.ACCESSES
@@ -233,6 +295,6 @@ class Strand:
             together = np.concatenate(waiting)
             if len(np.unique(together)) < len(together):
                 raise ExecutionError(
-                    f"launch {self.team.launch.number}: threads of one warp wait at different "
+                    f"launch {self.setting.launch}: threads of one warp wait at different "
                     f"barriers, before instructions {sorted(self._parked)}"
                 )

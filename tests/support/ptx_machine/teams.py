@@ -1,4 +1,4 @@
-"""Blocks that run together, and the memory that the threads of a block share."""
+"""Launches, and their blocks that run together."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptx_machine.memory import AccessError
-from ptx_machine.ports import Port
 from ptx_machine.program import Program
-from ptx_machine.scalars import UNSIGNED, Array
-from ptx_machine.strands import WARP, State, Strand
-
-#: What shared memory holds at first: nothing that a program may count on.
-_NEVER_WRITTEN = 0xA5
+from ptx_machine.scalars import Array
+from ptx_machine.shared import SharedMemory
+from ptx_machine.strands import WARP, Port, Setting, State, Strand
 
 
 class Launch(NamedTuple):
@@ -56,16 +52,17 @@ class Launch(NamedTuple):
         x, y, z = self.grid
         return x * y * z
 
+    @property
+    def setting(self) -> Setting:
+        """What its threads know of it."""
+        return Setting(self.number, self.grid, self.block, self.arguments)
+
 
 class Team:
     """Blocks of one launch that run side by side.
 
     Attributes:
-        launch: Theirs.
-        memory: How they reach what all threads share.
-        blocks: Which of the grid's they are: int64.
         strands: Their threads.
-        shared: What the threads of each block share.
     """
 
     def __init__(self, launch: Launch, memory: Port, blocks: Array, by_warp: bool) -> None:
@@ -77,64 +74,44 @@ class Team:
             blocks: Which of the grid's they are.
             by_warp: Whether each warp is a strand; else all threads are one.
         """
-        self.launch = launch
-        self.memory = memory
-        self.blocks = np.asarray(blocks, np.int64)
-        program = launch.program
-        self.shared = SharedMemory(len(self.blocks), program.shared_size(launch.shared))
+        self._memory = memory
+        self._steps = launch.program.steps
         x, y, z = launch.block
         threads = x * y * z
-        place = np.repeat(np.arange(len(self.blocks)), threads)
-        thread = np.tile(np.arange(threads), len(self.blocks))
-        warps = place * threads + thread // WARP
-        groups = [np.flatnonzero(warps == each) for each in np.unique(warps)]
-        self.strands = [
-            Strand(self, place[group], thread[group], program.registers)
-            for group in (groups if by_warp else [slice(None)])
-        ]
-
-    def wait(self) -> None:
-        """Opens the barrier if nobody is left who could still come."""
-        if not self.ended and all(strand.state is not State.RUNS for strand in self.strands):
-            self.memory.met(self)
-            for strand in self.strands:
-                strand.release()
+        shared = SharedMemory(len(blocks), launch.program.shared_size(launch.shared))
+        place = np.repeat(np.arange(len(blocks)), threads)
+        thread = np.tile(np.arange(threads), len(blocks))
+        warps = np.unique(place * threads + thread // WARP, return_inverse=True)[1]
+        groups = np.split(np.arange(len(warps)), np.flatnonzero(np.diff(warps)) + 1)
+        self.strands: list[Strand] = []
+        for group in groups if by_warp else [slice(None)]:
+            of_threads = blocks[place[group]], place[group], thread[group]
+            self.strands.append(
+                Strand(
+                    launch.setting,
+                    memory,
+                    shared,
+                    self.strands,
+                    of_threads,
+                    launch.program.registers,
+                )
+            )
 
     @property
     def ended(self) -> bool:
         """Whether all threads have."""
         return all(strand.state is State.ENDED for strand in self.strands)
 
+    def go_on(self, strand: Strand, stop: bool) -> None:
+        """Runs one of the strands, and opens the barrier if nobody is left who could still come.
 
-class SharedMemory:
-    """What the threads of a block share, for several blocks."""
-
-    def __init__(self, blocks: int, size: int) -> None:
-        """Makes so many bytes for each block, which hold nothing yet."""
-        self._size = size
-        self._stride = -(-size // 16) * 16
-        self._bytes = np.full(blocks * self._stride, _NEVER_WRITTEN, np.uint8)
-
-    def load(self, addresses: Array, place: Array, width: int, count: int) -> list[Array]:
-        """What lies at each address in the memory of its block; as ``GlobalMemory`` has it."""
-        view, first = self._found(addresses, place, width, count)
-        return [view[first + index] for index in range(count)]
-
-    def store(self, addresses: Array, place: Array, values: list[Array]) -> None:
-        """Writes to each address in the memory of its block; as ``GlobalMemory`` has it."""
-        view, first = self._found(addresses, place, values[0].itemsize, len(values))
-        for index, value in enumerate(values):
-            view[first + index] = value
-
-    def _found(self, addresses: Array, place: Array, width: int, count: int) -> tuple[Array, Array]:
-        addresses = addresses.astype(np.int64)
-        size = width * count
-        wrong = np.flatnonzero((addresses % size != 0) | (addresses + size > self._size))
-        if len(wrong):
-            raise AccessError(
-                int(wrong[0]),
-                f"shared address {addresses[wrong[0]]:#x} is not a multiple of {size}, or beyond "
-                f"the {self._size} bytes that a block has",
-            )
-        view = self._bytes.view(UNSIGNED[8 * width])
-        return view, (addresses + place * self._stride) // width
+        Args:
+            strand: Which; it must be able to run.
+            stop: As ``Strand.go_on`` has it.
+        """
+        strand.go_on(self._steps, stop)
+        states = {each.state for each in self.strands}
+        if State.WAITS in states and State.RUNS not in states:
+            self._memory.met(self.strands)
+            for each in self.strands:
+                each.release()
