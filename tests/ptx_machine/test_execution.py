@@ -327,7 +327,8 @@ def test_a_lock_lets_one_in_at_a_time():
         ("ld.param.b32 %r0, [p0];", "p0 is not of 32 bits"),
         ("ld.param.b64 %d0, [q];", "no such parameter: q"),
         ("atom.global.add.s64 %d0, [%d31], 1;", "no add of s64 in global memory"),
-        ("atom.global.cas.b32 %r0, [%d31], 1;", "it takes other operands"),
+        ("atom.global.cas.b32 %r0, [%d31], 1;", "takes 4 operands, got 3"),
+        ("ld.global.b32 %r0;", "takes 2 operands, got 1"),
         ("add.s32 %r0, %d1, 1;", "%d1 has 64 bits, not the 32 needed"),
         ("add.s32 %r0, %q1, 1;", "no such register: %q1"),
         ("add.s32 5, %r1, 1;", "no register for a result"),
@@ -350,3 +351,8 @@ def test_a_launch_must_have_the_threads_that_the_kernel_requires():
     made = launch(program(""), [words(1)])
     with pytest.raises(ValueError, match=r"must be \(32, 1, 1\), .* got \(64, 1, 1\)"):
         execute(made._replace(threads=(64, 1, 1)), GlobalMemory())
+
+
+def test_a_launch_must_have_the_arguments_that_the_kernel_takes():
+    with pytest.raises(ValueError, match="arguments must be 1, got 2"):
+        execute(launch(program(""), [words(1), words(1)]), GlobalMemory())

@@ -64,10 +64,6 @@ MUTATIONS = {
         "_sqrt(ms + eps) if EPS_INSIDE_SQRT else _sqrt(ms) + eps",
         "_sqrt(ms) + eps if EPS_INSIDE_SQRT else _sqrt(ms + eps)",
     ),
-    "decay before the gradient": _kernel(
-        "    if COUPLED:\n        g = g + weight_decay * p\n    p = p * shrink\n",
-        "    p = p * shrink\n    if COUPLED:\n        g = g + weight_decay * p * 1.0000001\n",
-    ),
     "the factor of decay in float32": _kernel(
         "shrink = 1.0 - lr * _as_float64(decoupled_decay)",
         "shrink = (1.0 - lr.to(tl.float32) * _as_float64(decoupled_decay).to(tl.float32))"

@@ -34,7 +34,7 @@ class Proof:
     def bits(self) -> None:
         """Each form of each kernel, on each device, gives NumPy's bits."""
         _table(
-            "Forms of kernels, and elements whose bits were compared with NumPy's",
+            "Forms of kernels, and elements whose bits are NumPy's, or verdicts that are right",
             *("kernel", "dtype", "forms", *_DEVICES),
         )
         compiled = _compile(FORMS)

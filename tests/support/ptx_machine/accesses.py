@@ -62,12 +62,18 @@ class Access(NamedTuple):
 class _Qualifiers(NamedTuple):
     """What an opcode says; in any order, as PTX's own and Triton's differ.
 
-    What is ordered for its own block alone, or cluster, is not ordered for others.
+    Attributes:
+        space: Which memory.
+        order: How it is ordered, in PTX's word.
+        effect: What that is to the threads of all blocks: nothing, if its scope is less.
+        elements: How many lie one after the other.
+        scalar: Of which type each is.
+        operation: What an atomic operation does.
     """
 
     space: str
     order: str
-    whole: Order
+    effect: Order
     elements: int
     scalar: Scalar
     operation: str
@@ -85,6 +91,9 @@ def access(instruction: Instruction, operands: Operands) -> Access | None:
     if name not in ("ld", "st", "atom", "red"):
         return None
     qualifiers = _read(name, parts)
+    needed = {"ld": 2, "st": 2, "red": 2, "atom": 3}[name] + (qualifiers.operation == "cas")
+    if len(instruction.operands) != needed:
+        raise UnknownInstructionError(f"takes {needed} operands, got {len(instruction.operands)}")
     if name == "ld":
         return _load(instruction, operands, qualifiers)
     if name == "st":
@@ -138,7 +147,7 @@ def _elements(operand: Operand, count: int) -> tuple[Register | Literal, ...]:
 
 def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers) -> Access:
     target, source = instruction.operands
-    space, order, orders, count, scalar, _ = qualifiers
+    space, order, effect, count, scalar, _ = qualifiers
     if order in ("release", "acq_rel"):
         raise UnknownInstructionError(f"a load cannot {order}")
     elements = _elements(target, count)
@@ -153,7 +162,7 @@ def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers)
         active = strand.active
         where = addresses(strand)[active]
         if space == "global":
-            values = strand.memory.load(strand, where.astype(np.uint64), width, count, orders)
+            values = strand.memory.load(strand, where.astype(np.uint64), width, count, effect)
         else:
             values = strand.shared.load(where, strand.place[active], width, count)
         for write, value in zip(writers, values, strict=True):
@@ -164,7 +173,7 @@ def _load(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers)
 
 def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers) -> Access:
     target, source = instruction.operands
-    space, order, orders, count, scalar, _ = qualifiers
+    space, order, effect, count, scalar, _ = qualifiers
     if order in ("acquire", "acq_rel") or space == "param":
         raise UnknownInstructionError(f"a store cannot {order}, nor be of parameters")
     addresses = operands.address(target)
@@ -177,7 +186,7 @@ def _store(instruction: Instruction, operands: Operands, qualifiers: _Qualifiers
         everybody = len(strand.thread)
         values = [np.broadcast_to(read(strand), everybody)[active] for read in readers]
         if space == "global":
-            strand.memory.store(strand, where.astype(np.uint64), values, orders)
+            strand.memory.store(strand, where.astype(np.uint64), values, effect)
         else:
             strand.shared.store(where, strand.place[active], values)
 
@@ -188,14 +197,14 @@ def _atomic(
     name: str, instruction: Instruction, operands: Operands, qualifiers: _Qualifiers
 ) -> Access:
     """The threads of a strand take their turns, in their order."""
-    space, _, orders, _, scalar, operation = qualifiers
+    space, _, effect, _, scalar, operation = qualifiers
     if space != "global" or scalar.name not in _TYPES.get(operation, _BITS):
         raise UnknownInstructionError(f"no {operation} of {scalar.name} in {space} memory")
     target, where, *sources = (
         instruction.operands if name == "atom" else (SINK, *instruction.operands)
     )
-    if len(sources) != (2 if operation == "cas" else 1) or not isinstance(target, Register):
-        raise UnknownInstructionError("it takes other operands")
+    if not isinstance(target, Register):
+        raise UnknownInstructionError(f"no register for a result: {target}")
     addresses, write = operands.address(where), operands.loader(target, scalar)
     readers = [operands.reader(each, scalar) for each in sources]
     width = scalar.bits // 8
@@ -210,16 +219,17 @@ def _atomic(
             given = [value[turn : turn + 1] for value in values]
             before[turn : turn + 1] = strand.memory.change(
                 strand, here[turn : turn + 1], width,
-                partial(_changed, operation, scalar, given), operation != "exch", orders,
+                partial(_changed, operation, scalar, given), operation != "exch", effect,
             ).view(scalar.dtype)  # fmt: skip
         write(strand, before.view(scalar.raw))
 
     return Access(True, run)
 
 
-def _changed(operation: str, scalar: Scalar, given: list[Array], old: Array) -> Array:
+def _changed(operation: str, scalar: Scalar, given: list[Array], old: Array) -> Array | None:
+    """What to write, by what was there; None for nothing."""
     before = old.view(scalar.dtype)
     if operation == "cas":
         expected, new = given
-        return np.where(before == expected, new, before).view(scalar.raw)
+        return new.view(scalar.raw) if before == expected else None
     return _ATOMIC[operation](before, given[0]).view(scalar.raw)

@@ -250,7 +250,7 @@ class GlobalMemory:
         self,
         address: Array,
         width: int,
-        new: Callable[[Array], Array],
+        new: Callable[[Array], Array | None],
         reads: bool,
         launch: int,
     ) -> Array:
@@ -259,7 +259,7 @@ class GlobalMemory:
         Args:
             address: Of an integer: uint64, (1,).
             width: How many bytes it has.
-            new: What to write, by what was there.
+            new: What to write, by what was there; None for nothing.
             reads: Whether that depends on what was there.
             launch: Who does so.
 
@@ -271,7 +271,9 @@ class GlobalMemory:
             for each in region.observers:
                 each.read(address - np.uint64(region.base), width, launch, None)
         before = region.load(address, width, None)
-        self.store(address, [new(before)], launch)
+        after = new(before)
+        if after is not None:
+            self.store(address, [after], launch)
         return before
 
     def _insert(self, region: Region) -> None:

@@ -41,7 +41,7 @@ class InOrder:
         strand: Strand,
         addresses: Array,
         width: int,
-        new: Callable[[Array], Array],
+        new: Callable[[Array], Array | None],
         reads: bool,
         order: Order,
     ) -> Array:
@@ -149,7 +149,7 @@ class AnyOrder:
         strand: Strand,
         addresses: Array,
         width: int,
-        new: Callable[[Array], Array],
+        new: Callable[[Array], Array | None],
         reads: bool,
         order: Order,
     ) -> Array:

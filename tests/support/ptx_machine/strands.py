@@ -83,7 +83,7 @@ class Port(Protocol):
         strand: Strand,
         addresses: Array,
         width: int,
-        new: Callable[[Array], Array],
+        new: Callable[[Array], Array | None],
         reads: bool,
         order: Order,
     ) -> Array:

@@ -54,7 +54,14 @@ class Launch(NamedTuple):
 
     @property
     def setting(self) -> Setting:
-        """What its threads know of it."""
+        """What its threads know of it.
+
+        Raises:
+            ValueError: If the program takes another number of arguments.
+        """
+        needed = len(self.program.kernel.parameters)
+        if len(self.arguments) != needed:
+            raise ValueError(f"arguments must be {needed}, got {len(self.arguments)}")
         return Setting(self.number, self.grid, self.block, self.arguments)
 
 
