@@ -196,9 +196,70 @@ def test_registers_are_split_and_joined_from_the_lowest_part_on():
     assert out.tolist() == [0x30002] * 32
 
 
+#: Fills two matrices of shared memory with numbers in their order, and names their rows in %r4.
+_MATRICES = f"""{_OWN}
+    shl.b32 %r0, %r31, 2;
+    mov.b32 %r1, dynamic;
+    add.s32 %r2, %r1, %r0;
+    shl.b32 %r5, %r31, 1;
+    add.s32 %r6, %r5, 1;
+    cvt.u16.u32 %h0, %r5;
+    cvt.u16.u32 %h1, %r6;
+    mov.b32 %r3, {{%h0, %h1}};
+    st.shared.b32 [%r2], %r3;
+    add.s32 %r7, %r3, 0x400040;
+    st.shared.b32 [%r2+128], %r7;
+    bar.sync 0;
+    shl.b32 %r4, %r31, 4;
+    and.b32 %r4, %r4, 255;
+    add.s32 %r4, %r4, %r1;"""
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_a_warp_loads_matrices_by_rows_or_columns(trans):
+    out = words(64)
+    run(
+        f"""{_MATRICES}
+        ldmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 {{%r8, %r9}}, [%r4];
+        st.global.b32 [%d0], %r8;
+        st.global.b32 [%d0+128], %r9;""",
+        out,
+    )
+    matrices = np.arange(128, dtype=np.uint16).reshape(2, 8, 8)
+    expected = matrices.transpose(0, 2, 1) if trans else matrices
+    assert out.view(np.uint16).tolist() == expected.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_a_warp_stores_what_it_loads(trans):
+    out = words(64)
+    run(
+        f"""{_MATRICES}
+        ldmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 {{%r8, %r9}}, [%r4];
+        bar.sync 0;
+        stmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 [%r4], {{%r9, %r8}};
+        bar.sync 0;
+        ld.shared.b32 %r10, [%r2];
+        ld.shared.b32 %r11, [%r2+128];
+        st.global.b32 [%d0], %r11;
+        st.global.b32 [%d0+128], %r10;""",
+        out,
+    )
+    assert out.view(np.uint16).tolist() == list(range(128))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        (
+            "mov.b32 %r1, dynamic; setp.lt.u32 %p0, %r31, 8;"
+            "@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r0}, [%r1];",
+            "all threads of a warp must take part",
+        ),
+        (
+            "mov.b32 %r1, dynamic; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r0}, [%r1+8];",
+            "shared address 0x8 is not a multiple of 16",
+        ),
         (
             "mad.wide.u32 %d0, %r31, 4, %d31; ld.global.b32 %r0, [%d0+4];",
             r"block 0, thread 31, line 16, 'ld.global.b32 %r0, \[%d0\+4\]': address 0x[0-9a-f]+ "
@@ -328,6 +389,11 @@ def test_a_lock_lets_one_in_at_a_time():
         ("ld.param.b64 %d0, [q];", "no such parameter: q"),
         ("atom.global.add.s64 %d0, [%d31], 1;", "no add of s64 in global memory"),
         ("atom.global.cas.b32 %r0, [%d31], 1;", "takes 4 operands, got 3"),
+        (
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r0, %r1}, [dynamic];",
+            "takes 4 registers",
+        ),
+        ("stmatrix.sync.aligned.m16n8.x1.shared.b8 [dynamic], {%r0};", "unknown qualifiers"),
         ("ld.global.b32 %r0;", "takes 2 operands, got 1"),
         ("add.s32 %r0, %d1, 1;", "%d1 has 64 bits, not the 32 needed"),
         ("add.s32 %r0, %q1, 1;", "no such register: %q1"),

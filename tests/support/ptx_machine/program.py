@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ptx_machine.accesses import access
 from ptx_machine.errors import UnknownInstructionError
+from ptx_machine.matrices import matrix_access
 from ptx_machine.operands import Operands
 from ptx_machine.operations import is_operation, operation
 from ptx_machine.scalars import SCALARS
@@ -64,7 +65,7 @@ class Program:
             if len(operands) != 1 or getattr(operands[0], "text", "") != "0":
                 raise UnknownInstructionError("the only barrier known is 0, of the whole block")
             return Kind.WAITS, _nothing, -1
-        made = access(instruction, self._operands)
+        made = access(instruction, self._operands) or matrix_access(instruction, self._operands)
         if made is not None:
             return Kind.ACCESSES if made.is_seen else Kind.COMPUTES, made.run, -1
         if opcode.startswith("mov.") and any(isinstance(each, Vector) for each in operands):
