@@ -7,8 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from ptx_machine import ExecutionError, GlobalMemory, UnknownInstructionError, execute, race
-from ptx_machine.memory import Pretended
+from ptx_machine import (
+    ExecutionError,
+    GlobalMemory,
+    Pretended,
+    UnknownInstructionError,
+    execute,
+    race,
+)
 from ptx_machine.scalars import Array
 from ptx_testing import launch, memory_of, program, run
 

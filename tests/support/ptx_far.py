@@ -13,8 +13,7 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
 from ptx_compiling import Compiled
-from ptx_machine import execute
-from ptx_machine.memory import Pretended
+from ptx_machine import Pretended, execute
 from ptx_machine.scalars import UNSIGNED, Array
 from ptx_updates import Device, Watch
 from update_testing import State, assert_same_bits

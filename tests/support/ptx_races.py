@@ -10,8 +10,7 @@ from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 from ptx_compiling import Compiled
-from ptx_machine import Journal, Lineage, count_bits, race
-from ptx_machine.observers import Event
+from ptx_machine import Event, Journal, Lineage, count_bits, race
 from ptx_machine.scalars import Array
 from ptx_updates import Device, Watch
 from scheduler_testing import COUNTING
