@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test versions test-quick fuzz simulate lint gpu gpu-wheels gpu-results format docs results wheel clean
+.PHONY: help bench test versions test-quick fuzz simulate prove lint gpu gpu-wheels gpu-results format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
@@ -33,7 +33,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from (3.10 or newer)"
-	@echo "  ARGS='...'         more arguments for pytest or for hogstream bench"
+	@echo "  ARGS='...'         more arguments for pytest, hogstream bench or prove"
 	@echo "  JOBS=N             processes that run tests side by side (2; 0 for one without more)"
 	@echo "  SECONDS=600 SEED=1 how long fuzz runs, and from which seed on (60, 1)"
 	@echo "  FUZZ=NAME RUNS=N   one fuzz, and so many seeds in place of a time"
@@ -68,6 +68,9 @@ fuzz: $(STAMP) ## run random cases for SECONDS, from SEED on; FUZZ=optimizer, sc
 simulate: $(STAMP) ## run CUDA lanes on a driver for tests, SEEDS of them, until one fails
 	$(VENV)/bin/python tests/support/simulate.py --seeds $(SEEDS) \
 		$(if $(MUTATION),--mutation "$(MUTATION)")
+
+prove: $(STAMP) ## execute the PTX of all kernels on NumPy: bits, races, faults; ARGS=races for a part
+	$(VENV)/bin/python tests/support/prove.py $(ARGS)
 
 # On a machine with a GPU and no network: with the packages of PYTHON, and not in .venv.
 gpu: ## test and measure a CUDA device: an archive in OUT; STAGES=early or late, or names

@@ -15,7 +15,8 @@ from documents import PAGES, README, ROOT, blocks, page_text
 from hogstream.cli.commands import cli
 from process_testing import run_python
 
-# README's Python is run by test_readme.py, what examples.md includes by test_examples.py.
+# README's Python is run by test_readme.py, what examples.md includes by test_examples.py, and what
+# ptx.md does below, where Triton does not interpret.
 PYTHON_PAGES = (
     *("docs/guide/asynchronous.md", "docs/guide/decide.md", "docs/guide/pytorch.md"),
     *("docs/guide/tune.md", "docs/lanes.md", "docs/scheduler.md"),
@@ -34,7 +35,7 @@ COMMANDS = [
 
 def test_every_page_with_code_is_tested() -> None:
     assert {page for page in PAGES if blocks(page, "python")} == {
-        *(README, "docs/examples.md"),
+        *(README, "docs/examples.md", "docs/ptx.md"),
         *PYTHON_PAGES,
     }
     assert {page for page in PAGES if blocks(page, "shell")} == set(SHELL_PAGES)
@@ -128,3 +129,13 @@ def test_the_table_of_options_names_real_ones() -> None:
     named = set(re.findall(r"`(--[\w-]+)", table))
     assert "--json" in named
     assert named <= known
+
+
+@pytest.mark.slow
+def test_somebody_elses_kernel_is_raced(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    (block,) = blocks("docs/ptx.md", "python")
+    assert block.code == '--8<-- "tests/support/ptx_example.py"\n'
+    program = ROOT / "tests" / "support" / "ptx_example.py"
+    said = run_python(str(program), TRITON_CACHE_DIR=str(tmp_path))
+    assert re.fullmatch(r"[1-9]\d* of 8000 updates were lost\n", said)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class Mutation(NamedTuple):
     """A fault.
 
     Attributes:
-        module: Of ``scheduler/lanes``.
+        module: Of ``scheduler/lanes``, or wherever faults are made.
         changes: Texts that each are there once, and what comes in their place.
     """
 
@@ -33,13 +34,14 @@ class Mutation(NamedTuple):
     changes: tuple[tuple[str, str], ...]
 
 
-def _changed(module: str, old: str, new: str = "") -> Mutation:
+def changed(module: str, old: str, new: str = "") -> Mutation:
+    """A fault of one change."""
     return Mutation(module, ((old, new),))
 
 
 def _error_is_0(module: str, call: str) -> Mutation:
     """Drops a call of the driver's, which would have gone well."""
-    return _changed(module, f"error = {call}\n", "error = 0\n")
+    return changed(module, f"error = {call}\n", "error = 0\n")
 
 
 _COUNT = "    return error if error != 0 else count_on(lane, settings)\n"
@@ -56,7 +58,7 @@ MUTATIONS = {
     "a row does not wait for its turn": _error_is_0(
         "cuda_launch", "wait_for(lane, atomic_load(last + WORD * LANE_EVENT), settings)"
     ),
-    "a row does not wait for its lane's batch": _changed(
+    "a row does not wait for its lane's batch": changed(
         "cuda_launch",
         "    if error == 0 and tail != 0:\n",
         "    if error == 0 and tail < 0:\n",
@@ -64,97 +66,97 @@ MUTATIONS = {
     "a batch does not wait for its gradients": _error_is_0(
         "cuda_batch_launch", "wait_for(lane, atomic_load(events + WORD * index), settings)"
     ),
-    "a batch waits for the gradient of its last lane": _changed(
+    "a batch waits for the gradient of its last lane": changed(
         "cuda", "sorted(group, key=lambda each: each.place)", "group"
     ),
     "a batch does not wait for its lanes": _error_is_0(
         "cuda_batch_launch", "follow_lane(lane, lane_of_batch(batch, index), settings)"
     ),
-    "a batch does not wait for a batch before it": _changed(
+    "a batch does not wait for a batch before it": changed(
         "cuda_batch_launch", "    if tail != 0 and tail != lane:\n", "    if tail < 0:\n"
     ),
-    "a batch does not wait for what a lane computes": _changed(
+    "a batch does not wait for what a lane computes": changed(
         "cuda_batch_launch", " or atomic_load(other + WORD * COMPUTES)\n", "\n"
     ),
-    "a batch does not wait for updates of a lane": _changed(
+    "a batch does not wait for updates of a lane": changed(
         "cuda_batch_launch", "counter != atomic_load(other + WORD * NUMBER) or ", ""
     ),
-    "lanes do not wait for a batch": _changed(
+    "lanes do not wait for a batch": changed(
         "cuda_batch_launch",
         "            atomic_store(other + WORD * TAIL, lane)\n",
         "            pass\n",
     ),
-    "lanes do not wait for what was there before": _changed(
+    "lanes do not wait for what was there before": changed(
         "cuda",
         "            self.lanes[-1].follow_current()  # which",
         "            # which",
     ),
-    "a computation does not wait for its inputs": _changed(
+    "a computation does not wait for its inputs": changed(
         "cuda", "        self.follow_current()\n        return", "        return"
     ),
-    "nobody knows that a lane computes": _changed(
+    "nobody knows that a lane computes": changed(
         "cuda", "        self.words[rings.COMPUTES] = 1\n"
     ),
-    "a row by itself waits for the default stream": _changed(
+    "a row by itself waits for the default stream": changed(
         "cuda",
         "submit(self.address, self._launched, self._settings, event, maker)",
         "submit(self.address, self._launched, self._settings, event, 0)",
     ),
-    "a row of a batch waits for the default stream": _changed(
+    "a row of a batch waits for the default stream": changed(
         "cuda", "record(self._settings, event, maker)", "record(self._settings, event, 0)"
     ),
     # Order
-    "no row has its event recorded": _changed(
+    "no row has its event recorded": changed(
         "cuda_launch",
         "        error = record_lane(lane, settings)\n        atomic_store(settings + WORD * LAST",
         "        atomic_store(settings + WORD * LAST",
     ),
-    "no row is the last in order": _changed(
+    "no row is the last in order": changed(
         "cuda_launch",
         "        error = record_lane(lane, settings)\n"
         "        atomic_store(settings + WORD * LAST, lane)\n",
         "        error = record_lane(lane, settings)\n",
     ),
-    "no batch has its event recorded": _changed(
+    "no batch has its event recorded": changed(
         "cuda_batch_launch",
         "    error = record_lane(lane, settings)\n    if error == 0 and atomic",
         "    error = 0\n    if error == 0 and atomic",
     ),
-    "no batch is the last in order": _changed(
+    "no batch is the last in order": changed(
         "cuda_batch_launch",
         "        atomic_store(settings + WORD * LAST, lane)\n    for index",
         "        pass\n    for index",
     ),
-    "rows are launched out of turn": _changed(
+    "rows are launched out of turn": changed(
         "native_loop",
         "    return bool(atomic_load(settings + WORD * NEXT) =="
         " atomic_load(row + WORD * TICKET))\n",
         "    return True\n",
     ),
-    "the turn is not passed on": _changed(
+    "the turn is not passed on": changed(
         "native_loop", "    atomic_store(settings + WORD * NEXT, following)\n"
     ),
-    "the turn is passed on by one too many": _changed(
+    "the turn is passed on by one too many": changed(
         "native_loop",
         "atomic_load(row + WORD * TICKET) + 1\n",
         "atomic_load(row + WORD * TICKET) + 2\n",
     ),
-    "a lane does not wait for its batch": _changed(
+    "a lane does not wait for its batch": changed(
         "cuda_batch_launch", "    atomic_store(lane + WORD * WAITS, 1)\n"
     ),
-    "a lane waits for its batch for ever": _changed(
+    "a lane waits for its batch for ever": changed(
         "cuda_batch_launch", "    atomic_store(lane + WORD * WAITS, 0)\n"
     ),
-    "a batch is launched without the others": _changed(
+    "a batch is launched without the others": changed(
         "cuda_batch_launch",
         "    if arrived == atomic_load(batch + WORD * BATCH_LANES):\n",
         "    if arrived:\n",
     ),
-    "a graph has no order": _changed(
+    "a graph has no order": changed(
         "cuda_graphs", "[last[branch]] if branch in last else []", "[]"
     ),
-    "a graph does not look first": _changed("cuda_graphs", "                after.append(looks)\n"),
-    "a graph does not clear first": _changed(
+    "a graph does not look first": changed("cuda_graphs", "                after.append(looks)\n"),
+    "a graph does not clear first": changed(
         "cuda_graphs", "elements, arguments, [cleared])", "elements, arguments, [])"
     ),
     "the counter is written before the update": Mutation(
@@ -193,7 +195,7 @@ MUTATIONS = {
             ),
         ),
     ),
-    "the verdict of a batch is not copied": _changed(
+    "the verdict of a batch is not copied": changed(
         "cuda_batch_launch",
         "        error = driver(settings, COPY_TO_HOST, (found, verdicts, size, stream))\n",
         "        error = 0\n",
@@ -201,19 +203,19 @@ MUTATIONS = {
     "the verdict is not cleared": _error_is_0(
         "cuda_launch", "driver(settings, SET_MEMORY, (verdict, 0, 2, stream))"
     ),
-    "all lanes have one verdict": _changed(
+    "all lanes have one verdict": changed(
         "cuda", "self._verdicts.address + WORD * lane", "self._verdicts.address"
     ),
     # Counters
-    "rows land one too early": _changed(
+    "rows land one too early": changed(
         "cuda_loop",
         "atomic_load(launch + WORD * LANDS_WITH))\n",
         "atomic_load(launch + WORD * LANDS_WITH) - 1)\n",
     ),
-    "a number is used again": _changed(
+    "a number is used again": changed(
         "cuda_launch", "        atomic_store(lane + WORD * NUMBER, number)\n", "        pass\n"
     ),
-    "a batch's rows land with their own lane": _changed(
+    "a batch's rows land with their own lane": changed(
         "cuda_batch_launch",
         "LANDS_ON, atomic_load(batch + WORD * BATCH_ON))\n",
         "LANDS_ON, lane)\n",
@@ -231,116 +233,116 @@ MUTATIONS = {
             ),
         ),
     ),
-    "updates left out are counted": _changed("rings", "1 if outcome == DONE else 0", "1"),
-    "versions are not counted": _changed("rings", "1 if outcome == DONE else 0", "0"),
-    "a snapshot says it is newer": _changed(
+    "updates left out are counted": changed("rings", "1 if outcome == DONE else 0", "1"),
+    "versions are not counted": changed("rings", "1 if outcome == DONE else 0", "0"),
+    "a snapshot says it is newer": changed(
         "cuda_launch",
         "    atomic_store(row + WORD * STALENESS, version(settings))\n",
         "    atomic_store(row + WORD * STALENESS, version(settings) + 2)\n",
     ),
     # Locks
-    "the lock is not held until the landing": _changed(
+    "the lock is not held until the landing": changed(
         "cuda_loop",
         "        atomic_store(thread + WORD * HELD, rows_of(batch))\n",
         "        unlock(settings)\n",
     ),
-    "the lock is not let go of": _changed(
+    "the lock is not let go of": changed(
         "cuda_loop", "        if held == 1:\n            unlock(settings)\n"
     ),
-    "rows are launched while others hold the lock": _changed(
+    "rows are launched while others hold the lock": changed(
         "cuda_loop", "atomic_load(thread + WORD * HELD) or ", ""
     ),
     # Wake-ups
-    "the thread is not woken for a row": _changed(
+    "the thread is not woken for a row": changed(
         "cuda_launch", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
     ),
-    "the thread is not woken for a batch": _changed(
+    "the thread is not woken for a batch": changed(
         "native_loop", "    wake(atomic_load(lane + WORD * LANE_THREAD))\n"
     ),
-    "the event loop is not woken": _changed(
+    "the event loop is not woken": changed(
         "cuda_loop",
         "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n"
         "    wake_loop(lane, settings)\n",
         "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n",
     ),
     # Errors
-    "an error at submission is lost": _changed(
+    "an error at submission is lost": changed(
         "cuda_launch", "        error = atomic_load(launch + WORD * ERROR)\n", "        error = 0\n"
     ),
-    "an error of a launch is lost": _changed(
+    "an error of a launch is lost": changed(
         "cuda_launch", "    atomic_store(launch + WORD * ERROR, error)\n"
     ),
-    "an error of a batch is lost": _changed(
+    "an error of a batch is lost": changed(
         "cuda_batch_launch", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
     ),
-    "nobody looks whether the device has failed": _changed(
+    "nobody looks whether the device has failed": changed(
         "cuda_loop", "                look_for_failure(lane, settings)\n", "                pass\n"
     ),
-    "rows do not land when the device has failed": _changed(
+    "rows do not land when the device has failed": changed(
         "cuda_loop",
         "    if atomic_load(settings + WORD * FAILED):\n        return True\n",
     ),
-    "a row that fails is not settled": _changed(
+    "a row that fails is not settled": changed(
         "cuda_launch",
         f"        error = enqueue_row(lane, row, launch, thread, settings)\n"
         f"        if error != 0:\n{_SETTLE}",
         "        error = enqueue_row(lane, row, launch, thread, settings)\n",
     ),
-    "a batch that fails is not settled": _changed(
+    "a batch that fails is not settled": changed(
         "cuda_batch_launch",
         f"        error = enqueue_batch(lane, batch, settings)\n        if error != 0:\n{_SETTLE}",
         "        error = enqueue_batch(lane, batch, settings)\n",
     ),
-    "a graph that cannot be made fails nothing": _changed(
+    "a graph that cannot be made fails nothing": changed(
         "cuda", "                each.lane.launch_next(error)\n", "                pass\n"
     ),
-    "times that cannot be read stop the delivery": _changed(
+    "times that cannot be read stop the delivery": changed(
         "cuda",
         "        except CudaError:  # such as a device lost since",
         "        except OSError:  # such as a device lost since",
     ),
     # References
-    "an update in flight does not hold its gradient": _changed(
+    "an update in flight does not hold its gradient": changed(
         "compiled",
         "        self._in_flight.append(work)\n",
         "        self._in_flight.append(work)\n"
         "        if isinstance(work, Update):\n"
         "            work.grad = None\n",
     ),
-    "rows are delivered when they are launched": _changed(
+    "rows are delivered when they are launched": changed(
         "compiled",
         "native_loop.landed(self.address) - self",
         "self.words[rings.TAKEN] - self",
     ),
-    "a graph in flight is destroyed": _changed(
+    "a graph in flight is destroyed": changed(
         "cuda_graphs", "        if self._in_flight:\n            return\n"
     ),
-    "a graph is not counted as in flight": _changed(
+    "a graph is not counted as in flight": changed(
         "cuda_batches",
         "        graph.take()\n",
         "        graph.take()\n        graph._in_flight = 0\n",
     ),
-    "a graph that is kept is destroyed": _changed(
+    "a graph that is kept is destroyed": changed(
         "cuda_graphs", "        if self._dropped:\n", "        if not self._dropped:\n"
     ),
-    "a batch in flight is used again": _changed(
+    "a batch in flight is used again": changed(
         "cuda",
         "                if batch.deliver(1):\n",
         "                if batch.deliver(1) or True:\n",
     ),
-    "a row remembers its batch": _changed(
+    "a row remembers its batch": changed(
         "cuda",
         "                self._set_batch(index, 0, self._cuda.found(self.index, index))\n",
     ),
-    "a row keeps other hyperparameters": _changed(
+    "a row keeps other hyperparameters": changed(
         "compiled",
         "work.hyperparameters is not self._hyperparameters",
         "self._hyperparameters is None",
     ),
-    "pinned memory is not freed": _changed(
+    "pinned memory is not freed": changed(
         "cuda", "        self._closing.callback(self.pinned.free)\n"
     ),
-    "a stream is destroyed": _changed(
+    "a stream is destroyed": changed(
         "cuda_device",
         "        self._idle_streams.append(stream)\n",
         '        self.driver.call("cuStreamDestroy_v2", address(stream))\n',
@@ -376,17 +378,28 @@ def run(name: str, seeds: int = SEEDS) -> Caught:
     return _caught(done.returncode, done.stdout + done.stderr)
 
 
-def copy_with(mutation: Mutation, folder: Path) -> None:
-    """Copies the packages, with a fault.
+def copy_with(
+    mutation: Mutation,
+    folder: Path,
+    modules: str = "scheduler/lanes",
+    packages: Sequence[str] = PACKAGES,
+) -> None:
+    """Copies packages, with a fault.
+
+    Args:
+        mutation: The fault.
+        folder: Where to.
+        modules: Where its module is.
+        packages: Which to copy.
 
     Raises:
         ValueError: If it is none of the sources as they are.
     """
-    for package in PACKAGES:
+    for package in packages:
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    path = folder / "scheduler" / "lanes" / f"{mutation.module}.py"
+    path = folder / modules / f"{mutation.module}.py"
     source = path.read_text("utf-8")
     for old, new in mutation.changes:
         if source.count(old) != 1:

@@ -1,0 +1,239 @@
+"""Faults in the kernels, made on purpose: the machine that executes PTX must find each of them.
+
+Each changes the source of a kernel, or how it is compiled, in a copy of the package that a process
+of its own compiles. Nothing of the machine changes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mutations import Mutation, changed, copy_with
+from ptx_checks import check_form
+from ptx_compiling import Compiled, Form, compile_forms
+from ptx_far import check_far_offsets
+from ptx_machine import PtxError
+from ptx_races import check_race
+
+#: Which device they are compiled for.
+TARGET = 90
+#: How many races a fault may take.
+SEEDS = 200
+
+_VERDICT = Form("finite_kernel", "float16")
+_TABLE = Form("multi_tensor_rmsprop_kernel", "float32", eps_inside_sqrt=True)
+_PLAIN = Form("rmsprop_kernel", "float32", eps_inside_sqrt=True, coupled=True)
+_BFLOAT16 = Form("rmsprop_kernel", "bfloat16")
+_CHECKED = Form("rmsprop_kernel", "float16", checked=True)
+_ON_DEVICE = Form("rmsprop_kernel", "float64", lr_on_device=True)
+_COUNTED = Form("rmsprop_kernel", "float32", counted=True)
+_FORMS = (_PLAIN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _VERDICT, _COUNTED)
+
+
+def _kernel(old: str, new: str = "") -> Mutation:
+    return changed("triton_kernels", old, new)
+
+
+def _moved(text: str, behind: str) -> Mutation:
+    """A text that comes to stand behind another."""
+    return Mutation("triton_kernels", ((text, ""), (behind, behind + text)))
+
+
+_VERSION = '        version = tl.atomic_add(of_block + _LANDED * blocks, 0, sem="acquire")\n'
+_WITNESS = '        witness = tl.atomic_add(of_block + _SURVIVED * blocks, 0, sem="acquire")\n'
+_WRITTEN = '        tl.atomic_xchg(of_block + _SURVIVED * blocks, witness + 1, sem="release")\n'
+_LANDED = (
+    '        overlapping = tl.atomic_add(of_block + _LANDED * blocks, 1, sem="acq_rel") - version\n'
+)
+_AFTER = "    if COUNTED:\n        tl.debug_barrier()\n"
+
+MUTATIONS = {
+    # Arithmetic
+    "operations may be fused": changed(
+        "triton_compile", '"enable_fp_fusion": False', '"enable_fp_fusion": True'
+    ),
+    "a division is approximate": _kernel("tl.div_rn(x, y)", "(x / y)"),
+    "a root is approximate": _kernel("tl.sqrt_rn(x)", "tl.sqrt(x)"),
+    "a product in another order": _kernel("(beta * g) * g", "beta * (g * g)"),
+    "epsilon on the other side of the root": _kernel(
+        "_sqrt(ms + eps) if EPS_INSIDE_SQRT else _sqrt(ms) + eps",
+        "_sqrt(ms) + eps if EPS_INSIDE_SQRT else _sqrt(ms + eps)",
+    ),
+    "the factor of decay in float32": _kernel(
+        "shrink = 1.0 - lr * _as_float64(decoupled_decay)",
+        "shrink = (1.0 - lr.to(tl.float32) * _as_float64(decoupled_decay).to(tl.float32))"
+        ".to(tl.float64)",
+    ),
+    "bfloat16 is cut off": _kernel("(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
+    "bfloat16 rounds halves up": _kernel("0x7FFF + ((bits >> 16) & 1)", "0x8000"),
+    "bfloat16 has no NaN": _kernel("tl.where(x != x, 0x7FC0, rounded)", "rounded"),
+    # Addresses
+    "loads of parameters without a mask": _kernel(
+        "p = tl.load(param_ptr + offsets, mask)", "p = tl.load(param_ptr + offsets)"
+    ),
+    "loads of gradients without a mask": _kernel(
+        "g = tl.load(grad_ptr + offsets, mask)", "g = tl.load(grad_ptr + offsets)"
+    ),
+    "stores of parameters without a mask": _kernel(
+        "tl.store(param_ptr + offsets, p, mask)", "tl.store(param_ptr + offsets, p)"
+    ),
+    "stores of mean squares without a mask": _kernel(
+        "tl.store(ms_ptr + offsets, ms, mask)", "tl.store(ms_ptr + offsets, ms)"
+    ),
+    "a mask with one element too many": _kernel("offsets < elements\n", "offsets <= elements\n"),
+    "a mask with one element too few": _kernel("offsets < elements\n", "offsets < elements - 1\n"),
+    "the last block passes for full": _kernel(
+        "((param | grad | ms) % 16 == 0) & (start + BLOCK <= elements)",
+        "((param | grad | ms) % 16 == 0) & (start <= elements)",
+    ),
+    "gradients pass for aligned": _kernel("(param | grad | ms) % 16", "(param | ms) % 16"),
+    "chunks overlap": _kernel("in range(0, BLOCK, CHUNK)", "in range(0, BLOCK, CHUNK // 2)"),
+    "offsets in 32 bits": _kernel(
+        "    start = block * BLOCK\n    param_ptr",
+        "    start = block.to(tl.int32) * BLOCK\n    param_ptr",
+    ),
+    "offsets of verdicts in 32 bits": _kernel(
+        "    start = block * BLOCK\n    grad_ptr",
+        "    start = block.to(tl.int32) * BLOCK\n    grad_ptr",
+    ),
+    "a table read in the wrong row": _kernel("column + 2 * updates", "column + updates"),
+    "blocks of a table in the wrong order": _kernel(
+        "tl.load(block_ptr + programs)", "tl.load(block_ptr)"
+    ),
+    # Verdicts
+    "a verdict that nobody heeds": _kernel(
+        "    block = tl.program_id(0).to(tl.int64)\n    if CHECKED:",
+        "    block = tl.program_id(0).to(tl.int64)\n    if CHECKED and COUNTED:",
+    ),
+    "NaN passes for finite": _kernel("(bits & EXPONENT) == EXPONENT", "bits == EXPONENT"),
+    "the last element is not looked at": _kernel(
+        "offsets < elements - start, 0", "offsets < elements - start - 1, 0"
+    ),
+    # Race counters
+    "the witness is read late": _moved(_WITNESS, _AFTER),
+    "what landed is read late": _moved(_VERSION, _AFTER),
+    "the witness is written early": _moved(_WRITTEN, _WITNESS),
+    "the landing is counted before the witness is written": _moved(_WRITTEN, _LANDED),
+    "the witness is added to": _kernel(
+        "tl.atomic_xchg(of_block + _SURVIVED * blocks, witness + 1",
+        "tl.atomic_add(of_block + _SURVIVED * blocks, 1",
+    ),
+    "the landing is stored": _kernel(
+        _LANDED,
+        "        tl.store(of_block + _LANDED * blocks, version + 1)\n"
+        "        overlapping = tl.load(of_block + _LANDED * blocks) - version - 1\n",
+    ),
+    "overlaps are stored": _kernel(
+        'tl.atomic_add(of_block + _OVERWRITTEN * blocks, overlapping, sem="relaxed")',
+        "tl.store(\n                of_block + _OVERWRITTEN * blocks,\n"
+        "                tl.load(of_block + _OVERWRITTEN * blocks) + overlapping,\n            )",
+    ),
+    "blocks share their counts": _kernel(
+        "tl.pointer_type(tl.int64)) + block\n", "tl.pointer_type(tl.int64))\n"
+    ),
+    # Order in memory
+    "the reading of the witness acquires nothing": _kernel(
+        _WITNESS, _WITNESS.replace("acquire", "relaxed")
+    ),
+    "the reading of what landed acquires nothing": _kernel(
+        _VERSION, _VERSION.replace("acquire", "relaxed")
+    ),
+    "the writing of the witness releases nothing": _kernel(
+        _WRITTEN, _WRITTEN.replace("release", "relaxed")
+    ),
+}
+
+
+def _without_barriers(after: str, before: str) -> Callable[[str], str]:
+    """Drops the barriers between two patterns from PTX that counts; other PTX stays as it is."""
+    between = re.compile(f"({after})(.*?)({before})", re.DOTALL)
+
+    def edit(ptx: str) -> str:
+        if ".exch." not in ptx:
+            return ptx
+        dropped = between.sub(
+            lambda found: found[1] + re.sub(r"bar\.sync\s+0;", "", found[2]) + found[3], ptx
+        )
+        if dropped == ptx:
+            raise ValueError(f"there is no barrier between {after!r} and {before!r}")
+        return dropped
+
+    return edit
+
+
+#: These change PTX itself: Triton puts barriers of its own beside those of the source.
+PTX_MUTATIONS = {
+    "no barrier before the block is read": _without_barriers(
+        r"\.acquire\..*\.acquire\.", r"@%p\d+ bra"
+    ),
+    "no barrier after the block is written": _without_barriers(
+        r"bra\.uni.*st\.global", r"\.release\.exch"
+    ),
+}
+
+
+class Caught(NamedTuple):
+    """How a fault was found.
+
+    Attributes:
+        by: Which check found it; None if none did.
+        told: What it said.
+    """
+
+    by: str | None
+    told: str
+
+
+def run(name: str) -> Caught:
+    """Compiles kernels with a fault, and checks them until a check finds it.
+
+    Raises:
+        KeyError: If there is no such fault.
+        ValueError: If it is none of the sources as they are.
+    """
+    try:
+        compiled = _compiled_with(name)
+    except PtxError as error:
+        return Caught("refusal", str(error))
+    for by, check in _checks(compiled):
+        try:
+            check()
+        except (AssertionError, PtxError) as error:
+            return Caught(by, str(error))
+    return Caught(None, "")
+
+
+def _compiled_with(name: str) -> dict[Form, Compiled]:
+    wanted = [(TARGET, form) for form in _FORMS]
+    if name in PTX_MUTATIONS:
+        compiled = compile_forms(wanted, edit=PTX_MUTATIONS[name])
+    else:
+        with tempfile.TemporaryDirectory(prefix="hogstream-mutation-") as folder:
+            copy_kernels_with(MUTATIONS[name], Path(folder))
+            compiled = compile_forms(wanted, Path(folder))
+    return {form: each for (_, form), each in compiled.items()}
+
+
+def copy_kernels_with(mutation: Mutation, folder: Path) -> None:
+    """Copies the kernels into a folder that ``hogstream`` can be imported from, with a fault.
+
+    Raises:
+        ValueError: If it is none of the sources as they are.
+    """
+    copy_with(mutation, folder / "hogstream", "kernels/backends", ("kernels",))
+
+
+def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], object]]]:
+    """All checks, each with its name."""
+    for form, each in compiled.items():
+        what = "bits" if form.updates else "verdicts"
+        yield f"{what} of {form.name}", partial(check_form, each)
+    for form in (_PLAIN, _TABLE, _VERDICT):
+        yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
+    for seed in range(SEEDS):
+        yield f"race {seed}", partial(check_race, compiled[_COUNTED], seed)

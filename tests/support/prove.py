@@ -1,0 +1,160 @@
+"""Executes the PTX of our kernels, and says what was shown: ``make prove``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, product
+
+import kernel_mutations
+from kernel_mutations import MUTATIONS, PTX_MUTATIONS
+from ptx_checks import check_form
+from ptx_compiling import DTYPES, FORMS, TARGETS, Compiled, Form, compile_forms
+from ptx_far import check_far_offsets
+from ptx_machine import PtxError
+from ptx_races import UPDATES, check_race
+
+_DEVICES = [f"sm_{target}" for target in TARGETS]
+
+
+class Proof:
+    """What is shown, and how much of it failed.
+
+    Attributes:
+        failures: What failed, in words.
+    """
+
+    def __init__(self, seeds: int) -> None:
+        """Makes one that runs so many races for each dtype and device."""
+        self.failures: list[str] = []
+        self._seeds = seeds
+
+    def bits(self) -> None:
+        """Each form of each kernel, on each device, gives NumPy's bits."""
+        _table(
+            "Forms of kernels, and elements whose bits are NumPy's, or verdicts that are right",
+            *("kernel", "dtype", "forms", *_DEVICES),
+        )
+        compiled = _compile(FORMS)
+        for (kernel, dtype), group in groupby(FORMS, lambda form: form[:2]):
+            forms = list(group)
+            cells = (
+                self._counted([compiled[target, form] for form in forms], check_form)
+                for target in TARGETS
+            )
+            _row(kernel.removesuffix("_kernel"), dtype, str(len(forms)), *cells)
+
+    def far(self) -> None:
+        """Offsets beyond 2^32 elements are right, aligned or not."""
+        _table(
+            "Tensors of more than 2^32 elements, and how many near 2^31, 2^32 and the end",
+            *("kernel", "dtype", *_DEVICES),
+        )
+        forms = [form for form in FORMS if not any(form[2:])]
+        compiled = _compile(forms)
+        for form in forms:
+            cells = (self._counted([compiled[target, form]], _far) for target in TARGETS)
+            _row(form.kernel.removesuffix("_kernel"), form.dtype, *cells)
+
+    def races(self) -> None:
+        """What race counters say of updates that race is the truth."""
+        _table(
+            f"Races of {UPDATES} updates, and updates that elements lost: counted as promised",
+            *("dtype", "races", *_DEVICES),
+        )
+        counting = [form for form in FORMS if form.counted]
+        compiled = _compile(counting)
+        for dtype in DTYPES:
+            forms = [form for form in counting if form.dtype == dtype]
+            cells = (self._lost([compiled[target, form] for form in forms]) for target in TARGETS)
+            _row(dtype, str(self._seeds), *cells)
+
+    def faults(self) -> None:
+        """Faults that are made on purpose are found."""
+        _table(
+            "Faults in kernels, made on purpose, and what finds them",
+            *("fault", "found by", "what it says"),
+        )
+        for name in [*MUTATIONS, *PTX_MUTATIONS]:
+            caught = kernel_mutations.run(name)
+            if caught.by is None:
+                self.failures.append(f"nothing finds: {name}")
+            _row(name, caught.by or "NOTHING", _brief(caught.told))
+
+    def _counted(self, kernels: list[Compiled], check: Callable[[Compiled], int]) -> str:
+        """The sum of what a check returns of each kernel."""
+        total, failed = 0, 0
+        for compiled in kernels:
+            try:
+                total += check(compiled)
+            except (AssertionError, PtxError) as error:
+                failed += 1
+                self.failures.append(f"{compiled.form.name}, sm_{compiled.target}: {error}")
+        return f"{failed} FAILED" if failed else f"{total:,}"
+
+    def _lost(self, kernels: list[Compiled]) -> str:
+        """How many updates races lost, of one kernel after the other."""
+        total, failed = 0, 0
+        for seed in range(self._seeds):
+            compiled = kernels[seed % len(kernels)]
+            try:
+                total += check_race(compiled, seed)
+            except (AssertionError, PtxError) as error:
+                failed += 1
+                name = f"{compiled.form.name}, sm_{compiled.target}"
+                self.failures.append(f"race {seed} of {name}: {error}")
+        return f"{failed} FAILED" if failed else f"{total:,}"
+
+
+def _compile(forms: Iterable[Form]) -> dict[tuple[int, Form], Compiled]:
+    return compile_forms(product(TARGETS, forms))
+
+
+def _far(compiled: Compiled) -> int:
+    return check_far_offsets(compiled) + check_far_offsets(compiled, aligned=False)
+
+
+def _table(title: str, *columns: str) -> None:
+    print(f"\n{title}\n")
+    _row(*columns)
+    _row(*["---"] * len(columns))
+
+
+def _row(*cells: str) -> None:
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+def _brief(text: str) -> str:
+    """A line of a message."""
+    return " ".join(text.split())[:150].replace("|", "/")
+
+
+def _parts(proof: Proof) -> Iterator[tuple[str, Callable[[], None]]]:
+    for part in (proof.bits, proof.far, proof.races, proof.faults):
+        yield part.__name__, part
+
+
+def main() -> None:
+    """Exits with 1 if anything failed, and says what."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [name for name, _ in _parts(Proof(0))]
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(names)}; else all")
+    parser.add_argument("--races", type=int, default=32, help="for each dtype and device")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(names):
+        parser.error(f"parts must be some of {', '.join(names)}, got {', '.join(unknown)}")
+    proof, started = Proof(options.races), time.monotonic()
+    for name, part in _parts(proof):
+        if not options.parts or name in options.parts:
+            part()
+    seconds = time.monotonic() - started
+    print(f"\n{len(proof.failures)} failures in {seconds:.0f} s")
+    for failure in proof.failures:
+        print(f"- {_brief(failure)}")
+    sys.exit(bool(proof.failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Our Triton kernels as PTX, in each form that a launch may ask for.
+
+Tests have Triton interpret, so a process of its own compiles: this file, run as a program, takes a
+JSON list of devices and forms, and prints a line for each.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import product, starmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptx_machine import Program, parse
+
+#: Devices that kernels are compiled for, by compute capability.
+TARGETS = (80, 90, 100)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        kernel: Its name in ``triton_kernels``.
+        dtype: Of parameters and gradients.
+        eps_inside_sqrt: As in ``Hyperparameters``; the kernels of verdicts have this and what
+            follows at False.
+        coupled: Likewise.
+        lr_on_device: Whether lr is read from memory.
+        checked: Whether there is a verdict.
+        counted: Whether races are counted.
+    """
+
+    kernel: str
+    dtype: str
+    eps_inside_sqrt: bool = False
+    coupled: bool = False
+    lr_on_device: bool = False
+    checked: bool = False
+    counted: bool = False
+
+    @property
+    def updates(self) -> bool:
+        """Whether it is a kernel of the update."""
+        return "rmsprop" in self.kernel
+
+    @property
+    def is_multi_tensor(self) -> bool:
+        """Whether it takes a table."""
+        return self.kernel.startswith("multi_tensor")
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        switches = [name for name, value in self._asdict().items() if value is True]
+        return " ".join([self.kernel.removesuffix("_kernel"), self.dtype, *switches])
+
+
+_SWITCHES = (False, True)
+
+#: All forms that there are.
+FORMS = (
+    *starmap(partial(Form, "rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 5)),
+    *starmap(partial(Form, "multi_tensor_rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 4)),
+    *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
+)
+
+
+class Compiled(NamedTuple):
+    """A kernel that is ready to be launched on the machine.
+
+    Attributes:
+        form: What it was compiled for.
+        target: For which device.
+        block: How many elements a block of threads takes.
+        program: It.
+        shared: How many bytes of shared memory a block of threads has.
+    """
+
+    form: Form
+    target: int
+    block: int
+    program: Program
+    shared: int
+
+
+def compile_forms(
+    wanted: Iterable[tuple[int, Form]],
+    folder: Path | None = None,
+    edit: Callable[[str], str] = str,
+) -> dict[tuple[int, Form], Compiled]:
+    """Compiles forms, in a process of its own.
+
+    Args:
+        wanted: For which device, of ``TARGETS``, and which form.
+        folder: Where ``hogstream`` is imported from, if it is a copy.
+        edit: Makes of their PTX what is run.
+
+    Raises:
+        RuntimeError: If one does not compile.
+        ptx_machine.PtxError: If the machine does not know what comes out.
+    """
+    wanted = list(wanted)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = [folder, Path(__file__).parent] if folder else [Path(__file__).parent]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    environment |= {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(wanted),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"kernels do not compile: {done.stderr[-1000:]}")
+    compiled = {}
+    for (target, form), line in zip(wanted, done.stdout.splitlines(), strict=True):
+        code = json.loads(line)
+        (kernel,) = parse(edit(code["ptx"])).kernels.values()
+        compiled[target, form] = Compiled(
+            form, target, code["block"], Program(kernel), code["shared"]
+        )
+    return compiled
+
+
+def _compile(target: int, form: Form) -> dict[str, Any]:
+    """One kernel, compiled as it is for a launch."""
+    import torch
+
+    from hogstream.kernels.backends import triton_kernels
+    from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
+    from hogstream.kernels.backends.triton_launch import BLOCK, EXPONENTS, STORAGE
+
+    dtype = getattr(torch, form.dtype)
+    bits, exponent = EXPONENTS[dtype]
+    constants = {
+        **{name.upper(): value for name, value in form._asdict().items()},
+        "STORAGE": STORAGE[dtype],
+        "BITS": bits,
+        "EXPONENT": exponent,
+        "BLOCK": BLOCK[dtype],
+    }
+    compiled = compile_for(getattr(triton_kernels, form.kernel), constants, cuda_target(target))
+    return {"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared, "block": BLOCK[dtype]}
+
+
+def _compile_one(task: tuple[int, Form]) -> dict[str, Any]:
+    return _compile(*task)
+
+
+def main() -> None:
+    """Compiles what standard input names, in as many processes as there are cores."""
+    import hogstream.kernels.backends.triton_launch  # noqa: F401 - before processes are forked
+    from hogstream.kernels.backends.triton_cache import ensure_folder
+
+    ensure_folder()
+    tasks = [(target, Form(*form)) for target, form in json.load(sys.stdin)]
+    processes = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        for line in pool.imap(_compile_one, tasks):
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Updates on the machine that executes PTX, launched as ``triton_launch`` and lanes launch them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from hogstream.kernels.backends.triton_launch import factor_words
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
+from ptx_compiling import Compiled, Form
+from ptx_machine import GlobalMemory, Launch
+
+#: What every kernel of Triton's takes besides: two addresses of scratch, which ours need none of.
+_SCRATCH = [0, 0]
+#: Bytes around a tensor that no thread may touch.
+_MARGIN = 4096
+
+
+class Watch(NamedTuple):
+    """What an update may take besides.
+
+    Attributes:
+        lr: Where the kernel reads it: float64, ().
+        verdict: Where it finds whether to do anything: int32, (1,).
+        counts: ``RaceCounters.counts``.
+    """
+
+    lr: torch.Tensor | None = None
+    verdict: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, form: Form, device: Device, lr: float, blocks: int = 0) -> Watch:
+        """What a form takes, on a device: a verdict that all is well, and some counts or other.
+
+        Args:
+            form: It.
+            device: Where to put that.
+            lr: The learning rate.
+            blocks: How many the parameter has, if they are counted.
+        """
+        counts = torch.arange(3 * blocks).reshape(3, blocks)
+        return cls(
+            device.put("lr", torch.tensor(lr, dtype=torch.float64)) if form.lr_on_device else None,
+            device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
+            device.put("counts", counts) if form.counted else None,
+        )
+
+
+class Device:
+    """A device's memory.
+
+    Attributes:
+        memory: It, as the machine has it.
+    """
+
+    def __init__(self) -> None:
+        self.memory = GlobalMemory()
+        self._number = 0
+
+    def put(self, name: str, values: torch.Tensor, offset: int = 0) -> torch.Tensor:
+        """A copy of a tensor on the device, with memory around it that is nobody's.
+
+        Args:
+            name: What messages call it.
+            values: Of any shape.
+            offset: By how many elements it lies off a multiple of 256 bytes.
+        """
+        size = values.numel() * values.element_size()
+        room = torch.empty(size + 2 * _MARGIN, dtype=torch.uint8)
+        start = (
+            _MARGIN // 2 + -(room.data_ptr() + _MARGIN // 2) % 256 + offset * values.element_size()
+        )
+        copy = room[start : start + size].view(values.dtype).reshape(values.shape)
+        copy.copy_(values)
+        self.memory.add(name, copy)
+        return copy
+
+    def update(
+        self,
+        compiled: Compiled,
+        table: LaunchTable,
+        hyperparameters: Hyperparameters,
+        watch: Watch = Watch(),  # noqa: B008 - it never changes
+    ) -> Launch:
+        """The launch of an update of tensors that are on the device."""
+        programs, where = self._table(compiled, table)
+        factors = factor_words(hyperparameters)
+        if watch.lr is not None:
+            factors[0] = watch.lr.data_ptr()
+        arguments = [*where, *factors, _address(watch.verdict)]
+        if not compiled.form.is_multi_tensor:
+            arguments.append(_address(watch.counts))
+        return self._launch(compiled, programs, arguments)
+
+    def check_finite(self, compiled: Compiled, table: LaunchTable, verdict: torch.Tensor) -> Launch:
+        """The launch of what finds whether gradients are finite."""
+        programs, where = self._table(compiled, table)
+        if not compiled.form.is_multi_tensor:
+            where = [where[GRAD], where[ELEMENTS]]
+        return self._launch(compiled, programs, [*where, verdict.data_ptr()])
+
+    def _table(self, compiled: Compiled, table: LaunchTable) -> tuple[int, list[int]]:
+        """How many blocks to launch, and what a kernel takes first."""
+        blocks = torch.from_numpy(table.split_into_blocks(compiled.block))
+        if not compiled.form.is_multi_tensor:
+            return blocks.shape[1], table.columns[:, 0].tolist()
+        columns = self.put("columns", torch.from_numpy(table.columns))
+        blocks = self.put("blocks", blocks)
+        where = [columns.data_ptr(), table.updates, blocks.data_ptr(), blocks.shape[1]]
+        return blocks.shape[1], where
+
+    def _launch(self, compiled: Compiled, programs: int, arguments: list[int]) -> Launch:
+        self._number += 1
+        return Launch(
+            compiled.program,
+            (programs, 1, 1),
+            [*arguments, *_SCRATCH],
+            compiled.shared,
+            self._number - 1,
+        )
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
