@@ -51,10 +51,10 @@ class LaunchTable:
         self._on_device = _DeviceCopy()
         self._ms = weakref.ref(operands[0].ms.untyped_storage())
 
-    def with_grads(self, addresses: Sequence[int] | npt.NDArray[np.int64]) -> LaunchTable:
+    def with_grads(self, addresses: npt.ArrayLike) -> LaunchTable:
         """The same updates with gradients elsewhere; what is on the device is shared."""
         table = object.__new__(LaunchTable)
-        table.__dict__.update(self.__dict__)  # ``copy`` takes four times as long
+        table.__dict__.update(self.__dict__)  # in one call, where ``copy`` makes many
         table.columns = self.columns.copy()
         table.columns[GRAD] = addresses
         return table

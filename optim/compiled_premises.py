@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from numba import types
 
 from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store
-from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_compile import njit, with_the_gil
 from hogstream.optim.object_access import (
     ANYWHERE,
     FOUND_WORDS,
@@ -68,8 +68,10 @@ class HeldGradients:
     """
 
     def __init__(self, gradients: int) -> None:
-        holds_and_pointers = np.zeros((2, gradients), np.int64)
-        self.address, self.pointers = holds_and_pointers.ctypes.data, holds_and_pointers[1]
+        # ctypes tells an address in a call; NumPy runs much Python, which a backward has evicted.
+        holds_and_pointers = (ctypes.c_int64 * (2 * gradients))()
+        self.address = ctypes.addressof(holds_and_pointers)
+        self.pointers = np.frombuffer(memoryview(holds_and_pointers), np.int64)[gradients:]
 
     def __del__(self) -> None:
         _release_all(self.address, len(self.pointers))
@@ -169,16 +171,6 @@ def _note_dict(dictionary: dict[Any, Any], names: Collection[str] | None = None)
         yield id(value) if names is None or key in names else _ANY_VALUE
 
 
-def _with_the_gil(function: Callable[..., int]) -> Callable[..., int]:
-    """Compiles a function of int64, to be called from Python without letting go of the GIL."""
-    arguments = function.__code__.co_argcount
-    compiled = cfunc(types.int64(*[types.int64] * arguments))(function)
-    called: Any = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(compiled.address)
-    called.compiled = compiled  # which has the code's memory
-    typed: Callable[..., int] = called
-    return typed
-
-
 @njit
 def _same_lists(lists: int, noted: int) -> bool:
     """Whether a list of lists of objects is as noted: how many, then each one's size and items."""
@@ -269,7 +261,7 @@ def _is_usable(grad: int, noted: int, written: int, pointer: int, to_use: int) -
     return True
 
 
-@_with_the_gil
+@with_the_gil(types.int64(*[types.int64] * 4))
 def _hold_gradients(
     premises: int,  # address of where all is noted: ``CompiledPremises._words``
     lists: int,  # Python's list of the parameters of each group
@@ -309,7 +301,7 @@ def _hold_gradients(
     return 1
 
 
-@_with_the_gil
+@with_the_gil(types.int64(*[types.int64] * 2))
 def _release_all(held: int, count: int) -> int:
     for place in range(count):
         tensor = atomic_load(held + place * _WORD)
@@ -318,7 +310,7 @@ def _release_all(held: int, count: int) -> int:
     return 0
 
 
-@_with_the_gil
+@with_the_gil(types.int64(*[types.int64] * 2))
 def _bump_versions(handles: int, count: int) -> int:
     for place in range(count):
         bump_version(atomic_load(handles + place * _WORD))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, overload
 
 import torch
@@ -22,6 +22,7 @@ from hogstream.optim.step_plan import StepPlan, make_plan
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
+_hyperparameters_of = itemgetter(*HYPERPARAMETERS)
 
 
 class RMSpropAsync(Optimizer):
@@ -257,8 +258,7 @@ class RMSpropAsync(Optimizer):
     def _settings_of(self, index: int) -> tuple[Any, ...]:
         """What a launch for a group takes after its table, checked anew if anything changed."""
         group = self.param_groups[index]
-        values = [group[name] for name in HYPERPARAMETERS]
-        values += group.get("momentum"), group.get("centered")
+        values = [*_hyperparameters_of(group), group.get("momentum"), group.get("centered")]
         known, settings = self._settings.get(index, ([], ()))
         if len(known) == len(values) and all(map(is_, known, values)):
             return settings
@@ -314,23 +314,19 @@ class RMSpropAsync(Optimizer):
             # What was frozen since ``zero_grad``, no backward can have reached.
             for buffer in (each for buffers in self._flat_buffers for each in buffers):
                 buffer.drop_grads_of_frozen()
-        found: tuple[StepPlan, object] | None = None
-        if self._plan:
-            found = self._plan.followed(groups, self.state)
-        if found is None:
+        step = self._plan.followed(groups, self.state) if self._plan else None
+        if step is None:
             self._settings.clear()  # which were checked for other parameters, maybe
         settings = [self._settings_of(index) for index in range(len(groups))]
-        if found is None:
+        if step is None:
             self._make_missing_state()
-            found = make_plan(groups, self.state, self._counts, self._flat_buffers, self.backend)
-        plan, gradients = found
-        self._plan = plan
+            step = make_plan(groups, self.state, self._counts, self._flat_buffers, self.backend)
+        self._plan = plan = step.plan
         plan.premises.bump_versions()
-        for launch in plan.launches:
-            launch.backend.update_(launch.table, *settings[launch.group])
+        for launch, table in zip(plan.launches, step.tables, strict=True):
+            launch.backend.update_(table, *settings[launch.group])
         for counter in plan.counters:
             counter.add_one()
-        del found, gradients  # which had to live until all was launched
         return loss
 
     @_not_compiled

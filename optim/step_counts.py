@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-# Up to here float32 holds every count.
-_EVERY_COUNT = 2.0**24
+from hogstream.optim.compiled_modules import compiled_module
 
 
 def new_counts(params: int, device: torch.device) -> torch.Tensor:
@@ -43,13 +41,14 @@ class Counter:
         if self.shown.device.type != "cpu":
             _carry(self.shown, self.rest)  # the host knows no counts there
             return
-        shown = self.shown.numpy()
-        if np.maximum.reduce(shown) < _EVERY_COUNT:
-            np.add(shown, 1, out=shown)
+        compiled = compiled_module("compiled_counts")
+        if compiled is not None and self.shown.dtype is torch.float32:  # as all but a user's own
+            shown, rest = self.shown.data_ptr(), self.rest.data_ptr()
+            compiled.add_one(shown, rest, self.shown.numel())
             return
-        rest = self.rest.numpy()
-        rest[shown + rest != shown] = 0  # of a count that somebody has set since
-        _carry(shown, rest)
+        counts, more = self.shown.numpy(), self.rest.numpy()
+        more[counts + more != counts] = 0  # of a count that somebody has set since
+        _carry(counts, more)
 
 
 def _carry(shown: Any, rest: Any) -> None:

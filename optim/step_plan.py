@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from operator import eq, is_, itemgetter, ne
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends import Backend, select_backend
-from hogstream.kernels.backends.select import check_backend
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import (
     Operands,
@@ -24,6 +20,7 @@ from hogstream.kernels.operands import (
     check_operands,
     same_layout,
 )
+from hogstream.optim.compiled_modules import compiled_module
 from hogstream.optim.flat_buffers import FlatBuffer
 from hogstream.optim.state import check_step
 from hogstream.optim.step_counts import Counter, counters_of
@@ -32,6 +29,7 @@ _pointer = torch.Tensor.data_ptr
 _dtype = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
+Positions = npt.NDArray[np.intp] | slice
 _log = logging.getLogger(__name__)
 
 
@@ -67,14 +65,13 @@ class PlannedLaunch:
     group: int
     backend: Backend
     table: LaunchTable
-    positions: npt.NDArray[np.intp] | None
+    positions: Positions | None
 
-    def with_grads(self, pointers: npt.NDArray[np.int64]) -> PlannedLaunch:
-        """This launch for gradients at such addresses, of all reached parameters."""
+    def table_for(self, pointers: npt.NDArray[np.int64]) -> LaunchTable:
+        """What it updates from gradients at such addresses, of all reached parameters."""
         if self.positions is None:
-            return self
-        table = self.table.with_grads(pointers[self.positions])
-        return PlannedLaunch(self.group, self.backend, table, self.positions)
+            return self.table
+        return self.table.with_grads(pointers[self.positions])
 
 
 class Written(NamedTuple):
@@ -214,11 +211,11 @@ class _ReadPremises(NamedTuple):
 
     def compiled(self, groups: Groups, state: State) -> Premises:
         """These, as compiled code reads them, if it can."""
-        compiler = _compiler()
-        if compiler is None:
+        module = compiled_module("compiled_premises")
+        if module is None:
             return self
         try:
-            premises = compiler(groups, state, self.written, self.in_flat)
+            premises: Premises = module.CompiledPremises(groups, state, self.written, self.in_flat)
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
             return self
@@ -249,19 +246,6 @@ class _ReadPremises(NamedTuple):
         )
 
 
-@cache
-def _compiler() -> Callable[..., Premises] | None:
-    """What makes premises of which compiled code takes account; None if there is none here."""
-    try:
-        check_backend("numba")
-        module = importlib.import_module("hogstream.optim.compiled_premises")
-    except Exception as error:  # each of Numba, CPython and torch may be other than is expected
-        _log.debug("Python reads what each step depends on, as it can't be compiled: %r", error)
-        return None
-    compiler: Callable[..., Premises] = module.CompiledPremises
-    return compiler
-
-
 @dataclass(frozen=True)
 class StepPlan:
     """The launches of a step, and all that they were made for.
@@ -269,32 +253,45 @@ class StepPlan:
     Attributes:
         launches: In the order of their groups.
         counters: What counts the steps of reached parameters.
-        grad_pointers: int64: where the gradients were.
-        premises: What else they depend on.
+        premises: What they depend on.
         lasting: Whether it may be followed: not if it reads copies of gradients.
         followed_before: Whether it was: premises have been compiled then, if they can be.
     """
 
     launches: list[PlannedLaunch]
     counters: list[Counter]
-    grad_pointers: npt.NDArray[np.int64]
     premises: Premises
     lasting: bool
     followed_before: bool = False
 
-    def followed(self, groups: Groups, state: State) -> tuple[StepPlan, Gradients] | None:
-        """This plan for the gradients that there are now, and those; None if it takes a new one."""
+    def followed(self, groups: Groups, state: State) -> PlannedStep | None:
+        """A step by this plan, for the gradients that there are now; None if it takes a new one."""
         gradients = self.premises.gradients(groups, state) if self.lasting else None
         if gradients is None:
             return None
+        plan, pointers = self, gradients.pointers
+        if not self.followed_before:
+            plan = replace(self, premises=self._compiled(groups, state), followed_before=True)
+        tables = [launch.table_for(pointers) for launch in self.launches]
+        return PlannedStep(plan, tables, gradients)
+
+    def _compiled(self, groups: Groups, state: State) -> Premises:
         premises = self.premises
-        if isinstance(premises, _ReadPremises) and not self.followed_before:
-            premises = premises.compiled(groups, state)
-        pointers = gradients.pointers
-        if self.followed_before and (pointers == self.grad_pointers).all():
-            return self, gradients
-        launches = [launch.with_grads(pointers) for launch in self.launches]
-        return StepPlan(launches, self.counters, pointers, premises, True, True), gradients
+        return premises.compiled(groups, state) if isinstance(premises, _ReadPremises) else premises
+
+
+class PlannedStep(NamedTuple):
+    """One step by a plan.
+
+    Attributes:
+        plan: Of the launches.
+        tables: What each launch updates.
+        kept: What must live until all are launched.
+    """
+
+    plan: StepPlan
+    tables: list[LaunchTable]
+    kept: object
 
 
 @torch.no_grad()
@@ -304,7 +301,7 @@ def make_plan(
     counts: list[torch.Tensor],
     flat_buffers: list[list[FlatBuffer]],
     backend: str | None,
-) -> tuple[StepPlan, list[Operands]]:
+) -> PlannedStep:
     """Checks the reached parameters and their gradients, and plans their update.
 
     Args:
@@ -315,8 +312,7 @@ def make_plan(
         backend: Which kernels to use; None picks by device.
 
     Returns:
-        The plan, and what it updates, which must live until that is launched: gradients that were
-        not laid out as their parameters are copies.
+        The first step by the plan: gradients that were not laid out as their parameters are copies.
 
     Raises:
         TypeError: If a gradient has another dtype than its parameter, or a step cannot count.
@@ -343,12 +339,13 @@ def make_plan(
             launches.append(PlannedLaunch(index, chosen, table, of))
         counters += counters_of((state[param]["step"] for param in here), counts)
         first += len(here)
-    through_tables = [each.positions for each in launches if each.positions is not None]
-    in_flat = np.setdiff1d(np.arange(len(operands)), np.concatenate([[], *through_tables]))
+    every = np.arange(len(operands))
+    through_tables = [every[each.positions] for each in launches if each.positions is not None]
+    in_flat = np.setdiff1d(every, np.concatenate([[], *through_tables]))
     premises = _ReadPremises.of(groups, state, reached, Written.by(operands), in_flat)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
-    plan = StepPlan(launches, counters, premises.grad_pointers, premises, lasting=not copied)
-    return plan, operands
+    plan = StepPlan(launches, counters, premises, lasting=not copied)
+    return PlannedStep(plan, [launch.table for launch in launches], operands)
 
 
 def _checked(
@@ -374,7 +371,7 @@ def _tables_of(
     reached: Reached,
     operands: list[Operands],
     flat_buffers: list[FlatBuffer],
-) -> list[tuple[LaunchTable, npt.NDArray[np.intp] | None]]:
+) -> list[tuple[LaunchTable, Positions | None]]:
     """The tables of one group: one for each flat buffer that is whole, the rest by dtype, device.
 
     Args:
@@ -387,7 +384,7 @@ def _tables_of(
         Each table, with its ``PlannedLaunch.positions``.
     """
     where = {id(reached.params[position]): position for position in positions}
-    tables: list[tuple[LaunchTable, npt.NDArray[np.intp] | None]] = []
+    tables: list[tuple[LaunchTable, Positions | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
@@ -399,6 +396,11 @@ def _tables_of(
         param = operands[position].param
         kinds.setdefault((param.dtype, param.device), []).append(position)
     return tables + [
-        (LaunchTable([operands[i] for i in kind]), np.array(kind, np.intp))
-        for kind in kinds.values()
+        (LaunchTable([operands[i] for i in kind]), _positions(kind)) for kind in kinds.values()
     ]
+
+
+def _positions(kind: list[int]) -> Positions:
+    """Rising positions, as a slice if none is left out: that copies nothing."""
+    rising = slice(kind[0], kind[-1] + 1)
+    return rising if len(kind) == rising.stop - rising.start else np.array(kind, np.intp)

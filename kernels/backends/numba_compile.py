@@ -8,6 +8,7 @@ looks at the function's own alone.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import pickle
@@ -47,6 +48,24 @@ def cfunc(signature: Any) -> Callable[[Callable[..., Any]], Any]:
         compiled._cache = _cache_of(function)
         compiled.compile()
         return compiled
+
+    return compile_
+
+
+def with_the_gil(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function as ``cfunc`` does, to be called from Python, which keeps the GIL.
+
+    Args:
+        signature: Of int64, and of pointers, which are given as addresses; it returns int64.
+    """
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = cfunc(signature)(function)
+        arguments = [ctypes.c_int64] * function.__code__.co_argcount
+        called: Any = ctypes.PYFUNCTYPE(ctypes.c_int64, *arguments)(compiled.address)
+        called.compiled = compiled  # which has the code's memory
+        typed: Callable[..., Any] = called
+        return typed
 
     return compile_
 

@@ -26,6 +26,7 @@ from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
     COLUMNS,
     UPDATES,
+    Kernel,
     run_alone,
     run_in_pieces,
     take_piece,
@@ -93,7 +94,7 @@ def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> N
     run_in_pieces(kernel, table, ctypes.addressof(factors))
 
 
-def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Any:
+def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Kernel:
     dtype = DTYPE_NAMES[table.dtype]
     return _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
 
@@ -104,7 +105,7 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 
 
 @cache
-def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
+def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
     """Takes pieces of a job of ``numba_pieces``, whose argument is ``Factors`` in float64."""
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
@@ -130,7 +131,7 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
                 _update(param, grad, ms, end - begin, factors, dtype, eps_inside_sqrt, coupled)
             start, stop = take_piece(job)
 
-    return kernel
+    return Kernel.of(kernel)
 
 
 @cache

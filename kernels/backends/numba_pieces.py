@@ -6,8 +6,9 @@ They run on torch's own OpenMP threads, and on the pool of ``cpu_threads`` where
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numba import types
@@ -29,20 +30,38 @@ _TAKEN, _KERNEL, _SIZE, _ELEMENTS, COLUMNS, UPDATES, ARGUMENT, _MODE = 0, *range
 _Job = ctypes.c_int64 * (_MODE + ENVIRONMENT_BYTES // 8)
 
 
-def run_alone(kernel: Any, table: LaunchTable, argument: int = 0) -> None:
+class Kernel(NamedTuple):
+    """Compiled code that takes the address of a job, and takes pieces of it by ``take_piece``.
+
+    Attributes:
+        address: Of the code.
+        call: Runs it, without the GIL.
+        compiled: What has its memory: a ``CFunc`` of Numba.
+    """
+
+    address: int
+    call: Callable[[int], object]
+    compiled: Any
+
+    @classmethod
+    def of(cls, compiled: Any) -> Kernel:
+        """That of a ``CFunc`` of Numba."""
+        return cls(compiled.address, compiled.ctypes, compiled)
+
+
+def run_alone(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
     """Calls a kernel for all of a table on the calling thread.
 
     Args:
-        kernel: A ``CFunc`` of Numba that takes the address of a job, takes pieces of it by
-            ``take_piece``, and reads what is at ``COLUMNS``, ``UPDATES`` and ``ARGUMENT``.
+        kernel: Reads what is at ``COLUMNS``, ``UPDATES`` and ``ARGUMENT`` of its job.
         table: Of updates on the CPU.
         argument: A number or an address for the kernel.
     """
     job = _job(kernel, table, table.elements, argument)
-    kernel.ctypes(ctypes.addressof(job))
+    kernel.call(ctypes.addressof(job))
 
 
-def run_in_pieces(kernel: Any, table: LaunchTable, argument: int = 0) -> None:
+def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
     """The same on all threads that the table is worth, in the caller's floating-point mode.
 
     At most ``torch.get_num_threads()`` threads work, the calling one among them.
@@ -64,15 +83,16 @@ def run_in_pieces(kernel: Any, table: LaunchTable, argument: int = 0) -> None:
     job = _job(kernel, table, size, argument)
     address = ctypes.addressof(job)
     if parallel is None:
-        call_on(threads, lambda: kernel.ctypes(address))
+        call_on(threads, lambda: kernel.call(address))
     else:
         write_environment(address + 8 * _MODE)
         # All of torch's threads: those that another number leaves over would end.
         parallel(_on_torch_thread().address, address, 0, 0)
 
 
-def _job(kernel: Any, table: LaunchTable, size: int, argument: int) -> Any:
-    columns = table.columns.ctypes.data
+def _job(kernel: Kernel, table: LaunchTable, size: int, argument: int) -> Any:
+    # Not ``ctypes.data``, which runs Python: after a backward that comes from memory, slowly.
+    columns = ctypes.addressof(ctypes.c_char.from_buffer(table.columns.data))
     size = max(size, 1)
     job = _Job()
     job[_KERNEL:_MODE] = [kernel.address, size, table.elements, columns, table.updates, argument]
@@ -96,7 +116,7 @@ _fesetenv: Any = types.ExternalFunction("fesetenv", types.int32(types.int64))
 
 
 @cache
-def _on_torch_thread() -> Any:
+def _on_torch_thread() -> Kernel:
     """What each of torch's threads calls: a job's kernel, in the mode of the job's caller.
 
     The threads are torch's: they get their own mode back.
@@ -110,4 +130,4 @@ def _on_torch_thread() -> Any:
         call(atomic_load(job + 8 * _KERNEL), (job,))
         _fesetenv(own)
 
-    return on_torch_thread
+    return Kernel.of(on_torch_thread)

@@ -13,7 +13,13 @@ from numba.extending import intrinsic
 
 from hogstream.kernels.backends.numba_atomics import atomic_load
 from hogstream.kernels.backends.numba_compile import cfunc, njit
-from hogstream.kernels.backends.numba_pieces import ARGUMENT, COLUMNS, run_in_pieces, take_piece
+from hogstream.kernels.backends.numba_pieces import (
+    ARGUMENT,
+    COLUMNS,
+    Kernel,
+    run_in_pieces,
+    take_piece,
+)
 from hogstream.kernels.launch_table import LaunchTable
 
 Floats = npt.NDArray[np.float32]
@@ -57,7 +63,7 @@ def copy_passes(buffer: Floats, passes: int) -> None:
 
 
 @cache
-def _update_shaped() -> Any:
+def _update_shaped() -> Kernel:
     """Takes pieces of a job of ``numba_pieces``, whose argument is whether to prefetch."""
 
     @cfunc(types.void(types.int64))
@@ -69,7 +75,7 @@ def _update_shaped() -> Any:
             _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start, ahead)
             start, stop = take_piece(job)
 
-    return update_shaped
+    return Kernel.of(update_shaped)
 
 
 @njit

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from hogstream.optim import RMSpropAsync, step_plan
+from hogstream.optim import RMSpropAsync, compiled_modules
 from hogstream.optim.step_plan import Premises, _ReadPremises, make_plan
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -44,13 +44,13 @@ class Program:
             if self.chance.random() < 0.85:
                 param.grad = torch.ones_like(param)
         optimizer = self.optimizer
-        self.plan, _ = make_plan(
+        self.plan = make_plan(
             optimizer.param_groups,
             optimizer.state,
             optimizer._counts,
             optimizer._flat_buffers,
             optimizer.backend,
-        )
+        ).plan
         assert isinstance(self.plan.premises, _ReadPremises)
         self.read: Premises = self.plan.premises
         self.compiled = self.plan.premises.compiled(optimizer.param_groups, optimizer.state)
@@ -293,9 +293,9 @@ def test_a_class_of_somebody_elses_is_read_by_python():
 
 
 def test_where_nothing_compiles_python_reads(monkeypatch, caplog):
-    step_plan._compiler.cache_clear()
+    compiled_modules.compiled_module.cache_clear()
     monkeypatch.setitem(sys.modules, "hogstream.optim.compiled_premises", None)
-    caplog.set_level(logging.DEBUG, step_plan.__name__)
+    caplog.set_level(logging.DEBUG, compiled_modules.__name__)
     param = Parameter(torch.ones(3))
     optimizer = RMSpropAsync([param], lr=0.5, alpha=0.0, eps=0.0)
     try:
@@ -303,7 +303,7 @@ def test_where_nothing_compiles_python_reads(monkeypatch, caplog):
             param.grad = torch.ones(3)
             optimizer.step()
     finally:
-        step_plan._compiler.cache_clear()
+        compiled_modules.compiled_module.cache_clear()
     assert param.tolist() == [-0.5] * 3
     assert optimizer._plan is not None
     assert isinstance(optimizer._plan.premises, _ReadPremises)

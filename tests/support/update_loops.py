@@ -19,7 +19,7 @@ def loops() -> dict[str, list[str]]:
         "lane, float16": update_function("float16", True, False),
         "lane, bfloat16": update_function("bfloat16", True, False),
         "lane, float64": update_function("float64", True, False),
-        "optimizer, float32": _kernel("float32", True, False),
+        "optimizer, float32": _kernel("float32", True, False).compiled,
     }
     return {name: _inner_loop(each._library.get_asm_str()) for name, each in compiled.items()}
 

@@ -1,0 +1,134 @@
+"""Compiled kernels on torch's own OpenMP threads: no others beside them, and left as they were."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.kernels.backends import openmp
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
+from process_testing import run_python
+from update_testing import DTYPES, Backend, assert_same_bits, extreme, fresh_state, normal
+
+numba_pieces = pytest.importorskip("hogstream.kernels.backends.numba_pieces")
+torch_threads = openmp.torch_threads()
+pytestmark = pytest.mark.skipif(torch_threads is None, reason="torch has no OpenMP threads here")
+
+THREADS = 3
+# Worth several of torch's threads, and not worth waking one of the pool.
+SIZE = THREADS * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD + 77
+
+
+@pytest.fixture(autouse=True)
+def _several_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+NUMBA, NUMPY = Backend("numba", "cpu"), Backend("numpy", "cpu")
+
+
+def call_in_c(function: Callable[[], None]) -> Any:
+    """A kernel that calls a function of Python's, on whichever thread it runs."""
+    called = ctypes.CFUNCTYPE(None, ctypes.c_int64)(lambda job: function())
+    address = ctypes.cast(called, ctypes.c_void_p).value
+    return numba_pieces.Kernel(address, called, compiled=None)
+
+
+def seen_by_all(
+    look: Callable[[], object], elements: int = SIZE, threads: int = THREADS
+) -> list[object]:
+    """What each thread sees that an update of so many elements runs on; they must be so many."""
+    everyone, seen = threading.Barrier(threads), []
+
+    def meet() -> None:
+        seen.append(look())
+        everyone.wait(timeout=60)
+
+    param = torch.empty(elements)
+    table = LaunchTable([Operands(param, param, param)])
+    numba_pieces.run_in_pieces(call_in_c(meet), table)
+    return seen
+
+
+def flushes() -> bool:
+    """Whether the calling thread makes zeros of denormals."""
+    product: torch.Tensor = torch.tensor([1e-20]) * 1e-20
+    return product.item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [SIZE, 7 * numba_pieces.PIECE_ELEMENTS + 1], ids=str)
+def test_threads_change_no_bit(dtype, size):
+    state, grad = fresh_state(normal(size, dtype, seed=0)), extreme(size, dtype, seed=1)
+    split = NUMBA.update(state, grad)
+    torch.set_num_threads(1)
+    assert_same_bits(split, NUMBA.update(state, grad))
+    assert_same_bits(split, NUMPY.update(state, grad))
+
+
+@pytest.mark.parametrize(
+    ("elements", "threads"),
+    [(2 * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD - 1, 1), (SIZE, THREADS)],
+)
+def test_small_updates_run_on_the_caller_alone(elements, threads):
+    seen = seen_by_all(threading.get_ident, elements, threads)
+    assert len(set(seen)) == threads
+    assert threading.get_ident() in seen
+
+
+def test_all_work_in_the_mode_of_the_caller():
+    for flush in (False, True, False):
+        assert torch.set_flush_denormal(flush)
+        assert seen_by_all(flushes) == [flush] * THREADS
+
+
+def test_threads_of_torch_get_their_own_mode_back():
+    assert seen_by_all(flushes) == [False] * THREADS  # torch's threads have started
+    assert torch.set_flush_denormal(True)
+    assert seen_by_all(flushes) == [True] * THREADS
+    seen = []
+    everyone = threading.Barrier(THREADS)
+
+    def look() -> None:  # with no mode given
+        seen.append(flushes())
+        everyone.wait(timeout=60)
+
+    assert torch_threads is not None
+    torch_threads(call_in_c(look).address, 0, 0, 0)
+    assert sorted(seen) == [False, False, True]  # the caller's own is as it was set
+
+
+def test_callers_on_several_threads_have_teams_of_their_own():
+    with ThreadPoolExecutor(2) as callers:
+        for future in [callers.submit(seen_by_all, threading.get_ident) for _ in range(2)]:
+            assert len(set(future.result())) == THREADS
+
+
+STARTS = """
+import os, sys, torch
+from hogstream.kernels import rmsprop_
+
+torch.set_num_threads(3)
+param, grad, ms = (torch.ones(1 << 22) for _ in range(3))
+rmsprop_(param[:8], grad[:8], ms[:8])  # compiles
+torch.sin(param)
+threads = len(os.listdir("/proc/self/task"))
+rmsprop_(param, grad, ms)
+print(len(os.listdir("/proc/self/task")) - threads)
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_is_started_beside_those_of_torch():
+    assert run_python("-c", STARTS).split() == ["0"]
