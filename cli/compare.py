@@ -31,7 +31,7 @@ from hogstream.profiling.results.files import write_result
     type=options.shapes,
     metavar="SHAPE,...",
     help=f"What a step updates: {', '.join(MODELS)}, one tensor of N or 2^N elements, or "
-    f"TxN, which is T of them.  [default: {job.DEFAULT_SHAPES}; on a GPU 2^28 too]",
+    f"TxN, which is T of them.  [default: {job.DEFAULT_SHAPES}; on a GPU {job.ON_GPU_TOO} too]",
 )
 @click.option(
     "--peers",
@@ -44,7 +44,7 @@ from hogstream.profiling.results.files import write_result
     "--seconds",
     type=options.seconds_above_zero,
     metavar="SECONDS",
-    default=15.0,
+    default=10.0,
     show_default=True,
     help="Time to measure each shape, in seven rounds at least.",
 )

@@ -174,8 +174,8 @@ def _shape(text: str) -> Shape:
         tensors, elements = 0, 0
     if not 1 <= tensors <= MAX_TENSORS:
         raise click.BadParameter(
-            f"each must be {', '.join(MODELS)}, a number of elements such as 65536 or 2^16, or up "
-            f"to {MAX_TENSORS:,} tensors of it such as 1000x2^16, got {text!r}"
+            f"each must be {', '.join(MODELS)}, a number of elements below 2^40, such as "
+            f"65536 or 2^16, or up to {MAX_TENSORS:,} tensors of it such as 1000x2^16, got {text!r}"
         )
     return Shape(text, ((elements,),) * tensors)
 

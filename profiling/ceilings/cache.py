@@ -102,7 +102,7 @@ def _read(path: Path, machine: dict[str, Any]) -> Ceilings | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, BadResultError) as error:
-        _say(f"measuring ceilings anew, as {path} cannot be used: {error}")
+        _say(f"the ceilings kept in {path} cannot be used: {error}")
         return None
     return kept.ceilings
 

@@ -27,6 +27,8 @@ from hogstream.profiling.results.schema import KernelTime, PeerTime, Run, Shares
 
 # Memory is measured over as many times what the last caches hold: of less they hold a part.
 _BEYOND_CACHES = 4
+# By bytes for an element of float32. Adam's 28 go over one array more, and are bounded by neither.
+_KINDS = {8: COPY, 20: UPDATE_SHAPED}
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ def of_kernels(kernels: Iterable[KernelTime]) -> Iterator[Reached]:
         yield Reached(UPDATE_SHAPED, rates, 8 * kernel.elements)
 
 
-def of_peers(times: Iterable[PeerTime], copy: str) -> Iterator[Reached]:
-    """What steps of float32 tensors reached, and the one named that copies two of them."""
+def of_peers(times: Iterable[PeerTime]) -> Iterator[Reached]:
+    """What steps of float32 tensors, and copies, reached; others go over memory otherwise."""
     for time in times:
-        scale = 1e-6 * time.bytes_per_element * time.elements
-        rates = [scale / sample for sample in time.milliseconds.samples]
-        yield Reached(COPY if time.peer == copy else UPDATE_SHAPED, rates, 8 * time.elements)
+        kind = _KINDS.get(time.bytes_per_element)
+        if kind is not None:
+            scale = 1e-6 * time.bytes_per_element * time.elements
+            rates = [scale / sample for sample in time.milliseconds.samples]
+            yield Reached(kind, rates, 8 * time.elements)
 
 
 def rescaled(shares: Shares, before: Ceilings, after: Ceilings) -> Shares:

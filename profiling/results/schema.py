@@ -256,7 +256,7 @@ class PeerTime(Record):
         operations_per_element: Of its arithmetic.
         gigabytes_per_second: 1e9 bytes/s of that traffic.
         share_of_ceiling: Of the fastest update-shaped pass over as many elements; null if that was
-            not measured, and of a copy, which goes over memory otherwise.
+            not measured, and of what moves more or fewer bytes an element: it does not bound that.
         time_against_hogstream: Its step's time over ours; null if ours was not measured.
         iteration_against_hogstream: Its iteration's time over ours; null if not both were measured.
         steps_per_sample: Steps of a turn.

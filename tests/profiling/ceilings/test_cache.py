@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_used_is_measured_anew(folder, break_, reason, cap
     again = remember(CPU, measure, fresh=False)
     assert measure.times == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"hogstream: measuring ceilings anew, as {path} cannot be used: ")
+    assert said.startswith(f"hogstream: the ceilings kept in {path} cannot be used: ")
     assert said.count("\n") == 1
     assert re.search(reason, said), said
     assert remember(CPU, measure, fresh=False) == again

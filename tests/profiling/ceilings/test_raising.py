@@ -85,8 +85,10 @@ def test_runs_reach_their_own_bandwidth():
 
 def test_kernels_and_peers_reach_their_own_bandwidth():
     bench, compare = committed("bench", Bench), committed("compare", Compare)
-    results: list[KernelTime | PeerTime] = [*bench.kernels, *compare.results]
-    found = [*of_kernels(bench.kernels), *of_peers(compare.results, "memory-copy")]
+    bounded = [each for each in compare.results if each.bytes_per_element in (8, 20)]
+    assert len(bounded) < len(compare.results)  # Adam is bounded by no ceiling, and raises none
+    results: list[KernelTime | PeerTime] = [*bench.kernels, *bounded]
+    found = [*of_kernels(bench.kernels), *of_peers(compare.results)]
     for each, result in zip(found, results, strict=True):
         # Medians of as many times and of their inverses differ, if they are an even number.
         assert Ceiling.of(each.samples).median == pytest.approx(

@@ -74,7 +74,7 @@ def test_processes_end_however_the_scope_does(end: str) -> None:
     told: str | None
     error, told = {
         "killed": (MeasurementError, "process 1 of what people run today ended with exit code -9"),
-        "failed": (MeasurementError, "process 0 of what people run today failed: KeyError: 65"),
+        "failed": (MeasurementError, "process [01] of what people run today failed: KeyError: 65"),
         "cancelled": (asyncio.CancelledError, None),
         "left": (LookupError, None),
     }[end]
