@@ -67,11 +67,11 @@ class HeldGradients:
         address: Of as many holds, each 0 as yet; the pointers follow them.
     """
 
-    def __init__(self, gradients: int) -> None:
+    def __init__(self, words: ctypes.Array[ctypes.c_int64]) -> None:
+        """Takes two words of zero for each gradient."""
         # ctypes tells an address in a call; NumPy runs much Python, which a backward has evicted.
-        holds_and_pointers = (ctypes.c_int64 * (2 * gradients))()
-        self.address = ctypes.addressof(holds_and_pointers)
-        self.pointers = np.frombuffer(memoryview(holds_and_pointers), np.int64)[gradients:]
+        self.address = ctypes.addressof(words)
+        self.pointers = np.frombuffer(memoryview(words), np.int64)[len(words) // 2 :]
 
     def __del__(self) -> None:
         _release_all(self.address, len(self.pointers))
@@ -105,6 +105,9 @@ class CompiledPremises:
         noted = [_note_param(param, state, id(param) in flat) for param in params]
         self._kept = params, list(state.items()), [list(state[each].items()) for each in reached]
         self._gradients = len(reached)
+        self._two_words_each = ctypes.c_int64 * (
+            2 * len(reached)
+        )  # a class, which takes long to make
         self._handles = _words(map(handle_of, reached))
         self._parts = (
             _words([len(lists), *chain.from_iterable(lists)]),
@@ -122,7 +125,7 @@ class CompiledPremises:
         lists = [group["params"] for group in groups]
         if set(map(type, lists)) - {list} or type(state) not in _DICTS:
             return None
-        gradients = HeldGradients(self._gradients)
+        gradients = HeldGradients(self._two_words_each())
         held = _hold_gradients(self._address, id(lists), id(state), gradients.address)
         return gradients if held else None
 
