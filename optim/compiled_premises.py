@@ -80,6 +80,9 @@ class HeldGradients:
 class CompiledPremises:
     """All that a plan depends on, noted for compiled code.
 
+    Attributes:
+        reached: The parameters that had a gradient.
+
     Args:
         groups: The optimizer's parameter groups.
         state: Its state, of all parameters that have a gradient.
@@ -98,11 +101,16 @@ class CompiledPremises:
         self, groups: Groups, state: State, written: tuple[Int64s, Int64s], in_flat: Sequence[int]
     ) -> None:
         params = [param for group in groups for param in group["params"]]
-        reached = [param for param in params if param.grad is not None]
+        grads = [param.grad for param in params]  # read once: other threads may change them
+        reached = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         _check_readable(state, reached)
         lists = [[len(group["params"]), *map(id, group["params"])] for group in groups]
         flat = {id(reached[place]) for place in in_flat}
-        noted = [_note_param(param, state, id(param) in flat) for param in params]
+        noted = [
+            _note_param(param, grad, state, id(param) in flat)
+            for param, grad in zip(params, grads, strict=True)
+        ]
+        self.reached = reached
         self._kept = params, list(state.items()), [list(state[each].items()) for each in reached]
         self._gradients = len(reached)
         self._two_words_each = ctypes.c_int64 * (
@@ -146,8 +154,9 @@ def _check_readable(state: State, reached: Sequence[torch.Tensor]) -> None:
         raise TypeError("compiled code takes parameters that keep versions")
 
 
-def _note_param(param: torch.Tensor, state: State, in_flat: bool) -> Iterator[int]:
-    grad = param.grad
+def _note_param(
+    param: torch.Tensor, grad: torch.Tensor | None, state: State, in_flat: bool
+) -> Iterator[int]:
     yield handle_of(param)
     if grad is None:
         yield _NONE

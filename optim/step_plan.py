@@ -215,9 +215,12 @@ class _ReadPremises(NamedTuple):
         if module is None:
             return self
         try:
-            premises: Premises = module.CompiledPremises(groups, state, self.written, self.in_flat)
+            premises: Any = module.CompiledPremises(groups, state, self.written, self.in_flat)
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
+            return self
+        reached = premises.reached  # not those of the plan, if another thread changed gradients
+        if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
         return premises if premises.gradients(groups, state) else self
 

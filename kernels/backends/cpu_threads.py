@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -103,13 +103,22 @@ def call_on(threads: int, work: Callable[[], object]) -> None:
             refused = True
         work()
     finally:
-        errors = [helper.exception() for helper in helpers if not helper.cancel()]
+        helpers = [helper for helper in helpers if not helper.cancel()]
+        _wait_for(helpers)
         if refused:
             pool.shutdown()  # the helper that was refused is queued all the same
             _make_pool()
-    for error in errors:
-        if error is not None:
-            raise error
+    for helper in helpers:
+        helper.result()
+
+
+def _wait_for(helpers: list[Future[None]]) -> None:
+    """Waits even if it is interrupted: what they work on may be freed when the caller goes on."""
+    try:
+        wait(helpers)
+    except BaseException:
+        _wait_for(helpers)
+        raise
 
 
 def _make_pool() -> None:

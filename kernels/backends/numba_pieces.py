@@ -83,7 +83,7 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None
     job = _job(kernel, table, size, argument)
     address = ctypes.addressof(job)
     if parallel is None:
-        call_on(threads, lambda: kernel.call(address))
+        call_on(threads, lambda: kernel.call(ctypes.addressof(job)))  # which lives as long as it
     else:
         write_environment(address + 8 * _MODE)
         # All of torch's threads: those that another number leaves over would end.

@@ -20,7 +20,8 @@ import torch
 #: threads as torch would take, if ``threads`` is 0, until all have returned; without the GIL.
 Parallel = Callable[[int, int, int, int], None]
 
-_forked = False
+# ``PF_FORKNOEXEC`` of Linux: a process that was forked and has not run another program since.
+_FORKED_FLAG = 0x40
 
 
 def torch_threads() -> Parallel | None:
@@ -28,6 +29,7 @@ def torch_threads() -> Parallel | None:
 
     There are none where torch was built without OpenMP, or with one of another kind, and none in
     the child of a fork: its parent's threads are gone, and the library would wait for them.
+    Whether the parent had any, nothing tells.
     """
     return None if _forked else _parallel()
 
@@ -48,10 +50,20 @@ def _parallel() -> Parallel | None:
     return None
 
 
+def _is_forked() -> bool:
+    """Whether this process was forked before this module was loaded, maybe with torch's threads."""
+    try:
+        status = Path("/proc/self/stat").read_bytes()
+    except OSError:  # not Linux
+        return False
+    return bool(int(status.rpartition(b")")[2].split()[6]) & _FORKED_FLAG)
+
+
 def _note_fork() -> None:
     global _forked
     _forked = True
 
 
+_forked = _is_forked()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hogstream.kernels import rmsprop_
-from hogstream.kernels.backends.cpu_threads import MIN_BYTES_PER_THREAD, Pieces, run_in_pieces
+from hogstream.kernels.backends.cpu_threads import (
+    MIN_BYTES_PER_THREAD,
+    Pieces,
+    call_on,
+    run_in_pieces,
+)
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from process_testing import may_fork_with_threads, run_to_end
@@ -106,6 +112,38 @@ def test_an_error_in_any_piece_is_raised_when_no_thread_is_left_at_work(bad):
     with pytest.raises(Refused):
         run_in_pieces(refuse_ones, table_of(array))
     assert not at_work
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_an_interrupt_is_raised_when_no_thread_is_left_at_work():
+    """What they work on may be freed then."""
+    main = threading.get_ident()
+    started, interrupted = threading.Event(), threading.Event()
+    left = []
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise Interrupted
+
+    def work() -> None:
+        if threading.get_ident() == main:
+            assert started.wait(timeout=60)
+            return
+        started.set()
+        signal.pthread_kill(main, signal.SIGINT)
+        assert interrupted.wait(timeout=60)
+        left.append(threading.get_ident())
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            call_on(2, work)
+        assert left
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Exhausted(ThreadPoolExecutor):
