@@ -16,11 +16,11 @@ from counting import counted_calls, counted_collections, hold, opcodes
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters
 
-# Calls of our Python functions in a step, however many tensors there are: step, its settings,
-# whether the plan holds and for which gradients (2), their holder, made and let go (2), a table
-# with their addresses (2), the versions, the counter of steps, and the update: its form (3), the
-# threads that it is worth (2), and its job for compiled code (2).
-CALLS = 17
+# Calls of our Python functions in a step, however many tensors there are: step, what has its
+# hooks, its settings, whether the plan holds and for which gradients (2), their holder, made and
+# let go (2), a table with their addresses (2), the versions, the counter of steps, and the update:
+# its form (3), the threads that it is worth (2), and its job for compiled code (2).
+CALLS = 18
 # Python's instructions for each tensor: compiled code looks at them all.
 OPCODES = 0
 

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import Parameter
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from hogstream.optim import RMSpropAsync
 from optim_testing import parameters, step_along
@@ -120,15 +124,59 @@ def test_autograd_notices_the_step():
         loss.backward()
 
 
-def test_step_hooks_run_around_the_update():
+class Halved(RMSpropAsync):
+    """A step of a subclass's own, which calls ours."""
+
+    def step(self, closure: Any = None) -> Any:
+        for param in self.param_groups[0]["params"]:
+            param.grad /= 2
+        return super().step(closure)
+
+
+HOOKS = {
+    "of one": ("register_step_pre_hook", "register_step_post_hook"),
+    "of all": (
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [RMSpropAsync, Halved])
+@pytest.mark.parametrize("places", HOOKS.values(), ids=HOOKS)
+def test_step_hooks_run_around_the_update(places, kind):
     param = Parameter(torch.ones(()))
-    optimizer = RMSpropAsync([param], lr=0.25, alpha=0.0, eps=0.0)
+    optimizer = kind([param], lr=0.25, alpha=0.0, eps=0.0)
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append(param.item()))
-    optimizer.register_step_post_hook(lambda *_: seen.append(param.item()))
+
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((param.item(), args[1:], sorted(kwargs)))
+
+    registers = [getattr(optimizer, place) if isinstance(place, str) else place for place in places]
+    handles = [register(note) for register in registers]
+    try:
+        for _ in range(2):
+            param.grad = torch.ones(())
+            optimizer.step(closure=None)
+    finally:
+        for handle in handles:
+            handle.remove()
     param.grad = torch.ones(())
     optimizer.step()
-    assert seen == [1.0, 0.75]
+    assert param.item() == 0.25
+    assert seen == [(value, (), ["closure"]) for value in (1.0, 0.75, 0.75, 0.5)]
+
+
+@pytest.mark.parametrize("kind", [RMSpropAsync, torch.optim.RMSprop])
+def test_a_profiler_sees_each_step(kind):
+    param = Parameter(torch.ones(()))
+    optimizer = kind([param])
+    with torch.profiler.profile(acc_events=True) as profiler:
+        for _ in range(2):
+            param.grad = torch.ones(())
+            optimizer.step()
+    name = f"Optimizer.step#{kind.__name__}.step"
+    assert [event.count for event in profiler.key_averages() if event.key == name] == [2]
 
 
 GRADIENTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
