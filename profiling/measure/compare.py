@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import statistics
@@ -35,6 +36,8 @@ DEFAULT_SHAPES = "mlp,transformer,cnn,2^16,2^18,2^20,2^22,2^24,1000x1000,resnet5
 ON_GPU_TOO = "gpt2,2^28"
 #: Rounds are made until a shape's time is used up, but no fewer and no more than these.
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 99
+# Of glibc's ``malloc.h``.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def _prepare_all(
     except ValueError as error:
         skipped.append(Skipped(shape.name, "all", str(error)))
         return {}
-    _settle_memory()
+    _keep_memory()
     network = shape.build(settings.device, settings.seed)
     contenders = {}
     for name in settings.peers:
@@ -265,12 +268,16 @@ def _ceiling(shape: Shape, samples: Sequence[Seconds]) -> float:
     return 1e-9 * MEMORY[CEILING].bytes_per_element * shape.elements / seconds
 
 
-def _settle_memory() -> None:
-    """Has a process take memory as it does later: else whoever comes first is slower, by a third.
+def _keep_memory() -> None:
+    """Has glibc keep memory that is freed, where it can: blocks of up to 32 MiB.
 
-    The C library maps each large block anew until one as large has been freed, of 32 MiB at most.
+    It gives some of it back to the system else, and some not, as addresses happen to be; whose
+    gradients it gives back takes up to four times as long to step, as its cores' TLBs are emptied.
     """
-    torch.ones(31 << 20, dtype=torch.uint8)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _free_memory(device: torch.device) -> None:
