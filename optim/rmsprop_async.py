@@ -8,6 +8,7 @@ from operator import is_, itemgetter
 from typing import Any, overload
 
 import torch
+from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -25,6 +26,7 @@ _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 _hyperparameters_of = itemgetter(*HYPERPARAMETERS)
+# A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 
@@ -40,6 +42,7 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     def hooked_step(self: RMSpropAsync, *args: Any, **kwargs: Any) -> Any:
         noticed = (
             _is_profiled()
+            or profiler._is_profiler_enabled
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks

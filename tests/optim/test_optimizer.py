@@ -167,11 +167,15 @@ def test_step_hooks_run_around_the_update(places, kind):
     assert seen == [(value, (), ["closure"]) for value in (1.0, 0.75, 0.75, 0.5)]
 
 
+@pytest.mark.parametrize("all_threads", [False, True])
 @pytest.mark.parametrize("kind", [RMSpropAsync, torch.optim.RMSprop])
-def test_a_profiler_sees_each_step(kind):
+def test_a_profiler_sees_each_step(kind, all_threads):
     param = Parameter(torch.ones(()))
     optimizer = kind([param])
-    with torch.profiler.profile(acc_events=True) as profiler:
+    config = torch.profiler._ExperimentalConfig(  # type: ignore[attr-defined]
+        profile_all_threads=all_threads
+    )
+    with torch.profiler.profile(acc_events=True, experimental_config=config) as profiler:
         for _ in range(2):
             param.grad = torch.ones(())
             optimizer.step()

@@ -192,7 +192,7 @@ def test_page_is_no_wider_than_a_phone(name: str) -> None:
     [
         ("bench", ["Gain at best", "Cost: staleness", "Cost: lost updates", "Machine"]),
         ("train", ["As fast", "Cost: staleness", "Cost: lost updates", "Machine"]),
-        ("compare", ["At gpt2, the largest", "Machine"]),
+        ("compare", ["At resnet50, the largest", "Machine"]),
         ("diff", ["Changed beyond noise", "Faster, the most", "Like for like", "Machine"]),
     ],
 )
