@@ -155,7 +155,7 @@ def assert_same_bits(actual: State, expected: State) -> None:
         differ = (bits(got) != bits(want)).nonzero()
         assert not len(differ), (
             f"{len(differ)} elements of {name} differ, first at {differ[0].tolist()}: "
-            f"{got[tuple(differ[0])]!r} instead of {want[tuple(differ[0])]!r}"
+            f"{got[tuple(differ[0])].item().hex()} instead of {want[tuple(differ[0])].item().hex()}"
         )
 
 

@@ -79,9 +79,13 @@ def test_threads_change_no_bit(dtype, size):
 
 @pytest.mark.parametrize(
     ("elements", "threads"),
-    [(2 * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD - 1, 1), (SIZE, THREADS)],
+    [
+        (2 * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD - 1, 1),
+        (2 * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD, THREADS),
+        (SIZE, THREADS),
+    ],
 )
-def test_small_updates_run_on_the_caller_alone(elements, threads):
+def test_small_updates_run_on_the_caller_alone_and_others_on_all(elements, threads):
     seen = seen_by_all(threading.get_ident, elements, threads)
     assert len(set(seen)) == threads
     assert threading.get_ident() in seen
