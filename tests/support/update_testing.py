@@ -155,8 +155,13 @@ def assert_same_bits(actual: State, expected: State) -> None:
         differ = (bits(got) != bits(want)).nonzero()
         assert not len(differ), (
             f"{len(differ)} elements of {name} differ, first at {differ[0].tolist()}: "
-            f"{got[tuple(differ[0])].item().hex()} instead of {want[tuple(differ[0])].item().hex()}"
+            f"{_exactly(got[tuple(differ[0])])} instead of {_exactly(want[tuple(differ[0])])}"
         )
+
+
+def _exactly(element: torch.Tensor) -> str:
+    """An element as numbers that differ in a bit differ too."""
+    return float(element).hex()
 
 
 #: An update of a float64 parameter whose bits are a small count, by a gradient of -1: the count
