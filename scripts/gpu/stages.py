@@ -77,7 +77,7 @@ def early(device: str) -> tuple[Stage, ...]:
     """
     largest, workers = ("2^28", "16") if device == "cuda" else ("2^20", "2")
     return (
-        Stage("smoke", 45, tuple(_smoke(check) for check in CHECKS), beside=len(CHECKS)),
+        Stage("smoke", 60, tuple(_smoke(check) for check in CHECKS), beside=len(CHECKS)),
         Stage("memcheck", 25, tuple(_memcheck(check) for check in CHECKS), beside=len(CHECKS)),
         Stage("largest", 18, (_compare(largest, "hogstream", 18),)),
         Stage(
@@ -148,15 +148,15 @@ def late(device: str) -> tuple[Stage, ...]:
         ),
         Stage(
             "traces",
-            75,
+            90,
             (
                 _measure(
-                    *("profile-torch", 25, "profile torch", "--trace", "{file}.trace", "--"),
+                    *("profile-torch", 40, "profile torch", "--trace", "{file}.trace", "--"),
                     *("bench", "--elements", "2^20", "--workers", "4", "--seconds", "1"),
                     *("--policies", "lock-free", "--device", "{device}"),
                 ),
-                _measure("profile-nsys", 25, "profile nsys", "--output", "{file}.nsys-rep"),
-                _measure("profile-ncu", 25, "profile ncu", "--output", "{file}.ncu-rep"),
+                _measure("profile-nsys", 40, "profile nsys", "--output", "{file}.nsys-rep"),
+                _measure("profile-ncu", 40, "profile ncu", "--output", "{file}.ncu-rep"),
             ),
         ),
         Stage(
