@@ -41,6 +41,7 @@ from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_events import cuda_event_done
 from hogstream.scheduler.lanes.cuda_graphs import Node, RepeatCache, UpdateGraph
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels, update_kernels
+from hogstream.scheduler.lanes.cuda_launch import DEFAULT_STREAM
 from hogstream.scheduler.lanes.rings import DRIVER_ERRORS, WORD
 from hogstream.scheduler.update import Snapshot, Update, Work
 
@@ -75,7 +76,7 @@ class CudaLane(RingLane):
         self.stream = lanes.take_stream()
         self._launches = np.zeros(rows * cuda_launch.LAUNCH, np.int64)
         self._more = self._launches.data
-        self._batches: list[Batch | None] = [None] * rows
+        self._batches: list[Batch | None] = [None] * rows  # whose times are taken
         self._made = [lanes.make_event().handle for _ in range(rows)]
         self._event = lanes.make_event()  # for those who compute on the stream
         timed = lanes.settings.of.timed
@@ -100,7 +101,9 @@ class CudaLane(RingLane):
     def _set_up(self, index: int) -> None:
         """Writes what does not change of a row, but while it is in a batch."""
         place = index * cuda_launch.LAUNCH
-        self._set_batch(index, 0, self._cuda.found(self.index, index))
+        found = self._cuda.found(self.index, index)
+        self._more[place + cuda_launch.FOUND] = found
+        self._more[place + cuda_launch.FOUND_ALONE] = found
         if self._times:
             began, ended = self._times[index]
             self._more[place + cuda_launch.BEGAN] = began.handle
@@ -111,31 +114,44 @@ class CudaLane(RingLane):
         super().enqueue(work)
         index = self._take_next()
         event, maker = self._made[index], self._current_stream()
-        self._more[index * cuda_launch.LAUNCH + cuda_launch.MADE] = event
-        cuda_launch.submit(self.address, self._launched, self._settings, event, maker)
+        place = index * cuda_launch.LAUNCH
+        self._more[place + cuda_launch.MADE] = event
+        if maker == DEFAULT_STREAM:
+            self._more[place + cuda_launch.UNRECORDED] = 1
+            self.publish()
+        else:
+            cuda_launch.submit(self.address, self._launched, self._settings, event, maker)
 
     def launch_all(self, works: Sequence[Work]) -> None:
         """Does that with several at once: the first waits for what makes their gradients."""
         event = self._made[self._launched & self._mask]
-        error = cuda_launch.record(self._settings, event, self._current_stream())
+        unrecorded, error = self._record(event, self._current_stream())
         for work in works:
             super().enqueue(work)
             place = self._take_next() * cuda_launch.LAUNCH
             self._more[place + cuda_launch.MADE] = event
             self._more[place + cuda_launch.ERROR] = error
-            event = 0  # the others follow it on the stream
+            self._more[place + cuda_launch.UNRECORDED] = unrecorded
+            event = unrecorded = 0  # the others follow it on the stream
         self.publish()
 
     def enqueue(self, work: Work) -> None:
         """Enqueues an update or a snapshot, to be launched at the next ``flush``."""
+        index = self._queue.enqueued & self._mask
         super().enqueue(work)
-        index = (self._queue.enqueued - 1) & self._mask
         event, maker = self._made[index], self._current_stream()
-        error = cuda_launch.record(self._settings, event, maker)
-        self._more[index * cuda_launch.LAUNCH + cuda_launch.MADE] = event
-        self._more[index * cuda_launch.LAUNCH + cuda_launch.ERROR] = error
-        place = next(self._cuda.places)
-        self.enqueued.append(_Enqueued(self, work, place, maker, event, error))
+        unrecorded, error = self._record(event, maker)
+        place = index * cuda_launch.LAUNCH
+        self._more[place + cuda_launch.MADE] = event
+        self._more[place + cuda_launch.ERROR] = error
+        self._more[place + cuda_launch.UNRECORDED] = unrecorded
+        self.enqueued.append(_Enqueued(self, work, next(self._cuda.places), maker, event, error))
+
+    def _record(self, event: int, maker: int) -> tuple[int, int]:
+        """Whether the loop is to record an event behind what makes a gradient, and the error."""
+        if maker == DEFAULT_STREAM:
+            return 1, 0
+        return 0, cuda_launch.record(self._settings, event, maker)
 
     def flush(self) -> None:
         """Launches what was enqueued."""
@@ -149,7 +165,9 @@ class CudaLane(RingLane):
         """
         index = self._take_next()
         if error is not None:
-            self._more[index * cuda_launch.LAUNCH + cuda_launch.ERROR] = error.code
+            place = index * cuda_launch.LAUNCH
+            self._more[place + cuda_launch.UNRECORDED] = 0
+            self._more[place + cuda_launch.ERROR] = error.code
         self.publish()
 
     def _take_next(self) -> int:
@@ -169,8 +187,11 @@ class CudaLane(RingLane):
             ticket: The batch's place in the order of all.
         """
         index = self._launched & self._mask
-        self._batches[index] = batch
-        self._set_batch(index, batch.address, batch.found(member))
+        place = index * cuda_launch.LAUNCH
+        self._more[place + cuda_launch.BATCH] = batch.address
+        self._more[place + cuda_launch.FOUND] = batch.found(member)
+        if self._times:
+            self._batches[index] = batch
         self._set_ticket(index, ticket)
         self._launched += 1
 
@@ -207,25 +228,15 @@ class CudaLane(RingLane):
     def _set_ticket(self, index: int, ticket: int) -> None:
         self.words[rings.ROWS + index * rings.ROW + rings.TICKET] = ticket
 
-    def _set_batch(self, index: int, batch: int, found: int) -> None:
-        place = index * cuda_launch.LAUNCH
-        self._more[place + cuda_launch.BATCH] = batch
-        self._more[place + cuda_launch.FOUND] = found
-
-    def take_down(self, landed: Sequence[Work]) -> None:
-        """Reads the device's times of what is delivered now, and lets go of its batches."""
-        clock = self._cuda.clock
+    def take_down(self, clock: DeviceClock, landed: Sequence[Work]) -> None:
+        """Reads the device's times of what is delivered now."""
         for place, work in enumerate(landed, self._queue.delivered - len(landed)):
             index = place & self._mask
-            batch = self._batches[index]
-            if clock is not None and work.error is None:
+            if work.error is None:
                 self._read_times(clock, index, work)
+            batch, self._batches[index] = self._batches[index], None
             if batch is not None:
-                self._batches[index] = None
-                self._set_batch(index, 0, self._cuda.found(self.index, index))
-                if batch.deliver(1):
-                    batch.follow(clock)
-                    self._cuda.keep_batch(batch)
+                batch.untold -= 1
 
     def _read_times(self, clock: DeviceClock, index: int, work: Work) -> None:
         """Has the device say when it began with a row, and when that landed."""
@@ -307,10 +318,9 @@ class CudaLanes(RingLanes[CudaLane]):
         self.threads: list[LoopThread] = []
         self._forms: dict[tuple[bool, bool], tuple[UpdateKernels, Any]] = {}
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
-        self._idle_batches: dict[int, list[Batch]] = {}
+        self._batches: dict[int, deque[Batch]] = {}  # by their sizes, those launched first ahead
         self._rows = 1 << (depth - 1).bit_length()
         self.places = itertools.count()
-        self._batched = False  # whether any batch was launched
         self._closed = False
         self._told: set[int] = set()  # errors of the driver that updates have failed with
         self._closing = ExitStack()
@@ -421,7 +431,7 @@ class CudaLanes(RingLanes[CudaLane]):
             each.lane.launch_next()
 
     def _launch_batch(self, group: Sequence[_Enqueued], graph: UpdateGraph) -> None:
-        batch, self._batched = self._take_batch(len(group)), True
+        batch = self._take_batch(len(group))
         lanes = dict.fromkeys(each.lane for each in group)
         recorded = sorted(group, key=lambda each: each.place)
         last = {each.maker: each.made for each in recorded}  # of a stream, behind all before
@@ -461,22 +471,23 @@ class CudaLanes(RingLanes[CudaLane]):
         return UpdateGraph(self.device, kernels, nodes, factor_words(numbers), races)
 
     def _take_batch(self, rows: int) -> Batch:
-        if idle := self._idle_batches.get(rows):
-            return idle.pop()
-        settings = self.settings.of
-        batch = Batch(self.device, rows, checked=settings.check_finite, timed=settings.timed)
-        self._closing.callback(batch.free)
-        return batch
-
-    def keep_batch(self, batch: Batch) -> None:
-        """Has a batch, all of which was delivered, used again."""
-        self._idle_batches.setdefault(batch.rows, []).append(batch)
+        """A batch of so many updates: the one that was launched first, if it has landed."""
+        batches = self._batches.setdefault(rows, deque())
+        if batches and batches[0].has_landed():
+            batches[0].leave(self.clock)
+            batches.rotate(-1)
+        else:
+            settings = self.settings.of
+            batch = Batch(self.device, rows, checked=settings.check_finite, timed=settings.timed)
+            self._closing.callback(batch.free)
+            batches.append(batch)
+        return batches[-1]
 
     # What becomes of it
 
     def _deliver(self, lane: int, landed: Sequence[Work]) -> None:
-        if self.clock is not None or self._batched:
-            self.lanes[lane].take_down(landed)
+        if self.clock is not None:
+            self.lanes[lane].take_down(self.clock, landed)
         self._deliver_further(lane, landed)
 
     def error(self, number: int) -> BaseException:

@@ -16,6 +16,8 @@ from hogstream.scheduler.lanes.cuda_driver import COPY_TO_HOST, LAUNCH_GRAPH
 from hogstream.scheduler.lanes.cuda_launch import (
     BATCH,
     ERROR,
+    FOUND,
+    FOUND_ALONE,
     LANDS_ON,
     LANDS_WITH,
     count_on,
@@ -47,12 +49,14 @@ from hogstream.scheduler.lanes.rings import (
 #: Updates of several lanes that are launched as one graph: the graph, how many rows and lanes it
 #: has, and an array of those lanes; how many of these have come to it; the events behind what made
 #: the gradients, and how many; where verdicts are found and where they come, 8 bytes each, or 0;
-#: whether it was launched, its number and the lane that it was launched on, when, and the error.
+#: whether it was launched, its number and the lane that it was launched on, when, and the error;
+#: events whose times are taken, or 0; and how many of its rows have landed.
 GRAPH, BATCH_ROWS, BATCH_LANES, BATCH_LANE_ADDRESSES, ARRIVED = range(5)
 MADE_EVENTS, MADE_COUNT, VERDICTS, FOUND_VERDICTS = range(5, 9)
 IS_LAUNCHED, BATCH_NUMBER, BATCH_ON, BATCH_STARTED, BATCH_ERROR = range(9, 14)
 BATCH_TIMES = 14
-BATCH_WORDS = 16
+BATCH_LANDED = 16
+BATCH_WORDS = 17
 
 
 @njit
@@ -188,3 +192,19 @@ def take_member(lane: int, row: int, batch: int) -> None:
     atomic_store(launch + WORD * LANDS_ON, atomic_load(batch + WORD * BATCH_ON))
     atomic_store(lane + WORD * WAITS, 0)
     atomic_store(lane + WORD * TAKEN, taken + 1)
+
+
+@njit
+def leave_batch(launch: int) -> None:
+    """Takes a row that has landed out of its batch, if it is of one.
+
+    Args:
+        launch: What the row needs besides.
+    """
+    batch = atomic_load(launch + WORD * BATCH)
+    if batch == 0:
+        return
+    atomic_store(launch + WORD * BATCH, 0)
+    atomic_store(launch + WORD * FOUND, atomic_load(launch + WORD * FOUND_ALONE))
+    landed = atomic_load(batch + WORD * BATCH_LANDED)
+    atomic_store(batch + WORD * BATCH_LANDED, landed + 1)  # last: with all of them, it is free

@@ -23,6 +23,7 @@ class Batch:
         rows: How many updates it has.
         address: Of its memory.
         times: Events before and behind it, if times are taken.
+        untold: How many of its updates have yet to be told those times.
         words: Its memory.
     """
 
@@ -44,7 +45,7 @@ class Batch:
         self.words = self._memory.data
         self.address = self._memory.ctypes.data
         self._graph: UpdateGraph | None = None
-        self._left = 0
+        self.untold = 0
         self._made: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._lanes: npt.NDArray[np.int64] = self._made
         self._found = PinnedMemory(device, WORD * rows) if checked else None
@@ -88,30 +89,33 @@ class Batch:
         ):
             self.words[word] = value
         graph.take()
-        self._graph, self._left = graph, self.rows
+        self._graph, self.untold = graph, self.rows if self.times else 0
 
     def found(self, index: int) -> int:
         """Where the verdict of one of its updates comes; 0 if nobody asks."""
         return self._found.address + WORD * index if self._found else 0
 
-    def deliver(self, rows: int) -> bool:
-        """So many of its updates were delivered; whether those were the last."""
-        self._left -= rows
-        if self._left:
-            return False
-        assert self._graph is not None
-        self._graph.give_back()
-        self._graph = None
-        return True
+    def has_landed(self) -> bool:
+        """Whether it can be used again."""
+        landed: int = self.words[cuda_batch_launch.BATCH_LANDED]
+        return landed == self.rows and not self.untold
 
-    def follow(self, clock: DeviceClock | None) -> None:
-        """Has a clock count from when it landed, if it has counted from long ago."""
+    def leave(self, clock: DeviceClock | None = None) -> None:
+        """Lets go of its graph, once it has landed.
+
+        Args:
+            clock: Counts from when it landed then, if it has counted from long ago.
+        """
+        if self._graph is not None:
+            self._graph.give_back()
+            self._graph = None
         if clock is not None:
             with suppress(CudaError):  # such as a device lost since
                 self.times[1] = clock.follow(self.times[1])
 
     def free(self) -> None:
         """Destroys what it has on the device; nothing of it may be in flight."""
+        self.leave()
         for event in self.times:
             event.destroy()
         if self._found:

@@ -3,6 +3,11 @@
 A launch waits, on its lane's stream, for the stream that made the gradient; and after the kernels
 the stream writes a number to a counter in pinned memory.
 
+The driver has one lock. A thread that meets another there sleeps, which takes longer than all that
+a launch needs: 15 us on an H200, where the call takes 0.2 us. So the loop calls the driver, and who
+submits does not if the default stream is current: the loop records the event, as soon as it notices
+the row. Another stream may be captured a moment later, so who submits has to record there.
+
 This module needs Numba. ``rings`` says what is where in memory, ``cuda_driver`` in which order the
 driver's functions are.
 """
@@ -52,6 +57,7 @@ from hogstream.scheduler.lanes.rings import (
     LAUNCHED,
     LAUNCHES,
     MASK,
+    NOTICED,
     NUMBER,
     OUTCOME,
     OWNERS,
@@ -78,9 +84,13 @@ from hogstream.scheduler.lanes.rings import (
 #: What a row needs besides, on a GPU: the event behind what made its gradient, or 0; the number
 #: that it has landed with, and the lane whose counter has it; where in pinned memory its verdict
 #: comes; the batch that it is launched with, or 0; events before and behind it whose times are
-#: taken, or 0; and the error of the driver that it failed with, or 0.
-MADE, LANDS_WITH, LANDS_ON, FOUND, BATCH, BEGAN, ENDED, ERROR = range(8)
-LAUNCH = 8
+#: taken, or 0; the error of the driver that it failed with, or 0; whether that first event is still
+#: to be recorded; and where its verdict comes when it is launched alone.
+MADE, LANDS_WITH, LANDS_ON, FOUND, BATCH, BEGAN, ENDED, ERROR, UNRECORDED, FOUND_ALONE = range(10)
+LAUNCH = 10
+
+#: The default stream, which nobody can capture.
+DEFAULT_STREAM = 0
 
 #: A kernel of the update, and the one that looks whether gradients are finite, or 0: the driver's
 #: handle, the threads of a program, its shared memory in bytes; and the elements of a program.
@@ -120,7 +130,7 @@ def record(settings: int, event: int, stream: int) -> Any:
     error = driver(settings, PUSH_CONTEXT, (atomic_load(settings + WORD * CONTEXT),))
     if error != 0:
         return error
-    if stream != 0:  # which cannot be captured
+    if stream != DEFAULT_STREAM:
         # An event of a capture would draw the lane's stream into that, and the update with it.
         captured = settings + WORD * CAPTURING
         error = driver(settings, IS_CAPTURING, (stream, captured))
@@ -130,6 +140,25 @@ def record(settings: int, event: int, stream: int) -> Any:
         error = driver(settings, RECORD_EVENT, (event, stream))
     popped = driver(settings, POP_CONTEXT, (settings + WORD * POPPED,))
     return error if error != 0 else popped
+
+
+@njit
+def notice(lane: int, settings: int) -> None:
+    """Records the events that are to be recorded behind what makes gradients of a lane's new rows.
+
+    Args:
+        lane: Its address.
+        settings: Of the lanes.
+    """
+    launched = atomic_load(lane + WORD * LAUNCHED)
+    for index in range(atomic_load(lane + WORD * NOTICED), launched):
+        launch = launch_of(lane, index)
+        if atomic_load(launch + WORD * UNRECORDED):
+            event = atomic_load(launch + WORD * MADE)
+            error = driver(settings, RECORD_EVENT, (event, DEFAULT_STREAM))
+            atomic_store(launch + WORD * ERROR, error)
+            atomic_store(launch + WORD * UNRECORDED, 0)
+    atomic_store(lane + WORD * NOTICED, launched)
 
 
 @njit

@@ -22,6 +22,7 @@ from hogstream.scheduler.lanes.cuda_batch_launch import (
     completes,
     is_launched,
     launch_batch,
+    leave_batch,
     rows_of,
     take_member,
 )
@@ -36,6 +37,7 @@ from hogstream.scheduler.lanes.cuda_launch import (
     driver,
     launch_of,
     launch_row,
+    notice,
     record,
     submit,
 )
@@ -90,6 +92,7 @@ def land_all(thread: int, settings: int) -> bool:
 @njit
 def may_start(lane: int, thread: int, settings: int) -> Any:
     """Whether a lane may start the next of its rows, which is there."""
+    notice(lane, settings)
     batch = batch_of(lane)
     if batch != 0 and is_launched(batch):
         return True
@@ -142,14 +145,17 @@ def start(lane: int, thread: int, settings: int) -> None:
 def finish(lane: int, settings: int) -> None:
     """Takes down that a row has landed on a GPU, or has failed, and lets go of its lock."""
     thread = atomic_load(lane + WORD * LANE_THREAD)
-    error = atomic_load(launch_of(lane, atomic_load(lane + WORD * LANDED)) + WORD * ERROR)
+    landed = atomic_load(lane + WORD * LANDED)
+    launch = launch_of(lane, landed)
+    error = atomic_load(launch + WORD * ERROR)
     land_row(lane, settings)
+    leave_batch(launch)
     held = atomic_load(thread + WORD * HELD)
     if held > 0 and error >= 0:  # else it was the lock that failed
         atomic_store(thread + WORD * HELD, held - 1)
         if held == 1:
             unlock(settings)
-    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)
+    atomic_store(lane + WORD * LANDED, landed + 1)
     wake_loop(lane, settings)
 
 

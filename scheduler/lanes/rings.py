@@ -42,9 +42,10 @@ TAKEN, MASK, LOW_WATER, LANE_THREAD = 16, 17, 18, 19
 #: And on a GPU: the ``LAUNCH`` of its first row; its stream, the counter in pinned memory that the
 #: stream writes, as the host and as the device sees it, and what was written last; an event of the
 #: stream; the lane whose event it must wait for; whether others launch on the stream; where on the
-#: device a verdict goes; and whether it waits for a batch. Then, for all, the rows.
+#: device a verdict goes; whether it waits for a batch; and how many rows the loop has noticed.
+#: Then, for all, the rows.
 LAUNCHES, STREAM, COUNTER, COUNTER_ON_DEVICE, NUMBER = 20, 21, 22, 23, 24
-LANE_EVENT, TAIL, COMPUTES, VERDICT, WAITS = 25, 26, 27, 28, 29
+LANE_EVENT, TAIL, COMPUTES, VERDICT, WAITS, NOTICED = 25, 26, 27, 28, 29, 30
 ROWS = 32
 
 #: A row: the columns of the update's ``LaunchTable`` and how many parts those have, or where the

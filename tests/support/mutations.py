@@ -105,6 +105,19 @@ MUTATIONS = {
     "a row of a batch waits for the default stream": changed(
         "cuda", "record(self._settings, event, maker)", "record(self._settings, event, 0)"
     ),
+    "the loop records no event": changed(
+        "cuda_loop", "    notice(lane, settings)\n    batch", "    batch"
+    ),
+    "the loop records the event of another row": changed(
+        "cuda_launch",
+        "        launch = launch_of(lane, index)\n"
+        "        if atomic_load(launch + WORD * UNRECORDED)",
+        "        launch = launch_of(lane, index + 1)\n"
+        "        if atomic_load(launch + WORD * UNRECORDED)",
+    ),
+    "a row that was recorded is recorded again": changed(
+        "cuda_launch", "            atomic_store(launch + WORD * UNRECORDED, 0)\n"
+    ),
     # Order
     "no row has its event recorded": changed(
         "cuda_launch",
@@ -261,16 +274,21 @@ MUTATIONS = {
     ),
     "the event loop is not woken": changed(
         "cuda_loop",
-        "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n"
-        "    wake_loop(lane, settings)\n",
-        "    atomic_store(lane + WORD * LANDED, atomic_load(lane + WORD * LANDED) + 1)\n",
+        "    atomic_store(lane + WORD * LANDED, landed + 1)\n    wake_loop(lane, settings)\n",
+        "    atomic_store(lane + WORD * LANDED, landed + 1)\n",
     ),
     # Errors
     "an error at submission is lost": changed(
         "cuda_launch", "        error = atomic_load(launch + WORD * ERROR)\n", "        error = 0\n"
     ),
     "an error of a launch is lost": changed(
-        "cuda_launch", "    atomic_store(launch + WORD * ERROR, error)\n"
+        "cuda_launch",
+        "    atomic_store(launch + WORD * ERROR, error)\n"
+        "    atomic_store(launch + WORD * LANDS_WITH",
+        "    atomic_store(launch + WORD * LANDS_WITH",
+    ),
+    "an error of the loop's record is lost": changed(
+        "cuda_launch", "            atomic_store(launch + WORD * ERROR, error)\n"
     ),
     "an error of a batch is lost": changed(
         "cuda_batch_launch", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
@@ -326,13 +344,14 @@ MUTATIONS = {
         "cuda_graphs", "        if self._dropped:\n", "        if not self._dropped:\n"
     ),
     "a batch in flight is used again": changed(
-        "cuda",
-        "                if batch.deliver(1):\n",
-        "                if batch.deliver(1) or True:\n",
+        "cuda", "if batches and batches[0].has_landed():", "if batches:"
     ),
     "a row remembers its batch": changed(
-        "cuda",
-        "                self._set_batch(index, 0, self._cuda.found(self.index, index))\n",
+        "cuda_batch_launch", "    atomic_store(launch + WORD * BATCH, 0)\n"
+    ),
+    "a row remembers where its batch's verdict was": changed(
+        "cuda_batch_launch",
+        "    atomic_store(launch + WORD * FOUND, atomic_load(launch + WORD * FOUND_ALONE))\n",
     ),
     "a row keeps other hyperparameters": changed(
         "compiled",

@@ -16,12 +16,18 @@ import pytest
 import torch
 
 import gpu_testing
-from gpu_testing import TestGpu, faults, scheduler_on
+from gpu_testing import BLOCK, TestGpu, faults, scheduler_on
 from gradient_making import Memory
+from hogstream.kernels.backends.triton_launch import factor_words
+from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler import Timeline, WorkerContext, WorkerError
+from hogstream.scheduler.lanes import cuda_batch_launch
+from hogstream.scheduler.lanes.cuda_batches import Batch
 from hogstream.scheduler.lanes.cuda_device import DeviceEvent
 from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_events import cuda_event_done
+from hogstream.scheduler.lanes.cuda_graphs import Node, UpdateGraph
+from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
 from scenarios import LAUNCH_FAILED
 from scheduler_testing import COUNTING, POLICIES, small, submit_ones
 
@@ -222,3 +228,22 @@ async def test_a_launch_that_fails_says_why(gpu: TestGpu) -> None:
     assert shared.flat.eq(-2).all()
     assert scheduler.report is not None
     assert (scheduler.report.updates, scheduler.report.dropped) == (2, [1])
+
+
+def test_batch_is_used_again_once_it_has_landed_and_its_times_were_read(gpu: TestGpu) -> None:
+    memory = torch.zeros(3, BLOCK)
+    addresses = [row.data_ptr() for row in memory]
+    constants = {"STORAGE": "fp32", "BLOCK": BLOCK}
+    kernels = UpdateKernels(gpu.function("rmsprop_kernel", constants), None, BLOCK)
+    nodes = [Node([*addresses, BLOCK], branch=0)] * 2
+    graph = UpdateGraph(gpu, kernels, nodes, factor_words(Hyperparameters()), 0)
+    for timed in (False, True):
+        batch = Batch(gpu, 2, checked=False, timed=timed)
+        batch.fill(graph, [], [], 0)
+        assert not batch.has_landed()
+        batch.words[cuda_batch_launch.BATCH_LANDED] = 2
+        assert batch.has_landed() is not timed
+        batch.untold = 0
+        assert batch.has_landed()
+        batch.free()
+    graph.drop()
