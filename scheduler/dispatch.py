@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -212,18 +211,18 @@ class Dispatch:
         It is called when every worker has had its turn on the event loop: so a batch is of updates
         beside each other, and not of all that one worker has ready.
         """
+        assert self.lanes is not None
         self._flushes_soon = False
+        before = [0] * self.settings.workers
+        turns = []
+        for place, worker in enumerate(self._enqueued):
+            turns.append((before[worker], place, worker))
+            before[worker] += 1
+        turns.sort()
+        self._enqueued = [worker for _, _, worker in turns]
         while self._is_complete():
-            assert self.lanes is not None
-            before: Counter[int] = Counter()  # of each worker
-            turns = []
-            for place, worker in enumerate(self._enqueued):
-                turns.append((before[worker], place))
-                before[worker] += 1
-            batch = [place for _, place in sorted(turns)[: self._batch]]
-            chosen = [self._enqueued[place] for place in batch]
-            left = set(range(len(self._enqueued))) - set(batch)
-            self._enqueued = [self._enqueued[place] for place in sorted(left)]
+            chosen = self._enqueued[: self._batch]
+            del self._enqueued[: self._batch]
             self.lanes.flush(chosen)
 
     def _make_thread(self, worker: int) -> WorkerThread:
