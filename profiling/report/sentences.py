@@ -354,14 +354,20 @@ def _nearest(speeds: dict[str, Interval]) -> str:
         return ""
     told = {peer: f"{peer} ({speeds[peer].median:.2f}x)" for peer in ranked}
     faster = [told[peer] for peer in ranked if speeds[peer].low > 1]
-    alike = [told[peer] for peer in ranked if not speeds[peer].excludes(1)]
+    noise = [peer for peer in ranked if not speeds[peer].excludes(1)]
+    alike = [told[peer] for peer in noise if not speeds[peer].wide]
+    unsure = [told[peer] for peer in noise if speeds[peer].wide]
     if faster:
         said = f"more bytes/s than hogstream: {', '.join(faster)}"
+    elif unsure:
+        said = "nothing is seen to move more bytes/s than hogstream"
     else:
         said = "nothing moves more bytes/s than hogstream"
     if alike:
-        return f"{said}; as many, within noise: {', '.join(alike)}"
-    return said if faster else f"{said}; the nearest is {told[ranked[0]]}"
+        said += f"; as many, within noise: {', '.join(alike)}"
+    if unsure:
+        said += f"; too noisy to tell: {', '.join(unsure)}"
+    return said if faster or noise else f"{said}; the nearest is {told[ranked[0]]}"
 
 
 def _flat_iterations(compare: Compare) -> list[str]:

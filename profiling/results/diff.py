@@ -12,7 +12,7 @@ import msgspec
 from hogstream.profiling.results.confidence import FEWEST, LEVEL, Interval, ratio_interval
 from hogstream.profiling.results.files import Reported, ResultFile
 from hogstream.profiling.results.records import PositiveSpread
-from hogstream.profiling.results.schema import Bench, Compare
+from hogstream.profiling.results.schema import Bench, Compare, PeerTime
 from hogstream.profiling.wording import counted, rounded_text, size_name
 
 FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no change beyond noise", "cannot be told"
@@ -142,7 +142,8 @@ def _measured(file: ResultFile) -> Iterator[tuple[str, Measured]]:
     """Each configuration of a run by name."""
     if isinstance(file.result, Compare):
         for time in file.result.results:
-            yield f"{time.peer}, {time.shape}", _time(time.milliseconds)
+            if not _is_of_memory(time):
+                yield f"{time.peer}, {time.shape}", _time(time.milliseconds)
         return
     for run in file.result.results:
         workers, size = counted(run.workers, "worker"), size_name(run.elements)
@@ -158,6 +159,11 @@ def _measured(file: ResultFile) -> Iterator[tuple[str, Measured]]:
         for kernel in file.result.kernels:
             name = f"{kernel.name}, {size_name(kernel.elements)} elements, alone"
             yield name, _time(kernel.milliseconds)
+
+
+def _is_of_memory(time: PeerTime) -> bool:
+    """Whether it is what memory can do: no optimizer, with no iteration of its own."""
+    return time.iteration_milliseconds is None
 
 
 def _time(milliseconds: PositiveSpread) -> Measured:
@@ -208,6 +214,8 @@ def _ceilings(first: Reported, second: Reported) -> Iterator[tuple[str, str, str
 def ceiling_medians(result: Reported) -> Iterator[tuple[str, float]]:
     """What the machine can do, by name with its unit."""
     if isinstance(result, Compare):
+        for time in filter(_is_of_memory, result.results):
+            yield f"{time.peer}, {time.shape} (GB/s)", time.gigabytes_per_second
         return
     ceilings = result.ceilings
     for level in ceilings.levels:

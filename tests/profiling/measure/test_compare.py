@@ -387,6 +387,11 @@ def test_sentences_say_what_noise_does_not_tell_apart() -> None:
     assert said[0] == (
         "4: nothing moves more bytes/s than hogstream; as many, within noise: torch-loop (1.05x)."
     )
+    rounds["torch-loop"].reverse()
+    assert of_compare(measured({"4": rounds}))[0] == (
+        "4: nothing is seen to move more bytes/s than hogstream; too noisy to tell: "
+        "torch-loop (1.05x)."
+    )
     assert not [sentence for sentence in said if "flat=True" in sentence]
 
 

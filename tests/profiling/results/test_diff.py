@@ -110,11 +110,21 @@ def test_optimizers_are_told_apart_at_each_shape() -> None:
             samples = [sample / 3 for sample in time.milliseconds.samples]
             time.milliseconds = PositiveSpread.of(samples)
     found = diff(first, second)
-    assert len(found.changes) == len(first.results)
+    assert len(found.changes) + len(found.ceilings) == len(first.results)
     changed = [change for change in found.changes if change.verdict == FASTER]
     assert [change.name for change in changed] == ["torch-foreach, 2^20"]
     assert changed[0].speed is not None
     assert changed[0].speed.median == pytest.approx(3)
+
+
+def test_memory_that_was_slower_between_two_compares_is_told() -> None:
+    first, second = committed("compare", Compare), committed("compare", Compare)
+    for time in second.results:
+        if (time.peer, time.shape) == ("memory-copy", "2^24"):
+            time.gigabytes_per_second /= 2
+    found = diff(first, second)
+    assert not [change for change in found.changes if change.verdict != SAME]
+    assert "memory-copy, 2^24 (GB/s) 0.50x" in " ".join(of_diff(found))
 
 
 def trained(rounds: list[float]) -> Train:
