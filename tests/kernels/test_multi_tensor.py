@@ -112,6 +112,7 @@ def test_dtypes_shapes_and_layouts_may_differ(backend):
         assert torch.equal(ms, laid_out(wanted.ms, place).cpu())
 
 
+@pytest.mark.usefixtures("several_threads")
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_threads_share_a_list_by_bytes(backend):
     """Pieces end inside a tensor, between tensors and beside empty ones: no bit differs."""
@@ -119,12 +120,7 @@ def test_threads_share_a_list_by_bytes(backend):
     lengths = [10, 0, 2 * whole, 1001, 0, whole, PIECE_ELEMENTS - 1016, 0, PIECE_ELEMENTS, 5]
     states = [fresh_state(normal(n, torch.float32, seed)) for seed, n in enumerate(lengths)]
     grads = [normal(n, torch.float32, 70 + seed) for seed, n in enumerate(lengths)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        actual = update_all(backend, states, grads)
-    finally:
-        torch.set_num_threads(threads)
+    actual = update_all(backend, states, grads)
     for state, grad, got in zip(states, grads, actual, strict=True):
         assert_same_bits(got, formula(state, grad))
 

@@ -58,6 +58,8 @@ COMPUTE = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
+#: What ``several_threads`` gives torch.
+THREADS = 3
 DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in COMPUTE]
 
 _DENOMINATORS: dict[str, dict[str, Any]] = {

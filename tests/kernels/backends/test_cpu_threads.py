@@ -9,7 +9,6 @@ import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -30,6 +29,7 @@ from process_testing import may_fork_with_threads, run_to_end
 from update_testing import (
     CPU_BACKENDS,
     DTYPES,
+    THREADS,
     State,
     assert_same_bits,
     extreme,
@@ -37,15 +37,7 @@ from update_testing import (
     normal,
 )
 
-THREADS = 3
-
-
-@pytest.fixture(autouse=True)
-def _several_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("several_threads")
 
 
 def splittable(dtype: torch.dtype, seed: int) -> tuple[State, torch.Tensor]:

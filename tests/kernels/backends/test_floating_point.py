@@ -17,18 +17,17 @@ from hogstream.kernels.backends.cpu_threads import MIN_BYTES_PER_THREAD, Pieces,
 from hogstream.kernels.backends.floating_point import FloatingPointMode
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
+from update_testing import THREADS
 
-THREADS = 3
+pytestmark = pytest.mark.usefixtures("several_threads")
 #: FE_UPWARD of ``fenv.h``.
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
 
 
 @pytest.fixture(autouse=True)
-def _several_threads() -> Iterator[None]:
-    threads, mode = torch.get_num_threads(), FloatingPointMode()
-    torch.set_num_threads(THREADS)
+def _mode() -> Iterator[None]:
+    mode = FloatingPointMode()
     yield
-    torch.set_num_threads(threads)
     mode.set()
 
 

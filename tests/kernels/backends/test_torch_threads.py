@@ -15,23 +15,30 @@ from hogstream.kernels.backends import openmp
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from process_testing import run_python
-from update_testing import DTYPES, Backend, assert_same_bits, extreme, fresh_state, normal
+from update_testing import (
+    DTYPES,
+    THREADS,
+    Backend,
+    assert_same_bits,
+    extreme,
+    fresh_state,
+    normal,
+)
 
 numba_pieces = pytest.importorskip("hogstream.kernels.backends.numba_pieces")
 torch_threads = openmp.torch_threads()
-pytestmark = pytest.mark.skipif(torch_threads is None, reason="torch has no OpenMP threads here")
+pytestmark = [
+    pytest.mark.skipif(torch_threads is None, reason="torch has no OpenMP threads here"),
+    pytest.mark.usefixtures("several_threads"),
+]
 
-THREADS = 3
 # Worth several of torch's threads, and not worth waking one of the pool.
 SIZE = THREADS * numba_pieces.MIN_ELEMENTS_PER_TORCH_THREAD + 77
 
 
 @pytest.fixture(autouse=True)
-def _several_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+def _mode() -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
 
 
