@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import statistics
 import time
@@ -35,6 +36,7 @@ from hogstream.profiling.measure.peers import (
 )
 from hogstream.profiling.report.sentences import of_compare
 from hogstream.profiling.results.schema import Compare, Skipped
+from process_testing import run_python
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -412,3 +414,25 @@ def test_launches_and_host_time_are_measured_on_a_gpu(hogstream: Command, tmp_pa
 
 def test_versions_of_other_packages_are_told() -> None:
     assert compare("4", "torch-loop").peer_versions.keys() == {*PACKAGES.values()}
+
+
+_KEPT = """
+from hogstream.profiling.measure import compare
+import torch
+
+def is_mapped_when_freed():
+    tensor = torch.ones(4 << 20)  # 16 MiB, which glibc maps by itself, and unmaps when it is freed
+    address = tensor.data_ptr()
+    del tensor
+    spans = [line.split()[0].split("-") for line in open("/proc/self/maps")]
+    return any(int(start, 16) <= address < int(end, 16) for start, end in spans)
+
+before = is_mapped_when_freed()
+compare._keep_memory()
+assert (before, is_mapped_when_freed()) == (False, True)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+def test_memory_that_is_freed_is_kept() -> None:
+    run_python("-c", _KEPT)
