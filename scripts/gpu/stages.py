@@ -238,7 +238,7 @@ def _measure(name: str, seconds: float, command: str, *options: str) -> Job:
 
 
 def _tests(name: str, seconds: float, *options: str) -> Job:
-    return Job(name, ("-m", "gpu.run_tests", "-m", "gpu", *options), seconds)
+    return Job(name, ("-m", "gpu.run_tests", "{seconds}", "-m", "gpu", *options), seconds)
 
 
 def _files(*, under: str = "tests", but: str = os.devnull) -> Iterator[str]:
