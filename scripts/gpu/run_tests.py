@@ -9,8 +9,6 @@ from importlib.util import find_spec
 
 import pytest
 
-from gpu.stacks import SHOWN_AT
-
 # Of the time that all tests may take, before a test that hangs shows where.
 _NEARLY_OVER = 0.9
 _MOST_BESIDE = 8
@@ -22,8 +20,8 @@ def main() -> None:
     On the command line are how many seconds it may take, and the arguments of pytest.
     """
     seconds, *more = sys.argv[1:]
-    os.environ[SHOWN_AT] = str(time.monotonic() + _NEARLY_OVER * float(seconds))
     arguments = ["-v", "--tb=short", "-p", "no:cacheprovider"]
+    arguments += [f"--stacks-at={time.monotonic() + _NEARLY_OVER * float(seconds)}"]
     plugins = ["gpu.outcomes", "gpu.stacks"]
     if find_spec("xdist"):
         arguments += ["-n", str(min(_MOST_BESIDE, os.cpu_count() or 1))]

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 
 import pytest
 
-#: Environment variable: when the job is nearly over, by ``time.monotonic``.
-SHOWN_AT = "HOGSTREAM_GPU_STACKS_AT"
 # Of a test that begins after that.
 _LEAST_SECONDS = 1.0
 _stderr = -1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Has an option that says when the job is nearly over."""
+    parser.addoption("--stacks-at", type=float, required=True, help="by time.monotonic")
 
 
 def pytest_configure() -> None:
@@ -28,9 +31,9 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Has a thread of the system's wait for that time while a test runs."""
-    left = float(os.environ[SHOWN_AT]) - time.monotonic()
+    left = item.config.getoption("stacks_at") - time.monotonic()
     faulthandler.dump_traceback_later(max(left, _LEAST_SECONDS), file=_stderr)
     try:
         return (yield)

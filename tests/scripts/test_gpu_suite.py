@@ -187,7 +187,8 @@ def test_by_another():
 CRASHES = "import os\ndef test_crashes(): os._exit(1)\n"
 
 
-ALONE = ("--rootdir", ".", "-o", "addopts=")  # without the settings of this project
+# Without the settings of this project, but that warnings are errors.
+ALONE = ("--rootdir", ".", "-o", "addopts=", "-W", "error")
 # This test may itself run in a process of xdist's, which that one is not.
 RUNS_TESTS = (
     "import os, runpy; os.environ.pop('PYTEST_XDIST_WORKER', None); "
