@@ -124,7 +124,14 @@ def _bad_on_gpu(run: GpuRun) -> list[str]:
     """The machine, and what did not pass there though it ran."""
     where, versions = run.environment, run.environment.versions
     on = f"On {where.device_name}, with torch {versions['torch']} and Triton {versions['triton']}"
-    bad = [each for each in run.outcomes if each.end in ("failed", "stopped")]
+    tests = {each.stage for each in run.outcomes if "::" in each.name and each.end == "failed"}
+    bad = [
+        each
+        for each in run.outcomes
+        if each.end == "stopped"
+        # A program that runs tests fails with any of them, which is told.
+        or (each.end == "failed" and not (each.name == each.stage and each.stage in tests))
+    ]
     return [
         f"{on}: {counted(len(bad), 'failure')}.",
         *(f"`{each.stage}` {each.name} {each.end}: {each.said}" for each in bad),

@@ -8,6 +8,7 @@ puts one in ``.grad`` and steps, under a lock or not.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.multiprocessing
@@ -37,6 +38,8 @@ PROCESSES: Kind = "processes"
 # From when workers are told until they begin, so that all are there.
 _LEAD_SECONDS = 0.01
 _POLL_SECONDS = 1e-3
+# For how long processes may end by themselves, and give back what they share of a GPU's memory.
+_GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Today:
         try:
             with _sigint_held_back():
                 for index in range(self._workers):
-                    arguments = index, self._flats, self._lock, self._gradients
+                    arguments = index, [self._flats], self._lock, self._gradients
                     self._processes.append(_Process(context, index, arguments))
         except BaseException:
             await self.__aexit__()
@@ -135,7 +138,10 @@ class Today:
     async def __aexit__(self, *_: object) -> None:
         """Ends the processes; what they do is of no use any more."""
         for process in self._processes:
-            process.end()
+            process.hang_up()
+        until = time.monotonic() + _GRACE_SECONDS
+        for process in self._processes:
+            process.end(until)
         self._processes.clear()
 
     async def prepare(self, elements: int, workers: int, count: int) -> dict[Setup, Measure]:
@@ -306,33 +312,56 @@ class _Process:
             raise MeasurementError(f"{self._name} failed: {error}")
         return answer
 
-    def end(self) -> None:
-        """Ends it, whatever it does."""
+    def hang_up(self) -> None:
+        """Lets it know that nothing more will come."""
+        self._end.close()
+
+    def end(self, until: float) -> None:
+        """Waits for its end until a time, by ``time.monotonic``, and then ends it at once."""
+        self._process.join(max(0.0, until - time.monotonic()))
         self._process.kill()
         self._process.join()
         self._process.close()
-        self._end.close()
 
 
 def _serve(
     end: Connection,
     index: int,
-    flats: Mapping[int, torch.Tensor],
+    given: list[Mapping[int, torch.Tensor]],
     lock: AbstractContextManager[object],
     gradients: Gradients,
 ) -> None:
-    """A process from its start to its end, which is when its parent has gone."""
+    """A process from its start to its end, which is when its parent has gone or hung up.
+
+    Parameters are taken out of a list, as multiprocessing keeps arguments until Python ends: too
+    late for memory of a GPU to be given back to its owner.
+    """
     # Ctrl-C goes to the whole process group, but it is for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
+    with suppress(EOFError, ConnectionError):
+        _answer(end, index, given.pop(), lock, gradients)
+    gc.collect()
+
+
+def _answer(
+    end: Connection,
+    index: int,
+    flats: Mapping[int, torch.Tensor],
+    lock: AbstractContextManager[object],
+    gradients: Gradients,
+) -> NoReturn:
+    """Does what it is asked for, again and again.
+
+    Raises:
+        EOFError: If nobody is there any more who asks.
+        ConnectionError: The same, while something was sent.
+    """
     update: Make | None = None
     answer: object
     while True:
-        try:
-            kind, *content = end.recv()
-        except EOFError:
-            return
+        kind, *content = end.recv()
         try:
             if kind == "prepare":
                 update, answer = None, None  # first, as memory may be short

@@ -183,7 +183,7 @@ def kernels(bench: Bench) -> Table:
         (
             kernel.name,
             size_name(kernel.elements),
-            *spread_texts(kernel.milliseconds, 2),
+            *spread_texts(kernel.milliseconds, 3),
             number_text(kernel.gigabytes_per_second, 1),
             number_text(kernel.differing_bits),
         )

@@ -171,8 +171,8 @@ def _memory_sentences(bench: Bench) -> list[str]:
     if copy is None or update is None:
         return []
     return [
-        f"Beyond the caches a copy moves {copy.median:.1f} GB/s, and the traffic of an update "
-        f"{update.median:.1f} GB/s."
+        f"Beyond the caches a copy moves {number_text(copy.median, 1)} GB/s, and the traffic of an "
+        f"update {number_text(update.median, 1)} GB/s."
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import os
 import pickle
 import signal
@@ -118,7 +119,7 @@ class WorkerProcess:
         mine, its = socket.socketpair()
         channel: Channel | None = None
         context = torch.multiprocessing.get_context("spawn")
-        arguments = index, its, shared, lock, settings
+        arguments = index, its, [shared], lock, settings
         process = context.Process(target=_serve, args=arguments, name=f"hogstream-process-{index}")
         # On a thread: it may write more than a pipe holds, which is read after torch's import.
         thread = WorkerThread(f"hogstream-start-{index}")
@@ -338,11 +339,16 @@ def _start(process: Any) -> None:
 def _serve(
     index: int,
     end: socket.socket,
-    shared: SharedParameters,
+    given: list[SharedParameters],
     lock: ProcessLock | None,
     settings: SchedulerSettings,
 ) -> None:
-    """The process, from its start to its end."""
+    """The process, from its start to its end.
+
+    The shared parameters are taken out of a list, as multiprocessing keeps arguments until Python
+    ends: too late for memory of a GPU to be given back, and its owner would keep it for ever.
+    """
+    shared = given.pop()
     # Ctrl-C goes to the whole process group, but it is for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -352,6 +358,8 @@ def _serve(
         torch.cuda.set_device(shared.flat.device)
     shared.enter_process(index)
     asyncio.run(_take_orders(index, end, shared, lock, settings))
+    del shared
+    gc.collect()  # what workers and errors have left in cycles
 
 
 def _end_with_parent() -> None:

@@ -55,6 +55,10 @@ class ProcessScheduler:
     another kills them. Those that come within a tenth of a second of each other are one, such as
     those of an anyio scope.
 
+    What a process shares of a GPU's memory, it gives back when it ends. One that is killed cannot,
+    and torch then keeps that memory for it until this process ends, also when nothing here uses
+    it any more.
+
     While the scope is open, no other ``ProcessScheduler`` can be over the same parameters. A
     ``StreamScheduler`` of this process can: its updates count in ``shared.version``, but not in the
     report, and it has no part in the lock of ``policy="locked"`` or ``"awaited"``.

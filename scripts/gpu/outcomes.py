@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -69,18 +68,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     elsewhere = report.failed and report.when != "call"
     name = f"{report.nodeid} ({report.when})" if elsewhere else report.nodeid
     outcome = Outcome(
-        os.environ[STAGE], name, report.outcome, report.duration, next(_said(report), "")
+        os.environ[STAGE], name, report.outcome, report.duration, _said(report)[:_LONGEST]
     )
     append(outcome, Path(os.environ[LINES]))
 
 
-def _said(report: pytest.TestReport) -> Iterator[str]:
+def _said(report: pytest.TestReport) -> str:
     """Why a test did not pass, in a line."""
     if isinstance(report.longrepr, tuple):  # where it was skipped, and why
-        yield report.longrepr[2][:_LONGEST]
-    for line in report.longreprtext.splitlines():
-        if line.startswith("E  "):
-            yield line.removeprefix("E").strip()[:_LONGEST]
+        return report.longrepr[2]
+    # Of exceptions that led to others the last; that a process of xdist's has died is only a text.
+    raised = getattr(report.longrepr, "reprcrash", None)
+    text = str(report.longrepr or "") if raised is None else raised.message
+    return next(iter(text.splitlines()), "")
 
 
 def reason(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -18,7 +19,8 @@ def provide(site: Path, wheels: Path = WHEELS) -> str:
     """Makes a folder from which hogstream is imported, and each package that is not installed.
 
     Nothing is installed where it stays, and what is installed already is left alone, of whatever
-    version. hogstream is linked, not built: so an old setuptools does no harm.
+    version. hogstream is linked, not built: so an old setuptools does no harm. What tells versions
+    finds its own there too.
 
     Args:
         site: The folder; made here.
@@ -30,6 +32,7 @@ def provide(site: Path, wheels: Path = WHEELS) -> str:
     (site / "hogstream").mkdir(parents=True)
     for name in _SUBPACKAGES:
         (site / "hogstream" / name).symlink_to(ROOT / name)
+    _describe(site)
     missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel)]
     if not missing:
         return ""
@@ -42,6 +45,16 @@ def provide(site: Path, wheels: Path = WHEELS) -> str:
         check=False,
     )
     return "" if done.returncode == 0 else done.stderr.strip()[-300:] or "pip failed"
+
+
+def _describe(site: Path) -> None:
+    """Writes what ``importlib.metadata`` reads of an installed hogstream."""
+    settings = (ROOT / "pyproject.toml").read_text("utf-8")
+    (version,) = re.findall(r'^version = "(.+)"$', settings, re.MULTILINE)  # 3.10 has no tomllib
+    folder = site / f"hogstream-{version}.dist-info"
+    folder.mkdir()
+    about = f"Metadata-Version: 2.1\nName: hogstream\nVersion: {version}\n"
+    (folder / "METADATA").write_text(about, encoding="utf-8")
 
 
 def _is_installed(wheel: Path) -> bool:

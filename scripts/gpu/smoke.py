@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from torch.nn import Parameter
 from gpu_testing import Gpu, graphs_made, open_gpu
 from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
 from hogstream.optim import RMSpropAsync
-from hogstream.scheduler import ProcessScheduler, RunReport, WorkerContext
+from hogstream.scheduler import ProcessScheduler, RunReport, SharedParameters, WorkerContext
 from process_workers import submit_ones as make_submit_ones
 from scheduler_testing import COUNTING, submit_ones
 from update_testing import COMPUTE, State, assert_same_bits, extreme, normal, special
@@ -177,18 +178,23 @@ def graph(gpu: Gpu) -> None:
 
 
 def two_processes(gpu: Gpu) -> None:
-    """Two processes update the memory of one, under a lock."""
+    """Two processes update the memory of one, under a lock, and give it back."""
+    before = torch.cuda.memory_allocated()
     shared = gpu.zeros(gpu.medium)
 
-    async def run() -> None:
+    async def run(shared: SharedParameters) -> None:
         async with ProcessScheduler(
             shared, processes=2, workers=2, policy="locked", depth=4, **COUNTING
         ) as scheduler:
             await scheduler.run(make_submit_ones, updates=UPDATES)
 
-    asyncio.run(run())
+    asyncio.run(run(shared))
     low, high = shared.flat.min().item(), shared.flat.max().item()
     _require(low == high == -UPDATES, f"from {low} to {high} instead of {-UPDATES}")
+    del shared
+    gc.collect()
+    kept = torch.cuda.memory_allocated() - before
+    _require(kept <= 0, f"{kept} bytes of what was shared are kept")
 
 
 def _run(gpu: Gpu, shared: Any, worker: Any, **settings: Any) -> RunReport:

@@ -26,6 +26,15 @@ def test_calls_are_timed_in_turn_after_each_was_warmed_up() -> None:
     assert min(min(each) for each in seconds.values()) >= 0
 
 
+def test_on_a_gpu_a_sample_is_of_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("synchronized"))
+    seconds = interleave({"a": lambda: done.append("a")}, torch.device("cuda", 0), rounds=2)
+    sample = ["synchronized", *["a"] * 50, "synchronized"]
+    assert done == ["a", *sample, *sample]
+    assert len(seconds["a"]) == 2
+
+
 def test_rates_are_sampled_in_turn() -> None:
     done: list[tuple[str, int]] = []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from process_testing import run_python
 TOO_LARGE = {"matplotlib", "scikit-learn"}
 
 
-@pytest.mark.parametrize(("stages", "most"), [(early("cuda"), 240), (late("cuda"), 480)])
-def test_early_stages_take_four_minutes_and_late_ones_eight(
+@pytest.mark.parametrize(("stages", "most"), [(early("cuda"), 300), (late("cuda"), 540)])
+def test_early_stages_take_five_minutes_and_late_ones_nine(
     stages: tuple[Stage, ...], most: float
 ) -> None:
     assert MACHINE_SECONDS + sum(stage.seconds for stage in stages) <= most
@@ -97,6 +99,28 @@ def test_hogstream_is_imported_from_links_and_installed_packages_stay(tmp_path: 
 
     (wheels / "no_such-1.0-py3-none-any.whl").touch()
     assert "no_such" in provide(tmp_path / "other", wheels)
+
+
+COUNTS = """
+import importlib.metadata, torch
+from counting import counted_calls, opcodes
+from hogstream.kernels import rmsprop_
+update = lambda: rmsprop_(torch.ones(5), torch.ones(5), torch.zeros(5), backend="numpy")
+with counted_calls() as counts:
+    update()
+print(importlib.metadata.version("hogstream"), counts["kernels.rmsprop.rmsprop_"], opcodes(update))
+"""
+
+
+@pytest.mark.slow
+def test_imported_from_links_it_tells_its_version_and_its_calls_are_counted(tmp_path: Path) -> None:
+    assert provide(tmp_path / "site", tmp_path) == ""
+    (described,) = metadata.distributions(path=[str(tmp_path / "site")])
+    paths = os.pathsep.join(map(str, (tmp_path / "site", ROOT / "tests" / "support")))
+    version, calls, instructions = run_python("-c", COUNTS, PYTHONPATH=paths).split()
+    assert (version, calls) == (described.version, "1")
+    assert (described.name, version) == ("hogstream", metadata.version("hogstream"))
+    assert int(instructions) > 0
 
 
 def test_the_page_tells_the_limits() -> None:

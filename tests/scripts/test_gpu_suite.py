@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -177,28 +178,83 @@ def test_skipped(): pass
 @pytest.fixture
 def broken(): raise OSError("no disk")
 def test_broken(broken): pass
+def test_by_another():
+    try:
+        {}["key"]
+    except KeyError:
+        raise LookupError("no key\\nof that name")
 """
+CRASHES = "import os\ndef test_crashes(): os._exit(1)\n"
+
+
+# Without the settings of this project, but that warnings are errors.
+ALONE = ("--rootdir", ".", "-o", "addopts=", "-W", "error")
+# This test may itself run in a process of xdist's, which that one is not.
+RUNS_TESTS = (
+    "import os, runpy; os.environ.pop('PYTEST_XDIST_WORKER', None); "
+    f"runpy.run_path({run_tests!r}, run_name='__main__')"
+)
+
+
+def outcomes_of(tests: str, folder: Path) -> list[Outcome]:
+    """What is written of tests of which some fail."""
+    (folder / "test_some.py").write_text(tests)
+    lines = folder / "lines"
+    # The last line is of the interpreter, which returns 0 whatever pytest did.
+    with pytest.raises(AssertionError):
+        run_python(
+            *("-c", RUNS_TESTS, "60", str(folder / "test_some.py"), *ALONE),
+            **{LINES: str(lines), STAGE: "tests", "PYTHONPATH": str(ROOT / "scripts")},
+        )
+    return read(lines)
 
 
 @pytest.mark.slow
 def test_each_test_is_a_line(tmp_path: Path) -> None:
-    (tmp_path / "test_some.py").write_text(TESTS)
-    lines = tmp_path / "lines"
-    # This test may itself run in a process of xdist's, which that one is not.
-    program = (
-        "import os, runpy; os.environ.pop('PYTEST_XDIST_WORKER', None); "
-        f"runpy.run_path({run_tests!r}, run_name='__main__')"
-    )
-    # The last line is of the interpreter, which returns 0 whatever pytest did.
-    with pytest.raises(AssertionError):
-        run_python(
-            *("-c", program, str(tmp_path), "--rootdir", str(tmp_path), "-o", "addopts="),
-            **{LINES: str(lines), STAGE: "tests", "PYTHONPATH": str(ROOT / "scripts")},
-        )
-    found = {each.name.partition("::")[2]: (each.end, each.said) for each in read(lines)}
+    outcomes = outcomes_of(TESTS, tmp_path)
+    found = {each.name.partition("::")[2]: (each.end, each.said) for each in outcomes}
     assert found == {
         "test_good": (PASSED, ""),
         "test_bad": (FAILED, "assert 1 == 2"),
         "test_skipped": (SKIPPED, "Skipped: elsewhere"),
         "test_broken (setup)": (FAILED, "OSError: no disk"),
+        "test_by_another": (FAILED, "LookupError: no key"),
     }
+
+
+@pytest.mark.slow
+def test_a_test_whose_process_dies_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("xdist", reason="else the process is that of all tests")
+    (outcome,) = outcomes_of(CRASHES, tmp_path)
+    assert outcome.end == FAILED
+    assert re.match(r"worker 'gw\d' crashed while running .*::test_crashes", outcome.said)
+
+
+HANGS = """
+import asyncio, signal
+async def wait_for_ever():
+    while True:
+        signal.sigwait([signal.SIGUSR1])
+def test_good(): pass
+def test_hangs(): asyncio.run(wait_for_ever())
+"""
+
+
+@pytest.mark.slow
+def test_a_test_that_hangs_shows_where_before_its_job_is_over(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(HANGS)
+    program = Program(
+        [sys.executable, "-c", RUNS_TESTS, "1", "test_some.py", *ALONE],
+        tmp_path / "log",
+        seconds=LIMIT_SECONDS,
+        folder=tmp_path,
+        environment={
+            **os.environ,
+            **{LINES: str(tmp_path / "lines"), STAGE: "tests"},
+            "PYTHONPATH": str(ROOT / "scripts"),
+        },
+    )
+    try:
+        until(lambda: "line 5 in wait_for_ever" in (tmp_path / "log").read_text())
+    finally:
+        program.kill()

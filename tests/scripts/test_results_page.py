@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hogstream.profiling.report import answers, sentences
 from hogstream.profiling.results.files import write_result
+from hogstream.profiling.results.profile_schema import GpuOutcome, GpuRun
 from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
 from report_testing import committed
 from results_page import RESULTS, races, result, results, updated
@@ -73,6 +75,21 @@ def test_all_optimizers_are_told_and_those_skipped_with_their_reason(tmp_path: P
     assert "Nothing was measured on a GPU yet." in page
     write_result(compare, tmp_path / "nvidia-h100-compare.json")
     assert "The policies were not compared on a GPU yet." in "\n".join(results(tmp_path))
+
+
+def test_a_program_that_fails_with_its_tests_is_not_told_beside_them(tmp_path: Path) -> None:
+    ends: list[tuple[str, str, Any]] = [
+        ("tests", "tests/a.py::test_a", "failed"),
+        ("tests", "tests", "failed"),
+        ("lanes", "lanes", "failed"),
+        ("sizes", "sizes", "stopped"),
+    ]
+    outcomes = [GpuOutcome(stage, name, end, 1.0, "why") for stage, name, end in ends]
+    environment = committed("compare", Compare).environment
+    run = GpuRun(command="make gpu", environment=environment, outcomes=outcomes)
+    write_result(run, tmp_path / "nvidia-h100-tests-gpu.json")
+    page = "\n\n".join(results(tmp_path))
+    assert ": 3 failures.\n- `tests` tests/a.py::test_a failed: why\n- `lanes` lanes" in page
 
 
 def test_every_kind_of_committed_result_is_on_a_page() -> None:

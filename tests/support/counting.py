@@ -17,8 +17,9 @@ import hogstream.kernels
 import hogstream.optim
 import hogstream.scheduler
 
+# As they are imported, which may be by links: the names of files in code are not resolved either.
 _FOLDERS = [
-    Path(str(package.__file__)).resolve().parent
+    Path(str(package.__file__)).parent
     for package in (hogstream.kernels, hogstream.optim, hogstream.scheduler)
 ]
 _ROOT = _FOLDERS[0].parent

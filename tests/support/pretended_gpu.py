@@ -29,7 +29,7 @@ class _Collected:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Called once all tests are there."""
         for item in session.items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # not a keyword, as names of folders are too
                 self.marked.append(item.nodeid)
             elif "cuda" in map(_type, _parameters(item)):
                 self.unmarked.append(item.nodeid)

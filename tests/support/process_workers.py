@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from hogstream.scheduler import SharedParameters, WorkerContext
 from hogstream.scheduler.context import Worker
@@ -31,6 +33,26 @@ def submit_ones(shared: SharedParameters, process: int) -> Worker:
         await context.submit(grad)
 
     return worker
+
+
+def note_what_is_kept(folder: Path, shared: SharedParameters, process: int) -> Worker:
+    """Makes one of a process that writes which shared tensors it still has as Python ends."""
+    assert shared.worker_ms is not None
+    assert shared.races is not None
+    tensors = {
+        "flat": shared.flat,
+        "ms": shared.ms,
+        "worker_ms": shared.worker_ms,
+        "races": shared.races.counts,
+    }
+    storages = {name: StorageWeakRef(each.untyped_storage()) for name, each in tensors.items()}
+
+    def note() -> None:
+        kept = [name for name, storage in storages.items() if not storage.expired()]
+        (folder / str(process)).write_text(" ".join(kept))
+
+    atexit.register(note)
+    return fail_in_working(shared, process)
 
 
 def fail_in_making(shared: SharedParameters, process: int) -> Worker:

@@ -409,7 +409,8 @@ def test_launches_and_host_time_are_measured_on_a_gpu(hogstream: Command, tmp_pa
     assert [entry["peer"] for entry in result["skipped"]] == ["hogstream-numpy"]
     assert 1 <= measured["hogstream"]["launches"] <= 3
     assert measured["torch-loop"]["launches"] >= 3
-    assert all(entry["host_us"] > 0 for entry in measured.values())
+    for name, entry in measured.items():  # what memory can do has no host's time of its own
+        assert entry["host_us"] is None if name in MEMORY else entry["host_us"] > 0
 
 
 def test_versions_of_other_packages_are_told() -> None:

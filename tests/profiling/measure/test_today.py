@@ -16,7 +16,7 @@ from hogstream.profiling.event_loop import run
 from hogstream.profiling.interruption import End, gather_until_interrupted
 from hogstream.profiling.measure import today
 from hogstream.profiling.measure.today import PROCESSES, SETUPS, THREADS, Gradients, Today
-from process_testing import LIMIT_SECONDS
+from process_testing import LIMIT_SECONDS, run_python
 
 CPU = torch.device("cpu")
 GRADIENTS = Gradients(seed=3, dtype=torch.float32, device=CPU)
@@ -81,6 +81,28 @@ def test_processes_end_however_the_scope_does(end: str) -> None:
     with pytest.raises(error, match=told):
         run(cancelled() if end == "cancelled" else measure())
     assert processes() == []
+
+
+SERVES = """
+import multiprocessing, torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from hogstream.profiling.measure import today
+mine, its = multiprocessing.Pipe()
+given = [{64: torch.zeros(64)}]
+storage = StorageWeakRef(given[0][64].untyped_storage())
+mine.send(("prepare", 64, 1, 1))
+mine.send(("prepare", 65, 1, 1))
+mine.close()
+gradients = today.Gradients(3, torch.float32, torch.device("cpu"))
+today._serve(its, 0, given, multiprocessing.Lock(), gradients)
+print(storage.expired())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_gives_back_what_is_shared_before_it_ends() -> None:
+    """Else the memory of a GPU is kept for it; also if nobody is there to hear an answer."""
+    assert run_python("-c", SERVES) == "True\n"
 
 
 @pytest.mark.parametrize("spread_over", [THREADS, PROCESSES])

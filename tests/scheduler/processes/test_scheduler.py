@@ -35,6 +35,7 @@ from process_workers import (
     fail_in_making,
     fail_in_working,
     misbehave,
+    note_what_is_kept,
     submit_ones,
     until_landed,
 )
@@ -140,6 +141,21 @@ async def test_lock_free_processes_race_and_are_counted() -> None:
     async with StreamScheduler(shared, workers=1, **COUNTING) as alone:  # still of use here
         assert (await alone.run(submit_ones(shared, 0), updates=3)).updates == 3
     assert shared.version == 7 + report.updates + 3
+
+
+def test_processes_give_back_what_is_shared_before_they_end(tmp_path: Path) -> None:
+    """Else the memory of a GPU is never free again; also when an error has kept hold of it."""
+    shared = counters()
+    settings = {"workers": 2, "telemetry": True, "state": "per-worker", **COUNTING}
+
+    async def run() -> None:
+        async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
+            await scheduler.run(partial(note_what_is_kept, tmp_path), updates=100)
+
+    with pytest.raises(WorkerError, match="worker 3 failed"):
+        asyncio.run(run())
+    kept = {each.name: each.read_text() for each in tmp_path.iterdir()}
+    assert kept == {"0": "", "1": ""}
 
 
 async def test_others_go_on_when_processes_die_or_hang() -> None:
