@@ -7,6 +7,7 @@ with calls that cost nothing.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
 
 POLICIES = ["lock-free", "locked", "ordered"]
 AT_ONCE = [1, 8]  # gradients in a submit
-DEPTH, SECONDS, ROUNDS = 16, 0.5, 9
+DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ ON_GPU = {
 }
 
 
-async def rate(lanes: Lanes, policy: str, at_once: int) -> float:
+async def rate(lanes: Lanes, policy: str, at_once: int, seconds: float) -> float:
     """Updates a second of workers whose gradients are ready."""
     with ExitStack() as opened:
         make: Any = StreamScheduler
@@ -76,7 +77,7 @@ async def rate(lanes: Lanes, policy: str, at_once: int) -> float:
         settings = {"workers": lanes.workers, "depth": DEPTH, **lanes.settings}
         async with make(shared, policy=policy, **settings) as scheduler:
             await scheduler.run(worker, updates=1000)
-            report = await scheduler.run(worker, seconds=SECONDS)
+            report = await scheduler.run(worker, seconds=seconds)
         return float(report.updates_per_second)
 
 
@@ -84,14 +85,18 @@ def main() -> None:
     """Prints a table: medians of rounds in which every line has its turn, and quartiles."""
     import uvloop
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each line, in each round")
+    asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     torch.set_num_threads(1)
     kinds = ON_GPU if torch.cuda.is_available() else ON_CPU
     lines = [(k, p, n) for k in kinds for p in POLICIES for n in AT_ONCE]
     rates: dict[tuple[str, str, int], list[float]] = {line: [] for line in lines}
-    for _ in range(ROUNDS):
+    for _ in range(asked.rounds):
         for kind, policy, at_once in lines:
-            found = uvloop.run(rate(kinds[kind], policy, at_once))
+            found = uvloop.run(rate(kinds[kind], policy, at_once, asked.seconds))
             rates[kind, policy, at_once].append(found)
     print("| lanes | workers | policy | gradients a submit | updates/s |\n|---|---|---|---|---|")
     for (kind, policy, at_once), measured in rates.items():
