@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,9 @@ EXPONENTS = {
 BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.float64: 256}
 # The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
 _INTERPRETED_BLOCK = 1 << 16
+
+_NUMBERS, _BITS = struct.Struct("<7d"), struct.Struct("<7q")
+_NOTHING = nullcontext()
 
 # What a compiled kernel depends on, and the kernel. No argument is specialised on: this key is all.
 _compiled: dict[tuple[Any, ...], Any] = {}
@@ -168,7 +171,7 @@ def _programs(table: LaunchTable, block: int) -> Iterator[tuple[int, list[int]]]
 
     That is the addresses and length of a table's only update, or where the table is.
     """
-    with torch.cuda.device(table.device) if table.device.type == "cuda" else nullcontext():
+    with _current(table.device):
         if table.updates == 1:
             yield triton.cdiv(table.elements, block), table.columns[:, 0].tolist()
             return
@@ -176,6 +179,13 @@ def _programs(table: LaunchTable, block: int) -> Iterator[tuple[int, list[int]]]
             programs = on.blocks.shape[1]
             where = [on.columns.data_ptr(), table.updates, on.blocks.data_ptr(), programs]
             yield programs, where
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which a device is the current one; most often it is so already."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(device)
 
 
 def _launch(
@@ -199,19 +209,21 @@ def _launch(
 
 
 def factor_words(hyperparameters: Hyperparameters) -> list[int]:
-    """What the kernels of the update take for factors, in their order: the bits of float64."""
+    """What the kernels of the update take for factors, in their order: the bits of float64.
+
+    As such a number reaches a kernel whole.
+    """
     h, factors = hyperparameters, hyperparameters.factors
     return [
-        _bits(factors.lr),
-        _bits(factors.alpha),
-        _bits(factors.beta),
-        _bits(factors.eps),
-        _bits(factors.weight_decay),
-        _bits(h.weight_decay if h.decoupled_weight_decay else 0.0),
-        _bits(factors.sign),
+        *_BITS.unpack(
+            _NUMBERS.pack(
+                factors.lr,
+                factors.alpha,
+                factors.beta,
+                factors.eps,
+                factors.weight_decay,
+                h.weight_decay if h.decoupled_weight_decay else 0.0,
+                factors.sign,
+            )
+        )
     ]
-
-
-def _bits(value: float) -> int:
-    """A float64's bits, as which it reaches a kernel whole."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
