@@ -20,6 +20,7 @@ from hogstream.kernels.operands import (
     own_view,
 )
 
+_requires_grad = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
 _ALIGNMENT_BYTES = 64
 
@@ -85,6 +86,8 @@ class FlatBuffer:
 
     def drop_grads_of_frozen(self) -> None:
         """Sets gradients to None that are zero, of parameters that require none any more."""
+        if all(map(_requires_grad, self.params)):  # without a turn of Python's for each
+            return
         for param, grad in zip(self.params, self.grads, strict=True):
             if not param.requires_grad and param.grad is grad and not grad.count_nonzero():
                 param.grad = None
