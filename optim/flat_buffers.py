@@ -84,13 +84,22 @@ class FlatBuffer:
                 came_back = True
         return came_back
 
-    def drop_grads_of_frozen(self) -> None:
-        """Sets gradients to None that are zero, of parameters that require none any more."""
+    def drop_grads_of_frozen(self) -> bool:
+        """Sets gradients to None that are zero, of parameters that require none any more.
+
+        Returns:
+            Whether there was one.
+        """
         if all(map(_requires_grad, self.params)):  # without a turn of Python's for each
-            return
-        for param, grad in zip(self.params, self.grads, strict=True):
-            if not param.requires_grad and param.grad is grad and not grad.count_nonzero():
-                param.grad = None
+            return False
+        dropped = [
+            param
+            for param, grad in zip(self.params, self.grads, strict=True)
+            if not param.requires_grad and param.grad is grad and not grad.count_nonzero()
+        ]
+        for param in dropped:
+            param.grad = None
+        return bool(dropped)
 
     def with_new_state(self) -> FlatBuffer:
         """The same parameters, with ``ms`` of zero in new memory."""
