@@ -210,10 +210,11 @@ class _DeviceCopy:
             self._table = _Upload.of(table, block).table
             self._stream = stream
         else:
-            changed = np.flatnonzero((table.columns != self._sent).any(axis=1))
-            self._sent = None  # until all of them are on their way
-            for row in changed:
-                staging = torch.from_numpy(table.columns[row]).pin_memory()
-                self._table.columns[row].copy_(staging, non_blocking=True)
+            # Successors differ in their gradients alone: ``with_grads``.
+            grads, sent = table.columns[GRAD], self._sent[GRAD]
+            self._sent = None  # until they are on their way
+            if not np.array_equal(grads, sent):
+                staging = torch.from_numpy(grads).pin_memory()
+                self._table.columns[GRAD].copy_(staging, non_blocking=True)
         self._sent = table.columns
         return self._table

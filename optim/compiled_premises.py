@@ -19,12 +19,13 @@ import numpy.typing as npt
 import torch
 from numba import types
 
-from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store
+from hogstream.kernels.backends.numba_atomics import atomic_load, plain_store, prefetch
 from hogstream.kernels.backends.numba_compile import njit, with_the_gil
 from hogstream.optim.object_access import (
     ANYWHERE,
     FOUND_WORDS,
     NO_GRADIENT,
+    TENSOR_LINES,
     after_facts,
     bump_version,
     device_of,
@@ -40,6 +41,9 @@ from hogstream.optim.object_access import (
     is_strided,
     list_item,
     list_size,
+    memory_of,
+    memory_of_dict,
+    memory_of_gradient,
     release,
 )
 from hogstream.optim.state import STATE
@@ -48,15 +52,29 @@ Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 Int64s = npt.NDArray[np.int64]
 
-_WORD = 8
-# What gradient is expected of a parameter: none, one anywhere, the one in flat memory.
-_NONE, _ANYWHERE, _IN_FLAT = range(3)
+_WORD, _CACHE_LINE = 8, 64
+# What gradient is expected of a parameter: none, one anywhere, or this one: its handle.
+_NONE, _ANYWHERE = range(2)
 # Where the addresses stand of what is noted, and two numbers: ``CompiledPremises._words``.
-_LISTS, _STATE, _PARAMS, _WRITTEN, _TO_USE, _NO_GRADIENT, _GRADIENTS = range(0, 7 * _WORD, _WORD)
+_LISTS, _STATE, _PARAMS, _FACTS, _WRITTEN, _TO_USE, _NO_GRADIENT, _GRADIENTS = range(
+    0, 8 * _WORD, _WORD
+)
+# Where they stand of one parameter: its handle, what gradient is expected, the place of that among
+# ``HeldGradients``, in bytes, and addresses of what is read of the parameter and its state.
+_HANDLE, _EXPECTED, _PLACE, _MEMORY = range(0, 4 * _WORD, _WORD)
+_ADDRESSES = 11
+_PARAM_BYTES = _MEMORY + _ADDRESSES * _WORD
+# A backward has evicted all that is read: some 25 cache lines of a parameter, most of which are
+# found by way of another. So what is known is asked for early, then the gradient, then all is
+# looked at: each for the parameter that is so far behind. 4 and 8 parameters do nearly as well.
+_AHEAD_BYTES = 2 * _PARAM_BYTES
 _ANY_VALUE = 0
 _DICTS = dict, defaultdict
-# Words to use: those of ``has_facts``, for ``dict_next``, and for the address of a tensor's data.
-_SCRATCH, _POINTER, _WORDS_TO_USE = FOUND_WORDS * _WORD, (FOUND_WORDS + 3) * _WORD, FOUND_WORDS + 4
+# Words to use: those of ``has_facts``, for ``dict_next``, for the address of a tensor's data, and
+# where memory that nobody writes starts and ends: the last in which a gradient was.
+_SCRATCH, _POINTER, _GAP = (_WORD * (FOUND_WORDS + words) for words in (0, 3, 4))
+_WORDS_TO_USE = FOUND_WORDS + 6
+_END_OF_MEMORY = (1 << 63) - 1
 
 
 class HeldGradients:
@@ -105,13 +123,25 @@ class CompiledPremises:
         reached = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         _check_readable(state, reached)
         lists = [[len(group["params"]), *map(id, group["params"])] for group in groups]
-        flat = {id(reached[place]) for place in in_flat}
-        noted = [
-            _note_param(param, grad, state, id(param) in flat)
-            for param, grad in zip(params, grads, strict=True)
-        ]
+        # One without elements is nowhere.
+        flat = {id(reached[place]) for place in in_flat if reached[place].numel()}
+        noted: list[list[int]] = []
+        facts: list[Iterator[int]] = []
+        for param, grad in zip(params, grads, strict=True):
+            if grad is None:
+                noted.append([handle_of(param), _NONE, *[0] * (1 + _ADDRESSES)])
+                continue
+            expected = handle_of(grad) if id(param) in flat else _ANYWHERE
+            place, of_param = len(facts) * _WORD, state[param]
+            noted.append([handle_of(param), expected, place, *_memory_read(param, of_param)])
+            facts.append(_note_facts(param, grad, of_param, expected))
         self.reached = reached
-        self._kept = params, list(state.items()), [list(state[each].items()) for each in reached]
+        self._kept = (
+            params,
+            [grads[place] for place, param in enumerate(params) if id(param) in flat],
+            list(state.items()),
+            [list(state[each].items()) for each in reached],
+        )
         self._gradients = len(reached)
         self._two_words_each = ctypes.c_int64 * (
             2 * len(reached)
@@ -121,6 +151,7 @@ class CompiledPremises:
             _words([len(lists), *chain.from_iterable(lists)]),
             _words(_note_dict(state)),
             _words([len(params), *chain.from_iterable(noted)]),
+            _words(chain.from_iterable(facts)),
             np.concatenate([[len(written[0])], *written]),
             np.zeros(_WORDS_TO_USE, np.int64),
         )
@@ -154,16 +185,21 @@ def _check_readable(state: State, reached: Sequence[torch.Tensor]) -> None:
         raise TypeError("compiled code takes parameters that keep versions")
 
 
-def _note_param(
-    param: torch.Tensor, grad: torch.Tensor | None, state: State, in_flat: bool
+def _memory_read(param: torch.Tensor, of_param: dict[str, torch.Tensor]) -> list[int]:
+    """Where the memory is that is read of a parameter and its state: at most two lines at each."""
+    return [
+        *memory_of(param),
+        memory_of_gradient(param),
+        *memory_of_dict(of_param),
+        *memory_of(of_param["square_avg"]),
+    ]
+
+
+def _note_facts(
+    param: torch.Tensor, grad: torch.Tensor, of_param: dict[str, torch.Tensor], expected: int
 ) -> Iterator[int]:
-    yield handle_of(param)
-    if grad is None:
-        yield _NONE
-        return
-    of_param, ms = state[param], state[param]["square_avg"]
+    ms = of_param["square_avg"]
     handle_of(grad)  # which is of torch's own class
-    yield _IN_FLAT if in_flat else _ANYWHERE
     yield from facts_of(param, param.data_ptr())
     yield id(of_param)
     yield from _note_dict(of_param, STATE)
@@ -172,7 +208,7 @@ def _note_param(
     yield grad.data_ptr()
     yield grad.nbytes
     yield from device_of(grad)
-    yield from facts_of(grad, grad.data_ptr() if in_flat else ANYWHERE)
+    yield from facts_of(grad, ANYWHERE if expected == _ANYWHERE else grad.data_ptr())
 
 
 def _note_dict(dictionary: dict[Any, Any], names: Collection[str] | None = None) -> Iterator[int]:
@@ -205,7 +241,7 @@ def _same_dict(dictionary: int, noted: int, scratch: int) -> bool:
     """Whether a dict is as ``_note_dict`` noted, in the same order."""
     if dict_size(dictionary) != atomic_load(noted):
         return False
-    atomic_store(scratch, 0)
+    plain_store(scratch, 0)
     for _ in range(atomic_load(noted)):
         dict_next(dictionary, scratch, scratch + _WORD, scratch + 2 * _WORD)
         key, value = atomic_load(noted + _WORD), atomic_load(noted + 2 * _WORD)
@@ -239,18 +275,30 @@ def _after_param(param: int, noted: int, to_use: int) -> int:
 
 
 @njit
-def _is_apart(start: int, size: int, written: int) -> bool:
-    """Whether memory is apart from spans: how many, then their starts, in order, and ends."""
+def _is_apart(start: int, size: int, written: int, gap: int) -> bool:
+    """Whether memory is apart from spans: how many, then their starts, in order, and ends.
+
+    Mostly it is between the same two as the last that was: where that is, is kept at ``gap``.
+    """
+    stop = start + size
+    if atomic_load(gap) <= start and stop <= atomic_load(gap + _WORD):
+        return True
     spans = atomic_load(written)
     # The span that matters is the last that starts before the memory ends.
     first, end = 0, spans
     while first < end:
         middle = (first + end) // 2
-        if atomic_load(written + _WORD * (1 + middle)) < start + size:
+        if atomic_load(written + _WORD * (1 + middle)) < stop:
             first = middle + 1
         else:
             end = middle
-    return bool(first == 0 or atomic_load(written + _WORD * (spans + first)) <= start)
+    before = atomic_load(written + _WORD * (spans + first)) if first > 0 else 0
+    if before > start:
+        return False
+    after = atomic_load(written + _WORD * (1 + first)) if first < spans else _END_OF_MEMORY
+    plain_store(gap, before)
+    plain_store(gap + _WORD, after)
+    return True
 
 
 @njit
@@ -267,10 +315,53 @@ def _is_usable(grad: int, noted: int, written: int, pointer: int, to_use: int) -
     if address != atomic_load(noted):  # which no other device has
         if not is_on_device(grad, noted + 2 * _WORD, to_use):
             return False
-        if not _is_apart(address, atomic_load(noted + _WORD), written):
+        if not _is_apart(address, atomic_load(noted + _WORD), written, to_use + _GAP):
             return False
-        atomic_store(noted, address)  # which need not be looked for again
+        plain_store(noted, address)  # which need not be looked for again
     return True
+
+
+@njit
+def _ask_for(address: int, lines: int) -> None:
+    """Asks for cache lines from an address on."""
+    for line in range(lines):
+        prefetch(address + line * _CACHE_LINE)
+
+
+@njit
+def _ask_for_memory(param: int) -> None:
+    for place in range(_ADDRESSES):
+        _ask_for(atomic_load(param + _MEMORY + place * _WORD), 2)
+
+
+@njit
+def _take_gradient(param: int, gradients: int, no_gradient: int) -> bool:
+    """Holds a parameter's gradient that may be any; whether there is one, or none, as expected."""
+    grad = gradient_of(atomic_load(atomic_load(param + _HANDLE)))
+    expected, found = atomic_load(param + _EXPECTED), atomic_load(grad)
+    if expected == _NONE or found == no_gradient:
+        return bool(expected == _NONE and found == no_gradient)
+    _ask_for(found, TENSOR_LINES)
+    if expected != _ANYWHERE:
+        return bool(found == atomic_load(expected))
+    # Held before it is looked at, as Python does: other threads may drop it.
+    return bool(hold(grad, gradients + atomic_load(param + _PLACE)) == 0)
+
+
+@njit
+def _after_checked(param: int, noted: int, gradients: int, premises: int) -> int:
+    """The address after a parameter's facts; 0 if it, its state or gradient is not as noted."""
+    handle, expected = atomic_load(param + _HANDLE), atomic_load(param + _EXPECTED)
+    if expected == _NONE:
+        return noted
+    held = gradients + atomic_load(param + _PLACE)
+    grad = atomic_load(held) if expected == _ANYWHERE else expected
+    to_use, written = atomic_load(premises + _TO_USE), atomic_load(premises + _WRITTEN)
+    noted = _after_param(handle, noted, to_use)
+    pointer = held + _WORD * atomic_load(premises + _GRADIENTS)
+    if noted == 0 or not _is_usable(grad, noted, written, pointer, to_use):
+        return 0
+    return after_facts(noted + 4 * _WORD)
 
 
 @with_the_gil(types.int64(*[types.int64] * 4))
@@ -281,35 +372,27 @@ def _hold_gradients(
     gradients: int,  # ``HeldGradients.address``
 ) -> int:
     """1 if all is as noted; if it is not, some gradients may be held all the same."""
-    to_use = atomic_load(premises + _TO_USE)
     if not _same_lists(lists, atomic_load(premises + _LISTS)):
         return 0
-    if not _same_dict(state, atomic_load(premises + _STATE), to_use + _SCRATCH):
+    scratch = atomic_load(premises + _TO_USE) + _SCRATCH
+    if not _same_dict(state, atomic_load(premises + _STATE), scratch):
         return 0
-    written, no_gradient = atomic_load(premises + _WRITTEN), atomic_load(premises + _NO_GRADIENT)
-    pointers = gradients + _WORD * atomic_load(premises + _GRADIENTS)
-    noted = atomic_load(premises + _PARAMS)
-    params = atomic_load(noted)
-    noted += _WORD
-    for _ in range(params):
-        param, expected = atomic_load(noted), atomic_load(noted + _WORD)
-        noted += 2 * _WORD
-        grad = gradient_of(atomic_load(param))
-        if (atomic_load(grad) == no_gradient) != (expected == _NONE):
+    no_gradient = atomic_load(premises + _NO_GRADIENT)
+    facts, params = atomic_load(premises + _FACTS), atomic_load(premises + _PARAMS)
+    first = params + _WORD
+    end = first + atomic_load(params) * _PARAM_BYTES
+    for newest in range(first, end + 2 * _AHEAD_BYTES, _PARAM_BYTES):
+        param = newest
+        if param < end:
+            _ask_for_memory(param)
+        param -= _AHEAD_BYTES
+        if first <= param < end and not _take_gradient(param, gradients, no_gradient):
             return 0
-        if expected == _NONE:
-            continue
-        if expected == _ANYWHERE:
-            # Held before it is looked at, as Python does: other threads may drop it.
-            if hold(grad, gradients) != 0:
+        param -= _AHEAD_BYTES
+        if first <= param:
+            facts = _after_checked(param, facts, gradients, premises)
+            if facts == 0:
                 return 0
-            grad = atomic_load(gradients)
-        noted = _after_param(param, noted, to_use)
-        if noted == 0 or not _is_usable(grad, noted, written, pointers, to_use):
-            return 0
-        noted = after_facts(noted + 4 * _WORD)
-        gradients += _WORD
-        pointers += _WORD
     return 1
 
 

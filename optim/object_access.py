@@ -84,6 +84,11 @@ _DEVICES = {
 ANYWHERE = -1
 #: How many words ``has_facts`` and the like use.
 FOUND_WORDS = 6
+#: How many cache lines a ``TensorImpl`` of torch's is in, as long as it has up to five dimensions.
+TENSOR_LINES = 4
+# Where in a dict the address of its keys is. That memory is asked for and no more: where it is
+# elsewhere, in vain.
+_PLACE_OF_KEYS = object.__basicsize__ + 2 * _WORD
 
 
 def handle_of(tensor: torch.Tensor) -> int:
@@ -122,6 +127,24 @@ def device_of(tensor: torch.Tensor) -> tuple[int, int]:
     device = tensor.device
     index = -1 if device.index is None else device.index
     return _DEVICES[device.type], index & _LOW_HALF
+
+
+def memory_of(tensor: torch.Tensor) -> list[int]:
+    """Where what compiled code reads of a tensor is, at most two cache lines at each address."""
+    impl = tensor._cdata
+    return [handle_of(tensor), impl, impl + 128, tensor.untyped_storage()._cdata]
+
+
+def memory_of_gradient(tensor: torch.Tensor) -> int:
+    """Where torch's record of a tensor's gradient is."""
+    record: int = _record_of_gradient(tensor._cdata)
+    return record
+
+
+def memory_of_dict(dictionary: dict[Any, Any]) -> list[int]:
+    """The same as ``memory_of`` of a dict of few items."""
+    address = id(dictionary)
+    return [address, ctypes.c_int64.from_address(address + _PLACE_OF_KEYS).value]
 
 
 @njit
@@ -188,6 +211,10 @@ def bump_version(tensor: int) -> None:
         _bump_version(tensor)
 
 
+# As ``gradient_of``, for Python.
+_record_of_gradient: Any = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)((_GRADIENT, _TORCH))
+
+
 def _place_of_impl() -> int:
     """Where in Python's object of a tensor the address of its ``TensorImpl`` is, in bytes."""
     size = torch.Tensor.__basicsize__
@@ -202,10 +229,9 @@ def _place_of_impl() -> int:
 
 def _no_gradient() -> int:
     """The ``TensorImpl`` that stands for a gradient where there is none."""
-    function = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)((_GRADIENT, _TORCH))
 
     def gradient(tensor: torch.Tensor) -> int:
-        return ctypes.c_int64.from_address(function(tensor._cdata)).value
+        return ctypes.c_int64.from_address(memory_of_gradient(tensor)).value
 
     with_gradient = torch.nn.Parameter(torch.zeros(3))
     with_gradient.grad = torch.zeros(3)

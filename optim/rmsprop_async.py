@@ -343,11 +343,14 @@ class RMSpropAsync(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        if self.flat and _graph_position() != self._graph:
-            # What was frozen since ``zero_grad``, no backward can have reached.
-            for buffer in (each for buffers in self._flat_buffers for each in buffers):
-                buffer.drop_grads_of_frozen()
         step = self._plan.followed(groups, self.state) if self._plan else None
+        if self.flat and _graph_position() != self._graph:
+            # What was frozen since ``zero_grad``, no backward can have reached. Looked at only now,
+            # when what a backward has evicted is in the caches again.
+            buffers = (each for buffers in self._flat_buffers for each in buffers)
+            dropped = [buffer.drop_grads_of_frozen() for buffer in buffers]
+            if any(dropped):
+                step = None
         if step is None:
             self._settings.clear()  # which were checked for other parameters, maybe
         settings = [self._settings_of(index) for index in range(len(groups))]

@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
+_EVERY_LEVEL = 3
 
 
 def _load(_context: Any, address: types.Type) -> Any:
@@ -72,6 +73,16 @@ def _float_store(_context: Any, address: types.Type, value: types.Type) -> Any:
     return types.void(types.int64, types.float64), emit
 
 
+def _plain_store(_context: Any, address: types.Type, value: types.Type) -> Any:
+    """Writes an int64; not atomic."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        builder.store(args[1], _at(builder, args[0]), align=8)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(types.int64, types.int64), emit
+
+
 def _call(_context: Any, function: types.Type, arguments: types.BaseTuple) -> Any:
     """Calls a function in C, by its address, that takes int64 and returns one."""
 
@@ -93,6 +104,31 @@ def _local_bytes(_context: Any, size: Any) -> Any:
     return types.int64(size), emit
 
 
+def _prefetch(_context: Any, address: types.Type) -> Any:
+    """Asks for the cache line at an address, which may be any."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        emit_prefetch(builder, args[0], _EVERY_LEVEL)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(types.int64), emit
+
+
+def emit_prefetch(builder: ir.IRBuilder, address: ir.Value, locality: int) -> None:
+    """Writes code that asks for the cache line at an address, which may be any.
+
+    Args:
+        builder: Where to write it.
+        address: int64.
+        locality: LLVM's: from 3, to have it in every level of caches, to 0.
+    """
+    pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
+    read, data = word(0), word(1)
+    builder.call(prefetch, [builder.inttoptr(address, pointer), read, word(locality), data])
+
+
 def _at(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return builder.inttoptr(address, _I64.as_pointer())
 
@@ -104,5 +140,7 @@ atomic_add: Any = intrinsic(_add)
 atomic_exchange: Any = intrinsic(_exchange)
 float_load: Any = intrinsic(_float_load)
 float_store: Any = intrinsic(_float_store)
+plain_store: Any = intrinsic(_plain_store)
 call: Any = intrinsic(_call)
+prefetch: Any = intrinsic(_prefetch)
 local_bytes: Any = intrinsic(prefer_literal=True)(_local_bytes)

@@ -8,6 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hogstream.kernels.backends.numba_atomics import emit_prefetch
 from hogstream.kernels.hyperparameters import Factors
 
 #: Bytes of a line of the CPU's caches.
@@ -122,14 +123,8 @@ class Emitter:
 
     def read_ahead(self, address: ir.Value, element_bytes: int) -> None:
         """Asks for memory that will be wanted after a few more turns of a loop."""
-        pointer = ir.IntType(8).as_pointer()
         ahead = _I64(_LINES_AHEAD * self._width * element_bytes)
-        prefetch = self._builder.module.declare_intrinsic(
-            "llvm.prefetch", (pointer,), ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        )
-        where = self._builder.inttoptr(self._builder.add(address, ahead), pointer)
-        read, data = _I32(0), _I32(1)
-        self._builder.call(prefetch, [where, read, _I32(_LOCALITY), data])
+        emit_prefetch(self._builder, self._builder.add(address, ahead), _LOCALITY)
 
     def finite(self, address: ir.Value) -> ir.Value:
         """Whether no stored element is infinite or NaN."""

@@ -258,6 +258,45 @@ def test_compiled_code_follows_a_plan_as_python_does_after_any_changes(seed):
         assert read >= compiled, done
 
 
+CHANGES_OF_ONE: dict[str, Callable[[Parameter, dict[str, torch.Tensor]], Any]] = {
+    "no grad": lambda param, _: setattr(param, "grad", None),
+    "grad in the parameter": lambda param, _: setattr(param, "grad", param.detach()),
+    "strided grad": lambda param, _: setattr(param, "grad", torch.ones(3, 2)[:, 0]),
+    "data": lambda param, _: setattr(param, "data", like(param.detach())),
+    "square": lambda _, of_param: of_param.update(square_avg=torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_ONE)
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+def test_a_change_is_noticed_at_each_place_of_a_list(count, flat, change):
+    for place in range(count):
+        params = [Parameter(torch.ones(3)) for _ in range(count)]
+        optimizer = RMSpropAsync(params, flat=flat)
+        for _ in range(3):
+            for param in params:
+                param.grad = param.grad if flat else torch.ones(3)
+            optimizer.step()
+        plan = optimizer._plan
+        assert plan is not None
+        assert not isinstance(plan.premises, _ReadPremises)
+        groups, state = optimizer.param_groups, optimizer.state
+        assert plan.premises.gradients(groups, state) is not None
+        CHANGES_OF_ONE[change](params[place], state[params[place]])
+        assert plan.premises.gradients(groups, state) is None, place
+
+
+def test_another_object_for_a_gradient_in_flat_memory_is_read():
+    param = Parameter(torch.zeros(3))
+    optimizer = RMSpropAsync([param], lr=0.5, alpha=0.0, eps=0.0, flat=True)
+    for steps in (1, 2, 3, 4):
+        assert param.grad is not None
+        param.grad = param.grad.fill_(1).view(3)
+        optimizer.step()
+        assert param.tolist() == [-0.5 * steps] * 3
+
+
 def test_a_gradient_that_is_dropped_meanwhile_lives_until_it_is_let_go():
     program = Program(1)
     param = next(param for param in program.params if param.grad is not None)
