@@ -27,6 +27,7 @@ from hogstream.kernels.backends.numba_pieces import (
     COLUMNS,
     UPDATES,
     Kernel,
+    in_update,
     run_alone,
     run_in_pieces,
     take_piece,
@@ -113,7 +114,7 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
     def kernel(job: int) -> None:
         factors = factors_at(atomic_load(job + 8 * ARGUMENT), dtype)
         columns, updates = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * UPDATES)
-        start, stop = take_piece(job)
+        share, start, stop = take_piece(job)
         while start < stop:
             first = 0
             for update in range(updates):
@@ -121,15 +122,15 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
                 grad = atomic_load(columns + 8 * (GRAD * updates + update))
                 ms = atomic_load(columns + 8 * (MS * updates + update))
                 elements = atomic_load(columns + 8 * (ELEMENTS * updates + update))
-                begin, end = max(start - first, 0), min(stop - first, elements)
-                first += elements
+                begin, end, length = in_update(job, share, start - first, stop - first, elements)
+                first += length
                 if begin >= end:
                     continue
                 param += begin * stored_bytes
                 grad += begin * stored_bytes
                 ms += begin * compute_bytes
                 _update(param, grad, ms, end - begin, factors, dtype, eps_inside_sqrt, coupled)
-            start, stop = take_piece(job)
+            share, start, stop = take_piece(job)
 
     return Kernel.of(kernel)
 

@@ -17,17 +17,22 @@ from hogstream.kernels.backends.cpu_threads import PIECE_ELEMENTS, call_on, pool
 from hogstream.kernels.backends.floating_point import ENVIRONMENT_BYTES, write_environment
 from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, call, local_bytes
 from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.backends.openmp import torch_threads
 from hogstream.kernels.launch_table import LaunchTable
 
 # torch's threads are awake after a backward: they take as few elements as torch gives them.
 MIN_ELEMENTS_PER_TORCH_THREAD = 1 << 15
 
-# A job, as int64 in memory: how many elements have been taken, on a cache line of its own, the
-# kernel's address, elements of a piece and of all updates, the address of the table's columns, how
-# many it has, what the kernel takes besides, and the caller's floating-point mode.
-_TAKEN, _KERNEL, _SIZE, _ELEMENTS, COLUMNS, UPDATES, ARGUMENT, _MODE = 0, *range(8, 15)
-_Job = ctypes.c_int64 * (_MODE + ENVIRONMENT_BYTES // 8)
+# A job, as int64 in memory: the kernel's address, the address of the table's columns, how many it
+# has, what the kernel takes besides, elements of a share and of a piece, how many shares there are,
+# the address of what gives a thread's number, the caller's floating-point mode, and how many
+# elements of each share have been taken, on a cache line of its own.
+_KERNEL, COLUMNS, UPDATES, ARGUMENT, _SHARE, _SIZE, _SHARES, _NUMBER, _MODE = range(9)
+_LINE = CACHE_LINE // 8
+# Parts of updates are multiples of so many elements: no two threads write to one cache line.
+_PART = 16
+_TAKEN = _MODE + ENVIRONMENT_BYTES // 8
 
 
 class Kernel(NamedTuple):
@@ -57,58 +62,108 @@ def run_alone(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
         table: Of updates on the CPU.
         argument: A number or an address for the kernel.
     """
-    job = _job(kernel, table, table.elements, argument)
+    job = _job(kernel, table, argument)
     kernel.call(ctypes.addressof(job))
 
 
 def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
     """The same on all threads that the table is worth, in the caller's floating-point mode.
 
-    At most ``torch.get_num_threads()`` threads work, the calling one among them.
+    At most ``torch.get_num_threads()`` threads work, the calling one among them. Those of torch
+    have a share each: the part of each update that torch's own operators would give them, at each
+    step the same, which is in their core's cache.
 
     Args:
         kernel: As for ``run_alone``.
         table: Of updates on the CPU.
         argument: A number or an address for the kernel.
     """
-    parallel = torch_threads()
-    if parallel is None:
+    team = torch_threads()
+    if team is None:
         threads = pool_threads(table)
     else:
         threads = min(torch.get_num_threads(), table.elements // MIN_ELEMENTS_PER_TORCH_THREAD)
     if threads <= 1:
         run_alone(kernel, table, argument)
         return
-    size = min(-(-table.elements // threads), PIECE_ELEMENTS)
-    job = _job(kernel, table, size, argument)
-    address = ctypes.addressof(job)
-    if parallel is None:
+    if team is None:
+        job = _job(kernel, table, argument, threads)
         call_on(threads, lambda: kernel.call(ctypes.addressof(job)))  # which lives as long as it
     else:
+        job = _job(kernel, table, argument, threads, threads, team.number)
+        address = ctypes.addressof(job)
         write_environment(address + 8 * _MODE)
         # All of torch's threads: those that another number leaves over would end.
-        parallel(_on_torch_thread().address, address, 0, 0)
+        team.parallel(_on_torch_thread().address, address, 0, 0)
 
 
-def _job(kernel: Kernel, table: LaunchTable, size: int, argument: int) -> Any:
+def _job(
+    kernel: Kernel,
+    table: LaunchTable,
+    argument: int,
+    threads: int = 1,
+    shares: int = 1,
+    number: int = 0,
+) -> Any:
     # Not ``ctypes.data``, which runs Python: after a backward that comes from memory, slowly.
     columns = ctypes.addressof(ctypes.c_char.from_buffer(table.columns.data))
-    size = max(size, 1)
-    job = _Job()
-    job[_KERNEL:_MODE] = [kernel.address, size, table.elements, columns, table.updates, argument]
+    # Room for the parts of all updates, each of which is rounded up.
+    share = -(-table.elements // shares) + table.updates * _PART
+    size = share if threads == 1 else min(-(-table.elements // threads), PIECE_ELEMENTS)
+    job = (ctypes.c_int64 * (_TAKEN + shares * _LINE))()
+    job[:_MODE] = [
+        *(kernel.address, columns, table.updates, argument),
+        *(share, size, shares, number),
+    ]
     return job
 
 
 @njit
-def take_piece(job: int) -> tuple[int, int]:
-    """Takes the next piece, as where it starts and stops; nothing is left if they are alike.
+def take_piece(job: int) -> tuple[int, int, int]:
+    """Takes the next piece, as a share and where in it the piece starts and stops.
+
+    A thread takes of its own share first, then of those of others that are late. Nothing is left
+    if start and stop are alike.
 
     Args:
         job: Its address.
     """
-    elements, size = atomic_load(job + 8 * _ELEMENTS), atomic_load(job + 8 * _SIZE)
-    start = min(atomic_add(job + 8 * _TAKEN, size), elements)
-    return start, min(start + size, elements)
+    size, length = atomic_load(job + 8 * _SIZE), atomic_load(job + 8 * _SHARE)
+    shares, own = atomic_load(job + 8 * _SHARES), 0
+    if shares > 1:
+        own = call(atomic_load(job + 8 * _NUMBER), ()) & 0xFFFF_FFFF  # an int32
+        if own >= shares:  # the table is not worth this thread
+            return 0, 0, 0
+    for turn in range(shares):
+        share = (own + turn) % shares
+        taken = job + 8 * (_TAKEN + share * _LINE)
+        # Written only where something is left: a line that is written moves between cores.
+        if atomic_load(taken) < length:
+            start = atomic_add(taken, size)
+            if start < length:
+                return share, start, min(start + size, length)
+    return 0, 0, 0
+
+
+@njit
+def in_update(job: int, share: int, start: int, stop: int, elements: int) -> tuple[int, int, int]:
+    """Where a piece begins and ends in an update, and how many elements each share has of it.
+
+    A share has a part of each update, so that each core has the part that torch gives it. Where
+    nothing of the piece is in the update, it ends where it begins.
+
+    Args:
+        job: Its address.
+        share: As ``take_piece`` gave it.
+        start: The same, counted from where the update begins in the share.
+        stop: The same.
+        elements: Of the update.
+    """
+    width = atomic_load(job + 8 * _SHARES) * _PART
+    length = -(-elements // width) * _PART
+    begin = share * length + max(start, 0)
+    end = min(share * length + min(stop, length), elements)
+    return begin, max(begin, end), length
 
 
 _fegetenv: Any = types.ExternalFunction("fegetenv", types.int32(types.int64))

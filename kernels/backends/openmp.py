@@ -13,40 +13,53 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-
-#: ``parallel(function, argument, threads, flags)``: calls a C function of one pointer on as many
-#: threads as torch would take, if ``threads`` is 0, until all have returned; without the GIL.
-Parallel = Callable[[int, int, int, int], None]
 
 # ``PF_FORKNOEXEC`` of Linux: a process that was forked and has not run another program since.
 _FORKED_FLAG = 0x40
 
 
-def torch_threads() -> Parallel | None:
+class TorchThreads(NamedTuple):
+    """What runs C functions on torch's threads.
+
+    Attributes:
+        parallel: ``parallel(function, argument, threads, flags)`` calls a C function of one pointer
+            on as many threads as torch would take, if ``threads`` is 0, until all have returned;
+            without the GIL.
+        number: The address of a C function without arguments. It returns an int32: which of these
+            threads calls it, 0 being the one that called ``parallel``.
+    """
+
+    parallel: Callable[[int, int, int, int], None]
+    number: int
+
+
+def torch_threads() -> TorchThreads | None:
     """What runs C functions on torch's threads; None if there are none.
 
     There are none where torch was built without OpenMP, or with one of another kind, and none in
     the child of a fork: its parent's threads are gone, and the library would wait for them.
     Whether the parent had any, nothing tells.
     """
-    return None if _forked else _parallel()
+    return None if _forked else _loaded()
 
 
 @cache
-def _parallel() -> Parallel | None:
+def _loaded() -> TorchThreads | None:
     if not torch.backends.openmp.is_available():
         return None
     # Where torch's own calls lead: whatever the process shows to all, then torch's own library.
     for library in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
         try:
-            parallel = ctypes.CDLL(library).GOMP_parallel
+            loaded = ctypes.CDLL(library)
+            parallel, number = loaded.GOMP_parallel, loaded.omp_get_thread_num
         except (OSError, AttributeError):
             continue
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
-        return parallel
+        return TorchThreads(parallel, ctypes.cast(number, ctypes.c_void_p).value or 0)
     return None
 
 

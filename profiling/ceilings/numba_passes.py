@@ -17,10 +17,11 @@ from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
     COLUMNS,
     Kernel,
+    in_update,
     run_in_pieces,
     take_piece,
 )
-from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.launch_table import ELEMENTS, LaunchTable
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,10 +71,12 @@ def _update_shaped() -> Kernel:
     def update_shaped(job: int) -> None:
         columns, ahead = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * ARGUMENT) != 0
         param, grad, ms = atomic_load(columns), atomic_load(columns + 8), atomic_load(columns + 16)
-        start, stop = take_piece(job)
+        elements = atomic_load(columns + 8 * ELEMENTS)  # one update: a column has one number
+        share, start, stop = take_piece(job)
         while start < stop:
-            _add(param + 4 * start, grad + 4 * start, ms + 4 * start, stop - start, ahead)
-            start, stop = take_piece(job)
+            begin, end, _ = in_update(job, share, start, stop, elements)
+            _add(param + 4 * begin, grad + 4 * begin, ms + 4 * begin, end - begin, ahead)
+            share, start, stop = take_piece(job)
 
     return Kernel.of(update_shaped)
 
