@@ -171,11 +171,14 @@ def installed_version(package: str) -> str | None:
 def source_commit() -> str | None:
     """The commit of the source tree that runs, "-dirty" if changed since.
 
-    Outside git that of the environment variable ``HOGSTREAM_COMMIT``, or None.
+    The environment variable ``HOGSTREAM_COMMIT`` knows better than git, which does not know of what
+    was copied over its tree. None if neither says.
     """
+    if given := os.environ.get("HOGSTREAM_COMMIT"):
+        return given
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return os.environ.get("HOGSTREAM_COMMIT")
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"],

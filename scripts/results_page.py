@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from hogstream.profiling.report import answers, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
-from hogstream.profiling.results.profile_schema import GpuRun
+from hogstream.profiling.results.profile_schema import GpuRun, NcuProfile
 from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
-from hogstream.profiling.wording import counted
+from hogstream.profiling.wording import counted, number_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -78,6 +78,8 @@ def results(folder: Path) -> list[str]:
         parts += _section(name, compare, sentences.of_compare(compare), tables)
     for name, train in _read(folder, "train-digits", Train):
         parts += _section(name, train, sentences.of_train(train), [rows.training(train)])
+    for name, profile in _read(folder, "profile-ncu", NcuProfile):
+        parts += _section(name, profile, [], [_counters(profile)])
     for name, run in _read(folder, "gpu", GpuRun):
         parts += _section(name, run, _bad_on_gpu(run), [_outcomes(run)])
     return [*parts, *_missing_on_gpu(folder)]
@@ -108,6 +110,25 @@ def _section(name: str, result: R, said: list[str], tables: list[rows.Table]) ->
     parts = [f"`{result.command}`{where} ([JSON](results/{name})):"]
     parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
     return [*parts, *map(_table, tables)]
+
+
+def _counters(profile: NcuProfile) -> rows.Table:
+    """What Nsight Compute counted of each kernel."""
+    columns = ("kernel", "elements", "us", "DRAM %", "GB/s", "bytes an element", "registers")
+    lines = [
+        (
+            each.kernel,
+            number_text(each.elements),
+            number_text(each.time_us.median if each.time_us else None, 1),
+            number_text(each.dram_percent, 1),
+            number_text(each.gigabytes_per_second),
+            number_text(each.bytes_per_element, 2),
+            number_text(each.registers),
+        )
+        for each in profile.results
+    ]
+    where = profile.environment.device_name
+    return rows.Table(f"Nsight Compute's counters, on {where}", columns, lines)
 
 
 def _outcomes(run: GpuRun) -> rows.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 
 import torch
 
@@ -18,7 +17,7 @@ from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
 from hogstream.scheduler.update import Checked, Update
 
-# How many updates are enqueued on a CPU lane before any is waited for, and launched at once.
+# How many updates are enqueued on a lane before any is waited for, and launched at once.
 _QUEUE = 4096
 _BATCH = 64
 # Coroutines that take turns: with fewer of them, the event loop itself takes more of the time.
@@ -28,17 +27,14 @@ _COROUTINES = 64
 def launch_rate(device: torch.device) -> Rate:
     """Launches of next to nothing, from one thread and down one lane.
 
-    On a GPU these are launches of a kernel of one thread, by its compiled handle, on one stream.
-    On a CPU they are updates of one element, launched in batches until the queue of a lane is full,
-    and waited for: what an update needs at least of the thread of the event loop, which launches
-    for all lanes of its process.
+    They are updates of one element, launched in batches until the queue of the lane is full, and
+    waited for: what an update needs at least of the thread of the event loop, which launches for
+    all lanes of its process, and on a GPU of the thread of lanes, which calls the driver for all.
 
     Args:
         device: A CPU or CUDA device.
     """
-    if device.type == "cpu":
-        return Rate(lambda queues: run(_launch_on_cpu(queues)), _QUEUE)
-    return Rate(partial(_launch_on_gpu, device), 1)
+    return Rate(lambda queues: run(_launch(device, queues)), _QUEUE)
 
 
 def turn_rate() -> Rate:
@@ -51,23 +47,10 @@ def turn_rate() -> Rate:
     return Rate(lambda rounds: run(_turn(rounds)), _COROUTINES)
 
 
-def _launch_on_gpu(device: torch.device, launches: int) -> float:
-    from hogstream.profiling.ceilings.triton_passes import launcher
-
-    with torch.cuda.device(device):
-        launch = launcher(torch.zeros(1, dtype=torch.int64, device=device))
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(launches):
-            launch()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-
-async def _launch_on_cpu(queues: int) -> float:
-    one = torch.zeros(1, dtype=torch.float32, device="cpu")
+async def _launch(device: torch.device, queues: int) -> float:
+    one = torch.zeros(1, dtype=torch.float32, device=device)
     shared = SharedParameters({"flat": one})
-    settings = LaneSettings(shared, select_backend(None, "cpu"))
+    settings = LaneSettings(shared, select_backend(None, device.type))
     numbers, grad = Hyperparameters(), torch.zeros_like(one)
     checked = Checked([Operands(shared.flat, grad, shared.ms)])
     updates = [Update(0, 0, None, grad, checked, numbers, 0) for _ in range(_QUEUE)]

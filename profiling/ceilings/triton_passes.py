@@ -1,10 +1,8 @@
-"""What a GPU can do, as Triton kernels: copies, updates without arithmetic, and bare launches."""
+"""What a GPU can do, as Triton kernels: copies, and updates without arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,24 +30,6 @@ def update_shaped(
 def copy(target: torch.Tensor, source: torch.Tensor, passes: int = 1) -> None:
     """Copies a tensor of shape (n,), so many times in one launch."""
     _launch(_copy_kernel, (target, source), passes)
-
-
-def launcher(counter: torch.Tensor) -> Callable[[], object]:
-    """What launches a kernel of one thread on the stream that is current now.
-
-    Args:
-        counter: int64, shape (1,), on the current GPU. Each launch adds 1 to it, and so does this.
-
-    Returns:
-        What launches it. It keeps the counter.
-    """
-    ensure_folder()
-    launch: Any = _count_kernel[(1,)]
-    compiled: Any = launch(counter.data_ptr(), num_warps=1)
-    if compiled is not None:  # the interpreter compiles nothing
-        stream = torch.cuda.current_stream(counter.device).cuda_stream
-        launch = partial(compiled[1, 1, 1], stream=stream)
-    return lambda: launch(counter.data_ptr())
 
 
 def _launch(kernel: Any, tensors: tuple[torch.Tensor, ...], passes: int) -> None:
@@ -105,11 +85,3 @@ def _offsets(step, BLOCK: tl.constexpr):
     """Those of a program's block in a pass: another one each time, so that none stays in it."""
     block = (tl.program_id(0) + step) % tl.num_programs(0)
     return block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-
-
-@triton.jit(do_not_specialize=["counter"])
-def _count_kernel(
-    counter: tl.int64,  # address: int64, (1,)
-):
-    address = counter.to(tl.int64).to(tl.pointer_type(tl.int64))
-    tl.store(address, tl.load(address) + 1)

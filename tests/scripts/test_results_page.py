@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_all_optimizers_are_told_and_those_skipped_with_their_reason(tmp_path: P
     assert "Nothing was measured on a GPU yet." in page
     write_result(compare, tmp_path / "nvidia-h100-compare.json")
     assert "The policies were not compared on a GPU yet." in "\n".join(results(tmp_path))
+
+
+def test_counters_of_nsight_compute_are_told(tmp_path: Path) -> None:
+    (profiled,) = RESULTS.glob("*-profile-ncu.json")
+    shutil.copy(profiled, tmp_path)
+    page = "\n\n".join(results(tmp_path))
+    assert "Nsight Compute's counters, on NVIDIA H200:" in page
+    assert "| rmsprop_kernel | 67,108,864 | 310.1 | 88.2 | 4,238 | 19.58 | 48 |" in page
 
 
 def test_a_program_that_fails_with_its_tests_is_not_told_beside_them(tmp_path: Path) -> None:

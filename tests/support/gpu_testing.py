@@ -95,10 +95,15 @@ def faults(gpu: TestGpu, *, leaks: bool = False) -> list[str]:
     return [each for each in gpu.tests.violations() if not allowed.match(each)]
 
 
+def backend_on_gpu() -> Backend:
+    """What lanes of the device launch, which call no kernels themselves."""
+    return Backend("triton", _never, _never, lambda dtype, device: BLOCK)
+
+
 def scheduler_on(shared: SharedParameters, **settings: Any) -> StreamScheduler:
     """A scheduler whose lanes are those of the device."""
     scheduler = StreamScheduler(shared, **settings)
-    scheduler.backend = Backend("triton", _never, _never, lambda dtype, device: BLOCK)
+    scheduler.backend = backend_on_gpu()
     return scheduler
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import operator
 import re
-import weakref
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -26,6 +25,7 @@ from hogstream.profiling.results.records import Ceiling, Ceilings, Level
 from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
 from hogstream.scheduler.latencies import Latencies
+from gpu_testing import backend_on_gpu, faults, gpu_of_tests
 from process_testing import run_python
 from triton_testing import DEVICE, on_tritons_device
 
@@ -100,20 +100,15 @@ def test_every_pass_of_a_kernel_goes_over_all_blocks():
     assert all(map(torch.equal, (param, grad, ms), expected))
 
 
-@on_tritons_device
-def test_each_launch_runs_the_counting_kernel_once():
-    triton_passes = pytest.importorskip("hogstream.profiling.ceilings.triton_passes")
-    counter = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    launch = triton_passes.launcher(counter)
-    before = counter.item()
-    for _ in range(5):
-        launch()
-    assert counter.item() == before + 5
-    kept = weakref.ref(counter)
-    del counter
-    assert kept() is not None  # else the kernel would write what is another's by now
-    del launch
-    assert kept() is None
+async def test_launches_are_updates_down_a_lane_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    pytest.importorskip("triton")
+    with gpu_of_tests() as gpu:
+        monkeypatch.setattr(host, "select_backend", lambda *_: backend_on_gpu())
+        assert await host._launch(torch.device("cpu"), 1) > 0
+        assert gpu.tests.calls["cuLaunchKernel"] == host._QUEUE
+        assert gpu.tests.calls["cuGraphLaunch"] == 0
+    assert not faults(gpu)
 
 
 COMPILE = """
