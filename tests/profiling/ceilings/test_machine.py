@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_testing import backend_on_gpu, faults, gpu_of_tests
 from hogstream.profiling import environment
 from hogstream.profiling.ceilings import host, passes
 from hogstream.profiling.ceilings.machine import ceiling_warnings, shares
@@ -25,7 +26,6 @@ from hogstream.profiling.results.records import Ceiling, Ceilings, Level
 from hogstream.profiling.results.schema import Shares
 from hogstream.scheduler import RunReport
 from hogstream.scheduler.latencies import Latencies
-from gpu_testing import backend_on_gpu, faults, gpu_of_tests
 from process_testing import run_python
 from triton_testing import DEVICE, on_tritons_device
 
