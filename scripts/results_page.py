@@ -127,8 +127,8 @@ def _counters(profile: NcuProfile) -> rows.Table:
         )
         for each in profile.results
     ]
-    where = profile.environment.device_name
-    return rows.Table(f"Nsight Compute's counters, on {where}", columns, lines)
+    where = f", on {profile.environment.device_name}" if profile.environment else ""
+    return rows.Table(f"Nsight Compute's counters{where}", columns, lines)
 
 
 def _outcomes(run: GpuRun) -> rows.Table:
