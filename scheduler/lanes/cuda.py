@@ -76,7 +76,7 @@ class CudaLane(RingLane):
         self.stream = lanes.take_stream()
         self._launches = np.zeros(rows * cuda_launch.LAUNCH, np.int64)
         self._more = self._launches.data
-        self._batches: list[Batch | None] = [None] * rows  # whose times are taken
+        self._timed_batches: list[Batch | None] = [None] * rows
         self._made = [lanes.make_event().handle for _ in range(rows)]
         self._event = lanes.make_event()  # for those who compute on the stream
         timed = lanes.settings.of.timed
@@ -191,7 +191,7 @@ class CudaLane(RingLane):
         self._more[place + cuda_launch.BATCH] = batch.address
         self._more[place + cuda_launch.FOUND] = batch.found(member)
         if self._times:
-            self._batches[index] = batch
+            self._timed_batches[index] = batch
         self._set_ticket(index, ticket)
         self._launched += 1
 
@@ -234,13 +234,13 @@ class CudaLane(RingLane):
             index = place & self._mask
             if work.error is None:
                 self._read_times(clock, index, work)
-            batch, self._batches[index] = self._batches[index], None
+            batch, self._timed_batches[index] = self._timed_batches[index], None
             if batch is not None:
                 batch.untold -= 1
 
     def _read_times(self, clock: DeviceClock, index: int, work: Work) -> None:
         """Has the device say when it began with a row, and when that landed."""
-        batch = self._batches[index]
+        batch = self._timed_batches[index]
         times = self._times[index] if batch is None else batch.times
         try:
             started_ns, landed_ns = map(clock.read, times)
@@ -471,17 +471,19 @@ class CudaLanes(RingLanes[CudaLane]):
         return UpdateGraph(self.device, kernels, nodes, factor_words(numbers), races)
 
     def _take_batch(self, rows: int) -> Batch:
-        """A batch of so many updates: the one that was launched first, if it has landed."""
+        """A batch of so many updates: one that has landed, if there is one."""
         batches = self._batches.setdefault(rows, deque())
-        if batches and batches[0].has_landed():
-            batches[0].leave(self.clock)
-            batches.rotate(-1)
+        batch = next((each for each in batches if each.has_landed()), None)  # mostly the first
+        if batch is not None:
+            batches.remove(batch)
+            batch.leave(self.clock)
         else:
             settings = self.settings.of
-            batch = Batch(self.device, rows, checked=settings.check_finite, timed=settings.timed)
+            times = [self.make_event(timed=True) for _ in range(2 if settings.timed else 0)]
+            batch = Batch(self.device, rows, times, checked=settings.check_finite)
             self._closing.callback(batch.free)
-            batches.append(batch)
-        return batches[-1]
+        batches.append(batch)
+        return batch
 
     # What becomes of it
 

@@ -27,20 +27,22 @@ class Batch:
         words: Its memory.
     """
 
-    def __init__(self, device: CudaDevice, rows: int, *, checked: bool, timed: bool) -> None:
+    def __init__(
+        self, device: CudaDevice, rows: int, times: list[DeviceEvent], *, checked: bool
+    ) -> None:
         """Makes the memory.
 
         Args:
             device: Where it is launched.
             rows: How many updates it has.
+            times: Two events, which are somebody else's, or none if no times are taken.
             checked: Whether gradients are looked at.
-            timed: Whether times are taken.
 
         Raises:
-            CudaError: If the driver refuses; nothing is left.
+            CudaError: If the driver refuses.
         """
         self.rows = rows
-        self._device = device
+        self.times = times
         self._memory = np.zeros(cuda_batch_launch.BATCH_WORDS, np.int64)
         self.words = self._memory.data
         self.address = self._memory.ctypes.data
@@ -49,14 +51,6 @@ class Batch:
         self._made: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._lanes: npt.NDArray[np.int64] = self._made
         self._found = PinnedMemory(device, WORD * rows) if checked else None
-        self.times: list[DeviceEvent] = []
-        try:
-            if timed:
-                for _ in range(2):
-                    self.times.append(DeviceEvent(device, timed=True))
-        except BaseException:
-            self.free()
-            raise
 
     def fill(
         self, graph: UpdateGraph, lanes: Sequence[int], made: Sequence[int], error: int
@@ -114,9 +108,7 @@ class Batch:
                 self.times[1] = clock.follow(self.times[1])
 
     def free(self) -> None:
-        """Destroys what it has on the device; nothing of it may be in flight."""
+        """Frees what it has on the device; nothing of it may be in flight."""
         self.leave()
-        for event in self.times:
-            event.destroy()
         if self._found:
             self._found.free()

@@ -137,14 +137,14 @@ class UpdateGraph:
         self._in_flight += 1
 
     def give_back(self) -> None:
-        """A launch of it has landed; once dropped, it is destroyed with the last."""
+        """A batch lets go of it, all of which has landed; once dropped, it goes with the last."""
         self._in_flight -= 1
         if self._dropped:
             with suppress(CudaError):  # the device has failed, which all that lands says
                 self.drop()
 
     def drop(self) -> None:
-        """Destroys it as soon as no launch of it is in flight."""
+        """Destroys it as soon as no batch has it."""
         self._dropped = True
         if self._in_flight:
             return

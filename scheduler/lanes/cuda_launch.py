@@ -57,7 +57,6 @@ from hogstream.scheduler.lanes.rings import (
     LAUNCHED,
     LAUNCHES,
     MASK,
-    NOTICED,
     NUMBER,
     OUTCOME,
     OWNERS,
@@ -140,25 +139,6 @@ def record(settings: int, event: int, stream: int) -> Any:
         error = driver(settings, RECORD_EVENT, (event, stream))
     popped = driver(settings, POP_CONTEXT, (settings + WORD * POPPED,))
     return error if error != 0 else popped
-
-
-@njit
-def notice(lane: int, settings: int) -> None:
-    """Records the events that are to be recorded behind what makes gradients of a lane's new rows.
-
-    Args:
-        lane: Its address.
-        settings: Of the lanes.
-    """
-    launched = atomic_load(lane + WORD * LAUNCHED)
-    for index in range(atomic_load(lane + WORD * NOTICED), launched):
-        launch = launch_of(lane, index)
-        if atomic_load(launch + WORD * UNRECORDED):
-            event = atomic_load(launch + WORD * MADE)
-            error = driver(settings, RECORD_EVENT, (event, DEFAULT_STREAM))
-            atomic_store(launch + WORD * ERROR, error)
-            atomic_store(launch + WORD * UNRECORDED, 0)
-    atomic_store(lane + WORD * NOTICED, launched)
 
 
 @njit

@@ -18,6 +18,7 @@ from numba import types
 from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store
 from hogstream.kernels.backends.numba_compile import cfunc, njit
 from hogstream.scheduler.lanes.cuda_batch_launch import (
+    BATCH_ERROR,
     batch_of,
     completes,
     is_launched,
@@ -26,18 +27,25 @@ from hogstream.scheduler.lanes.cuda_batch_launch import (
     rows_of,
     take_member,
 )
-from hogstream.scheduler.lanes.cuda_driver import NOT_READY, QUERY_EVENT, QUERY_STREAM
+from hogstream.scheduler.lanes.cuda_driver import (
+    NOT_READY,
+    QUERY_EVENT,
+    QUERY_STREAM,
+    RECORD_EVENT,
+)
 from hogstream.scheduler.lanes.cuda_event_loop import LONGEST_NS, SHORTEST_NS, poll, watch
 from hogstream.scheduler.lanes.cuda_launch import (
+    BATCH,
+    DEFAULT_STREAM,
     ERROR,
     FOUND,
     LANDS_ON,
     LANDS_WITH,
     MADE,
+    UNRECORDED,
     driver,
     launch_of,
     launch_row,
-    notice,
     record,
     submit,
 )
@@ -59,6 +67,7 @@ from hogstream.scheduler.lanes.rings import (
     LOCK,
     MAY_START,
     NONFINITE,
+    NOTICED,
     OUTCOME,
     PAUSE,
     POLLED,
@@ -90,8 +99,36 @@ def land_all(thread: int, settings: int) -> bool:
 
 
 @njit
+def notice(lane: int, settings: int) -> None:
+    """Records the events that are to be recorded behind what makes gradients of a lane's new rows.
+
+    If the driver refuses, the row fails with its error, and so does all that counts on the event:
+    the batch that the row is of, or the rows that were launched with it and have none of their own.
+
+    Args:
+        lane: Its address.
+        settings: Of the lanes.
+    """
+    launched, error = atomic_load(lane + WORD * LAUNCHED), 0
+    for index in range(atomic_load(lane + WORD * NOTICED), launched):
+        launch = launch_of(lane, index)
+        made, batch = atomic_load(launch + WORD * MADE), atomic_load(launch + WORD * BATCH)
+        if atomic_load(launch + WORD * UNRECORDED):
+            error = driver(settings, RECORD_EVENT, (made, DEFAULT_STREAM))
+            atomic_store(launch + WORD * ERROR, error)
+            atomic_store(launch + WORD * UNRECORDED, 0)
+            if error != 0 and batch != 0:
+                atomic_store(batch + WORD * BATCH_ERROR, error)
+        elif made != 0:
+            error = 0
+        elif error != 0:
+            atomic_store(launch + WORD * ERROR, error)
+    atomic_store(lane + WORD * NOTICED, launched)
+
+
+@njit
 def may_start(lane: int, thread: int, settings: int) -> Any:
-    """Whether a lane may start the next of its rows, which is there."""
+    """Whether a lane may start the next of its rows, which is there; notices all that are new."""
     notice(lane, settings)
     batch = batch_of(lane)
     if batch != 0 and is_launched(batch):

@@ -109,14 +109,12 @@ MUTATIONS = {
         "cuda_loop", "    notice(lane, settings)\n    batch", "    batch"
     ),
     "the loop records the event of another row": changed(
-        "cuda_launch",
-        "        launch = launch_of(lane, index)\n"
-        "        if atomic_load(launch + WORD * UNRECORDED)",
-        "        launch = launch_of(lane, index + 1)\n"
-        "        if atomic_load(launch + WORD * UNRECORDED)",
+        "cuda_loop",
+        "        launch = launch_of(lane, index)\n        made, batch",
+        "        launch = launch_of(lane, index + 1)\n        made, batch",
     ),
     "a row that was recorded is recorded again": changed(
-        "cuda_launch", "            atomic_store(launch + WORD * UNRECORDED, 0)\n"
+        "cuda_loop", "            atomic_store(launch + WORD * UNRECORDED, 0)\n"
     ),
     # Order
     "no row has its event recorded": changed(
@@ -288,7 +286,19 @@ MUTATIONS = {
         "    atomic_store(launch + WORD * LANDS_WITH",
     ),
     "an error of the loop's record is lost": changed(
-        "cuda_launch", "            atomic_store(launch + WORD * ERROR, error)\n"
+        "cuda_loop",
+        "            atomic_store(launch + WORD * ERROR, error)\n"
+        "            atomic_store(launch + WORD * UNRECORDED, 0)\n",
+        "            atomic_store(launch + WORD * UNRECORDED, 0)\n",
+    ),
+    "a batch does not know of the loop's error": changed(
+        "cuda_loop",
+        "                atomic_store(batch + WORD * BATCH_ERROR, error)\n",
+        "                pass\n",
+    ),
+    "rows that follow one do not fail with it": changed(
+        "cuda_loop",
+        "        elif error != 0:\n            atomic_store(launch + WORD * ERROR, error)\n",
     ),
     "an error of a batch is lost": changed(
         "cuda_batch_launch", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
@@ -344,7 +354,7 @@ MUTATIONS = {
         "cuda_graphs", "        if self._dropped:\n", "        if not self._dropped:\n"
     ),
     "a batch in flight is used again": changed(
-        "cuda", "if batches and batches[0].has_landed():", "if batches:"
+        "cuda", "each for each in batches if each.has_landed()", "each for each in batches"
     ),
     "a row remembers its batch": changed(
         "cuda_batch_launch", "    atomic_store(launch + WORD * BATCH, 0)\n"

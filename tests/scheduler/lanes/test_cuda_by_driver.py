@@ -21,7 +21,7 @@ from gradient_making import Memory
 from hogstream.kernels.backends.triton_launch import factor_words
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler import Timeline, WorkerContext, WorkerError
-from hogstream.scheduler.lanes import cuda_batch_launch
+from hogstream.scheduler.lanes import cuda_batch_launch, cuda_clock
 from hogstream.scheduler.lanes.cuda_batches import Batch
 from hogstream.scheduler.lanes.cuda_device import DeviceEvent
 from hogstream.scheduler.lanes.cuda_driver import CudaError
@@ -237,13 +237,76 @@ def test_batch_is_used_again_once_it_has_landed_and_its_times_were_read(gpu: Tes
     kernels = UpdateKernels(gpu.function("rmsprop_kernel", constants), None, BLOCK)
     nodes = [Node([*addresses, BLOCK], branch=0)] * 2
     graph = UpdateGraph(gpu, kernels, nodes, factor_words(Hyperparameters()), 0)
-    for timed in (False, True):
-        batch = Batch(gpu, 2, checked=False, timed=timed)
+    events = [DeviceEvent(gpu, timed=True) for _ in range(2)]
+    for times in ([], events):
+        batch = Batch(gpu, 2, times, checked=False)
         batch.fill(graph, [], [], 0)
         assert not batch.has_landed()
         batch.words[cuda_batch_launch.BATCH_LANDED] = 2
-        assert batch.has_landed() is not timed
+        assert batch.has_landed() is not bool(times)
         batch.untold = 0
         assert batch.has_landed()
         batch.free()
+    for event in events:
+        event.destroy()
     graph.drop()
+
+
+async def test_batches_are_used_again_while_another_is_in_flight(gpu: TestGpu) -> None:
+    shared = small()
+    grads = [torch.ones(64) for _ in range(4)]
+    stream = gpu.torch.make_stream()
+
+    async def worker(context: WorkerContext) -> None:
+        first = context.index == 0
+        if first and context.iteration == 2:  # when what it launches is a graph
+            gpu.tests.hold(stream)
+        with gpu.computing(stream if first else 0):
+            await context.submit(grads[2 * context.index + context.iteration % 2])
+        if not first and context.iteration == 60:
+            gpu.tests.release(stream)
+
+    settings: dict[str, Any] = {"workers": 2, "depth": 2, "batch": 2, "policy": "locked"}
+    async with scheduler_on(shared, on_nonfinite="skip", **settings, **COUNTING) as scheduler:
+        before = gpu.tests.calls["cuMemHostAlloc"]
+        await scheduler.run(worker, updates=120)
+        assert gpu.tests.calls["cuMemHostAlloc"] - before <= 3
+    assert shared.flat.eq(-120).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+async def test_an_event_not_recorded_fails_all_that_counts_on_it(gpu: TestGpu, batch: int) -> None:
+    shared = small()
+    grads = [torch.ones(64) for _ in range(2)]
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grads)
+
+    async with scheduler_on(shared, workers=1, depth=2, batch=batch, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=8)
+        gpu.tests.fail("cuEventRecord", gpu.tests.calls["cuEventRecord"] + 1, LAUNCH_FAILED)
+        with pytest.raises(WorkerError, match="LAUNCH_FAILED"):
+            await scheduler.run(worker, updates=2)
+        assert scheduler.report is not None
+        assert scheduler.report.dropped == [2]
+        assert shared.flat.eq(-8).all()
+        await scheduler.run(worker, updates=2)
+    assert shared.flat.eq(-10).all()
+
+
+@pytest.mark.parametrize("updates", [18, 20])  # each batch swaps two events
+async def test_a_clock_that_moves_along_destroys_no_event_twice(
+    gpu: TestGpu, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    monkeypatch.setattr(cuda_clock, "_FOLLOW_AFTER_NS", 0)
+    shared = small()
+    grads = [torch.ones(64) for _ in range(2)]
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grads)
+
+    async with scheduler_on(
+        shared, workers=1, depth=2, batch=2, timeline=Timeline(), **COUNTING
+    ) as scheduler:
+        await scheduler.run(worker, updates=updates)
+    assert shared.flat.eq(-updates).all()
