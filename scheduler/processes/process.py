@@ -357,9 +357,14 @@ def _serve(
     if shared.flat.is_cuda:
         torch.cuda.set_device(shared.flat.device)
     shared.enter_process(index)
-    asyncio.run(_take_orders(index, end, shared, lock, settings))
-    del shared
-    gc.collect()  # what workers and errors have left in cycles
+    try:
+        asyncio.run(_take_orders(index, end, shared, lock, settings))
+    except SystemExit as error:  # of a worker
+        traceback.clear_frames(error.__traceback__)
+        raise SystemExit(error.code) from None
+    finally:
+        del shared
+        gc.collect()  # what workers and errors have left in cycles
 
 
 def _end_with_parent() -> None:

@@ -35,8 +35,13 @@ def submit_ones(shared: SharedParameters, process: int) -> Worker:
     return worker
 
 
-def note_what_is_kept(folder: Path, shared: SharedParameters, process: int) -> Worker:
-    """Makes one of a process that writes which shared tensors it still has as Python ends."""
+def note_what_is_kept(
+    folder: Path, error: BaseException, shared: SharedParameters, process: int
+) -> Worker:
+    """Makes one of a process that writes which shared tensors it still has as Python ends.
+
+    In process 1 it raises an error, after an update.
+    """
     assert shared.worker_ms is not None
     assert shared.races is not None
     tensors = {
@@ -52,7 +57,14 @@ def note_what_is_kept(folder: Path, shared: SharedParameters, process: int) -> W
         (folder / str(process)).write_text(" ".join(kept))
 
     atexit.register(note)
-    return fail_in_working(shared, process)
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if (process, context.index, context.iteration) == (1, 1, 1):
+            raise error
+        await submit(context)
+
+    return worker
 
 
 def fail_in_making(shared: SharedParameters, process: int) -> Worker:

@@ -143,16 +143,19 @@ async def test_lock_free_processes_race_and_are_counted() -> None:
     assert shared.version == 7 + report.updates + 3
 
 
-def test_processes_give_back_what_is_shared_before_they_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [LookupError("no data"), SystemExit(3)], ids=["error", "exit"])
+def test_processes_give_back_what_is_shared_before_they_end(
+    tmp_path: Path, error: BaseException
+) -> None:
     """Else the memory of a GPU is never free again; also when an error has kept hold of it."""
     shared = counters()
     settings = {"workers": 2, "telemetry": True, "state": "per-worker", **COUNTING}
 
     async def run() -> None:
         async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
-            await scheduler.run(partial(note_what_is_kept, tmp_path), updates=100)
+            await scheduler.run(partial(note_what_is_kept, tmp_path, error), updates=100)
 
-    with pytest.raises(WorkerError, match="worker 3 failed"):
+    with pytest.raises(WorkerError, match="3 failed"):
         asyncio.run(run())
     kept = {each.name: each.read_text() for each in tmp_path.iterdir()}
     assert kept == {"0": "", "1": ""}
