@@ -27,12 +27,13 @@ MIN_ELEMENTS_PER_TORCH_THREAD = 1 << 15
 # A job, as int64 in memory: the kernel's address, the address of the table's columns, how many it
 # has, what the kernel takes besides, elements of a share and of a piece, how many shares there are,
 # the address of what gives a thread's number, the caller's floating-point mode, and how many
-# elements of each share have been taken, on a cache line of its own.
+# elements of each share have been taken: a line for each, away from what all threads read.
 _KERNEL, COLUMNS, UPDATES, ARGUMENT, _SHARE, _SIZE, _SHARES, _NUMBER, _MODE = range(9)
 _LINE = CACHE_LINE // 8
-# Parts of updates are multiples of so many elements: no two threads write to one cache line.
+# Parts of updates are multiples of so many elements, a cache line of float32: so few lines are
+# written by two threads.
 _PART = 16
-_TAKEN = _MODE + ENVIRONMENT_BYTES // 8
+_TAKEN = _MODE + ENVIRONMENT_BYTES // 8 + _LINE
 
 
 class Kernel(NamedTuple):
@@ -70,8 +71,9 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None
     """The same on all threads that the table is worth, in the caller's floating-point mode.
 
     At most ``torch.get_num_threads()`` threads work, the calling one among them. Those of torch
-    have a share each: the part of each update that torch's own operators would give them, at each
-    step the same, which is in their core's cache.
+    have a share each: the part of each update that torch's own operators give them, if those split
+    it, which they do from 2^15 elements a thread on. It is the same at each step, and in their
+    core's cache.
 
     Args:
         kernel: As for ``run_alone``.
@@ -110,12 +112,18 @@ def _job(
     # Room for the parts of all updates, each of which is rounded up.
     share = -(-table.elements // shares) + table.updates * _PART
     size = share if threads == 1 else min(-(-table.elements // threads), PIECE_ELEMENTS)
-    job = (ctypes.c_int64 * (_TAKEN + shares * _LINE))()
+    job = _job_class(shares)()
     job[:_MODE] = [
         *(kernel.address, columns, table.updates, argument),
         *(share, size, shares, number),
     ]
     return job
+
+
+@cache
+def _job_class(shares: int) -> Any:
+    """Memory of a job; kept, as a class takes long to make."""
+    return ctypes.c_int64 * (_TAKEN + shares * _LINE)
 
 
 @njit

@@ -22,7 +22,7 @@ from hogstream.profiling.results.records import Ceilings
 from hogstream.scheduler.files import replace_file
 
 #: Of the files: another one whenever something else is measured, or in another way.
-SCHEMA = 4
+SCHEMA = 5
 
 
 class _Kept(Struct, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hogstream.kernels.backends.numba_atomics import atomic_load
+from hogstream.kernels.backends.numba_atomics import atomic_load, prefetch
 from hogstream.kernels.backends.numba_compile import cfunc, njit
 from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
@@ -113,9 +113,9 @@ def _add(
     """Adds so many elements at ``grad`` to those at ``param`` and at ``ms``."""
     for _ in range(elements // _LINE):
         if ahead:
-            _prefetch(param + _AHEAD_BYTES)
-            _prefetch(grad + _AHEAD_BYTES)
-            _prefetch(ms + _AHEAD_BYTES)
+            prefetch(param + _AHEAD_BYTES)
+            prefetch(grad + _AHEAD_BYTES)
+            prefetch(ms + _AHEAD_BYTES)
         _add_vector(param, grad, ms, _LINE)
         param += 4 * _LINE
         grad += 4 * _LINE
@@ -147,21 +147,4 @@ def _add_vector_intrinsic(
     return types.void(param, grad, ms, elements), emit
 
 
-def _prefetch_intrinsic(
-    _context: Any,
-    address: types.Type,  # int64; no memory need be there
-) -> Any:
-    """Asks for a cache line."""
-
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer,), kind)
-        builder.call(prefetch, [builder.inttoptr(args[0], pointer), i32(0), i32(3), i32(1)])
-        return ir.Constant(pointer, None)
-
-    return types.void(address), emit
-
-
 _add_vector: Any = intrinsic(prefer_literal=True)(_add_vector_intrinsic)
-_prefetch: Any = intrinsic(_prefetch_intrinsic)
