@@ -285,21 +285,6 @@ MUTATIONS = {
         "    atomic_store(launch + WORD * LANDS_WITH",
         "    atomic_store(launch + WORD * LANDS_WITH",
     ),
-    "an error of the loop's record is lost": changed(
-        "cuda_loop",
-        "            atomic_store(launch + WORD * ERROR, error)\n"
-        "            atomic_store(launch + WORD * UNRECORDED, 0)\n",
-        "            atomic_store(launch + WORD * UNRECORDED, 0)\n",
-    ),
-    "a batch does not know of the loop's error": changed(
-        "cuda_loop",
-        "                atomic_store(batch + WORD * BATCH_ERROR, error)\n",
-        "                pass\n",
-    ),
-    "rows that follow one do not fail with it": changed(
-        "cuda_loop",
-        "        elif error != 0:\n            atomic_store(launch + WORD * ERROR, error)\n",
-    ),
     "an error of a batch is lost": changed(
         "cuda_batch_launch", "    atomic_store(batch + WORD * BATCH_ERROR, error)\n"
     ),
