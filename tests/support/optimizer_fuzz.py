@@ -244,7 +244,7 @@ class OptimizerCase:
         group = self.chance.choice(self.optimizer.param_groups)
         group.update(self.chance.subset(self._numbers(), 0.5))
         if self.chance.some(0.2):
-            group["lr"] = torch.tensor(group["lr"])
+            group["lr"] = torch.as_tensor(group["lr"])
 
     def load(self) -> None:
         state_dict = copy.deepcopy(self.optimizer.state_dict())
