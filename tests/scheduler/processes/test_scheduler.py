@@ -153,7 +153,7 @@ def test_processes_give_back_what_is_shared_before_they_end(
 
     async def run() -> None:
         async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
-            await scheduler.run(partial(note_what_is_kept, tmp_path, error), updates=100)
+            await scheduler.run(partial(note_what_is_kept, tmp_path, error), updates=1_000_000)
 
     with pytest.raises(WorkerError, match="3 failed"):
         asyncio.run(run())
