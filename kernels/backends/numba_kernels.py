@@ -20,7 +20,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, atomic_store
+from hogstream.kernels.backends.numba_atomics import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    prefetch,
+)
 from hogstream.kernels.backends.numba_compile import cfunc, njit
 from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
@@ -50,6 +55,8 @@ from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 _FINITE_LINES = 4
 # Elements that race counters count together: 2^10 to 2^15 cost as little.
 _RACE_BLOCK = 1 << 13
+# Small tensors are asked for when the kernel is at the one so many places before.
+_UPDATES_AHEAD = 4
 _I64 = ir.IntType(64)
 
 
@@ -118,6 +125,9 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
         while start < stop:
             first = 0
             for update in range(updates):
+                ahead = columns + 8 * min(update + _UPDATES_AHEAD, updates - 1)
+                for column in (PARAM, GRAD, MS):
+                    prefetch(atomic_load(ahead + 8 * column * updates))
                 param = atomic_load(columns + 8 * (PARAM * updates + update))
                 grad = atomic_load(columns + 8 * (GRAD * updates + update))
                 ms = atomic_load(columns + 8 * (MS * updates + update))
