@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ PARAM, GRAD, MS, ELEMENTS = range(4)
 class LaunchTable:
     """The addresses and lengths of a list of updates, all of one dtype and on one device.
 
-    A table never changes. It holds no tensor: whoever launches it keeps them alive until then.
+    It holds no tensor: whoever launches it keeps them alive until then.
 
     Attributes:
         dtype: Of parameters and gradients.
@@ -51,12 +52,16 @@ class LaunchTable:
         self._on_device = _DeviceCopy()
         self._ms = weakref.ref(operands[0].ms.untyped_storage())
 
-    def with_grads(self, addresses: npt.ArrayLike) -> LaunchTable:
-        """The same updates with gradients elsewhere; what is on the device is shared."""
-        table = object.__new__(LaunchTable)
-        table.__dict__.update(self.__dict__)  # in one call, where ``copy`` makes many
-        table.columns = self.columns.copy()
-        table.columns[GRAD] = addresses
+    def copy_to(self, columns: npt.NDArray[np.int64]) -> LaunchTable:
+        """A table of the same updates, which shares what is on the device.
+
+        Args:
+            columns: Becomes its ``columns``. Between launches, addresses of gradients in there may
+                change.
+        """
+        columns[...] = self.columns
+        table = copy(self)
+        table.columns = columns
         return table
 
     @contextmanager
@@ -192,7 +197,7 @@ class _DeviceCopy:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # from an upload until the launch that reads it
         self._stream: int | None = None
-        self._sent: npt.NDArray[np.int64] | None = None
+        self._sent: npt.NDArray[np.int64] | None = None  # where the device's gradients are
         self._table: DeviceTable | None = None
 
     @contextmanager
@@ -207,14 +212,15 @@ class _DeviceCopy:
         stream = torch.cuda.current_stream(table.device).cuda_stream
         if self._table is None or self._sent is None or stream != self._stream:
             # Another stream would not wait for the uploads of this one.
-            self._table = _Upload.of(table, block).table
-            self._stream = stream
+            self._table, self._stream = _Upload.of(table, block).table, stream
+            self._sent = table.columns[GRAD].copy()
         else:
-            # Successors differ in their gradients alone: ``with_grads``.
-            grads, sent = table.columns[GRAD], self._sent[GRAD]
-            self._sent = None  # until they are on their way
+            # Copies differ in their gradients alone.
+            grads, sent = table.columns[GRAD], self._sent
             if not np.array_equal(grads, sent):
+                self._sent = None  # until they are on their way
                 staging = torch.from_numpy(grads).pin_memory()
                 self._table.columns[GRAD].copy_(staging, non_blocking=True)
-        self._sent = table.columns
+                sent[...] = grads
+                self._sent = sent
         return self._table

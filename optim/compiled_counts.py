@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import torch
 from numba import types
 
+from hogstream.kernels.backends.numba_atomics import floats_at
 from hogstream.kernels.backends.numba_compile import with_the_gil
+from hogstream.optim.object_access import data_pointer_of, handle_of
 
-_COUNTS = types.CPointer(types.float32)
+
+def add_one_to(shown: torch.Tensor, rest: torch.Tensor) -> Callable[[], object]:
+    """``step_counts.Counter.add_one`` of tensors that the caller keeps.
+
+    Args:
+        shown: The counts: float32, shape (n,), contiguous, on the CPU.
+        rest: What they do not show: the same.
+    """
+    return partial(_add_one, handle_of(shown), handle_of(rest), shown.numel())
 
 
-@with_the_gil(types.int64(_COUNTS, _COUNTS, types.int64))
-def add_one(
-    shown: Any,  # address of counts: float32, (counts,)
-    rest: Any,  # address of what they do not show: float32, (counts,)
+@with_the_gil(types.int64(*[types.int64] * 3))
+def _add_one(
+    shown: int,  # the tensor, as compiled code takes it: float32, (counts,)
+    rest: int,  # the same
     counts: int,
 ) -> int:
-    """As ``step_counts.Counter.add_one``."""
+    shown_at, rest_at = floats_at(data_pointer_of(shown)), floats_at(data_pointer_of(rest))
     for index in range(counts):
-        count, more = shown[index], rest[index]
+        count, more = shown_at[index], rest_at[index]
         if count + more != count:  # somebody has set it since
             more = np.float32(0)
         more += np.float32(1)
         total = count + more
-        rest[index] = more - (total - count)  # both differences are exact
-        shown[index] = total
+        rest_at[index] = more - (total - count)  # both differences are exact
+        shown_at[index] = total
     return 0

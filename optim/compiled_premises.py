@@ -8,11 +8,10 @@ noted by its address, and kept alive, so that no other can be there.
 
 from __future__ import annotations
 
-import ctypes
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +26,16 @@ from hogstream.optim.object_access import (
     NO_GRADIENT,
     TENSOR_LINES,
     after_facts,
+    assign,
     bump_version,
     device_of,
+    dict_item,
     dict_next,
     dict_size,
     facts_of,
     gradient_of,
     handle_of,
     has_facts,
-    hold,
     is_negated,
     is_on_device,
     is_strided,
@@ -44,24 +44,29 @@ from hogstream.optim.object_access import (
     memory_of,
     memory_of_dict,
     memory_of_gradient,
-    release,
+    requires_gradient,
+    type_of,
 )
 from hogstream.optim.state import STATE
+
+if TYPE_CHECKING:
+    from hogstream.optim.step_plan import StepMemory
 
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
 Int64s = npt.NDArray[np.int64]
 
 _WORD, _CACHE_LINE = 8, 64
-# What gradient is expected of a parameter: none, one anywhere, or this one: its handle.
+# What gradient is expected of a parameter: none, one anywhere, or this one: the address of its
+# ``TensorImpl``, whose place among what is noted is its handle.
 _NONE, _ANYWHERE = range(2)
-# Where the addresses stand of what is noted, and two numbers: ``CompiledPremises._words``.
-_LISTS, _STATE, _PARAMS, _FACTS, _WRITTEN, _TO_USE, _NO_GRADIENT, _GRADIENTS = range(
-    0, 8 * _WORD, _WORD
-)
-# Where they stand of one parameter: its handle, what gradient is expected, the place of that among
-# ``HeldGradients``, in bytes, and addresses of what is read of the parameter and its state.
-_HANDLE, _EXPECTED, _PLACE, _MEMORY = range(0, 4 * _WORD, _WORD)
+# Where the addresses stand of what is noted, and of objects: ``CompiledPremises._words``.
+_LISTS, _STATE, _PARAMS, _FACTS, _WRITTEN, _TO_USE = range(0, 6 * _WORD, _WORD)
+_NO_GRADIENT, _KEY, _LIST_TYPE = range(6 * _WORD, 9 * _WORD, _WORD)
+# Where they stand of one parameter: its handle, what gradient is expected, the places of that among
+# ``HeldGradients`` and of its address in a step's columns, both in bytes, and addresses of what is
+# read of the parameter and its state.
+_HANDLE, _EXPECTED, _HELD, _COLUMN, _MEMORY = range(0, 5 * _WORD, _WORD)
 _ADDRESSES = 11
 _PARAM_BYTES = _MEMORY + _ADDRESSES * _WORD
 # A backward has evicted all that is read: some 25 cache lines of a parameter, most of which are
@@ -70,6 +75,7 @@ _PARAM_BYTES = _MEMORY + _ADDRESSES * _WORD
 _AHEAD_BYTES = 2 * _PARAM_BYTES
 _ANY_VALUE = 0
 _DICTS = dict, defaultdict
+_PARAMS_KEY = "params"  # of a group
 # Words to use: those of ``has_facts``, for ``dict_next``, for the address of a tensor's data, and
 # where memory that nobody writes starts and ends: the last in which a gradient was.
 _SCRATCH, _POINTER, _GAP = (_WORD * (FOUND_WORDS + words) for words in (0, 3, 4))
@@ -78,21 +84,25 @@ _END_OF_MEMORY = (1 << 63) - 1
 
 
 class HeldGradients:
-    """The gradients of a step: where they are, and a hold on each that keeps it alive.
+    """Tensors as C++ has them in memory, to be assigned the gradients of a step.
 
     Attributes:
-        pointers: int64, shape (gradients,).
-        address: Of as many holds, each 0 as yet; the pointers follow them.
+        address: Of one that stands for no tensor, which the others follow.
+
+    Args:
+        gradients: How many there are.
     """
 
-    def __init__(self, words: ctypes.Array[ctypes.c_int64]) -> None:
-        """Takes two words of zero for each gradient."""
-        # ctypes tells an address in a call; NumPy runs much Python, which a backward has evicted.
-        self.address = ctypes.addressof(words)
-        self.pointers = np.frombuffer(memoryview(words), np.int64)[len(words) // 2 :]
+    def __init__(self, gradients: int) -> None:
+        self._words = np.full(1 + gradients, NO_GRADIENT)
+        self.address = self._words.ctypes.data
+
+    def let_go(self) -> None:
+        """Has all stand for no tensor."""
+        _let_go_of_all(self.address, len(self._words))
 
     def __del__(self) -> None:
-        _release_all(self.address, len(self.pointers))
+        self.let_go()
 
 
 class CompiledPremises:
@@ -106,6 +116,7 @@ class CompiledPremises:
         state: Its state, of all parameters that have a gradient.
         written: Starts and ends of the memory that updates write, by address: no gradient may be
             there.
+        places: For each gradient, where in a step's columns its address goes.
         in_flat: Which of the parameters that have a gradient, counted from 0, must have it where it
             is, in memory that the optimizer keeps; others may have another one of the same kind.
 
@@ -116,7 +127,12 @@ class CompiledPremises:
     """
 
     def __init__(
-        self, groups: Groups, state: State, written: tuple[Int64s, Int64s], in_flat: Sequence[int]
+        self,
+        groups: Groups,
+        state: State,
+        written: tuple[Int64s, Int64s],
+        places: Sequence[int],
+        in_flat: Sequence[int],
     ) -> None:
         params = [param for group in groups for param in group["params"]]
         grads = [param.grad for param in params]  # read once: other threads may change them
@@ -129,11 +145,12 @@ class CompiledPremises:
         facts: list[Iterator[int]] = []
         for param, grad in zip(params, grads, strict=True):
             if grad is None:
-                noted.append([handle_of(param), _NONE, *[0] * (1 + _ADDRESSES)])
+                noted.append([handle_of(param), _NONE, *[0] * (2 + _ADDRESSES)])
                 continue
-            expected = handle_of(grad) if id(param) in flat else _ANYWHERE
-            place, of_param = len(facts) * _WORD, state[param]
-            noted.append([handle_of(param), expected, place, *_memory_read(param, of_param)])
+            expected = grad._cdata if id(param) in flat else _ANYWHERE
+            index, of_param = len(facts), state[param]
+            where = [_WORD * (1 + index), _WORD * int(places[index])]
+            noted.append([handle_of(param), expected, *where, *_memory_read(param, of_param)])
             facts.append(_note_facts(param, grad, of_param, expected))
         self.reached = reached
         self._kept = (
@@ -143,9 +160,6 @@ class CompiledPremises:
             [list(state[each].items()) for each in reached],
         )
         self._gradients = len(reached)
-        self._two_words_each = ctypes.c_int64 * (
-            2 * len(reached)
-        )  # a class, which takes long to make
         self._handles = _words(map(handle_of, reached))
         self._parts = (
             _words([len(lists), *chain.from_iterable(lists)]),
@@ -156,17 +170,21 @@ class CompiledPremises:
             np.zeros(_WORDS_TO_USE, np.int64),
         )
         addresses = (part.ctypes.data for part in self._parts)
-        self._words = _words([*addresses, NO_GRADIENT, len(reached)])
+        self._words = _words([*addresses, NO_GRADIENT, id(_PARAMS_KEY), id(list)])
         self._address, self._address_of_handles = self._words.ctypes.data, self._handles.ctypes.data
 
-    def gradients(self, groups: Groups, state: State) -> HeldGradients | None:
-        """The gradients that there are now; None if anything else is not as it was."""
-        lists = [group["params"] for group in groups]
-        if set(map(type, lists)) - {list} or type(state) not in _DICTS:
-            return None
-        gradients = HeldGradients(self._two_words_each())
-        held = _hold_gradients(self._address, id(lists), id(state), gradients.address)
-        return gradients if held else None
+    def hold_gradients(self, groups: Groups, state: State, memory: StepMemory) -> bool:
+        """As in ``Premises``."""
+        if type(state) not in _DICTS:
+            return False
+        if memory.held is None:
+            memory.held = HeldGradients(self._gradients)
+        held = memory.held.address
+        return bool(_hold_gradients(self._address, id(groups), id(state), held, memory.address))
+
+    def let_go(self, memory: StepMemory) -> None:
+        """As in ``Premises``."""
+        memory.held.let_go()
 
     def bump_versions(self) -> None:
         """Tells autograd that the parameters have changed."""
@@ -220,14 +238,14 @@ def _note_dict(dictionary: dict[Any, Any], names: Collection[str] | None = None)
 
 
 @njit
-def _same_lists(lists: int, noted: int) -> bool:
-    """Whether a list of lists of objects is as noted: how many, then each one's size and items."""
-    if list_size(lists) != atomic_load(noted):
+def _same_lists(groups: int, noted: int, key: int, list_type: int) -> bool:
+    """Whether groups have lists of objects as noted: how many, then each one's size and items."""
+    if type_of(groups) != list_type or list_size(groups) != atomic_load(noted):
         return False
-    for index in range(list_size(lists)):
+    for index in range(list_size(groups)):
         noted += _WORD
-        items = list_item(lists, index)
-        if list_size(items) != atomic_load(noted):
+        items = dict_item(list_item(groups, index), key)
+        if items == 0 or type_of(items) != list_type or list_size(items) != atomic_load(noted):
             return False
         for place in range(list_size(items)):
             noted += _WORD
@@ -337,42 +355,45 @@ def _ask_for_memory(param: int) -> None:
 @njit
 def _take_gradient(param: int, gradients: int, no_gradient: int) -> bool:
     """Holds a parameter's gradient that may be any; whether there is one, or none, as expected."""
-    grad = gradient_of(atomic_load(atomic_load(param + _HANDLE)))
+    impl = atomic_load(atomic_load(param + _HANDLE))
+    grad = gradient_of(impl)
     expected, found = atomic_load(param + _EXPECTED), atomic_load(grad)
     if expected == _NONE or found == no_gradient:
         return bool(expected == _NONE and found == no_gradient)
     _ask_for(found, TENSOR_LINES)
     if expected != _ANYWHERE:
-        return bool(found == atomic_load(expected))
+        # In flat memory there is a gradient of zero of what has been frozen: that is to be dropped.
+        return bool(found == expected and requires_gradient(impl) != 0)
     # Held before it is looked at, as Python does: other threads may drop it.
-    return bool(hold(grad, gradients + atomic_load(param + _PLACE)) == 0)
+    return bool(assign(grad, gradients + atomic_load(param + _HELD)) == 0)
 
 
 @njit
-def _after_checked(param: int, noted: int, gradients: int, premises: int) -> int:
+def _after_checked(param: int, noted: int, gradients: int, columns: int, premises: int) -> int:
     """The address after a parameter's facts; 0 if it, its state or gradient is not as noted."""
     handle, expected = atomic_load(param + _HANDLE), atomic_load(param + _EXPECTED)
     if expected == _NONE:
         return noted
-    held = gradients + atomic_load(param + _PLACE)
-    grad = atomic_load(held) if expected == _ANYWHERE else expected
+    grad = gradients + atomic_load(param + _HELD) if expected == _ANYWHERE else param + _EXPECTED
     to_use, written = atomic_load(premises + _TO_USE), atomic_load(premises + _WRITTEN)
     noted = _after_param(handle, noted, to_use)
-    pointer = held + _WORD * atomic_load(premises + _GRADIENTS)
+    pointer = columns + atomic_load(param + _COLUMN)
     if noted == 0 or not _is_usable(grad, noted, written, pointer, to_use):
         return 0
     return after_facts(noted + 4 * _WORD)
 
 
-@with_the_gil(types.int64(*[types.int64] * 4))
+@with_the_gil(types.int64(*[types.int64] * 5))
 def _hold_gradients(
     premises: int,  # address of where all is noted: ``CompiledPremises._words``
-    lists: int,  # Python's list of the parameters of each group
-    state: int,  # Python's dict
+    groups: int,  # Python's object
+    state: int,  # the same
     gradients: int,  # ``HeldGradients.address``
+    columns: int,  # address of ``StepMemory.columns``
 ) -> int:
     """1 if all is as noted; if it is not, some gradients may be held all the same."""
-    if not _same_lists(lists, atomic_load(premises + _LISTS)):
+    key, list_type = atomic_load(premises + _KEY), atomic_load(premises + _LIST_TYPE)
+    if not _same_lists(groups, atomic_load(premises + _LISTS), key, list_type):
         return 0
     scratch = atomic_load(premises + _TO_USE) + _SCRATCH
     if not _same_dict(state, atomic_load(premises + _STATE), scratch):
@@ -390,18 +411,16 @@ def _hold_gradients(
             return 0
         param -= _AHEAD_BYTES
         if first <= param:
-            facts = _after_checked(param, facts, gradients, premises)
+            facts = _after_checked(param, facts, gradients, columns, premises)
             if facts == 0:
                 return 0
     return 1
 
 
 @with_the_gil(types.int64(*[types.int64] * 2))
-def _release_all(held: int, count: int) -> int:
-    for place in range(count):
-        tensor = atomic_load(held + place * _WORD)
-        if tensor != 0:
-            release(tensor)
+def _let_go_of_all(none: int, words: int) -> int:
+    for place in range(1, words):
+        assign(none, none + place * _WORD)
     return 0
 
 

@@ -20,7 +20,6 @@ from hogstream.kernels.operands import (
     own_view,
 )
 
-_requires_grad = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
 _ALIGNMENT_BYTES = 64
 
@@ -84,22 +83,11 @@ class FlatBuffer:
                 came_back = True
         return came_back
 
-    def drop_grads_of_frozen(self) -> bool:
-        """Sets gradients to None that are zero, of parameters that require none any more.
-
-        Returns:
-            Whether there was one.
-        """
-        if all(map(_requires_grad, self.params)):  # without a turn of Python's for each
-            return False
-        dropped = [
-            param
-            for param, grad in zip(self.params, self.grads, strict=True)
-            if not param.requires_grad and param.grad is grad and not grad.count_nonzero()
-        ]
-        for param in dropped:
-            param.grad = None
-        return bool(dropped)
+    def drop_grads_of_frozen(self) -> None:
+        """Sets gradients to None that are zero, of parameters that require none any more."""
+        for param, grad in zip(self.params, self.grads, strict=True):
+            if not param.requires_grad and param.grad is grad and not grad.count_nonzero():
+                param.grad = None
 
     def with_new_state(self) -> FlatBuffer:
         """The same parameters, with ``ms`` of zero in new memory."""

@@ -18,7 +18,7 @@ import torch
 from llvmlite import binding
 from numba import types
 
-from hogstream.kernels.backends.numba_atomics import atomic_load
+from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store, local_bytes
 from hogstream.kernels.backends.numba_compile import njit
 
 _TORCH = ctypes.CDLL(torch._C.__file__)  # and the libraries that it needs, which have the functions
@@ -38,10 +38,13 @@ def _function(library: ctypes.CDLL, name: str, returns: Any, arguments: int) -> 
 list_size = _function(ctypes.pythonapi, "PyList_Size", _I64, 1)
 list_item = _function(ctypes.pythonapi, "PyList_GetItem", _I64, 2)
 dict_size = _function(ctypes.pythonapi, "PyDict_Size", _I64, 1)
+# With a key that is an object: the value, or 0.
+dict_item = _function(ctypes.pythonapi, "PyDict_GetItem", _I64, 2)
 dict_next = _function(ctypes.pythonapi, "PyDict_Next", types.int32, 4)
 
 # Each takes a tensor and an address to write to, and returns 0 if nothing went wrong.
-hold = _function(_TORCH, "aoti_torch_new_tensor_handle", types.int32, 2)
+#: Makes the tensor at the second address the same as the one at the first.
+assign = _function(_TORCH, "aoti_torch_assign_tensors", types.int32, 2)
 _layout = _function(_TORCH, "aoti_torch_get_layout", types.int32, 2)
 _numel = _function(_TORCH, "aoti_torch_get_numel", types.int32, 2)
 _dtype = _function(_TORCH, "aoti_torch_get_dtype", types.int32, 2)
@@ -50,12 +53,12 @@ _device_index = _function(_TORCH, "aoti_torch_get_device_index", types.int32, 2)
 _dim = _function(_TORCH, "aoti_torch_get_dim", types.int32, 2)
 _strides = _function(_TORCH, "aoti_torch_get_strides", types.int32, 2)
 _data_ptr = _function(_TORCH, "aoti_torch_get_data_ptr", types.int32, 2)
-# Takes a tensor that ``hold`` made.
-release = _function(_TORCH, "aoti_torch_delete_tensor_object", types.int32, 1)
 
-# From the address of a ``TensorImpl`` to its gradient, which is a tensor that may be undefined.
+# From the address of a ``TensorImpl`` to its gradient, which is a tensor that may be undefined, and
+# to whether it requires one.
 _GRADIENT = "_ZNK3c1010TensorImpl4gradEv"
 gradient_of = _function(_TORCH, _GRADIENT, _I64, 1)
+requires_gradient = _function(_TORCH, "_ZNK3c1010TensorImpl13requires_gradEv", types.uint8, 1)
 is_negated = _function(_TORCH, "_ZN2at6native6is_negERKNS_6TensorE", types.uint8, 1)
 _version_counter = _function(
     _TORCH, "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE", _I64, 1
@@ -145,6 +148,23 @@ def memory_of_dict(dictionary: dict[Any, Any]) -> list[int]:
     """The same as ``memory_of`` of a dict of few items."""
     address = id(dictionary)
     return [address, ctypes.c_int64.from_address(address + _PLACE_OF_KEYS).value]
+
+
+@njit
+def type_of(an_object: int) -> int:
+    """The address of an object's type, which follows the count of its references."""
+    address: int = atomic_load(an_object + _WORD)
+    return address
+
+
+@njit
+def data_pointer_of(tensor: int) -> int:
+    """Where a tensor's data are; 0 if that cannot be told."""
+    pointer = local_bytes(_WORD)
+    atomic_store(pointer, 0)
+    _data_ptr(tensor, pointer)
+    address: int = atomic_load(pointer)
+    return address
 
 
 @njit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -38,14 +39,19 @@ class Counter:
 
     def add_one(self) -> None:
         """Counts a step."""
+        self._add_one()
+
+    @cached_property
+    def _add_one(self) -> Callable[[], object]:
         if self.shown.device.type != "cpu":
-            _carry(self.shown, self.rest)  # the host knows no counts there
-            return
+            return partial(_carry, self.shown, self.rest)  # the host knows no counts there
         compiled = compiled_module("compiled_counts")
-        if compiled is not None and self.shown.dtype is torch.float32:  # as all but a user's own
-            shown, rest = self.shown.data_ptr(), self.rest.data_ptr()
-            compiled.add_one(shown, rest, self.shown.numel())
-            return
+        if compiled is None or self.shown.dtype is not torch.float32:  # as those of users may be
+            return self._add_one_by_numpy
+        add_one_to: Callable[..., Callable[[], object]] = compiled.add_one_to
+        return add_one_to(self.shown, self.rest)
+
+    def _add_one_by_numpy(self) -> None:
         counts, more = self.shown.numpy(), self.rest.numpy()
         more[counts + more != counts] = 0  # of a count that somebody has set since
         _carry(counts, more)

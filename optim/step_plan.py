@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import eq, is_, itemgetter, ne
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends import Backend, select_backend
-from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.launch_table import GRAD, LaunchTable
 from hogstream.kernels.operands import (
     Operands,
     check_disjoint,
@@ -26,10 +26,12 @@ from hogstream.optim.state import check_step
 from hogstream.optim.step_counts import Counter, counters_of
 
 _pointer = torch.Tensor.data_ptr
+_requires_grad = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _dtype = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 Groups = list[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, torch.Tensor]]
-Positions = npt.NDArray[np.intp] | slice
+Int64s = npt.NDArray[np.int64]
+_NO_PLACE = -1
 _log = logging.getLogger(__name__)
 
 
@@ -58,20 +60,11 @@ class PlannedLaunch:
         group: Index of the parameter group whose hyperparameters it takes.
         backend: What launches it.
         table: What it updates.
-        positions: For each update in the table, which of the reached parameters it is; None for the
-            one update of a flat buffer.
     """
 
     group: int
     backend: Backend
     table: LaunchTable
-    positions: Positions | None
-
-    def table_for(self, pointers: npt.NDArray[np.int64]) -> LaunchTable:
-        """What it updates from gradients at such addresses, of all reached parameters."""
-        if self.positions is None:
-            return self.table
-        return self.table.with_grads(pointers[self.positions])
 
 
 class Written(NamedTuple):
@@ -82,8 +75,8 @@ class Written(NamedTuple):
         ends: The same.
     """
 
-    starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
+    starts: Int64s
+    ends: Int64s
 
     @classmethod
     def by(cls, operands: list[Operands]) -> Written:
@@ -94,40 +87,31 @@ class Written(NamedTuple):
         sizes = np.array([0, *(tensor.nbytes for tensor in written)])
         return cls(starts[order], (starts + sizes)[order])
 
-    def overlaps(self, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> bool:
+    def overlaps(self, starts: Int64s, sizes: Int64s) -> bool:
         """Whether any of other spans, of so many bytes, shares memory with one of these."""
         # The span that matters is the last that starts before the other ends.
         last = np.searchsorted(self.starts, starts + sizes) - 1
         return bool((self.ends[np.maximum(last, 0)] > starts).any())
 
 
-class Gradients(Protocol):
-    """The gradients of a step, which live for as long as this does."""
-
-    @property
-    def pointers(self) -> npt.NDArray[np.int64]:
-        """Where they are: int64, shape (gradients,)."""
-
-
 class Premises(Protocol):
     """All that a plan depends on, but for where gradients are that are not in flat memory."""
 
-    def gradients(self, groups: Groups, state: State) -> Gradients | None:
-        """The gradients that there are now; None if they, or anything else, ask for a new plan."""
+    def hold_gradients(self, groups: Groups, state: State, memory: StepMemory) -> bool:
+        """Has memory hold the gradients that there are now, with their addresses in its tables.
+
+        Returns:
+            Whether the plan may be followed: not if gradients, or anything else, ask for a new one.
+        """
+
+    def let_go(self, memory: StepMemory) -> None:
+        """Has it keep them alive no longer."""
 
     def bump_versions(self) -> None:
         """Tells autograd that the parameters have changed."""
 
 
-@dataclass(frozen=True)
-class _Tensors:
-    """``Gradients`` that Python's objects keep alive."""
-
-    pointers: npt.NDArray[np.int64]
-    kept: list[torch.Tensor]
-
-
-def _pointers_of(tensors: list[torch.Tensor]) -> npt.NDArray[np.int64]:
+def _pointers_of(tensors: list[torch.Tensor]) -> Int64s:
     return np.fromiter(map(_pointer, tensors), np.int64, len(tensors))
 
 
@@ -140,9 +124,10 @@ class _ReadPremises(NamedTuple):
     """
 
     written: Written
-    in_flat: npt.NDArray[np.intp]
-    grad_pointers: npt.NDArray[np.int64]
-    grad_bytes: npt.NDArray[np.int64]
+    places: Int64s  # of the addresses of gradients in a step's columns
+    in_flat: Int64s  # gradients that must stay where they are
+    grad_pointers: Int64s
+    grad_bytes: Int64s
     params: list[torch.Tensor]
     group_sizes: list[int]
     owners: list[torch.Tensor]  # of all states
@@ -156,6 +141,7 @@ class _ReadPremises(NamedTuple):
     dtypes: list[torch.dtype]
     strides: list[tuple[int, ...]]
     devices: list[int]  # of gradients
+    flat: list[torch.Tensor]  # parameters whose gradients are in flat memory: all require them
 
     @classmethod
     def of(
@@ -164,13 +150,16 @@ class _ReadPremises(NamedTuple):
         state: State,
         reached: Reached,
         written: Written,
-        in_flat: npt.NDArray[np.intp],
+        places: Int64s,
+        in_flat: Int64s,
     ) -> _ReadPremises:
         states = [state[param] for param in reached.params]
         squares = [each["square_avg"] for each in states]
         tensors = [*reached.params, *squares, *reached.grads]
+        flat = [param for index in in_flat if (param := reached.params[index]).numel()]
         return cls(
             written=written,
+            places=places,
             in_flat=in_flat,
             grad_pointers=_pointers_of(reached.grads),
             grad_bytes=np.array([grad.nbytes for grad in reached.grads], np.int64),
@@ -186,47 +175,60 @@ class _ReadPremises(NamedTuple):
             dtypes=[tensor.dtype for tensor in tensors],
             strides=[tensor.stride() for tensor in tensors],
             devices=[grad.get_device() for grad in reached.grads],
+            flat=flat,
         )
 
-    def gradients(self, groups: Groups, state: State) -> Gradients | None:
+    def hold_gradients(self, groups: Groups, state: State, memory: StepMemory) -> bool:
         """As in ``Premises``."""
         reached = Reached.of(groups)
         try:
             if not self._hold(groups, state, reached):
-                return None
+                return False
             pointers = _pointers_of(reached.grads)
         except KeyError:  # a part of a state, which was removed: to be made
-            return None
+            return False
         except RuntimeError:  # a sparse gradient, which has none of these: to be refused
-            return None
-        if (pointers == self.grad_pointers).all():
-            return _Tensors(pointers, reached.grads)
-        left_flat = pointers[self.in_flat] != self.grad_pointers[self.in_flat]
-        without_memory = (pointers == 0) & (self.grad_bytes > 0)  # to be refused, as is overlap
-        if left_flat.any() or without_memory.any():
-            return None
-        if self.written.overlaps(pointers, self.grad_bytes):
-            return None
-        return _Tensors(pointers, reached.grads)
+            return False
+        if (pointers != self.grad_pointers).any() and not self._may_be_read(pointers):
+            return False
+        memory.columns[self.places] = pointers
+        memory.held = reached.grads
+        return True
 
-    def compiled(self, groups: Groups, state: State) -> Premises:
-        """These, as compiled code reads them, if it can."""
+    def let_go(self, memory: StepMemory) -> None:
+        """As in ``Premises``."""
+        memory.held = None
+
+    def compiled(self, groups: Groups, state: State, memory: StepMemory) -> Premises:
+        """These, as compiled code reads them, if it can; it tries with memory that holds none."""
         module = compiled_module("compiled_premises")
         if module is None:
             return self
         try:
-            premises: Any = module.CompiledPremises(groups, state, self.written, self.in_flat)
+            premises: Any = module.CompiledPremises(
+                groups, state, self.written, self.places, self.in_flat
+            )
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
             return self
         reached = premises.reached  # not those of the plan, if another thread changed gradients
         if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
-        return premises if premises.gradients(groups, state) else self
+        held = premises.hold_gradients(groups, state, memory)
+        memory.held = None
+        return premises if held else self
 
     def bump_versions(self) -> None:
         """As in ``Premises``."""
         torch.autograd.graph.increment_version(self.params)
+
+    def _may_be_read(self, pointers: Int64s) -> bool:
+        """Whether gradients at other addresses than before need not be refused."""
+        left_flat = pointers[self.in_flat] != self.grad_pointers[self.in_flat]
+        without_memory = (pointers == 0) & (self.grad_bytes > 0)
+        if left_flat.any() or without_memory.any():
+            return False
+        return not self.written.overlaps(pointers, self.grad_bytes)
 
     def _hold(self, groups: Groups, state: State, reached: Reached) -> bool:
         written = [*reached.params, *self.squares]
@@ -238,6 +240,7 @@ class _ReadPremises(NamedTuple):
             and all(map(is_, map(_dtype, tensors), self.dtypes))
             and all(map(eq, map(torch.Tensor.stride, tensors), self.strides))
             and self.devices == list(map(torch.Tensor.get_device, reached.grads))
+            and all(map(_requires_grad, self.flat))
             and self.group_sizes == [len(group["params"]) for group in groups]
             and len(state) == len(self.owners)
             and all(map(is_, state, self.owners))
@@ -259,6 +262,9 @@ class StepPlan:
         premises: What they depend on.
         lasting: Whether it may be followed: not if it reads copies of gradients.
         followed_before: Whether it was: premises have been compiled then, if they can be.
+        ended: Memory of steps that have ended, which the next one takes. After a backward, which
+            has freed much of many sizes, C's allocator first puts all of that in order: 0.2 ms for
+            1,000 gradients.
     """
 
     launches: list[PlannedLaunch]
@@ -266,35 +272,71 @@ class StepPlan:
     premises: Premises
     lasting: bool
     followed_before: bool = False
+    ended: list[StepMemory] = field(default_factory=list, init=False)
 
     def followed(self, groups: Groups, state: State) -> PlannedStep | None:
         """A step by this plan, for the gradients that there are now; None if it takes a new one."""
-        gradients = self.premises.gradients(groups, state) if self.lasting else None
-        if gradients is None:
+        if not self.lasting:
             return None
-        plan, pointers = self, gradients.pointers
         if not self.followed_before:
-            plan = replace(self, premises=self._compiled(groups, state), followed_before=True)
-        tables = [launch.table_for(pointers) for launch in self.launches]
-        return PlannedStep(plan, tables, gradients)
+            plan = self._compiled(groups, state)
+            return None if plan is None else plan.followed(groups, state)
+        try:
+            memory = self.ended.pop()
+        except IndexError:  # it is the first, or another thread's has not ended
+            memory = StepMemory(self.launches)
+        held = self.premises.hold_gradients(groups, state, memory)
+        return PlannedStep(self, memory) if held else None
 
-    def _compiled(self, groups: Groups, state: State) -> Premises:
-        premises = self.premises
-        return premises.compiled(groups, state) if isinstance(premises, _ReadPremises) else premises
+    def _compiled(self, groups: Groups, state: State) -> StepPlan | None:
+        """The same plan with premises that are read by compiled code, if they still hold."""
+        premises, memory = self.premises, StepMemory(self.launches)
+        if not premises.hold_gradients(groups, state, memory):
+            return None
+        if isinstance(premises, _ReadPremises):
+            premises = premises.compiled(groups, state, StepMemory(self.launches))
+        return replace(self, premises=premises, followed_before=True)
+
+
+class StepMemory:
+    """What a step takes of memory: one after the other may take it.
+
+    Attributes:
+        columns: int64: those of all tables, one after the other, and a word for addresses that no
+            table takes.
+        address: Of the columns.
+        tables: What each launch updates.
+        held: What keeps gradients alive until all are launched, and belongs to the plan's premises.
+    """
+
+    def __init__(self, launches: list[PlannedLaunch], held: Any = None) -> None:
+        """Has tables as they were planned."""
+        self.held = held
+        sizes = [launch.table.columns.size for launch in launches]
+        self.columns = np.zeros(sum(sizes) + 1, np.int64)
+        self.address = self.columns.ctypes.data
+        parts = np.split(self.columns, np.cumsum(sizes))
+        self.tables = [
+            launch.table.copy_to(part.reshape(launch.table.columns.shape))
+            for launch, part in zip(launches, parts[:-1], strict=True)
+        ]
 
 
 class PlannedStep(NamedTuple):
     """One step by a plan.
 
     Attributes:
-        plan: Of the launches.
-        tables: What each launch updates.
-        kept: What must live until all are launched.
+        plan: Of its launches.
+        memory: What they read.
     """
 
     plan: StepPlan
-    tables: list[LaunchTable]
-    kept: object
+    memory: StepMemory
+
+    def end(self) -> None:
+        """Leaves its memory to the next step, when all is launched."""
+        self.plan.premises.let_go(self.memory)
+        self.plan.ended.append(self.memory)
 
 
 @torch.no_grad()
@@ -333,22 +375,25 @@ def make_plan(
     operands = [each for _, each in named]
     launches: list[PlannedLaunch] = []
     counters: list[Counter] = []
-    first = 0
+    places = np.full(len(operands), _NO_PLACE)
+    first = words = 0
     for index, group in enumerate(groups):
         here = [param for param in group["params"] if param.grad is not None]
         positions = range(first, first + len(here))
         for table, of in _tables_of(positions, reached, operands, flat_buffers[index]):
             chosen = select_backend(backend, table.device.type)
-            launches.append(PlannedLaunch(index, chosen, table, of))
+            launches.append(PlannedLaunch(index, chosen, table))
+            if of is not None:
+                places[of] = words + GRAD * table.updates + np.arange(table.updates)
+            words += table.columns.size
         counters += counters_of((state[param]["step"] for param in here), counts)
         first += len(here)
-    every = np.arange(len(operands))
-    through_tables = [every[each.positions] for each in launches if each.positions is not None]
-    in_flat = np.setdiff1d(every, np.concatenate([[], *through_tables]))
-    premises = _ReadPremises.of(groups, state, reached, Written.by(operands), in_flat)
+    in_flat = np.flatnonzero(places == _NO_PLACE)
+    places[in_flat] = words  # which no table reads
+    premises = _ReadPremises.of(groups, state, reached, Written.by(operands), places, in_flat)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
     plan = StepPlan(launches, counters, premises, lasting=not copied)
-    return PlannedStep(plan, [launch.table for launch in launches], operands)
+    return PlannedStep(plan, StepMemory(launches, operands))
 
 
 def _checked(
@@ -374,7 +419,7 @@ def _tables_of(
     reached: Reached,
     operands: list[Operands],
     flat_buffers: list[FlatBuffer],
-) -> list[tuple[LaunchTable, Positions | None]]:
+) -> list[tuple[LaunchTable, list[int] | None]]:
     """The tables of one group: one for each flat buffer that is whole, the rest by dtype, device.
 
     Args:
@@ -384,10 +429,11 @@ def _tables_of(
         flat_buffers: Those of the group.
 
     Returns:
-        Each table, with its ``PlannedLaunch.positions``.
+        Each table, and for each of its updates which of the reached parameters it is; None for the
+        one update of a flat buffer.
     """
     where = {id(reached.params[position]): position for position in positions}
-    tables: list[tuple[LaunchTable, Positions | None]] = []
+    tables: list[tuple[LaunchTable, list[int] | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
@@ -398,12 +444,4 @@ def _tables_of(
     for position in where.values():
         param = operands[position].param
         kinds.setdefault((param.dtype, param.device), []).append(position)
-    return tables + [
-        (LaunchTable([operands[i] for i in kind]), _positions(kind)) for kind in kinds.values()
-    ]
-
-
-def _positions(kind: list[int]) -> Positions:
-    """Rising positions, as a slice if none is left out: that copies nothing."""
-    rising = slice(kind[0], kind[-1] + 1)
-    return rising if len(kind) == rising.stop - rising.start else np.array(kind, np.intp)
+    return tables + [(LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()]

@@ -73,6 +73,15 @@ def _float_store(_context: Any, address: types.Type, value: types.Type) -> Any:
     return types.void(types.int64, types.float64), emit
 
 
+def _floats_at(_context: Any, address: types.Type) -> Any:
+    """The float32 at an address, by index; not atomic."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), emit
+
+
 def _plain_store(_context: Any, address: types.Type, value: types.Type) -> Any:
     """Writes an int64; not atomic."""
 
@@ -140,6 +149,7 @@ atomic_add: Any = intrinsic(_add)
 atomic_exchange: Any = intrinsic(_exchange)
 float_load: Any = intrinsic(_float_load)
 float_store: Any = intrinsic(_float_store)
+floats_at: Any = intrinsic(_floats_at)
 plain_store: Any = intrinsic(_plain_store)
 call: Any = intrinsic(_call)
 prefetch: Any = intrinsic(_prefetch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,10 +59,17 @@ def test_a_table_holds_addresses_and_lengths():
     assert (table.updates, table.elements) == (2, 10)
 
 
-def test_moved_gradients_leave_the_old_table_as_it_was():
+def copy_of(table: LaunchTable, *grads: int) -> LaunchTable:
+    """A copy in new memory, with gradients at such addresses."""
+    copy = table.copy_to(np.empty_like(table.columns))
+    copy.columns[GRAD] = grads
+    return copy
+
+
+def test_moved_gradients_of_a_copy_leave_the_table_as_it_was():
     table, _ = table_of(3, 7)
     before = table.columns.copy()
-    moved = table.with_grads([64, 128])
+    moved = copy_of(table, 64, 128)
     assert moved.columns[GRAD].tolist() == [64, 128]
     assert np.array_equal(np.delete(moved.columns, GRAD, axis=0), np.delete(before, GRAD, axis=0))
     assert np.array_equal(table.columns, before)
@@ -91,6 +99,28 @@ class Capture:
         return tensor.clone()
 
 
+def test_gradients_that_move_are_sent_to_the_device_anew(monkeypatch):
+    """A table is sent once, then gradients alone and only if they moved: where a step kept them."""
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.numel())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    table, _ = table_of(3, 7)
+    moved, sent = copy_of(table, 64, 128), []
+    for grads in ((64, 128), (64, 128), (192, 128), (64, 128)):
+        moved.columns[GRAD] = grads
+        with moved._on_device.of(moved, 4) as on:
+            assert on.columns.tolist() == moved.columns.tolist()
+        sent.append(len(pinned))
+    assert pinned == [8, 6, 2, 2]  # four columns, three blocks of 4 elements, and gradients twice
+    assert sent == [2, 2, 3, 4]
+
+
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     with Driver() as driver, Program(driver):
@@ -118,7 +148,7 @@ def test_what_was_captured_lives_as_long_as_what_it_updates(capture):
     before = len(launch_table._captured)
     table, operands = table_of(3, 7)
     seen = []
-    for moved in (table, table.with_grads([64, 128]), table):
+    for moved in (table, copy_of(table, 64, 128), table):
         with moved._on_device.of(moved, 4) as on:
             seen.append(on)
             assert on.columns.tolist() == moved.columns.tolist()

@@ -15,7 +15,7 @@ import torch
 from torch.nn import Parameter
 
 from hogstream.optim import RMSpropAsync, compiled_modules
-from hogstream.optim.step_plan import Premises, _ReadPremises, make_plan
+from hogstream.optim.step_plan import Premises, StepMemory, _ReadPremises, make_plan
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES: list[tuple[int, ...]] = [
@@ -53,7 +53,8 @@ class Program:
         ).plan
         assert isinstance(self.plan.premises, _ReadPremises)
         self.read: Premises = self.plan.premises
-        self.compiled = self.plan.premises.compiled(optimizer.param_groups, optimizer.state)
+        memory = StepMemory(self.plan.launches)
+        self.compiled = self.plan.premises.compiled(optimizer.param_groups, optimizer.state, memory)
         assert self.compiled is not self.read
 
     def _new_param(self) -> Parameter:
@@ -62,11 +63,15 @@ class Program:
 
     def decide(self) -> tuple[bool, bool]:
         """Whether each of the two would follow the plan; if both do, their addresses are one."""
-        groups, state = self.optimizer.param_groups, self.optimizer.state
-        read, compiled = (each.gradients(groups, state) for each in (self.read, self.compiled))
-        if read is not None and compiled is not None:
-            np.testing.assert_array_equal(read.pointers, compiled.pointers)
-        return read is not None, compiled is not None
+        memories = StepMemory(self.plan.launches), StepMemory(self.plan.launches)
+        read, compiled = self.hold(self.read, memories[0]), self.hold(self.compiled, memories[1])
+        if read and compiled:
+            np.testing.assert_array_equal(memories[0].columns, memories[1].columns)
+        return read, compiled
+
+    def hold(self, premises: Premises, memory: StepMemory) -> bool:
+        """Has memory hold the gradients that there are now."""
+        return premises.hold_gradients(self.optimizer.param_groups, self.optimizer.state, memory)
 
     @property
     def param(self) -> Parameter:
@@ -93,6 +98,10 @@ def like(tensor: torch.Tensor) -> torch.Tensor:
 
 def negated(tensor: torch.Tensor) -> torch.Tensor:
     return torch._neg_view(tensor.detach())
+
+
+def swap_param(param: Parameter) -> None:
+    torch.utils.swap_tensors(param, Parameter(like(param.detach())))
 
 
 def set_grad(make: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Program], None]:
@@ -203,6 +212,7 @@ CHANGES: dict[str, Callable[[Program], Any]] = {
     "data cut": set_data(lambda param: param[:2] if param.ndim else param),
     "data negated": set_data(negated),
     "param frozen": lambda program: program.param.requires_grad_(False),
+    "param swapped": lambda program: swap_param(program.param),
     "param shared": lambda program: program.param.share_memory_(),
     "square replaced": set_square(like),
     "square viewed": set_square(lambda square: square.view(square.shape)),
@@ -282,9 +292,10 @@ def test_a_change_is_noticed_at_each_place_of_a_list(count, flat, change):
         assert plan is not None
         assert not isinstance(plan.premises, _ReadPremises)
         groups, state = optimizer.param_groups, optimizer.state
-        assert plan.premises.gradients(groups, state) is not None
+        memory = StepMemory(plan.launches)
+        assert plan.premises.hold_gradients(groups, state, memory)
         CHANGES_OF_ONE[change](params[place], state[params[place]])
-        assert plan.premises.gradients(groups, state) is None, place
+        assert not plan.premises.hold_gradients(groups, state, memory), place
 
 
 def test_another_object_for_a_gradient_in_flat_memory_is_read():
@@ -297,17 +308,24 @@ def test_another_object_for_a_gradient_in_flat_memory_is_read():
         assert param.tolist() == [-0.5 * steps] * 3
 
 
-def test_a_gradient_that_is_dropped_meanwhile_lives_until_it_is_let_go():
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda program, memory: program.compiled.let_go(memory), id="let go"),
+        pytest.param(lambda program, memory: memory.__dict__.clear(), id="given up"),
+    ],
+)
+def test_a_gradient_that_is_dropped_meanwhile_lives_until_its_step_ends(end):
     program = Program(1)
     param = next(param for param in program.params if param.grad is not None)
     param.grad = like(param)
     assert param.grad is not None
     gradient = weakref.ref(param.grad)
-    held = program.compiled.gradients(program.optimizer.param_groups, program.optimizer.state)
-    assert held is not None
+    memory = StepMemory(program.plan.launches)
+    assert program.hold(program.compiled, memory)
     param.grad = None
     assert gradient() is not None
-    del held
+    end(program, memory)
     assert gradient() is None
 
 

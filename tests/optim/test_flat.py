@@ -302,6 +302,22 @@ def test_a_parameter_is_left_alone_from_when_it_is_frozen(after, clip, options):
     assert torch.isfinite(ours).all()
 
 
+def test_a_gradient_of_a_frozen_parameter_is_taken_until_it_is_zero():
+    later, trained = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([later, trained], flat=True, lr=0.5, alpha=0.0, eps=0.0)
+    (later + trained).sum().backward()
+    for steps in (1, 2, 3, 4):
+        optimizer.step()  # from one on by a plan that is kept
+        later.requires_grad_(steps < 2)
+        assert later.tolist() == [1 - 0.5 * steps] * 3
+    assert later.grad is not None
+    later.grad.zero_()
+    optimizer.step()
+    assert later.grad is None
+    assert later.tolist() == [-1.0] * 3
+    assert trained.tolist() == [-1.5] * 3
+
+
 def test_zero_grad_leaves_what_is_no_longer_in_a_group():
     kept, gone = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     optimizer = RMSpropAsync([kept, gone], flat=True)
@@ -353,16 +369,16 @@ def test_parameters_that_share_memory_are_refused_and_stay():
 
 
 def test_an_added_group_is_flat_too():
-    old, new = parameters((3,), (4, 2))
+    old, new, newer = parameters((3,), (4, 2), (5,))
     optimizer = RMSpropAsync([old], flat=True, lr=0.25, alpha=0.0, eps=0.0)
-    optimizer.add_param_group({"params": [new], "lr": 0.5})
+    optimizer.add_param_group({"params": [new, newer], "lr": 0.5})
     before = new.detach().clone()
     assert new.grad is not None
     new.grad.fill_(1.0)
     optimizer.step()
     assert torch.equal(new, before - 0.5)
     assert optimizer._plan is not None
-    assert [launch.positions for launch in optimizer._plan.launches] == [None, None]
+    assert [launch.table.updates for launch in optimizer._plan.launches] == [1, 1]
 
 
 def test_a_group_that_shares_memory_is_not_added():
