@@ -23,6 +23,8 @@ from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
+# Autograd counts this up with each operation that a backward may go through.
+_graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 _hyperparameters_of = itemgetter(*HYPERPARAMETERS)
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -145,6 +147,7 @@ class RMSpropAsync(Optimizer):
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
+        self._graph = 0  # how far autograd's graphs were when flat gradients were set to zero
         # By group: its hyperparameters, and what a launch takes for them.
         self._settings: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
         super().__init__(params, defaults)
@@ -152,6 +155,7 @@ class RMSpropAsync(Optimizer):
         if flat:  # only now, when no group can be refused any more
             check_movable(self.param_groups)
             self._flat_buffers = self._make_flat(self.param_groups)
+            self._graph = _graph_position()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
@@ -344,8 +348,10 @@ class RMSpropAsync(Optimizer):
             self._settings.clear()  # which were checked for other parameters, maybe
         settings = [self._settings_of(index) for index in range(len(groups))]
         if step is None:
-            for buffer in (each for buffers in self._flat_buffers for each in buffers):
-                buffer.drop_grads_of_frozen()
+            # After a backward it may be what was frozen since ``zero_grad`` that is zero.
+            if self.flat and _graph_position() != self._graph:
+                for buffer in (each for buffers in self._flat_buffers for each in buffers):
+                    buffer.drop_grads_of_frozen()
             self._make_missing_state()
             step = make_plan(groups, self.state, self._counts, self._flat_buffers, self.backend)
         self._plan = plan = step.plan
@@ -375,6 +381,7 @@ class RMSpropAsync(Optimizer):
                 params.pop(id(inside), None)
             for param in params.values():
                 param.grad = None
+            self._graph = _graph_position()
             return
         super().zero_grad(set_to_none is not False)
 

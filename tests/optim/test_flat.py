@@ -318,6 +318,21 @@ def test_a_gradient_of_a_frozen_parameter_is_taken_until_it_is_zero():
     assert trained.tolist() == [-1.5] * 3
 
 
+def test_zeros_of_a_frozen_parameter_are_taken_if_no_backward_came():
+    """They are what somebody has set then, as with any other optimizer."""
+    later, trained = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([later, trained], flat=True)
+    optimizer.zero_grad()
+    later.requires_grad_(False)
+    for steps in (1, 2, 3):
+        optimizer.step()
+        assert optimizer.state[later]["step"] == steps
+    (2 * trained).sum().backward()
+    optimizer.step()
+    assert optimizer.state[later]["step"] == 3
+    assert later.grad is None
+
+
 def test_zero_grad_leaves_what_is_no_longer_in_a_group():
     kept, gone = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     optimizer = RMSpropAsync([kept, gone], flat=True)
