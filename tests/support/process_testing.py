@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import psutil
 import pytest
 
 LIMIT_SECONDS = 120
@@ -25,12 +27,14 @@ may_fork_with_threads = pytest.mark.filterwarnings(
 
 
 def shared_memory() -> set[str]:
-    """Segments of shared memory that stay: seen twice, as others' are unlinked when just made.
+    """Segments of shared memory that this process, or one that it has started, has made and left.
 
-    Semaphores are not among them: tests that run beside this one may have some.
+    torch names each after its maker. Those of tests that run beside this one come and go.
     """
-    seen = {*os.listdir("/dev/shm")} & {*os.listdir("/dev/shm")}
-    return {name for name in seen if not name.startswith("sem.")}
+    process = psutil.Process()
+    makers = {process.pid, *(child.pid for child in process.children(recursive=True))}
+    made = {name: re.match(r"torch_(\d+)_", name) for name in os.listdir("/dev/shm")}
+    return {name for name, maker in made.items() if maker and int(maker[1]) in makers}
 
 
 def run_python(*arguments: str, **environment: str) -> str:
