@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
@@ -88,37 +89,70 @@ def call_on(threads: int, work: Callable[[], object]) -> None:
     if threads <= 1:
         work()
         return
-    pool, mode = _pool, FloatingPointMode()
-
-    def help_caller() -> None:
-        mode.set()  # which the thread keeps only until it helps another caller
-        work()
-
-    helpers: list[Future[None]] = []
-    refused = False
+    pool, team, refused = _pool, _Team(work), False
     try:
         try:
-            helpers.extend(pool.submit(help_caller) for _ in range(threads - 1))
-        except RuntimeError:  # no thread can be started, or Python is ending: do with fewer
-            refused = True
-        work()
+            try:
+                for _ in range(threads - 1):
+                    pool.submit(team.help)
+            except RuntimeError:  # no thread can be started, or Python is ending: do with fewer
+                refused = True
+            work()
+        finally:
+            team.dismiss()
+    except BaseException:
+        team.dismiss()  # as an interrupt may have come on the way into that above
+        raise
     finally:
-        helpers = [helper for helper in helpers if not helper.cancel()]
-        _wait_for(helpers)
         if refused:
             pool.shutdown()  # the helper that was refused is queued all the same
             _make_pool()
-    for helper in helpers:
-        helper.result()
+    if team.errors:
+        raise team.errors[0]
 
 
-def _wait_for(helpers: list[Future[None]]) -> None:
-    """Waits even if it is interrupted: what they work on may be freed when the caller goes on."""
-    try:
-        wait(helpers)
-    except BaseException:
-        _wait_for(helpers)
-        raise
+class _Team:
+    """Who helps a caller, whom an interrupt may reach anywhere: it may lose a future, for example.
+
+    A lock and a queue that are in C are taken and left as a whole, and no count is the caller's.
+
+    Attributes:
+        errors: What helpers have raised.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        """Helps with ``work``, in the floating-point mode of the thread that makes the team."""
+        self.errors: list[BaseException] = []
+        self._work, self._mode = work, FloatingPointMode()
+        self._at_work, self._dismissed, self._lock = 0, False, threading.Lock()
+        self._leaving: SimpleQueue[None] = SimpleQueue()
+
+    def help(self) -> None:
+        """Works on the calling thread, but for one that comes too late."""
+        with self._lock:
+            if self._dismissed:
+                return
+            self._at_work += 1
+        try:
+            self._mode.set()  # which the thread keeps only until it helps another caller
+            self._work()
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            with self._lock:
+                self._at_work -= 1
+            self._leaving.put(None)
+
+    def dismiss(self) -> None:
+        """Waits for those at work, even if interrupted: what they work on may be freed then."""
+        try:
+            with self._lock:
+                self._dismissed = True
+            while self._at_work:
+                self._leaving.get()
+        except BaseException:
+            self.dismiss()
+            raise
 
 
 def _make_pool() -> None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hogstream.kernels import rmsprop_
+from hogstream.kernels.backends import cpu_threads
 from hogstream.kernels.backends.cpu_threads import (
     MIN_BYTES_PER_THREAD,
     Pieces,
@@ -136,6 +141,60 @@ def test_an_interrupt_is_raised_when_no_thread_is_left_at_work():
         assert left
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupt_at(place: int, interrupt: Callable[[], None]) -> Callable[..., Any]:
+    """A profile function that calls ``interrupt``, which raises, at a place in ``call_on``.
+
+    Python handles signals where a function begins and where a call has returned. Counted are such
+    places in all of its module, and in the pool's ``submit``.
+    """
+    counted = itertools.count()
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if code.co_filename != cpu_threads.__file__ and code.co_name != "submit":
+            return
+        if event in ("call", "c_return") and next(counted) == place:
+            interrupt()
+
+    return profile
+
+
+class Helpers:
+    """What helpers do until the caller is interrupted, or for a while, and who has done it."""
+
+    def __init__(self) -> None:
+        self.caller = threading.get_ident()
+        self.begun: list[int] = []
+        self.left: list[int] = []
+        self._interrupted = threading.Event()
+
+    def work(self) -> None:
+        if threading.get_ident() == self.caller:
+            return
+        self.begun.append(1)
+        self._interrupted.wait(timeout=0.05)
+        sum(range(20_000))  # for as long, one that is not waited for is at work
+        self.left.append(1)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        raise Interrupted
+
+
+def test_wherever_an_interrupt_comes_no_thread_is_left_at_work():
+    for place in itertools.count():
+        helpers = Helpers()
+        sys.setprofile(interrupt_at(place, helpers.interrupt))
+        try:
+            call_on(3, helpers.work)
+            break
+        except Interrupted:
+            assert len(helpers.begun) == len(helpers.left), place
+        finally:
+            sys.setprofile(None)
+    assert place > 5
 
 
 class Exhausted(ThreadPoolExecutor):
