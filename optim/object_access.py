@@ -5,7 +5,7 @@ address of a word that holds the address of its ``TensorImpl``. There is one in 
 of a tensor, and in torch's record of a gradient, of which Python need not have an object yet.
 
 CPython's functions, and those of torch that begin with ``aoti_torch``, are interfaces that are kept
-from version to version; the other four are C++ of torch's. Importing this module raises where one
+from version to version; the other five are C++ of torch's. Importing this module raises where one
 is missing or does not do what is expected of it, which nobody could build on then.
 """
 
@@ -42,9 +42,9 @@ dict_size = _function(ctypes.pythonapi, "PyDict_Size", _I64, 1)
 dict_item = _function(ctypes.pythonapi, "PyDict_GetItem", _I64, 2)
 dict_next = _function(ctypes.pythonapi, "PyDict_Next", types.int32, 4)
 
-# Each takes a tensor and an address to write to, and returns 0 if nothing went wrong.
-#: Makes the tensor at the second address the same as the one at the first.
+#: Makes the tensor at the second address the same as the one at the first; 0 if nothing went wrong.
 assign = _function(_TORCH, "aoti_torch_assign_tensors", types.int32, 2)
+# Each takes a tensor and an address to write to, and returns 0 if nothing went wrong.
 _layout = _function(_TORCH, "aoti_torch_get_layout", types.int32, 2)
 _numel = _function(_TORCH, "aoti_torch_get_numel", types.int32, 2)
 _dtype = _function(_TORCH, "aoti_torch_get_dtype", types.int32, 2)

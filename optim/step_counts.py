@@ -126,7 +126,8 @@ def _follows(step: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _counter(first: torch.Tensor, steps: int, of_storage: dict[int, torch.Tensor]) -> Counter:
-    shown = first.as_strided((steps,), (1,))
+    # Of torch's own class, whatever that is which somebody has put there.
+    shown = first.as_subclass(torch.Tensor).as_strided((steps,), (1,))
     counts = of_storage.get(first.untyped_storage().data_ptr())
     if counts is None:
         return Counter(shown, torch.zeros(steps, dtype=torch.float32, device=first.device))

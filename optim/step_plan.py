@@ -214,9 +214,7 @@ class _ReadPremises(NamedTuple):
         reached = premises.reached  # not those of the plan, if another thread changed gradients
         if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
-        held = premises.hold_gradients(groups, state, memory)
-        memory.held = None
-        return premises if held else self
+        return premises if premises.hold_gradients(groups, state, memory) else self
 
     def bump_versions(self) -> None:
         """As in ``Premises``."""
@@ -293,8 +291,9 @@ class StepPlan:
         premises, memory = self.premises, StepMemory(self.launches)
         if not premises.hold_gradients(groups, state, memory):
             return None
+        premises.let_go(memory)
         if isinstance(premises, _ReadPremises):
-            premises = premises.compiled(groups, state, StepMemory(self.launches))
+            premises = premises.compiled(groups, state, memory)
         return replace(self, premises=premises, followed_before=True)
 
 

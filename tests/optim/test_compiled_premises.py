@@ -329,6 +329,19 @@ def test_a_gradient_that_is_dropped_meanwhile_lives_until_its_step_ends(end):
     assert gradient() is None
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_a_step_keeps_no_gradient_alive(backend):
+    """Be it the first, one that Python reads, or one that compiled code does."""
+    param = Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([param], backend=backend)
+    for _ in range(4):
+        param.grad = torch.ones(3)
+        gradient = weakref.ref(param.grad)
+        optimizer.step()
+        param.grad = None
+        assert gradient() is None
+
+
 def test_versions_are_bumped_as_by_python():
     program = Program(3)
     before = [param._version for param in program.params]

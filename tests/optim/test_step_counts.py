@@ -50,6 +50,30 @@ def test_counts_where_another_parameter_is_reached_each_time():
     assert shown(optimizer) == [nearest(2**24 + 10)] * 3
 
 
+class Strange(torch.Tensor):
+    """A class of somebody else's."""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        torch.zeros(()).as_subclass(Strange),
+        torch.nn.Parameter(torch.zeros(()), requires_grad=False),
+        torch.zeros((), dtype=torch.float64),
+        torch.zeros(2)[1],
+    ],
+    ids=["of another class", "parameter", "float64", "view"],
+)
+def test_a_step_of_another_kind_is_counted_where_it_is(step):
+    params = parameters((3,), (5,))
+    optimizer = RMSpropAsync(params)
+    optimizer.state[params[1]]["step"] = step
+    for steps in range(1, 5):
+        step_with(optimizer, params)
+        assert shown(optimizer) == [steps, steps]
+    assert optimizer.state[params[1]]["step"] is step
+
+
 @pytest.mark.parametrize("counted", [1, 3])
 @pytest.mark.parametrize("start", [0.0, 5.0, 2.0**24 - 8])
 def test_a_count_that_is_set_anew_goes_on_from_there(start, counted):
