@@ -16,8 +16,8 @@ import torch
 
 from hogstream.kernels.operands import Operands
 
-#: The rows of a table: addresses of each update's tensors, and how many elements each has.
-PARAM, GRAD, MS, ELEMENTS = range(4)
+#: The rows of a table: addresses of each update's tensors, or 0, and how many elements each has.
+PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, ELEMENTS = range(6)
 
 
 class LaunchTable:
@@ -28,8 +28,9 @@ class LaunchTable:
     Attributes:
         dtype: Of parameters and gradients.
         device: Where they are.
-        columns: int64, shape (4, updates), one row each for the addresses of ``param``, ``grad``
-            and ``ms``, and the number of elements.
+        columns: int64, shape (6, updates), one row each for the addresses of ``param``, ``grad``,
+            ``ms``, ``grad_avg`` and ``momentum_buffer`` (0 where there is none), and the number of
+            elements.
         updates: How many updates there are.
         elements: How many elements they have together.
     """
@@ -40,9 +41,7 @@ class LaunchTable:
         self.dtype, self.device = first.dtype, first.device
         self.columns: npt.NDArray[np.int64] = np.array(
             [
-                [operand.param.data_ptr() for operand in operands],
-                [operand.grad.data_ptr() for operand in operands],
-                [operand.ms.data_ptr() for operand in operands],
+                *(list(map(_address, tensors)) for tensors in zip(*operands, strict=True)),
                 [operand.param.numel() for operand in operands],
             ],
             np.int64,
@@ -92,6 +91,10 @@ class LaunchTable:
         updates = np.repeat(np.arange(self.updates), counts)
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         return np.stack([updates, np.arange(len(updates)) - starts]).astype(np.int32)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def make_tables(operands: Iterable[Operands]) -> list[LaunchTable]:
