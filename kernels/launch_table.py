@@ -39,13 +39,12 @@ class LaunchTable:
         """Makes a table of checked operands, at least one, of one dtype and device."""
         first = operands[0].param
         self.dtype, self.device = first.dtype, first.device
-        self.columns: npt.NDArray[np.int64] = np.array(
-            [
-                *(list(map(_address, tensors)) for tensors in zip(*operands, strict=True)),
-                [operand.param.numel() for operand in operands],
-            ],
-            np.int64,
-        )
+        addresses = [
+            0 if tensor is None else tensor.data_ptr() for each in operands for tensor in each
+        ]
+        rows = [addresses[row::ELEMENTS] for row in range(ELEMENTS)]  # which comes behind them
+        rows.append([each.param.numel() for each in operands])
+        self.columns: npt.NDArray[np.int64] = np.array(rows, np.int64)
         self.updates = len(operands)
         self.elements = int(self.columns[ELEMENTS].sum())
         self._on_device = _DeviceCopy()
@@ -91,10 +90,6 @@ class LaunchTable:
         updates = np.repeat(np.arange(self.updates), counts)
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         return np.stack([updates, np.arange(len(updates)) - starts]).astype(np.int32)
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def make_tables(operands: Iterable[Operands]) -> list[LaunchTable]:
