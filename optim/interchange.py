@@ -186,7 +186,7 @@ def readable(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
             warnings.warn(
                 f"state_dict does not say {', '.join(unsaid)}: what the optimizer was made with is "
                 "kept. import_state(state_dict, made_by=...) says what another library means",
-                stacklevel=7,  # who called load_state_dict, which torch wraps
+                stacklevel=8,  # who called load_state_dict, which torch wraps
             )
             groups = [{**{name: own[name] for name in mattering}, **group} for own, group in pairs]
             return {**state_dict, "param_groups": groups}
