@@ -180,9 +180,11 @@ def multi_tensor_rmsprop_(
 
 def _check_row(index: int, row: tuple[Any, ...]) -> tuple[list[str], Operands]:
     names = [
-        f"{name}[{index}]" for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers")
+        f"{name}[{index}]"
+        for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers", "kahan_comps")
     ]
-    return names, check_operands(*row, names=names)
+    param, grad, ms, grad_avg, momentum_buffer = row
+    return names, check_operands(param, grad, ms, grad_avg, momentum_buffer, names=names)
 
 
 def _check_state(hyperparameters: Hyperparameters, **state: object) -> None:
