@@ -39,7 +39,8 @@ class SchedulerSettings:
             ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
             ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
-        hyperparameters: What updates are made with.
+        hyperparameters: What updates are made with. Momentum, and centered updates, have a state
+            of their own, which the scheduler makes when it is opened.
         depth: How many updates of one worker may be in flight, at least 1. A worker needs as many
             gradient buffers.
         batch: How many updates are launched at once, at least 1. On a GPU, those of the same lanes
@@ -48,8 +49,9 @@ class SchedulerSettings:
         batch_of: ``"lane"``: a batch is of one worker's updates, at most ``depth``, one after the
             other. ``"lanes"``: it is of all workers' updates, at most ``depth`` times ``workers``,
             each down its lane, beside each other.
-        state: ``"shared"``: one ``ms`` for all, as RMSpropAsync. ``"per-worker"``: each its own, as
-            A3C's unshared RMSProp (Mnih et al. 2016, arXiv 1602.01783).
+        state: ``"shared"``: one ``ms`` for all, as RMSpropAsync, and so for what else updates have.
+            ``"per-worker"``: each its own, as A3C's unshared RMSProp (Mnih et al. 2016, arXiv
+            1602.01783).
         read: ``"live"``: workers read parameters that change under them (Hogwild).
             ``"snapshot"``: they read a copy, made at the start of each iteration (A3C).
         staleness_aware: Divide ``lr`` by an update's staleness (Zhang et al. 2016, arXiv
