@@ -148,7 +148,9 @@ class Hyperparameters:
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
 HYPERPARAMETERS = tuple(field.name for field in fields(Hyperparameters))
-_SWITCHES = tuple(field.name for field in fields(Hyperparameters) if isinstance(field.default, bool))
+_SWITCHES = tuple(
+    field.name for field in fields(Hyperparameters) if isinstance(field.default, bool)
+)
 
 
 class Switches(NamedTuple):
@@ -214,7 +216,7 @@ def _as_float(name: str, value: Any, allowed: str) -> float:
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
-        return float(value)
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except OverflowError:  # an integer beyond float64
         return math.inf
     except (TypeError, ValueError, RuntimeError):

@@ -81,7 +81,8 @@ def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    kernel = _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches)
+    factors = hyperparameters.in_memory
     run_alone(kernel, table, ctypes.addressof(factors))
 
 
@@ -92,12 +93,9 @@ def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> N
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    kernel = _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches)
+    factors = hyperparameters.in_memory
     run_in_pieces(kernel, table, ctypes.addressof(factors))
-
-
-def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Kernel:
-    return _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches.bits)
 
 
 def race_block(dtype: torch.dtype, device: torch.device) -> int:
@@ -106,9 +104,9 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 
 
 @cache
-def _kernel(dtype: str, switches: int) -> Kernel:
+def _kernel(dtype: str, of: Switches) -> Kernel:
     """Takes pieces of a job of ``numba_pieces``, whose argument is ``Factors`` in float64."""
-    rows = _rows_of(switches)
+    rows, switches = _rows_of(of), of.bits
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
     @cfunc(types.void(types.int64))
@@ -148,14 +146,19 @@ def _kernel(dtype: str, switches: int) -> Kernel:
     return Kernel.of(kernel)
 
 
-def _rows_of(switches: int) -> tuple[int, ...]:
+def _rows_of(switches: Switches) -> tuple[int, ...]:
     """The rows of a table that an update reads."""
-    of = Switches.of_bits(switches)
-    return (PARAM, GRAD, MS, *([GRAD_AVG] * of.centered), *([MOMENTUM_BUFFER] * of.momentum))
+    return (
+        PARAM,
+        GRAD,
+        MS,
+        *([GRAD_AVG] * switches.centered),
+        *([MOMENTUM_BUFFER] * switches.momentum),
+    )
 
 
 @cache
-def update_function(dtype: str, switches: int) -> Any:
+def update_function(dtype: str, of: Switches) -> Any:
     """One update as other compiled code calls it, with race counters or without.
 
     A function in C, called by its address: one that Numba compiles into its callers would not be
@@ -163,16 +166,18 @@ def update_function(dtype: str, switches: int) -> Any:
 
     Args:
         dtype: Of the parameter: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
-        switches: ``Switches.bits``.
+        of: What its code depends on.
 
     Returns:
         ``update(param, grad, ms, grad_avg, buffer, elements, factors, counts, blocks,
         block_elements, flat)``, a ``CFunc`` of Numba. All arguments are int64, and it returns 0.
         The first five are addresses, ``factors`` that of ``Hyperparameters.factors`` as eight
-        float64, each rounded here. ``counts`` is the address of ``RaceCounters.counts``, for ``blocks`` blocks of
-        ``block_elements`` elements from ``flat`` on, the address of a parameter of which ``param``
-        is a part or all. It is 0 to count no races; what follows it is of no account then.
+        float64, each rounded here. ``counts`` is the address of ``RaceCounters.counts``, for
+        ``blocks`` blocks of ``block_elements`` elements from ``flat`` on, the address of a
+        parameter of which ``param`` is a part or all. It is 0 to count no races; what follows it is
+        of no account then.
     """
+    switches = of.bits
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
     @cfunc(types.int64(*[types.int64] * 11))
@@ -302,14 +307,14 @@ def _update_intrinsic(
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
         *addresses, elements, factors = args[:7]
-        form = FORMATS[dtype.literal_value]
+        form, bits = FORMATS[dtype.literal_value], switches.literal_value
         line = CACHE_LINE // form.compute_bytes
         whole = builder.and_(elements, _I64(-line))
         for width, first, end in ((line, _I64(0), whole), (1, whole, elements)):
             emitter = Emitter(builder, form, width)
             spread = [emitter.spread(each) for each in cgutils.unpack_tuple(builder, factors)]
             with cgutils.for_range_slice(builder, first, end, _I64(width)) as (index, _):
-                _emit_update(emitter, addresses, index, spread, switches.literal_value)
+                _emit_update(emitter, addresses, index, spread, Switches.of_bits(bits))
         return ir.Constant(ir.IntType(8).as_pointer(), None)
 
     arguments = (
@@ -324,7 +329,7 @@ def _emit_update(
     addresses: Sequence[ir.Value],
     index: ir.Value,  # of the first element
     factors: Sequence[Vector],
-    switches: int,
+    switches: Switches,
 ) -> None:
     sizes = [emitter.form.stored_bytes] * 2 + [emitter.form.compute_bytes] * 3
     rows = _rows_of(switches)
@@ -335,7 +340,7 @@ def _emit_update(
     p, g = (emitter.load_stored(places[row]) for row in (PARAM, GRAD))
     state = {row: emitter.load_computed(places[row]) for row in rows if row not in (PARAM, GRAD)}
     kinds = MS, GRAD_AVG, MOMENTUM_BUFFER
-    p, *new = _rmsprop(p, g, *map(state.get, kinds), factors, *Switches.of_bits(switches))
+    p, *new = _rmsprop(p, g, *map(state.get, kinds), factors, *switches)
     for row, numbers in zip(kinds, new, strict=True):
         if row in state:
             emitter.store_computed(numbers, places[row])
