@@ -521,6 +521,9 @@ class _CheckedGradients:
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
+        if grad.dtype != self._flat.dtype:
+            wanted, got = (str(each.dtype).removeprefix("torch.") for each in (self._flat, grad))
+            raise TypeError(f"grad must be {wanted} as param, got {got}")
         if not grad.is_contiguous():
             raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
         plain = grad.detach().resolve_neg()

@@ -26,7 +26,7 @@ from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.nvtx_context import RangedContext
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
-from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.update_state import UpdateState, kinds_of
@@ -114,7 +114,7 @@ class StreamScheduler:
 
     @hyperparameters.setter
     def hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        check_type("hyperparameters", hyperparameters, Hyperparameters)
+        check_hyperparameters(hyperparameters)
         hyperparameters.check_held_by(self.shared.flat.dtype)
         if self._opened:
             self._check_has_state(hyperparameters)

@@ -110,7 +110,7 @@ class SchedulerSettings:
             checked["deadline"] = check_number("deadline", self.deadline, above=0)
         if self.backend is not None:
             check_choice("backend", self.backend, tuple(available_backends()))
-        check_type("hyperparameters", self.hyperparameters, Hyperparameters)
+        check_hyperparameters(self.hyperparameters)
         for name, value in checked.items():  # NumPy's numbers as Python's
             object.__setattr__(self, name, value)
         self._check_batch()
@@ -184,6 +184,21 @@ class SchedulerSettings:
                 "batch",
                 f"must be 1 with policy {self.policy!r}, which waits for each update, "
                 f"got {self.batch}",
+            )
+
+
+def check_hyperparameters(hyperparameters: Hyperparameters) -> None:
+    """Checks that they are such, and that lanes can do what they say.
+
+    Raises:
+        TypeError: If they are something else.
+        SettingError: If parameters would be rounded otherwise than to nearest.
+    """
+    check_type("hyperparameters", hyperparameters, Hyperparameters)
+    for name in ("stochastic_rounding", "kahan_sum"):
+        if getattr(hyperparameters, name):
+            raise SettingError(
+                name, "must be False in a scheduler, whose updates round to nearest, got True"
             )
 
 

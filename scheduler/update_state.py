@@ -35,7 +35,9 @@ class UpdateState(NamedTuple):
 
     def only(self, kinds: Collection[str]) -> UpdateState:
         """``ms``, and of the others those of some kinds."""
-        return self._replace(**{kind: None for kind in KINDS if kind not in kinds})
+        return UpdateState(
+            self.ms, *(getattr(self, kind) if kind in kinds else None for kind in KINDS)
+        )
 
 
 #: What not all updates have, by its names in ``UpdateState``.

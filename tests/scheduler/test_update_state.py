@@ -7,6 +7,7 @@ import copy
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ async def test_each_worker_has_its_own_state(form: str, backend: str) -> None:
         await scheduler.run(worker, updates=9)
     param, states = torch.ones(N), state_for(options, 3, N)
     for index in order:
-        update_(param, gradients[index], states.map(lambda each, row=index: each[row]), **options)
+        update_(param, gradients[index], states.map(itemgetter(index)), **options)
     assert torch.equal(shared.flat, param)
     assert shared.worker_state is not None
     assert_equal(shared.worker_state, states)
@@ -151,7 +152,10 @@ async def test_state_of_parameters_without_a_gradient_is_left_alone(backend: str
             if name in (only[step % 4] or sizes):
                 update_(expected, shared.views_of(grad)[name], state, **EVERYTHING)
         assert torch.equal(shared.views[name], expected)
-        assert_equal(shared.state.map(lambda each, name=name: shared.views_of(each)[name]), state)
+        assert_equal(
+            UpdateState(*(shared.views_of(each)[name] for each in shared.state.named().values())),
+            state,
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -262,9 +266,8 @@ async def test_updates_without_momentum_leave_the_buffer_of_others_alone(backend
         rmsprop_(param, torch.ones(N), ms)
     assert torch.equal(shared.flat, param)
     assert torch.equal(shared.ms, ms)
-    for tensor in (shared.grad_avg, shared.momentum_buffer):
-        assert tensor is not None
-        assert tensor.eq(3.0).all()
+    for kind in ("grad_avg", "momentum_buffer"):
+        assert shared.state.named()[kind].eq(3.0).all()
 
 
 async def test_hyperparameters_that_are_assigned_before_count(backend: str) -> None:
@@ -370,7 +373,7 @@ async def test_processes_share_it(state: str, backend: str) -> None:
         assert shared.worker_state is not None
         for row in range(2):
             _, expected = made_by([ones] * 5, **EVERYTHING)
-            assert_equal(shared.worker_state.map(lambda each, row=row: each[row]), expected)
+            assert_equal(shared.worker_state.map(itemgetter(row)), expected)
 
 
 async def test_a_run_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path, backend: str) -> None:
