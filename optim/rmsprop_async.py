@@ -456,19 +456,25 @@ class RMSpropAsync(Optimizer):
             set_to_none: To None instead of zero, which saves memory. By default True, and False if
                 ``flat``, where it also brings gradients back that had left the flat memory.
         """
-        if set_to_none is None and self.flat:
-            flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
-            params = {id(param): param for group in self.param_groups for param in group["params"]}
-            for buffer in flat:
-                if buffer.attach_grads(params.keys()):
-                    self._plan = None  # which reaches them one by one
-            for inside in (param for buffer in flat for param in buffer.params):
-                params.pop(id(inside), None)
-            for param in params.values():
-                param.grad = None
-            self._graph = _graph_position()
-            return
-        super().zero_grad(set_to_none is not False)
+        if set_to_none is not None or not self.flat:
+            super().zero_grad(set_to_none is not False)
+        elif _is_profiled() or profiler._is_profiler_enabled:
+            with profiler.record_function(self._zero_grad_profile_name):
+                self._zero_flat_grads()
+        else:
+            self._zero_flat_grads()
+
+    def _zero_flat_grads(self) -> None:
+        flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+        params = {id(param): param for group in self.param_groups for param in group["params"]}
+        for buffer in flat:
+            if buffer.attach_grads(params.keys()):
+                self._plan = None  # which reaches them one by one
+        for inside in (param for buffer in flat for param in buffer.params):
+            params.pop(id(inside), None)
+        for param in params.values():
+            param.grad = None
+        self._graph = _graph_position()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
