@@ -480,17 +480,17 @@ class RMSpropAsync(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum,
-        and goes on as it began: with ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false.
-        ``backend`` stays as it is, as it is not part of the state.
+        A ``torch.optim.RMSprop`` state is taken too, and goes on as it began: with
+        ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false. ``backend`` and ``capturable``
+        stay as they are, as they are not part of the state.
 
         Args:
             state_dict: From ``state_dict()``.
 
         Raises:
             TypeError: If a hyperparameter is of a wrong type.
-            ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
-                out of range, or the state has momentum or is centered. Nothing is loaded then.
+            ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
+                is out of range. Nothing is loaded then.
             RuntimeError: If state is missing that is shared with other processes.
         """
         groups = self.param_groups
@@ -515,6 +515,7 @@ class RMSpropAsync(Optimizer):
                     group.setdefault("decoupled_weight_decay", False)
                 for name in self.defaults:
                     group.setdefault(name, old[name])
+                group["capturable"] = self.capturable
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:

@@ -24,6 +24,7 @@ from torch_suite import (
     params_in,
     params_of,
 )
+from triton_testing import DEVICE, on_tritons_device
 
 named = pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 loaded_named = pytest.mark.parametrize("loaded_named", [False, True], ids=["", "into_named"])
@@ -168,6 +169,24 @@ def test_a_state_is_loaded_for_parameters_of_another_dtype(row, dtype):
             assert_close(value.float(), optimizer.state[theirs][name], rtol=0, atol=0)
         param.grad = filled(param.detach(), 0)
     loaded.step()
+
+
+@on_tritons_device
+@pytest.mark.parametrize("captured", [False, True])
+@each_info
+def test_a_state_is_loaded_whether_it_was_captured_or_not(info, captured):
+    # As when what a GPU has trained goes on elsewhere: how it is launched is not part of the state.
+    params = params_of((2, 3), device=str(DEVICE))
+    optimizer = info.optim_cls(params, capturable=captured, backend="triton")
+    give_grads(params, 0)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group["capturable"] = not captured
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["capturable"] == captured
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"].item() == 2
 
 
 @each_row
