@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
 import pytest
@@ -33,7 +33,6 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.testing import assert_close
 
-from hogstream.optim import RMSprop
 from torch_suite import (
     SHAPES,
     LeastSquares,
@@ -46,15 +45,23 @@ from torch_suite import (
     give_grads,
     params_in,
     params_of,
+    rows,
 )
 from update_testing import BACKENDS
 
 
-def advance(scheduler: Any, loss: torch.Tensor) -> None:
-    scheduler.step(*([loss] if isinstance(scheduler, ReduceLROnPlateau) else []))
+def test_the_tables_leave_the_process_as_it_was():
+    assert not torch.backends.flags_frozen()
+    assert "expecttest" not in sys.modules or find_spec("expecttest")
+    hypothesis = pytest.importorskip("hypothesis")
+    assert hypothesis.settings.default.deadline is None  # as conftest has it
 
 
 # What a step does
+
+
+def advance(scheduler: Any, loss: torch.Tensor) -> None:
+    scheduler.step(*([loss] if isinstance(scheduler, ReduceLROnPlateau) else []))
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -83,13 +90,6 @@ def test_the_loss_goes_the_right_way(row, lay_out, scheduled):
         assert after > before if row.ascends else after < before
 
 
-def test_the_tables_leave_the_process_as_it_was():
-    assert not torch.backends.flags_frozen()
-    assert "expecttest" not in sys.modules or find_spec("expecttest")
-    hypothesis = pytest.importorskip("hypothesis")
-    assert hypothesis.settings.default.deadline is None  # as conftest has it
-
-
 @each_info
 def test_gaps_in_the_memory_of_a_parameter_are_refused(info):
     with pytest.raises(ValueError, match="one block of memory"):
@@ -102,16 +102,24 @@ def closeness(dtype: torch.dtype, steps: int) -> Any:
     return {"rtol": steps * eps, "atol": steps * eps}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-@each_of_torchs
-def test_many_steps_follow_torch(row, backend, dtype):
-    if backend.device != row.device:
-        pytest.skip(f"{backend.name} is run on {backend.device}")
-    interpreted = backend.name == "triton" and row.device == "cpu"
-    if interpreted and (dtype == torch.float64 or row.info.optim_cls is not RMSprop):
-        pytest.skip("a tenth of a second a step")
-    steps = 2 if interpreted else 100
+def runs() -> list[Any]:
+    """Rows, backends for their devices, dtypes, and numbers of steps that there is time for."""
+    found = []
+    dtypes = [torch.float32, torch.float64]
+    for on, backend_on, dtype in product(rows(torchs=True), BACKENDS, dtypes):
+        (row,), (backend,) = on.values, backend_on.values
+        interpreted = backend.name == "triton" and row.device == "cpu"
+        if backend.device != row.device or (interpreted and dtype == torch.float64):
+            continue
+        steps = 2 if interpreted else 100  # a tenth of a second each
+        name = f"{on.id}-{backend_on.id}-{dtype}"
+        marks = [*on.marks, *backend_on.marks]
+        found.append(pytest.param(row, backend, dtype, steps, id=name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("row", "backend", "dtype", "steps"), runs())
+def test_many_steps_follow_torch(row, backend, dtype, steps):
     ours, theirs = (params_of(*SHAPES, device=row.device, dtype=dtype) for _ in range(2))
     optimizer, reference = row.make(ours, backend=backend.name), row.make_torchs(theirs)
     for step in range(steps):
@@ -157,8 +165,6 @@ def test_half_types_are_stepped_in_float32_and_rounded_once(row, dtype):
 )
 @each_row
 def test_a_tensor_is_as_good_a_learning_rate_as_its_number(row, lr):
-    if row.kwargs.get("capturable") and lr.ndim:
-        pytest.skip("capturable wants a scalar")
     problems = [LeastSquares.made(row.device) for _ in range(2)]
     rates = [lr.clone(), lr.item()]
     for problem, each in zip(problems, rates, strict=True):
@@ -232,11 +238,11 @@ def test_dtypes_side_by_side(row):
 @each_row
 def test_a_complex_parameter_is_its_real_view(row):
     if row.kwargs.get("flat"):
-        pytest.skip("flat memory is of real numbers")
+        pytest.skip("flat memory is of real numbers, as the test below says")
     dtypes = [torch.complex64, torch.complex128, torch.float32]  # real ones beside them
     params = [
         param
-        for seed, dtype in enumerate(dtypes)
+        for dtype in dtypes
         for param in params_of((10, 5), (10,), (), device=row.device, dtype=dtype)
     ]
     reals = [Parameter(as_real(param).clone()) for param in params]
@@ -260,7 +266,7 @@ def as_real(tensor: torch.Tensor) -> torch.Tensor:
 @each_row
 def test_a_complex_parameter_is_its_two_parts(row):
     if row.kwargs.get("flat"):
-        pytest.skip("flat memory is of real numbers")
+        pytest.skip("flat memory is of real numbers, as the test below says")
     (param,) = params_of((2,), device=row.device, dtype=torch.complex64)
     parts = [Parameter(part.detach().clone()) for part in (param.real, param.imag)]
     optimizers = row.make([param]), row.make(parts)
@@ -271,6 +277,15 @@ def test_a_complex_parameter_is_its_two_parts(row):
             ((1 - x) ** 2 + 100 * (y - x**2) ** 2).abs().backward()
             optimizer.step()
         assert_close([param.real, param.imag], [part.detach() for part in parts])
+
+
+@each_info
+def test_flat_memory_is_of_real_numbers(info):
+    (param,) = params_of((3,), dtype=torch.complex64)
+    address = param.data_ptr()
+    with pytest.raises(ValueError, match=r"param 0 in group 0 must be real with flat=True"):
+        info.optim_cls([param], flat=True)
+    assert (param.data_ptr(), param.grad) == (address, None)
 
 
 # What a step leaves alone
@@ -349,11 +364,12 @@ def test_the_default_dtype_makes_no_difference(row, default):
 # Memory
 
 
-@pytest.mark.gpu
 @each_row
 def test_a_step_makes_no_tensors_on_the_device(row):
-    problem = LeastSquares.made("cuda")
-    optimizer = Row(row.info, "cuda", row.kwargs).make(problem.params)
+    if row.device != "cuda":
+        pytest.skip("torch counts the memory of a GPU alone")
+    problem = LeastSquares.made(row.device)
+    optimizer = row.make(problem.params)
     problem.backward()
     optimizer.step()
     torch.cuda.synchronize()

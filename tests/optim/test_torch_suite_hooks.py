@@ -130,14 +130,16 @@ def test_hooks_after_loading_see_what_was_loaded(row):
     seen: list[Any] = []
 
     def put(each: Any) -> None:
-        seen.append(float(each.param_groups[0]["lr"]))
+        seen.append((float(each.param_groups[0]["lr"]), each.state[param]["square_avg"]))
         each.state["of the user"] = len(seen)
 
     saved = optimizer.state_dict()
     saved["param_groups"][0]["lr"] = 0.125
     optimizer.register_load_state_dict_post_hook(put)
     optimizer.load_state_dict(saved)
-    assert seen == [0.125]
+    ((lr, square_avg),) = seen
+    assert lr == 0.125
+    assert square_avg is optimizer.state[param]["square_avg"]
     assert optimizer.state["of the user"] == 1
     optimizer.step()  # what the user keeps in the state is left alone
     assert optimizer.state_dict()["state"]["of the user"] == 1

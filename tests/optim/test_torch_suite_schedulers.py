@@ -308,21 +308,24 @@ def test_schedulers_that_want_momentum_say_so(info):
 # Averages of models
 
 
-class Normed(torch.nn.Sequential):
+class Normed(torch.nn.Module):
     """A layer and a normalization, which has buffers."""
 
     def __init__(self) -> None:
+        super().__init__()
         # Without a bias, whose gradient would be nothing but rounding.
-        linear = torch.nn.Linear(3, 4, bias=False)
-        super().__init__(linear, torch.nn.BatchNorm1d(4, momentum=0.3))
+        self.linear = torch.nn.Linear(3, 4, bias=False)
+        self.norm = torch.nn.BatchNorm1d(4, momentum=0.3)
         with torch.no_grad():
             for seed, param in enumerate(self.parameters()):
                 param.copy_(filled(param, seed))
 
+    def forward(self, input: torch.Tensor) -> Any:
+        return self.norm(self.linear(input))
+
     def train_on(self, optimizer: Any, input: torch.Tensor) -> None:
         optimizer.zero_grad()
-        output: torch.Tensor = self.forward(input)
-        (output - input[:, :1]).square().sum().backward()
+        (self(input) - input[:, :1]).square().sum().backward()
         optimizer.step()
 
 
@@ -350,9 +353,9 @@ def test_an_average_of_what_is_trained(info, options):
             model.train_on(optimizer, input)
             averaged.update_parameters(model)
             scheduler.step()
-            visited.append(model[0].weight.detach().clone())
+            visited.append(model.linear.weight.detach().clone())
         if not options:
-            assert_close(averaged.module[0].weight, torch.stack(visited).mean(0))
+            assert_close(averaged.module.linear.weight, torch.stack(visited).mean(0))
         averages.append(averaged)
     assert_close(*(dict(each.state_dict()) for each in averages), rtol=1e-4, atol=1e-5)
 
@@ -373,8 +376,8 @@ def test_an_averaged_model_is_saved_loaded_and_normalized_anew(info):
     assert copy.n_averaged == 4
     update_bn(inputs, averaged)
     with torch.no_grad():
-        outputs = torch.cat([averaged.module[0](input) for input in inputs])
-    norm = averaged.module[1]
+        outputs = torch.cat([averaged.module.linear(input) for input in inputs])
+    norm = averaged.module.norm
     assert norm.momentum == 0.3
     assert_close(norm.running_mean, outputs.mean(0))
     # The mean of the batches' own variances, each of six.
@@ -385,6 +388,6 @@ def test_an_averaged_model_is_saved_loaded_and_normalized_anew(info):
 def test_an_averaged_model_can_be_trained_on(info):
     averaged: Any = AveragedModel(Normed())
     optimizer = info.optim_cls(averaged.parameters())
-    before = averaged.module[0].weight.detach().clone()
+    before = averaged.module.linear.weight.detach().clone()
     averaged.module.train_on(optimizer, filled(torch.empty(6, 3), 0))
-    assert not torch.equal(averaged.module[0].weight, before)
+    assert not torch.equal(averaged.module.linear.weight, before)

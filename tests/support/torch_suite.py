@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -120,7 +120,7 @@ class Row:
 
     info: Any
     device: str
-    kwargs: dict[str, Any] = field(hash=False)
+    kwargs: dict[str, Any]
 
     def make(self, params: Any, **more: Any) -> Any:
         """The optimizer, with nothing shared between two of them."""
@@ -142,7 +142,7 @@ class Row:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it is torch's table that crosses options which do not go together in ours."""
+        """Whether torch's table has crossed options that do not go together in ours."""
         of_leaves = self.kwargs.get("flat") or self.kwargs.get("capturable")
         return bool(of_leaves and self.kwargs.get("differentiable"))
 
@@ -151,11 +151,13 @@ class Row:
         return bool(self.kwargs.get("maximize"))
 
 
-DEVICES = {"cpu": [], **({"cuda": [pytest.mark.gpu]} if torch.cuda.is_available() else {})}
+_MARKS_ON: dict[str, list[Any]] = {"cpu": []}
+if torch.cuda.is_available():
+    _MARKS_ON["cuda"] = [pytest.mark.gpu]
 
 
 def rows(*, differentiable: bool = False, torchs: bool = False) -> list[Any]:
-    """The table as parameters of a test: what ``foreach`` is says a test of its own.
+    """The table as parameters of a test, with ``foreach`` as it is by default.
 
     Args:
         differentiable: With each once more as a differentiable one.
@@ -163,7 +165,7 @@ def rows(*, differentiable: bool = False, torchs: bool = False) -> list[Any]:
     """
     skip = ("foreach",) if differentiable else ("foreach", "differentiable")
     found = []
-    for info, (device, marks) in product(INFOS, DEVICES.items()):
+    for info, (device, marks) in product(INFOS, _MARKS_ON.items()):
         inputs = _tables._get_optim_inputs_including_global_cliquey_kwargs(
             device, torch.float32, info, skip=skip
         )
@@ -187,12 +189,9 @@ SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 3, 4, 5), (0,)]
 def filled(tensor: torch.Tensor, seed: int) -> torch.Tensor:
     """A tensor of the same dtype and layout, of standard normal values: the same at every call."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(tensor.shape, generator=generator, dtype=_drawn(tensor.dtype))
+    drawn = torch.complex128 if tensor.is_complex() else torch.float64
+    values = torch.randn(tensor.shape, generator=generator, dtype=drawn)
     return torch.empty_like(tensor, requires_grad=False).copy_(values)
-
-
-def _drawn(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def params_of(
@@ -225,6 +224,7 @@ class LeastSquares:
 
     @classmethod
     def made(cls, device: str) -> LeastSquares:
+        """The same at every call."""
         weight, bias = params_of((10, 5), (10,), device=device)
         return cls(weight, bias, torch.linspace(-1, 2, 5, device=device))
 
