@@ -159,13 +159,15 @@ def check_movable(groups: list[Group]) -> None:
     """Checks that parameters may be moved, and be the same to everybody who knows them.
 
     Raises:
-        ValueError: If two share memory, which they would do no more; or if one is in memory that is
-            shared with other processes, which would keep the old one.
+        ValueError: If two share memory, which they would do no more; if one is in memory that is
+            shared with other processes, which would keep the old one; or if one is complex.
     """
     named = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
             flat, name = lay_flat(as_real(param)), f"param {index} in group {group_index}"
+            if param.requires_grad and param.is_complex():
+                raise ValueError(f"{name} must be real with flat=True, got {param.dtype}")
             if param.device.type == "cpu" and param.is_shared():
                 raise ValueError(
                     f"{name} must not be shared with other processes before flat=True moves it: "

@@ -526,35 +526,41 @@ class RMSpropAsync(Optimizer):
             set_to_none: To None instead of zero, which saves memory. By default True, and False if
                 ``flat``, where it also brings gradients back that had left the flat memory.
         """
-        if set_to_none is None and self.flat:
-            flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
-            params = {id(param): param for group in self.param_groups for param in group["params"]}
-            for buffer in flat:
-                if buffer.attach_grads(params.keys()):
-                    self._plan = None  # which reaches them one by one
-            for inside in (param for buffer in flat for param in buffer.params):
-                params.pop(id(inside), None)
-            for param in params.values():
-                param.grad = None
-            self._graph = _graph_position()
-            return
-        super().zero_grad(set_to_none is not False)
+        if set_to_none is not None or not self.flat:
+            super().zero_grad(set_to_none is not False)
+        elif _is_profiled() or profiler._is_profiler_enabled:
+            with profiler.record_function(self._zero_grad_profile_name):
+                self._zero_flat_grads()
+        else:
+            self._zero_flat_grads()
+
+    def _zero_flat_grads(self) -> None:
+        flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+        params = {id(param): param for group in self.param_groups for param in group["params"]}
+        for buffer in flat:
+            if buffer.attach_grads(params.keys()):
+                self._plan = None  # which reaches them one by one
+        for inside in (param for buffer in flat for param in buffer.params):
+            params.pop(id(inside), None)
+        for param in params.values():
+            param.grad = None
+        self._graph = _graph_position()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum,
-        and goes on as it began: with ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false.
-        ``backend`` stays as it is, as it is not part of the state.
+        A ``torch.optim.RMSprop`` state is taken too, and goes on as it began: with
+        ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false. ``backend`` and ``capturable``
+        stay as they are, as they are not part of the state.
 
         Args:
             state_dict: From ``state_dict()``.
 
         Raises:
             TypeError: If a hyperparameter is of a wrong type.
-            ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
-                out of range, or the state has momentum or is centered. Nothing is loaded then.
+            ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
+                is out of range. Nothing is loaded then.
             RuntimeError: If state is missing that is shared with other processes.
         """
         groups = self.param_groups
@@ -579,6 +585,7 @@ class RMSpropAsync(Optimizer):
                     group.setdefault("decoupled_weight_decay", False)
                 for name in self.defaults:
                     group.setdefault(name, old[name])
+                group["capturable"] = self.capturable
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:

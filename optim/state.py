@@ -128,7 +128,8 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
     names_of: list[tuple[str, ...]] = []  # by parameter
     for group, saved in zip(groups, saved_groups, strict=True):
-        hyperparameters = check_group({**group, **saved, "params": group["params"]})
+        kept = {name: group[name] for name in ("params", "capturable")}
+        hyperparameters = check_group({**group, **saved, **kept})
         names_of += map(Kinds.of(hyperparameters).names, group["params"])
     for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
         if not saved:
