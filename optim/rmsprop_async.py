@@ -113,6 +113,7 @@ class RMSpropAsync(Optimizer):
         RuntimeError: If ``backend`` is not available here.
     """
 
+    @_not_compiled
     def __init__(
         self,
         params: Any,
@@ -157,6 +158,7 @@ class RMSpropAsync(Optimizer):
             self._flat_buffers = self._make_flat(self.param_groups)
             self._graph = _graph_position()
 
+    @_not_compiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
 
@@ -272,6 +274,7 @@ class RMSpropAsync(Optimizer):
             self._check_params(params)
         return [params[place] for place in places]
 
+    @_not_compiled
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
 
@@ -385,6 +388,7 @@ class RMSpropAsync(Optimizer):
             return
         super().zero_grad(set_to_none is not False)
 
+    @_not_compiled
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
@@ -443,11 +447,13 @@ class RMSpropAsync(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    @_not_compiled
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and how it was made."""
         own = {name: getattr(self, name) for name in ("backend", "capturable", "_counts")}
         return {**super().__getstate__(), **own, "flat": False}
 
+    @_not_compiled
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
