@@ -14,9 +14,10 @@ import torch
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
-    "alpha": ("a number >= 0 and < 1", lambda value: 0.0 <= value < 1.0),
+    "alpha": ("a number >= 0 and <= 1", lambda value: 0.0 <= value <= 1.0),
     "eps": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
     "weight_decay": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
+    "momentum": ("a finite number >= 0", lambda value: 0.0 <= value < math.inf),
 }
 
 
@@ -29,9 +30,14 @@ class Hyperparameters:
 
     Attributes:
         lr: Learning rate, finite and >= 0.
-        alpha: Decay of the mean square, in [0, 1).
+        alpha: Decay of the mean square, in [0, 1].
         eps: Keeps the denominator from zero, finite and >= 0.
         weight_decay: Finite and >= 0; coupled (L2) unless ``decoupled_weight_decay``.
+        momentum: Decay of the momentum buffer, finite and >= 0; 0 for none.
+        centered: Divide by the standard deviation: take the square of the mean gradient from the
+            mean square (Graves 2013, arXiv 1308.0850). What becomes less than 0 is taken as 0.
+        lr_in_momentum: The buffer takes steps that have been multiplied by ``lr``, as
+            TensorFlow's; if false, ``lr`` multiplies the buffer, as torch's.
         eps_inside_sqrt: Divide by ``sqrt(ms + eps)``; if false, by ``sqrt(ms) + eps``, as torch.
         decoupled_weight_decay: Shrink the parameter by ``1 - lr * weight_decay`` instead of adding
             ``weight_decay * param`` to the gradient (Loshchilov and Hutter, arXiv 1711.05101).
@@ -46,6 +52,9 @@ class Hyperparameters:
     alpha: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
+    lr_in_momentum: bool = False
     eps_inside_sqrt: bool = True
     decoupled_weight_decay: bool = False
     maximize: bool = False
@@ -56,7 +65,7 @@ class Hyperparameters:
             if not holds(value):
                 raise ValueError(f"{name} must be {allowed}, got {value!r}")
             object.__setattr__(self, name, value)
-        for name in ("eps_inside_sqrt", "decoupled_weight_decay", "maximize"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
@@ -75,24 +84,31 @@ class Hyperparameters:
                 but what overflows in ``1 - lr*weight_decay``.
 
         Raises:
-            ValueError: If ``lr``, ``eps`` or ``weight_decay`` would become 0 without being 0, a
-                number infinite, or ``alpha`` 1.
+            ValueError: If ``lr``, ``eps``, ``weight_decay`` or ``momentum`` would become 0 without
+                being 0, a number infinite, or ``alpha`` 1 without being 1.
         """
         double = dtype == torch.float64
         compute = "float64" if double else "float32"
         held = map(float, self.in_float64 if double else self.in_float32)
         for name, value, rounded in zip(_FACTOR_NAMES, self.factors, held, strict=True):
             lost = (rounded == 0.0) != (value == 0.0)
-            if lost or math.isinf(rounded) or (name == "alpha" and rounded == 1.0):
+            lost |= name == "alpha" and (rounded == 1.0) != (value == 1.0)
+            if lost or math.isinf(rounded):
                 raise ValueError(
                     f"{name} must be a number that {compute}, the compute type, can hold, "
                     f"got {value!r}, which becomes {rounded!r} there"
                 )
 
-    @property
-    def coupled(self) -> bool:
-        """Whether weight decay is added to the gradient."""
-        return self.weight_decay != 0.0 and not self.decoupled_weight_decay
+    @cached_property
+    def switches(self) -> Switches:
+        """What the code of the update depends on."""
+        return Switches(
+            eps_inside_sqrt=self.eps_inside_sqrt,
+            coupled=self.weight_decay != 0.0 and not self.decoupled_weight_decay,
+            centered=self.centered,
+            momentum=self.momentum != 0.0,
+            lr_in_momentum=self.momentum != 0.0 and self.lr_in_momentum,
+        )
 
     @cached_property
     def factors(self) -> Factors:
@@ -110,6 +126,7 @@ class Hyperparameters:
             weight_decay=self.weight_decay,
             shrink=1.0 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0,
             sign=-1.0 if self.maximize else 1.0,
+            momentum=self.momentum,
         )
 
     @cached_property
@@ -131,6 +148,37 @@ class Hyperparameters:
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
 HYPERPARAMETERS = tuple(field.name for field in fields(Hyperparameters))
+_SWITCHES = tuple(
+    field.name for field in fields(Hyperparameters) if isinstance(field.default, bool)
+)
+
+
+class Switches(NamedTuple):
+    """What the formula's code depends on: each backend compiles it for those that are used.
+
+    Attributes:
+        eps_inside_sqrt: Whether epsilon is added before the root, or behind it.
+        coupled: Whether weight decay is added to the gradient.
+        centered: Whether there is a mean of gradients.
+        momentum: Whether there is a momentum buffer.
+        lr_in_momentum: Whether what goes into that has been multiplied by ``lr``.
+    """
+
+    eps_inside_sqrt: bool = True
+    coupled: bool = False
+    centered: bool = False
+    momentum: bool = False
+    lr_in_momentum: bool = False
+
+    @property
+    def bits(self) -> int:
+        """As a number that has a bit for each."""
+        return sum(switch << place for place, switch in enumerate(self))
+
+    @classmethod
+    def of_bits(cls, bits: int) -> Switches:
+        """Those of such a number."""
+        return cls(*(bool(bits >> place & 1) for place in range(len(cls._fields))))
 
 
 class Factors(NamedTuple):
@@ -147,6 +195,7 @@ class Factors(NamedTuple):
         weight_decay: What of the parameter is added to the gradient, if ``coupled``.
         shrink: ``1 - lr * weight_decay`` if weight decay is decoupled.
         sign: -1 to maximize.
+        momentum: What stays of the momentum buffer.
     """
 
     lr: float
@@ -156,17 +205,18 @@ class Factors(NamedTuple):
     weight_decay: float
     shrink: float
     sign: float
+    momentum: float
 
 
 # What errors call the factors.
-_FACTOR_NAMES = (*Factors._fields[:5], "1 - lr*weight_decay", "the sign")
+_FACTOR_NAMES = (*Factors._fields[:5], "1 - lr*weight_decay", "the sign", "momentum")
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
-        return float(value)
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except OverflowError:  # an integer beyond float64
         return math.inf
     except (TypeError, ValueError, RuntimeError):

@@ -16,8 +16,8 @@ import torch
 
 from hogstream.kernels.operands import Operands
 
-#: The rows of a table: addresses of each update's tensors, and how many elements each has.
-PARAM, GRAD, MS, ELEMENTS = range(4)
+#: The rows of a table: addresses of each update's tensors, or 0, and how many elements each has.
+PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, ELEMENTS = range(6)
 
 
 class LaunchTable:
@@ -28,8 +28,9 @@ class LaunchTable:
     Attributes:
         dtype: Of parameters and gradients.
         device: Where they are.
-        columns: int64, shape (4, updates), one row each for the addresses of ``param``, ``grad``
-            and ``ms``, and the number of elements.
+        columns: int64, shape (6, updates), one row each for the addresses of ``param``, ``grad``,
+            ``ms``, ``grad_avg`` and ``momentum_buffer`` (0 where there is none), and the number of
+            elements.
         updates: How many updates there are.
         elements: How many elements they have together.
     """
@@ -38,15 +39,12 @@ class LaunchTable:
         """Makes a table of checked operands, at least one, of one dtype and device."""
         first = operands[0].param
         self.dtype, self.device = first.dtype, first.device
-        self.columns: npt.NDArray[np.int64] = np.array(
-            [
-                [operand.param.data_ptr() for operand in operands],
-                [operand.grad.data_ptr() for operand in operands],
-                [operand.ms.data_ptr() for operand in operands],
-                [operand.param.numel() for operand in operands],
-            ],
-            np.int64,
-        )
+        addresses = [
+            0 if tensor is None else tensor.data_ptr() for each in operands for tensor in each
+        ]
+        rows = [addresses[row::ELEMENTS] for row in range(ELEMENTS)]  # which comes behind them
+        rows.append([each.param.numel() for each in operands])
+        self.columns: npt.NDArray[np.int64] = np.array(rows, np.int64)
         self.updates = len(operands)
         self.elements = int(self.columns[ELEMENTS].sum())
         self._on_device = _DeviceCopy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +31,21 @@ class Operands(NamedTuple):
         param: Shape (n,), a dtype of ``COMPUTE_DTYPES``.
         grad: Shape (n,), dtype of ``param``.
         ms: Shape (n,), the compute type of ``param``.
+        grad_avg: As ``ms``; None if the update is not centered.
+        momentum_buffer: As ``ms``; None if the update has no momentum.
     """
 
     param: torch.Tensor
     grad: torch.Tensor
     ms: torch.Tensor
+    grad_avg: torch.Tensor | None = None
+    momentum_buffer: torch.Tensor | None = None
+
+    @property
+    def written(self) -> list[torch.Tensor]:
+        """What an update writes."""
+        every = self.param, self.ms, self.grad_avg, self.momentum_buffer
+        return [tensor for tensor in every if tensor is not None]
 
 
 def check_param(param: torch.Tensor, name: str = "param") -> None:
@@ -78,7 +88,9 @@ def check_operands(
     param: ArrayLike,
     grad: ArrayLike,
     ms: ArrayLike,
-    names: tuple[str, str, str] = ("param", "grad", "ms"),
+    grad_avg: ArrayLike | None = None,
+    momentum_buffer: ArrayLike | None = None,
+    names: Sequence[str] = Operands._fields,
 ) -> Operands:
     """Checks one update's operands and lays them flat.
 
@@ -86,45 +98,65 @@ def check_operands(
         param: Any shape; float16, bfloat16 (torch only), float32 or float64. NumPy array or tensor.
         grad: Shape, dtype, device and strides of ``param``.
         ms: The same, but of the compute type: float64 for float64 parameters, else float32.
-        names: What errors call the operands.
+        grad_avg: As ``ms``; None if the update is not centered.
+        momentum_buffer: As ``ms``; None if the update has no momentum.
+        names: What errors call the operands, in their order.
 
     Raises:
         TypeError: If an operand is of a wrong type or dtype.
         ValueError: If shapes, devices or strides differ, or memory is read-only or not contiguous.
     """
-    param_name, grad_name, ms_name = names
-    param, grad, ms = (
-        _as_tensor(param_name, param, written=True),
-        _as_tensor(grad_name, grad, written=False),
-        _as_tensor(ms_name, ms, written=True),
-    )
+    param_name, grad_name, *state_names = names
+    param = _as_tensor(param_name, param, written=True)
+    grad = _as_tensor(grad_name, grad, written=False)
+    state = [
+        each if each is None else _as_tensor(name, each, written=True)
+        for name, each in zip(state_names, (ms, grad_avg, momentum_buffer), strict=True)
+    ]
     check_param(param, param_name)
     check_grad(param, grad, grad_name, param_name)
-    compute = COMPUTE_DTYPES[param.dtype]
-    if ms.dtype != compute:
-        raise TypeError(
-            f"{ms_name} must be {_short(compute)} for {_short(param.dtype)} params, "
-            f"got {_short(ms.dtype)}"
-        )
-    if ms.layout != torch.strided or ms.shape != param.shape:
-        raise ValueError(
-            f"{ms_name} must be dense and have the shape of {param_name}, {tuple(param.shape)}, "
-            f"got {_short(ms.layout)}, {tuple(ms.shape)}"
-        )
-    if ms.device != param.device:
-        raise ValueError(f"{ms_name} must be on {param.device} as {param_name}, got {ms.device}")
-    for name, tensor in ((param_name, param), (ms_name, ms)):
-        if tensor.is_neg():
-            raise ValueError(f"{name} must be memory as it is, got a lazily negated view of it")
+    for name, each in zip(state_names, state, strict=True):
+        if each is not None:
+            _check_state(param, each, name, param_name)
+    _check_not_negated(param, param_name)
     grad = grad.resolve_neg()
-    for name, tensor in ((grad_name, grad), (ms_name, ms)):
-        _check_dense(name, tensor)
-        if not same_layout(tensor, param):
-            raise ValueError(
-                f"{name} must have the strides of {param_name}, {param.stride()}, "
-                f"got {tensor.stride()}"
-            )
-    return Operands(lay_flat(param), lay_flat(grad), lay_flat(ms))
+    for name, tensor in zip(names[1:], (grad, *state), strict=True):
+        if tensor is not None:
+            _check_laid_out_as(param, tensor, name, param_name)
+    flat = (each if each is None else lay_flat(each) for each in state)
+    return Operands(lay_flat(param), lay_flat(grad), *flat)  # type: ignore[arg-type]  # ms is one
+
+
+def _check_state(param: torch.Tensor, state: torch.Tensor, name: str, param_name: str) -> None:
+    compute = COMPUTE_DTYPES[param.dtype]
+    if state.dtype != compute:
+        raise TypeError(
+            f"{name} must be {_short(compute)} for {_short(param.dtype)} params, "
+            f"got {_short(state.dtype)}"
+        )
+    if state.layout != torch.strided or state.shape != param.shape:
+        raise ValueError(
+            f"{name} must be dense and have the shape of {param_name}, {tuple(param.shape)}, "
+            f"got {_short(state.layout)}, {tuple(state.shape)}"
+        )
+    if state.device != param.device:
+        raise ValueError(f"{name} must be on {param.device} as {param_name}, got {state.device}")
+    _check_not_negated(state, name)
+
+
+def _check_not_negated(tensor: torch.Tensor, name: str) -> None:
+    if tensor.is_neg():
+        raise ValueError(f"{name} must be memory as it is, got a lazily negated view of it")
+
+
+def _check_laid_out_as(
+    param: torch.Tensor, tensor: torch.Tensor, name: str, param_name: str
+) -> None:
+    _check_dense(name, tensor)
+    if not same_layout(tensor, param):
+        raise ValueError(
+            f"{name} must have the strides of {param_name}, {param.stride()}, got {tensor.stride()}"
+        )
 
 
 def lay_flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -213,20 +245,20 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def check_disjoint(named: Iterable[tuple[tuple[str, str, str], Operands]]) -> None:
+def check_disjoint(named: Iterable[tuple[Sequence[str], Operands]]) -> None:
     """Checks that no memory is written by an update of a list and used by anything else in it.
 
     Args:
         named: What errors call each update's operands, and the operands.
 
     Raises:
-        ValueError: If a parameter or ``ms`` overlaps another tensor.
+        ValueError: If a parameter or its state overlaps another tensor.
     """
     spans = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), kind, name)
         for names, operands in named
         for kind, name, tensor in zip(Operands._fields, names, operands, strict=True)
-        if tensor.numel() and tensor.data_ptr()  # meta tensors have no memory
+        if tensor is not None and tensor.numel() and tensor.data_ptr()  # which meta tensors lack
     )
     last: dict[bool, tuple[int, str]] = {}  # the span that reaches furthest, written and only read
     for start, end, kind, name in spans:

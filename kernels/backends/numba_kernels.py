@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from operator import truediv
 from typing import Any
 
 import torch
@@ -42,12 +43,22 @@ from hogstream.kernels.backends.numba_vectors import (
     FORMATS,
     Emitter,
     Vector,
+    clamp,
     factors_at,
     finite,
     sqrt,
 )
-from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM, LaunchTable
+from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.hyperparameters import Hyperparameters, Switches
+from hogstream.kernels.launch_table import (
+    ELEMENTS,
+    GRAD,
+    GRAD_AVG,
+    MOMENTUM_BUFFER,
+    MS,
+    PARAM,
+    LaunchTable,
+)
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 
@@ -60,24 +71,7 @@ _UPDATES_AHEAD = 4
 _I64 = ir.IntType(64)
 
 
-def _rmsprop(
-    p: Vector,  # elements of the parameter: compute type, (n,)
-    g: Vector,  # those of its gradient: compute type, (n,)
-    ms: Vector,  # their mean square: compute type, (n,)
-    factors: Sequence[Vector],  # as ``Factors``, each n times: compute type, (n,)
-    eps_inside_sqrt: bool,  # as in ``Hyperparameters``
-    coupled: bool,  # the same
-) -> tuple[Vector, Vector]:
-    """The update: each operation is rounded once, and none is fused with another."""
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
-    g = g * sign
-    if coupled:
-        g = g + weight_decay * p
-    p = p * shrink
-    ms = alpha * ms + (beta * g) * g
-    d = sqrt(ms + eps) if eps_inside_sqrt else sqrt(ms) + eps
-    p = p - (lr * g) / d
-    return p, ms
+_rmsprop = rmsprop_over(sqrt, truediv, clamp)
 
 
 def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
@@ -87,7 +81,8 @@ def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    kernel = _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches)
+    factors = hyperparameters.in_memory
     run_alone(kernel, table, ctypes.addressof(factors))
 
 
@@ -98,13 +93,9 @@ def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> N
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
+    kernel = _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches)
+    factors = hyperparameters.in_memory
     run_in_pieces(kernel, table, ctypes.addressof(factors))
-
-
-def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Kernel:
-    dtype = DTYPE_NAMES[table.dtype]
-    return _kernel(dtype, hyperparameters.eps_inside_sqrt, hyperparameters.coupled)
 
 
 def race_block(dtype: torch.dtype, device: torch.device) -> int:
@@ -113,8 +104,9 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 
 
 @cache
-def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
+def _kernel(dtype: str, of: Switches) -> Kernel:
     """Takes pieces of a job of ``numba_pieces``, whose argument is ``Factors`` in float64."""
+    rows, switches = _rows_of(of), of.bits
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
     @cfunc(types.void(types.int64))
@@ -126,27 +118,47 @@ def _kernel(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Kernel:
             first = 0
             for update in range(updates):
                 ahead = columns + 8 * min(update + _UPDATES_AHEAD, updates - 1)
-                for column in (PARAM, GRAD, MS):
-                    prefetch(atomic_load(ahead + 8 * column * updates))
+                for row in rows:
+                    prefetch(atomic_load(ahead + 8 * row * updates))
                 param = atomic_load(columns + 8 * (PARAM * updates + update))
                 grad = atomic_load(columns + 8 * (GRAD * updates + update))
                 ms = atomic_load(columns + 8 * (MS * updates + update))
+                grad_avg = atomic_load(columns + 8 * (GRAD_AVG * updates + update))
+                buffer = atomic_load(columns + 8 * (MOMENTUM_BUFFER * updates + update))
                 elements = atomic_load(columns + 8 * (ELEMENTS * updates + update))
                 begin, end, length = in_update(job, share, start - first, stop - first, elements)
                 first += length
                 if begin >= end:
                     continue
-                param += begin * stored_bytes
-                grad += begin * stored_bytes
-                ms += begin * compute_bytes
-                _update(param, grad, ms, end - begin, factors, dtype, eps_inside_sqrt, coupled)
+                _update(
+                    param + begin * stored_bytes,
+                    grad + begin * stored_bytes,
+                    ms + begin * compute_bytes,
+                    grad_avg + begin * compute_bytes,
+                    buffer + begin * compute_bytes,
+                    end - begin,
+                    factors,
+                    dtype,
+                    switches,
+                )
             share, start, stop = take_piece(job)
 
     return Kernel.of(kernel)
 
 
+def _rows_of(switches: Switches) -> tuple[int, ...]:
+    """The rows of a table that an update reads."""
+    return (
+        PARAM,
+        GRAD,
+        MS,
+        *([GRAD_AVG] * switches.centered),
+        *([MOMENTUM_BUFFER] * switches.momentum),
+    )
+
+
 @cache
-def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
+def update_function(dtype: str, of: Switches) -> Any:
     """One update as other compiled code calls it, with race counters or without.
 
     A function in C, called by its address: one that Numba compiles into its callers would not be
@@ -154,26 +166,29 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
 
     Args:
         dtype: Of the parameter: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
-        eps_inside_sqrt: As in ``Hyperparameters``.
-        coupled: As in ``Hyperparameters``.
+        of: What its code depends on.
 
     Returns:
-        ``update(param, grad, ms, elements, factors, counts, blocks, block_elements, flat)``, a
-        ``CFunc`` of Numba. All arguments are int64, and it returns 0. The first three are
-        addresses, ``factors`` that of ``Hyperparameters.factors`` as seven float64, each rounded
-        here. ``counts`` is the address of ``RaceCounters.counts``, for ``blocks`` blocks of
-        ``block_elements`` elements from ``flat`` on, the address of a parameter of which ``param``
-        is a part or all. It is 0 to count no races; what follows it is of no account then.
+        ``update(param, grad, ms, grad_avg, buffer, elements, factors, counts, blocks,
+        block_elements, flat)``, a ``CFunc`` of Numba. All arguments are int64, and it returns 0.
+        The first five are addresses, ``factors`` that of ``Hyperparameters.factors`` as eight
+        float64, each rounded here. ``counts`` is the address of ``RaceCounters.counts``, for
+        ``blocks`` blocks of ``block_elements`` elements from ``flat`` on, the address of a
+        parameter of which ``param`` is a part or all. It is 0 to count no races; what follows it is
+        of no account then.
     """
+    switches = of.bits
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
-    @cfunc(types.int64(*[types.int64] * 9))
+    @cfunc(types.int64(*[types.int64] * 11))
     def update(
         param: int,  # address: as stored, (elements,)
         grad: int,  # address: as stored, (elements,)
         ms: int,  # address: compute type, (elements,)
+        grad_avg: int,  # the same, if centered
+        buffer: int,  # the same, if there is momentum
         elements: int,
-        factors: int,  # address of ``Factors``: float64, (7,)
+        factors: int,  # address of ``Factors``: float64, (8,)
         counts: int,  # address of ``RaceCounters.counts``, or 0: int64, (3, blocks)
         blocks: int,
         block_elements: int,  # of each block but for the last
@@ -194,11 +209,12 @@ def update_function(dtype: str, eps_inside_sqrt: bool, coupled: bool) -> Any:
                 param + first * stored_bytes,
                 grad + first * stored_bytes,
                 ms + first * compute_bytes,
+                grad_avg + first * compute_bytes,
+                buffer + first * compute_bytes,
                 stop - first,
                 rounded,
                 dtype,
-                eps_inside_sqrt,
-                coupled,
+                switches,
             )
             if counts != 0:
                 end_block(counts, blocks, block, version, witness)
@@ -276,48 +292,59 @@ def _update_intrinsic(
     param: types.Type,  # address: int64
     grad: types.Type,  # the same
     ms: types.Type,  # the same
+    grad_avg: types.Type,  # the same; of no account, as what follows, if there is none
+    buffer: types.Type,  # the same
     elements: types.Type,  # how many there are: int64
-    factors: types.Type,  # as ``Factors``: a tuple of seven of the compute type
+    factors: types.Type,  # as ``Factors``: a tuple of eight of the compute type
     dtype: Any,  # name of the parameter's: literal
-    eps_inside_sqrt: Any,  # as in ``Hyperparameters``: literal
-    coupled: Any,  # the same
+    switches: Any,  # ``Switches.bits``: literal
 ) -> Any:
-    """Updates so many elements at three addresses: a cache line of ``ms`` at a time, then the rest.
+    """Updates so many elements at some addresses: a cache line of ``ms`` at a time, then the rest.
 
     Not a compiled function in the closure of its callers: those would never be read back from
     Numba's cache.
     """
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        *addresses, elements, factors = args[:5]
-        switches = eps_inside_sqrt.literal_value, coupled.literal_value
-        form = FORMATS[dtype.literal_value]
-        sizes = form.stored_bytes, form.stored_bytes, form.compute_bytes
+        *addresses, elements, factors = args[:7]
+        form, bits = FORMATS[dtype.literal_value], switches.literal_value
         line = CACHE_LINE // form.compute_bytes
         whole = builder.and_(elements, _I64(-line))
         for width, first, end in ((line, _I64(0), whole), (1, whole, elements)):
             emitter = Emitter(builder, form, width)
+            spread = [emitter.spread(each) for each in cgutils.unpack_tuple(builder, factors)]
             with cgutils.for_range_slice(builder, first, end, _I64(width)) as (index, _):
-                param, grad, ms = (
-                    builder.add(address, builder.mul(index, _I64(size)))
-                    for address, size in zip(addresses, sizes, strict=True)
-                )
-                if width > 1:
-                    for address, size in zip((param, grad, ms), sizes, strict=True):
-                        emitter.read_ahead(address, size)
-                p, m = _rmsprop(
-                    emitter.load_stored(param),
-                    emitter.load_stored(grad),
-                    emitter.load_computed(ms),
-                    [emitter.spread(each) for each in cgutils.unpack_tuple(builder, factors)],
-                    *switches,
-                )
-                emitter.store_computed(m, ms)
-                emitter.store_rounded(p, param)
+                _emit_update(emitter, addresses, index, spread, Switches.of_bits(bits))
         return ir.Constant(ir.IntType(8).as_pointer(), None)
 
-    arguments = (param, grad, ms, elements, factors, dtype, eps_inside_sqrt, coupled)
+    arguments = (
+        *(param, grad, ms, grad_avg, buffer, elements),
+        *(factors, dtype, switches),
+    )
     return types.void(*arguments), emit
+
+
+def _emit_update(
+    emitter: Emitter,
+    addresses: Sequence[ir.Value],
+    index: ir.Value,  # of the first element
+    factors: Sequence[Vector],
+    switches: Switches,
+) -> None:
+    sizes = [emitter.form.stored_bytes] * 2 + [emitter.form.compute_bytes] * 3
+    rows = _rows_of(switches)
+    places = {row: emitter.place(addresses[row], index, sizes[row]) for row in rows}
+    if emitter.width > 1:
+        for row in rows:
+            emitter.read_ahead(places[row], sizes[row])
+    p, g = (emitter.load_stored(places[row]) for row in (PARAM, GRAD))
+    state = {row: emitter.load_computed(places[row]) for row in rows if row not in (PARAM, GRAD)}
+    kinds = MS, GRAD_AVG, MOMENTUM_BUFFER
+    p, *new = _rmsprop(p, g, *map(state.get, kinds), factors, *switches)
+    for row, numbers in zip(kinds, new, strict=True):
+        if row in state:
+            emitter.store_computed(numbers, places[row])
+    emitter.store_rounded(p, places[PARAM])
 
 
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)

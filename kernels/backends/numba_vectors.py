@@ -82,38 +82,55 @@ def sqrt(vector: Vector) -> Vector:
     return Vector(vector.builder, vector.builder.call(root, [vector.value]))
 
 
+def clamp(vector: Vector) -> Vector:
+    """0 in place of elements that are less than 0; NaN stays."""
+    b, kind = vector.builder, vector.value.type
+    zero = ir.Constant(kind, [0.0] * kind.count)
+    below = b.fcmp_ordered("<", vector.value, zero)
+    return Vector(b, b.select(below, zero, vector.value))
+
+
 class Emitter:
-    """Writes code that works on ``width`` elements at once; addresses are int64."""
+    """Writes code that works on ``width`` elements at once; addresses are int64.
+
+    Attributes:
+        form: The format of the elements.
+        width: How many.
+    """
 
     def __init__(self, builder: ir.IRBuilder, form: Format, width: int) -> None:
         """Writes where the builder is, of elements in a format."""
-        self._builder, self._form, self._width = builder, form, width
+        self._builder, self.form, self.width = builder, form, width
         self._compute = ir.VectorType(form.compute, width)
+
+    def place(self, address: ir.Value, index: ir.Value, element_bytes: int) -> ir.Value:
+        """The address of an element, by its index."""
+        return self._builder.add(address, self._builder.mul(index, _I64(element_bytes)))
 
     def load_stored(self, address: ir.Value) -> Vector:
         """Stored elements in the compute type; exact."""
         b = self._builder
-        value = b.load(self._at(address, self._form.stored), align=1)
-        if self._form.stored == ir.IntType(16):
-            bits = b.shl(b.zext(value, ir.VectorType(_I32, self._width)), self._i32(16))
+        value = b.load(self._at(address, self.form.stored), align=1)
+        if self.form.stored == ir.IntType(16):
+            bits = b.shl(b.zext(value, ir.VectorType(_I32, self.width)), self._i32(16))
             value = b.bitcast(bits, self._compute)
-        elif self._form.stored != self._form.compute:
+        elif self.form.stored != self.form.compute:
             value = b.fpext(value, self._compute)
         return Vector(b, value)
 
     def load_computed(self, address: ir.Value) -> Vector:
         """Elements that are of the compute type in memory too."""
-        pointer = self._at(address, self._form.compute)
+        pointer = self._at(address, self.form.compute)
         return Vector(self._builder, self._builder.load(pointer, align=1))
 
     def store_rounded(self, vector: Vector, address: ir.Value) -> None:
         """Stores elements as a parameter's are, rounded to nearest even."""
-        pointer = self._at(address, self._form.stored)
+        pointer = self._at(address, self.form.stored)
         self._builder.store(self._narrowed(vector.value), pointer, align=1)
 
     def store_computed(self, vector: Vector, address: ir.Value) -> None:
         """Stores elements in the compute type."""
-        self._builder.store(vector.value, self._at(address, self._form.compute), align=1)
+        self._builder.store(vector.value, self._at(address, self.form.compute), align=1)
 
     def spread(self, scalar: ir.Value) -> Vector:
         """A scalar of the compute type, in every element."""
@@ -123,33 +140,33 @@ class Emitter:
 
     def read_ahead(self, address: ir.Value, element_bytes: int) -> None:
         """Asks for memory that will be wanted after a few more turns of a loop."""
-        ahead = _I64(_LINES_AHEAD * self._width * element_bytes)
+        ahead = _I64(_LINES_AHEAD * self.width * element_bytes)
         emit_prefetch(self._builder, self._builder.add(address, ahead), _LOCALITY)
 
     def finite(self, address: ir.Value) -> ir.Value:
         """Whether no stored element is infinite or NaN."""
-        b, width = self._builder, self._width
-        kind = ir.VectorType(ir.IntType(8 * self._form.stored_bytes), width)
-        exponent = ir.Constant(kind, [self._form.exponent] * width)
+        b, width = self._builder, self.width
+        kind = ir.VectorType(ir.IntType(8 * self.form.stored_bytes), width)
+        exponent = ir.Constant(kind, [self.form.exponent] * width)
         values = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
         beyond = b.icmp_unsigned("==", b.and_(values, exponent), exponent)
         none = ir.IntType(width)(0)
         return b.icmp_unsigned("==", b.bitcast(beyond, none.type), none)
 
     def _at(self, address: ir.Value, element: ir.Type) -> ir.Value:
-        return self._builder.inttoptr(address, ir.VectorType(element, self._width).as_pointer())
+        return self._builder.inttoptr(address, ir.VectorType(element, self.width).as_pointer())
 
     def _i32(self, value: int) -> ir.Constant:
-        return ir.Constant(ir.VectorType(_I32, self._width), [value] * self._width)
+        return ir.Constant(ir.VectorType(_I32, self.width), [value] * self.width)
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
-        b, stored = self._builder, self._form.stored
-        if stored == self._form.compute:
+        b, stored = self._builder, self.form.stored
+        if stored == self.form.compute:
             return value
-        narrow = ir.VectorType(stored, self._width)
+        narrow = ir.VectorType(stored, self.width)
         if stored != ir.IntType(16):
             return b.fptrunc(value, narrow)
-        bits = b.bitcast(value, ir.VectorType(_I32, self._width))
+        bits = b.bitcast(value, ir.VectorType(_I32, self.width))
         odd = b.and_(b.lshr(bits, self._i32(16)), self._i32(1))
         rounded = b.lshr(b.add(bits, b.add(odd, self._i32(0x7FFF))), self._i32(16))
         is_nan = b.fcmp_unordered("uno", value, value)

@@ -6,6 +6,8 @@ It has no atomic operations, so it counts no races.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from operator import truediv
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,15 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends.cpu_threads import Pieces, run_in_pieces
+from hogstream.kernels.formula import rmsprop_over
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
 
 Array = npt.NDArray[Any]
 
 # Scratch of this size stays in cache, and each call of NumPy is long enough to be worth giving up
-# the GIL for; 16 to 256 KiB were up to three times slower with two threads.
-BLOCK_BYTES = 512 << 10
+# the GIL for; 16 to 512 KiB are slower, up to three times with two threads.
+BLOCK_BYTES = 1 << 20
 
 # NumPy has no bfloat16: it goes by its bits.
 _STORED: dict[torch.dtype, np.dtype[Any]] = {
@@ -31,38 +34,87 @@ _STORED: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 
-def _rmsprop_(
-    p: Array,  # elements of the parameter: compute type, (n,)
-    g: Array,  # those of its gradient: compute type, (n,)
-    ms: Array,  # their mean square, updated in place: compute type, (n,)
-    hyperparameters: Hyperparameters,
-    scratch: Array,  # compute type, (4, n)
-    out: Array,  # where the new p goes, which may be p itself: compute type, (n,)
-) -> None:
-    """The update: each operation is rounded once.
+class _Scratch:
+    """Arrays that numbers are computed into, and that come back from there.
 
-    ``ms`` and ``out`` are written once, whole: who updates them at the same time finds no product
-    yet to be added to.
+    New memory for each operation would not be in cache, and may have to be asked of the system.
     """
-    h = hyperparameters
-    factors = h.in_float64 if ms.dtype == np.float64 else h.in_float32
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
-    t, u, v, w = scratch  # for products, and for the new g, ms and p
-    if h.maximize:
-        g = np.multiply(sign, g, out=u)
-    if h.coupled:  # g = g + weight_decay * p
-        g = np.add(g, np.multiply(weight_decay, p, out=t), out=u)
-    if h.decoupled_weight_decay:
-        p = np.multiply(shrink, p, out=w)
-    # ms = alpha * ms + (beta * g) * g
-    np.multiply(np.multiply(beta, g, out=t), g, out=t)
-    ms[...] = np.add(np.multiply(alpha, ms, out=v), t, out=v)
-    if h.eps_inside_sqrt:  # d = sqrt(ms + eps)
-        d = np.sqrt(np.add(v, eps, out=v), out=v)
-    else:  # d = sqrt(ms) + eps
-        d = np.add(np.sqrt(v, out=v), eps, out=v)
-    # p = p - (lr * g) / d
-    np.subtract(p, np.divide(np.multiply(lr, g, out=t), d, out=t), out=out)
+
+    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
+        """Makes arrays of so many elements, as they are asked for."""
+        self.dtype, self.size = dtype, size
+        self._free: list[Array] = []
+
+    def take(self) -> Array:
+        """One that nobody uses."""
+        return self._free.pop() if self._free else np.empty(self.size, self.dtype)
+
+    def give_back(self, array: Array) -> None:
+        """It may be taken again."""
+        self._free.append(array)
+
+
+class _Numbers:
+    """Numbers with Python's operators, whose results are in scratch for as long as they are used.
+
+    Attributes:
+        array: Shape (n,), of the compute type.
+    """
+
+    __slots__ = "_scratch", "_taken", "array"
+
+    def __init__(self, scratch: _Scratch, array: Array, taken: Array | None = None) -> None:
+        """Those in an array, for which another was taken from scratch."""
+        self._scratch, self.array, self._taken = scratch, array, taken
+
+    def __del__(self) -> None:
+        if self._taken is not None:
+            self._scratch.give_back(self._taken)
+
+    def __add__(self, other: _Operand) -> _Numbers:
+        return self.of(np.add, other)
+
+    def __sub__(self, other: _Operand) -> _Numbers:
+        return self.of(np.subtract, other)
+
+    def __mul__(self, other: _Operand) -> _Numbers:
+        if type(other) is not _Numbers and other == 1:  # as factors are that are not used
+            return self
+        return self.of(np.multiply, other)
+
+    def __truediv__(self, other: _Operand) -> _Numbers:
+        return self.of(np.divide, other)
+
+    def sqrt(self) -> _Numbers:
+        """Each number's root."""
+        result = self.new()
+        np.sqrt(self.array, result.array)
+        return result
+
+    def clamp(self) -> _Numbers:
+        """0 in place of what is less than 0; NaN stays."""
+        result = self.new()
+        np.copyto(result.array, self.array)
+        np.copyto(result.array, 0, where=self.array < 0)
+        return result
+
+    def of(self, function: np.ufunc, other: _Operand) -> _Numbers:
+        """A function of these numbers and others."""
+        result = self.new()
+        function(self.array, other.array if type(other) is _Numbers else other, result.array)
+        return result
+
+    def new(self) -> _Numbers:
+        """As many numbers, to be written."""
+        taken = self._scratch.take()
+        return _Numbers(self._scratch, taken[: len(self.array)], taken)
+
+    __radd__, __rmul__ = __add__, __mul__  # which commute, to the bit
+    __array_ufunc__ = None  # else NumPy's numbers, on the left, would take these for an object
+
+
+_Operand = _Numbers | np.floating[Any]
+_rmsprop = rmsprop_over(_Numbers.sqrt, truediv, _Numbers.clamp)
 
 
 def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
@@ -86,13 +138,11 @@ def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> N
 
 
 def _update_pieces(table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces) -> None:
-    stored = _STORED[table.dtype]
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
-    block = min(BLOCK_BYTES // compute.itemsize, pieces.size)
-    scratch = np.empty((6 if stored != compute else 4, block), compute)
+    scratch = _Scratch(compute, min(BLOCK_BYTES // compute.itemsize, pieces.size))
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
-            _update_range(table, hyperparameters, start, stop, stored, scratch)
+            _update_range(table, hyperparameters, start, stop, scratch)
 
 
 def all_finite(table: LaunchTable) -> bool:
@@ -123,23 +173,21 @@ def _update_range(
     hyperparameters: Hyperparameters,
     start: int,
     stop: int,
-    stored: np.dtype[Any],
-    scratch: Array,
+    scratch: _Scratch,
 ) -> None:
-    compute, block = scratch.dtype, scratch.shape[1]
+    stored, compute = _STORED[table.dtype], scratch.dtype
+    dtypes = (stored, stored, compute, compute, compute)
     first = 0
-    for param, grad, ms, elements in table.columns.T.tolist():
+    for *addresses, elements in table.columns.T.tolist():
         begin, end = max(start - first, 0), min(stop - first, elements)
         first += elements
-        for low in range(begin, end, block):
-            high = min(low + block, end)
-            _update_block(
-                _array_at(param, stored, low, high),
-                _array_at(grad, stored, low, high),
-                _array_at(ms, compute, low, high),
-                hyperparameters,
-                scratch[:, : high - low],
-            )
+        for low in range(begin, end, scratch.size):
+            high = min(low + scratch.size, end)
+            arrays = [
+                _array_at(address, dtype, low, high) if address else None
+                for address, dtype in zip(addresses, dtypes, strict=True)
+            ]
+            _update_block(arrays, hyperparameters, scratch)
 
 
 def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
@@ -150,42 +198,44 @@ def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
 
 
 def _update_block(
-    param: Array,  # as stored, (n,)
-    grad: Array,  # as stored, (n,)
-    ms: Array,  # compute type, (n,)
+    arrays: Sequence[Any],  # as ``Operands``, (n,) each; None where there is none
     hyperparameters: Hyperparameters,
-    scratch: Array,  # compute type: (4, n), or (6, n) if param and grad are of another
+    scratch: _Scratch,
 ) -> None:
-    if param.dtype == ms.dtype:
-        _rmsprop_(param, grad, ms, hyperparameters, scratch, out=param)
-        return
-    p, g = scratch[4:]
-    _widen(param, out=p)
-    _widen(grad, out=g)
-    _rmsprop_(p, g, ms, hyperparameters, scratch[:4], out=p)
-    _narrow(p, out=param, scratch=g)
+    param, grad, *state = arrays
+    h = hyperparameters
+    factors = h.in_float64 if scratch.dtype == np.float64 else h.in_float32
+    p, g = (_widened(each, scratch) for each in (param, grad))
+    numbers = [each if each is None else _Numbers(scratch, each) for each in state]
+    p, *new = _rmsprop(p, g, *numbers, factors, *h.switches)
+    # Each is written once, whole: who updates it at the same time finds no product yet to be added
+    # to.
+    for array, result in zip(state, new, strict=True):
+        if array is not None:
+            np.copyto(array, result.array)
+    _narrow(p.array, out=param)
 
 
-def _widen(narrow: Array, out: Array) -> None:
-    if narrow.dtype == np.uint16:
-        bits = out.view(np.uint32)
-        bits[...] = narrow
-        np.left_shift(bits, 16, out=bits)
+def _widened(stored: Array, scratch: _Scratch) -> _Numbers:
+    """Stored elements in the compute type; exact."""
+    if stored.dtype == scratch.dtype:
+        return _Numbers(scratch, stored)
+    taken = scratch.take()
+    wide = taken[: len(stored)]
+    if stored.dtype == np.uint16:
+        np.left_shift(stored, 16, out=wide.view(np.uint32), dtype=np.uint32)
     else:
-        out[...] = narrow
+        np.copyto(wide, stored)
+    return _Numbers(scratch, wide, taken)
 
 
-def _narrow(wide: Array, out: Array, scratch: Array) -> None:
+def _narrow(wide: Array, out: Array) -> None:
+    """Numbers as they are stored, rounded to nearest even."""
     if out.dtype != np.uint16:
-        out[...] = wide
+        np.copyto(out, wide, casting="same_kind")
         return
-    # Round to nearest even on the bits: add half of the last place kept, less one if that is even.
-    bits, odd = wide.view(np.uint32), scratch.view(np.uint32)
-    nan = np.isnan(wide)
-    np.right_shift(bits, 16, out=odd)
-    np.bitwise_and(odd, 1, out=odd)
-    np.add(odd, 0x7FFF, out=odd)
-    np.add(bits, odd, out=odd)
-    np.right_shift(odd, 16, out=odd)
-    odd[nan] = 0x7FC0
-    out[...] = odd
+    # On the bits: add half of the last place that is kept, less one if that is even.
+    bits = wide.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    rounded[np.isnan(wide)] = 0x7FC0
+    out[...] = rounded

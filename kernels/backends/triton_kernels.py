@@ -10,33 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.launch_table import ELEMENTS, GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 
 _LANDED, _SURVIVED, _OVERWRITTEN = map(tl.constexpr, (LANDED, SURVIVED, OVERWRITTEN))
+_PARAM, _GRAD, _MS, _GRAD_AVG, _MOMENTUM_BUFFER, _ELEMENTS = map(
+    tl.constexpr, (PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, ELEMENTS)
+)
 # Arguments of both kernels of the update, in the order of ``Factors`` but for weight decay.
-_FACTORS = ["lr", "alpha", "beta", "eps", "weight_decay", "decoupled_decay", "sign"]
-
-
-@triton.jit
-def _rmsprop(
-    p,  # elements of the parameter: compute type, (n,)
-    g,  # those of its gradient: compute type, (n,)
-    ms,  # their mean square: compute type, (n,)
-    factors,  # as ``Factors``, in the compute type
-    EPS_INSIDE_SQRT: tl.constexpr,  # as in ``Hyperparameters``
-    COUPLED: tl.constexpr,  # the same
-):
-    """The update: each operation is rounded once, and none is fused with another."""
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
-    g = g * sign
-    if COUPLED:
-        g = g + weight_decay * p
-    p = p * shrink
-    ms = alpha * ms + (beta * g) * g
-    step = lr * g  # before the root: else some compilers keep a factor in memory until then
-    d = _sqrt(ms + eps) if EPS_INSIDE_SQRT else _sqrt(ms) + eps
-    p = p - _divide(step, d)
-    return p, ms
+_FACTORS = ["lr", "alpha", "beta", "eps", "weight_decay", "decoupled_decay", "sign", "momentum"]
 
 
 @triton.jit
@@ -49,13 +32,26 @@ def _divide(x, y):
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)  # which lacks float64
 
 
+@triton.jit
+def _clamp(x):
+    return tl.where(x < 0, 0.0, x)
+
+
+_rmsprop = triton.jit(rmsprop_over(_sqrt, _divide, _clamp, tl=tl))
+
+
 @triton.jit(
-    do_not_specialize=["param", "grad", "ms", "elements", *_FACTORS, "verdict", "counts"],
+    do_not_specialize=[
+        *("param", "grad", "ms", "grad_avg", "buffer", "elements"),
+        *(*_FACTORS, "verdict", "counts"),
+    ],
 )
 def rmsprop_kernel(
     param: tl.int64,  # address of the parameter: STORAGE, (elements,)
     grad: tl.int64,  # address of its gradient: STORAGE, (elements,)
     ms: tl.int64,  # address of its mean square: float64 if STORAGE is, else float32, (elements,)
+    grad_avg: tl.int64,  # address of its mean, if CENTERED: as ms
+    buffer: tl.int64,  # address of its momentum buffer, if MOMENTUM: as ms
     elements: tl.int64,  # how many there are
     lr: tl.int64,  # bits of a float64, or the address of one if LR_ON_DEVICE
     alpha: tl.int64,  # bits of a float64, as all factors
@@ -64,11 +60,15 @@ def rmsprop_kernel(
     weight_decay: tl.int64,  # what COUPLED adds to the gradient, times the parameter
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
+    momentum: tl.int64,  # what stays of the momentum buffer
     verdict: tl.int64,  # address of what ``finite_kernel`` set, if CHECKED: int32, (1,)
     counts: tl.int64,  # address of ``RaceCounters.counts``, if COUNTED: int64, (3, programs)
     STORAGE: tl.constexpr,  # how parameter and gradient are stored: int16 is bfloat16
-    EPS_INSIDE_SQRT: tl.constexpr,  # bool, as in ``Hyperparameters``
-    COUPLED: tl.constexpr,  # bool, as in ``Hyperparameters``
+    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and four that follow as in ``Switches``
+    COUPLED: tl.constexpr,
+    CENTERED: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    LR_IN_MOMENTUM: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,  # bool: whether ``lr`` is an address
     CHECKED: tl.constexpr,  # bool: whether to do nothing if the verdict is not 0
     BLOCK: tl.constexpr,  # elements that one program updates: a power of 2
@@ -80,7 +80,9 @@ def rmsprop_kernel(
     the witness. Semantics of a device's memory as a whole, and barriers among the threads of the
     program, keep that order for whoever looks from another program.
     """
-    factors = _as_factors(lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, LR_ON_DEVICE)
+    factors = _as_factors(
+        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, LR_ON_DEVICE
+    )
     block = tl.program_id(0).to(tl.int64)
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
         if _is_nonzero(verdict):
@@ -93,8 +95,9 @@ def rmsprop_kernel(
         witness = tl.atomic_add(of_block + _SURVIVED * blocks, 0, sem="acquire")
         tl.debug_barrier()
     _update_block(
-        param.to(tl.int64), grad.to(tl.int64), ms.to(tl.int64), elements.to(tl.int64), block,
-        factors, STORAGE, EPS_INSIDE_SQRT, COUPLED, BLOCK,
+        param.to(tl.int64), grad.to(tl.int64), ms.to(tl.int64), grad_avg.to(tl.int64),
+        buffer.to(tl.int64), elements.to(tl.int64), block, factors, STORAGE,
+        EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
     )  # fmt: skip
     if COUNTED:
         tl.debug_barrier()
@@ -108,7 +111,7 @@ def rmsprop_kernel(
     do_not_specialize=["columns", "updates", "blocks", "programs", *_FACTORS, "verdict"],
 )
 def multi_tensor_rmsprop_kernel(
-    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (4, updates)
+    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (6, updates)
     updates: tl.int64,  # how many there are
     blocks: tl.int64,  # address of ``DeviceTable.blocks``: int32, (2, programs)
     programs: tl.int64,  # how many there are
@@ -119,23 +122,31 @@ def multi_tensor_rmsprop_kernel(
     weight_decay: tl.int64,  # what COUPLED adds to the gradient, times the parameter
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
+    momentum: tl.int64,  # what stays of the momentum buffer
     verdict: tl.int64,  # address of what the finite kernel set, if CHECKED: int32, (1,)
     STORAGE: tl.constexpr,  # how parameters and gradients are stored: int16 is bfloat16
-    EPS_INSIDE_SQRT: tl.constexpr,  # bool, as in ``Hyperparameters``
-    COUPLED: tl.constexpr,  # bool, as in ``Hyperparameters``
+    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and four that follow as in ``Switches``
+    COUPLED: tl.constexpr,
+    CENTERED: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    LR_IN_MOMENTUM: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,  # bool: whether ``lr`` is an address
     CHECKED: tl.constexpr,  # bool: whether to do nothing if the verdict is not 0
     BLOCK: tl.constexpr,  # elements that one program updates: a power of 2
 ):
     """Updates one block of one tensor of a table."""
-    factors = _as_factors(lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, LR_ON_DEVICE)
-    param, grad, ms, elements, block = _block_of_table(columns, updates, blocks, programs)
+    factors = _as_factors(
+        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, LR_ON_DEVICE
+    )
+    update, block = _block_of_table(columns, updates, blocks, programs)
+    param, grad, ms, grad_avg, buffer, elements = update
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
         if _is_nonzero(verdict):
             return
     _update_block(
-        param, grad, ms, elements, block, factors, STORAGE, EPS_INSIDE_SQRT, COUPLED, BLOCK
-    )
+        param, grad, ms, grad_avg, buffer, elements, block, factors, STORAGE,
+        EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["grad", "elements", "verdict"])
@@ -154,7 +165,7 @@ def finite_kernel(
 
 @triton.jit(do_not_specialize=["columns", "updates", "blocks", "programs", "verdict"])
 def multi_tensor_finite_kernel(
-    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (4, updates)
+    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (6, updates)
     updates: tl.int64,  # how many there are
     blocks: tl.int64,  # address of ``DeviceTable.blocks``: int32, (2, programs)
     programs: tl.int64,  # how many there are
@@ -164,7 +175,8 @@ def multi_tensor_finite_kernel(
     BLOCK: tl.constexpr,  # elements that one program looks at: a power of 2
 ):
     """Sets the verdict if one block of one gradient of a table is not finite."""
-    _, grad, _, elements, block = _block_of_table(columns, updates, blocks, programs)
+    update, block = _block_of_table(columns, updates, blocks, programs)
+    _, grad, _, _, _, elements = update
     _check_block(grad, elements, block, verdict, BITS, EXPONENT, BLOCK)
 
 
@@ -177,6 +189,7 @@ def _as_factors(
     weight_decay,
     decoupled_decay,
     sign,
+    momentum,
     LR_ON_DEVICE: tl.constexpr,
 ):
     """The factors of the formula, in float64."""
@@ -193,6 +206,7 @@ def _as_factors(
         _as_float64(weight_decay),
         shrink,
         _as_float64(sign),
+        _as_float64(momentum),
     )
 
 
@@ -207,7 +221,7 @@ def _rounded(
     compute: tl.constexpr,  # float32 or float64
 ):
     """The factors of the formula in the compute type, each rounded once."""
-    lr, alpha, beta, eps, weight_decay, shrink, sign = factors
+    lr, alpha, beta, eps, weight_decay, shrink, sign, momentum = factors
     return (
         lr.to(compute),
         alpha.to(compute),
@@ -216,6 +230,7 @@ def _rounded(
         weight_decay.to(compute),
         shrink.to(compute),
         sign.to(compute),
+        momentum.to(compute),
     )
 
 
@@ -231,11 +246,15 @@ def _block_of_table(
     block_ptr = blocks.to(tl.int64).to(tl.pointer_type(tl.int32)) + program
     column = columns.to(tl.int64).to(tl.pointer_type(tl.int64)) + tl.load(block_ptr)
     block = tl.load(block_ptr + programs).to(tl.int64)
-    param = tl.load(column)
-    grad = tl.load(column + updates)
-    ms = tl.load(column + 2 * updates)
-    elements = tl.load(column + 3 * updates)
-    return param, grad, ms, elements, block
+    update = (
+        tl.load(column + _PARAM * updates),
+        tl.load(column + _GRAD * updates),
+        tl.load(column + _MS * updates),
+        tl.load(column + _GRAD_AVG * updates),
+        tl.load(column + _MOMENTUM_BUFFER * updates),
+        tl.load(column + _ELEMENTS * updates),
+    )
+    return update, block
 
 
 @triton.jit
@@ -248,12 +267,17 @@ def _update_block(
     param,  # addresses, as in ``rmsprop_kernel``
     grad,
     ms,
+    grad_avg,
+    buffer,
     elements,  # how many the tensor has
     block,  # which one to update: an int64
     factors,  # in float64
     STORAGE: tl.constexpr,  # these as in ``rmsprop_kernel``
     EPS_INSIDE_SQRT: tl.constexpr,
     COUPLED: tl.constexpr,
+    CENTERED: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    LR_IN_MOMENTUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Updates elements [block * BLOCK, (block + 1) * BLOCK) of a tensor, or what it has of them."""
@@ -262,21 +286,27 @@ def _update_block(
     param_ptr = param.to(tl.pointer_type(STORAGE)) + start
     grad_ptr = grad.to(tl.pointer_type(STORAGE)) + start
     ms_ptr = ms.to(tl.pointer_type(compute)) + start
-    if ((param | grad | ms) % 16 == 0) & (start + BLOCK <= elements):
+    avg_ptr = grad_avg.to(tl.pointer_type(compute)) + start
+    buffer_ptr = buffer.to(tl.pointer_type(compute)) + start
+    # Those that there are not are 0.
+    if ((param | grad | ms | grad_avg | buffer) % 16 == 0) & (start + BLOCK <= elements):
         # Full and aligned: without a mask, and with this hint, accesses are of 128 bits.
         param_ptr = tl.multiple_of(param_ptr, 16)
         grad_ptr = tl.multiple_of(grad_ptr, 16)
         ms_ptr = tl.multiple_of(ms_ptr, 16)
+        avg_ptr = tl.multiple_of(avg_ptr, 16)
+        buffer_ptr = tl.multiple_of(buffer_ptr, 16)
         _update_chunk(
-            param_ptr, grad_ptr, ms_ptr, None, 0, factors, EPS_INSIDE_SQRT, COUPLED, BLOCK
-        )
+            param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, None, 0, factors,
+            EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
+        )  # fmt: skip
     else:
         # Each element has an address and a mask of its own: a few at a time, to save registers.
         CHUNK: tl.constexpr = BLOCK // (2 if tl.float64 == STORAGE else 4)
         for first in range(0, BLOCK, CHUNK):
             _update_chunk(
-                param_ptr, grad_ptr, ms_ptr, elements - start, first, factors,
-                EPS_INSIDE_SQRT, COUPLED, CHUNK,
+                param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, elements - start, first,
+                factors, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, CHUNK,
             )  # fmt: skip
 
 
@@ -285,11 +315,16 @@ def _update_chunk(
     param_ptr,  # where the block starts: pointer to elements as they are stored
     grad_ptr,  # the same
     ms_ptr,  # the same, of the compute type
+    avg_ptr,  # the same, if the update is centered
+    buffer_ptr,  # the same, if it has momentum
     elements,  # how many there are from there on, or None if there are enough
     first,  # of the chunk's elements, counted from there
     factors,  # in float64
-    EPS_INSIDE_SQRT: tl.constexpr,  # these as in ``Hyperparameters``
+    EPS_INSIDE_SQRT: tl.constexpr,  # these as in ``Switches``
     COUPLED: tl.constexpr,
+    CENTERED: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    LR_IN_MOMENTUM: tl.constexpr,
     CHUNK: tl.constexpr,  # how many elements to update: a power of 2
 ):
     """Updates CHUNK elements from ``first``, or those below ``elements`` if that is not None."""
@@ -298,13 +333,21 @@ def _update_chunk(
     p = tl.load(param_ptr + offsets, mask)
     g = tl.load(grad_ptr + offsets, mask)
     ms = tl.load(ms_ptr + offsets, mask)
+    ga = tl.load(avg_ptr + offsets, mask) if CENTERED else 0.0  # which no code reads
+    buf = tl.load(buffer_ptr + offsets, mask) if MOMENTUM else 0.0
     storage: tl.constexpr = p.dtype
     compute: tl.constexpr = ms.dtype
     rounded = _rounded(factors, compute)  # before p and g are widened: it saves registers
     p, g = _widened(p, compute), _widened(g, compute)
-    p, ms = _rmsprop(p, g, ms, rounded, EPS_INSIDE_SQRT, COUPLED)
+    p, ms, ga, buf = _rmsprop(
+        p, g, ms, ga, buf, rounded, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM
+    )
     p = _narrowed(p, storage)
     tl.store(ms_ptr + offsets, ms, mask)
+    if CENTERED:
+        tl.store(avg_ptr + offsets, ga, mask)
+    if MOMENTUM:
+        tl.store(buffer_ptr + offsets, buf, mask)
     tl.store(param_ptr + offsets, p, mask)
 
 

@@ -22,7 +22,7 @@ from hogstream.kernels.backends.triton_kernels import (
     multi_tensor_rmsprop_kernel,
     rmsprop_kernel,
 )
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
 from hogstream.kernels.race_counters import RaceCounters
 
@@ -49,7 +49,7 @@ BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.f
 # The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
 _INTERPRETED_BLOCK = 1 << 16
 
-_NUMBERS, _BITS = struct.Struct("<7d"), struct.Struct("<7q")
+_NUMBERS, _BITS = struct.Struct("<8d"), struct.Struct("<8q")
 _NOTHING = nullcontext()
 
 # What a compiled kernel depends on, and the kernel. No argument is specialised on: this key is all.
@@ -100,8 +100,7 @@ def update_(
         return
     constants = {
         "STORAGE": STORAGE[table.dtype],
-        "EPS_INSIDE_SQRT": hyperparameters.eps_inside_sqrt,
-        "COUPLED": hyperparameters.coupled,
+        **switch_constants(hyperparameters.switches),
         "LR_ON_DEVICE": lr_on_device is not None,
         "CHECKED": verdict is not None,
         "BLOCK": block,
@@ -117,6 +116,11 @@ def update_(
             _launch(rmsprop_kernel, programs, arguments, constants, table.device)
         else:
             _launch(multi_tensor_rmsprop_kernel, programs, arguments, constants, table.device)
+
+
+def switch_constants(switches: Switches) -> dict[str, bool]:
+    """What the kernels of the update are compiled for, by the names of their constants."""
+    return {name.upper(): switch for name, switch in switches._asdict().items()}
 
 
 def check_finite_(table: LaunchTable, verdict: torch.Tensor) -> None:
@@ -224,6 +228,7 @@ def factor_words(hyperparameters: Hyperparameters) -> list[int]:
                 factors.weight_decay,
                 h.weight_decay if h.decoupled_weight_decay else 0.0,
                 factors.sign,
+                factors.momentum,
             )
         )
     ]
