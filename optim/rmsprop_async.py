@@ -32,6 +32,7 @@ from hogstream.optim.state import (
     pair,
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_in_graph import unwrapped_in_graphs
 from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
@@ -106,7 +107,10 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, with
+    ``fullgraph=True`` and under ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator
+    that does the same: as there of torch's optimizers, without hooks, and with steps that count up
+    to 2^24.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
@@ -399,6 +403,7 @@ class RMSpropAsync(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @unwrapped_in_graphs
     @_not_compiled
     @_with_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
