@@ -34,6 +34,7 @@ from hogstream.optim.state import (
     pair,
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_in_graph import unwrapped_in_graphs
 from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
@@ -111,7 +112,10 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, with
+    ``fullgraph=True`` and under ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator
+    that does the same: as there of torch's optimizers, without hooks, and with steps that count up
+    to 2^24.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
@@ -170,6 +174,7 @@ class RMSpropAsync(Optimizer):
         RuntimeError: If ``backend`` is not available here.
     """
 
+    @_not_compiled
     def __init__(
         self,
         params: Any,
@@ -242,6 +247,7 @@ class RMSpropAsync(Optimizer):
             self._flat_buffers = self._make_flat(self.param_groups)
             self._graph = _graph_position()
 
+    @_not_compiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
 
@@ -377,6 +383,7 @@ class RMSpropAsync(Optimizer):
             self._check_params(params)
         return [params[place] for place in places]
 
+    @_not_compiled
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
 
@@ -433,6 +440,7 @@ class RMSpropAsync(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @unwrapped_in_graphs
     @_not_compiled
     @_with_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -546,6 +554,7 @@ class RMSpropAsync(Optimizer):
             param.grad = None
         self._graph = _graph_position()
 
+    @_not_compiled
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
@@ -611,11 +620,13 @@ class RMSpropAsync(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    @_not_compiled
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and how it was made."""
         own = {name: getattr(self, name) for name in _OWN}
         return {**super().__getstate__(), **own, "flat": False}
 
+    @_not_compiled
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
