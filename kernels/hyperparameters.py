@@ -148,7 +148,9 @@ class Hyperparameters:
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
 HYPERPARAMETERS = tuple(field.name for field in fields(Hyperparameters))
-_SWITCHES = tuple(field.name for field in fields(Hyperparameters) if isinstance(field.default, bool))
+_SWITCHES = tuple(
+    field.name for field in fields(Hyperparameters) if isinstance(field.default, bool)
+)
 
 
 class Switches(NamedTuple):
@@ -171,7 +173,7 @@ class Switches(NamedTuple):
     @property
     def bits(self) -> int:
         """As a number that has a bit for each."""
-        return sum(switch << place for place, switch in enumerate(self))
+        return sum([switch << place for place, switch in enumerate(self)])
 
     @classmethod
     def of_bits(cls, bits: int) -> Switches:

@@ -41,7 +41,10 @@ class LaunchTable:
         self.dtype, self.device = first.dtype, first.device
         self.columns: npt.NDArray[np.int64] = np.array(
             [
-                *(list(map(_address, tensors)) for tensors in zip(*operands, strict=True)),
+                *[
+                    [0 if each is None else each.data_ptr() for each in tensors]
+                    for tensors in zip(*operands, strict=True)
+                ],
                 [operand.param.numel() for operand in operands],
             ],
             np.int64,
@@ -91,10 +94,6 @@ class LaunchTable:
         updates = np.repeat(np.arange(self.updates), counts)
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         return np.stack([updates, np.arange(len(updates)) - starts]).astype(np.int32)
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def make_tables(operands: Iterable[Operands]) -> list[LaunchTable]:
