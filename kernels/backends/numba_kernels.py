@@ -169,9 +169,10 @@ def update_function(dtype: str, switches: int) -> Any:
         ``update(param, grad, ms, grad_avg, buffer, elements, factors, counts, blocks,
         block_elements, flat)``, a ``CFunc`` of Numba. All arguments are int64, and it returns 0.
         The first five are addresses, ``factors`` that of ``Hyperparameters.factors`` as eight
-        float64, each rounded here. ``counts`` is the address of ``RaceCounters.counts``, for ``blocks`` blocks of
-        ``block_elements`` elements from ``flat`` on, the address of a parameter of which ``param``
-        is a part or all. It is 0 to count no races; what follows it is of no account then.
+        float64, each rounded here. ``counts`` is the address of ``RaceCounters.counts``, for
+        ``blocks`` blocks of ``block_elements`` elements from ``flat`` on, the address of a
+        parameter of which ``param`` is a part or all. It is 0 to count no races; what follows it is
+        of no account then.
     """
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
