@@ -211,7 +211,7 @@ class Switches(NamedTuple):
     @property
     def bits(self) -> int:
         """As a number that has a bit for each."""
-        return sum(switch << place for place, switch in enumerate(self))
+        return sum([switch << place for place, switch in enumerate(self)])
 
     @classmethod
     def of_bits(cls, bits: int) -> Switches:

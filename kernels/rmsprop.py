@@ -204,6 +204,11 @@ def _check_lists(lists: dict[str, Sequence[ArrayLike]]) -> None:
             raise TypeError(
                 f"{name} must be a list or tuple of arrays or tensors, got {type(arrays).__name__}"
             )
+        missing = [index for index, array in enumerate(arrays) if array is None]
+        if missing:  # which to one update would mean that it needs none
+            raise TypeError(
+                f"{name}[{missing[0]}] must be a NumPy array or a torch tensor, got NoneType"
+            )
     lengths = {name: len(arrays) for name, arrays in lists.items()}
     if len(set(lengths.values())) > 1:
         *names, last = lists
