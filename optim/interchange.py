@@ -15,12 +15,15 @@ import torch
 from torch.optim import Optimizer
 
 from hogstream.optim.options import Group
-from hogstream.optim.state import BUFFERS, STATE, Kinds, new_buffer
+from hogstream.optim.state import STATE, Kinds, as_real, new_buffer
 
 StateDict = dict[str, Any]
 
-# How a step is run, which is no matter of what a state means.
-_OF_A_STEP = ("foreach", "differentiable", "capturable")
+# How a step is run, and how it is rounded: a state that says nothing of that goes on either way.
+_RUN = ("foreach", "differentiable", "capturable")
+_ROUNDED = ("stochastic_rounding", "seed", "kahan_sum")
+# What all keep.
+_BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
 # What all have; and what they take for those of it that their first versions had not.
 _COMMON = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered")
 _AT_FIRST = {"momentum": 0, "centered": False, "maximize": False}
@@ -60,7 +63,7 @@ _LIBRARIES = {
             "lr_in_momentum": False,
             "initial_accumulator_value": 0.0,
         },
-        names=_same(*_COMMON, "maximize", *_OF_A_STEP),
+        names=_same(*_COMMON, "maximize", *_RUN),
         steps_are_numbers=False,
         has_complex=True,
     ),
@@ -91,8 +94,8 @@ def import_state(state_dict: StateDict, made_by: str) -> StateDict:
     """A state dictionary of another library's RMSprop, as one for ours to load.
 
     Every option that the other's state means is named in it, so what loads it goes on as the other
-    would have, whatever options it was made with itself. ``foreach``, ``differentiable`` and
-    ``capturable`` are taken from torch's only.
+    would have, whatever options it was made with itself. How steps are run and rounded
+    (``foreach``, ``kahan_sum`` and the like) is not part of that.
 
     Args:
         state_dict: From the other's ``state_dict()``; it is left as it is.
@@ -122,7 +125,7 @@ def export_state(optimizer: Optimizer, to: str) -> StateDict:
     """The state of one of our optimizers, as another library's RMSprop keeps it.
 
     What loads it goes on as ours would have, but for rounding: all values of state have the dtypes
-    of their parameters there.
+    of their parameters there. ``max_grad_norm`` is no part of it: clip gradients yourself.
 
     Args:
         optimizer: An ``RMSprop`` or ``RMSpropAsync``.
@@ -172,7 +175,7 @@ def readable(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
     """
     _check_keys(state_dict)
     groups = [{**_AT_FIRST, **group} for group in state_dict["param_groups"]]
-    mattering = [name for name in optimizer.defaults if name not in _OF_A_STEP]
+    mattering = [name for name in optimizer.defaults if name not in (*_RUN, *_ROUNDED)]
     unsaid = [name for name in mattering if any(name not in group for group in groups)]
     if not unsaid:
         return {**state_dict, "param_groups": groups}
@@ -212,7 +215,7 @@ def _check_keys(state_dict: StateDict) -> None:
 
 
 def _check_complex(library: _Library, state: dict[str, Any], name: str) -> None:
-    values = [state[each] for each in BUFFERS if each in state]
+    values = [state[each] for each in _BUFFERS if each in state]
     if not library.has_complex and any(torch.is_tensor(v) and v.is_complex() for v in values):
         raise ValueError(
             f"{name} must be real for {library.optimizer}, which squares a complex gradient as it "
@@ -221,9 +224,9 @@ def _check_complex(library: _Library, state: dict[str, Any], name: str) -> None:
 
 
 def _imported(library: _Library, group: Group, index: int) -> Group:
-    """A group as ours: with every option that matters, and without those of how a step is run."""
+    """A group as ours: with every option that matters, and those that are neither library's."""
     group = {name: value for name, value in _AT_FIRST.items() if name in library.names} | group
-    needed = {theirs for ours, theirs in library.names.items() if ours not in _OF_A_STEP}
+    needed = {theirs for ours, theirs in library.names.items() if ours not in _RUN}
     if missing := sorted(needed - group.keys()):
         raise ValueError(
             f"group {index} of a state that {library.optimizer} made must have "
@@ -235,7 +238,7 @@ def _imported(library: _Library, group: Group, index: int) -> Group:
                 f"{name} of group {index} must be {value!r} in a state that {library.optimizer} "
                 f"made, got {group[name]!r}"
             )
-    known = {*library.names.values(), *library.lacking, *_OF_A_STEP}
+    known = {*library.names.values(), *library.lacking, *_RUN}
     rest = {name: value for name, value in group.items() if name not in known}
     ours = {name: group[theirs] for name, theirs in library.names.items() if theirs in group}
     return {**rest, **library.fixed, **ours}
@@ -248,7 +251,11 @@ def _check_expressible(library: _Library, group: Group, index: int) -> None:
         *(["decoupled_weight_decay"] if not group["weight_decay"] else []),
         *(["lr_in_momentum"] if not group["momentum"] else []),
     }
-    for name, value in library.fixed.items():
+    if any(as_real(param).dtype.itemsize == 2 for param in group["params"]):
+        fixed = {**library.fixed, "stochastic_rounding": False, "kahan_sum": False}
+    else:
+        fixed = library.fixed
+    for name, value in fixed.items():
         if name not in without_effect and group[name] != value:
             raise ValueError(
                 f"{name} of group {index} must be {value!r} for {library.optimizer}, which cannot "
@@ -262,7 +269,8 @@ def _first_state(library: _Library, param: torch.Tensor, group: Group) -> dict[s
     trainable = param.is_floating_point() or param.is_complex()
     if group["initial_accumulator_value"] == first or not trainable:
         return {}
-    buffers = {name: new_buffer(param, name, group) for name in Kinds.of_group(group).buffers}
+    kinds = Kinds.of_group(group)
+    buffers = {name: new_buffer(param, name, group) for name in kinds.buffers(param)}
     return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **buffers}
 
 
@@ -270,7 +278,7 @@ def _exported(library: _Library, state: dict[str, Any], param: torch.Tensor) -> 
     """A parameter's state in new memory, of the parameter's dtype."""
     others = {name: value for name, value in state.items() if name not in STATE}
     buffers = {
-        name: state[name].detach().to(param.dtype, copy=True) for name in BUFFERS if name in state
+        name: state[name].detach().to(param.dtype, copy=True) for name in _BUFFERS if name in state
     }
     step = state["step"]
     step = int(step) if library.steps_are_numbers else step.clone()
@@ -279,7 +287,7 @@ def _exported(library: _Library, state: dict[str, Any], param: torch.Tensor) -> 
 
 def _exported_group(library: _Library, group: Group) -> Group:
     """A group as the other's: its options, and those that are neither library's."""
-    ours = {*library.names, *library.fixed, *_OF_A_STEP}
+    ours = {*library.names, *library.fixed, *_RUN, *_ROUNDED}
     rest = {name: value for name, value in group.items() if name not in ours}
     theirs = {library.names[name]: group[name] for name in library.names}
     numbers = {

@@ -234,6 +234,7 @@ WITHOUT_EFFECT = {
     "decay": {"eps_inside_sqrt": False, "decoupled_weight_decay": True},
     "momentum": {"eps_inside_sqrt": False, "lr_in_momentum": True},
     "start": {"eps_inside_sqrt": False, "initial_accumulator_value": 0.4},
+    "rounding": {"eps_inside_sqrt": False, "kahan_sum": True},
 }
 
 
@@ -247,6 +248,12 @@ def test_what_has_no_effect_is_exported(options):
     go_on_alike(theirs, ours, torch.float64)
 
 
+HOW_STEPS_ARE_DONE = {
+    *("foreach", "differentiable", "capturable"),
+    *("stochastic_rounding", "seed", "kahan_sum"),
+}
+
+
 def test_what_else_a_group_has_is_kept():
     options = {"lr": torch.tensor(0.25), "name": "all"}
     ours = RMSprop([{"params": made_params(torch.float32), **options}])
@@ -258,7 +265,7 @@ def test_what_else_a_group_has_is_kept():
         assert (group["lr"], group["name"], group["initial_lr"]) == (0.25, "all", 0.25)
         (group,) = import_state(exported, made_by=name)["param_groups"]
         assert (group["name"], group["initial_lr"]) == ("all", 0.25)
-        assert group.keys() >= ours.defaults.keys() - {"foreach", "differentiable", "capturable"}
+        assert ours.defaults.keys() - group.keys() <= HOW_STEPS_ARE_DONE
 
 
 def saved_of(make: Callable[..., Optimizer], dtype: torch.dtype, **options: Any) -> Options:
@@ -328,6 +335,14 @@ NOT_EXPORTED: dict[str, tuple[str, Options]] = {
         "torch",
         {**OUTSIDE, "momentum": 0.9, "lr_in_momentum": True},
     ),
+    "kahan_sum of group 0 must be False for torch.optim.RMSprop": (
+        "torch",
+        {**OUTSIDE, "kahan_sum": True},
+    ),
+    "stochastic_rounding of group 0 must be False for pfrl's": (
+        "pfrl",
+        {"stochastic_rounding": True},
+    ),
     "maximize of group 0 must be False for pfrl's": ("pfrl", {"maximize": True}),
     "maximize of group 0 must be False for timm's RMSpropTF": ("timm", {"maximize": True}),
 }
@@ -337,7 +352,7 @@ NOT_EXPORTED: dict[str, tuple[str, Options]] = {
 def test_is_not_exported(message):
     to, options = NOT_EXPORTED[message]
     with pytest.raises(ValueError, match=re.escape(message)):
-        export_state(RMSpropAsync(made_params(F32), **options), to=to)
+        export_state(RMSpropAsync(made_params(torch.bfloat16), **options), to=to)
 
 
 def test_complex_state_and_other_optimizers_are_not_exported():
@@ -368,6 +383,17 @@ def of_torch() -> Options:
 
 def of_old_torch_or_pfrl() -> Options:
     return saved_of(Pfrls, F32)
+
+
+def test_torchs_state_is_rounded_as_the_optimizer_was_made():
+    params = made_params(torch.bfloat16)
+    theirs = torch.optim.RMSprop(params, **NUMBERS)
+    train(theirs, first_seed=0, steps=3)
+    ours = RMSprop(copied(params), kahan_sum=True, backend="numpy")
+    train(ours, first_seed=9, steps=2)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["kahan_sum"]
+    assert not any(state["kahan_comp"].any() for state in states(ours))
 
 
 # What is not said, to which options, by what.

@@ -69,6 +69,8 @@ OPTIONS: list[dict[str, Any]] = [
     {**ALL_AT_ONCE, "lr_in_momentum": True, "initial_accumulator_value": 1.0},
     {"momentum": 0.9, "decoupled_weight_decay": True, "weight_decay": 0.1},
     {"lr": torch.tensor(0.1), "centered": True},
+    {"kahan_sum": True, "momentum": 0.9},
+    {"stochastic_rounding": True, "seed": 7},
 ]
 
 
