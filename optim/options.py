@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.optim.parameters import needs_state
 
 Group = dict[str, Any]
 _SWITCHES: dict[str, Any] = {
@@ -28,7 +29,7 @@ def check_group(group: Group) -> Hyperparameters:
             hold, or does not go with another.
     """
     hyperparameters = Hyperparameters.from_group(group)
-    double = all(param.dtype in _DOUBLE for param in group["params"])
+    double = all(param.dtype in _DOUBLE for param in group["params"] if needs_state(param))
     hyperparameters.check_held_by(torch.float64 if double else torch.float32)
     first = group["initial_accumulator_value"]
     if isinstance(first, bool) or not isinstance(first, (int, float)) or not 0 <= first < math.inf:
