@@ -19,7 +19,7 @@ from hogstream.kernels.operands import check_param
 from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
-from hogstream.optim.options import check_group
+from hogstream.optim.options import NOT_HONOURED, check_group
 from hogstream.optim.parameters import needs_state, own_part
 from hogstream.optim.state import (
     BUFFERS,
@@ -49,11 +49,13 @@ class _Settings(NamedTuple):
     """What a group's options come to.
 
     Attributes:
+        keys: Those of the group.
         values: The options.
         taken: What a launch takes for them after its table.
         kinds: What state its updates take.
     """
 
+    keys: list[str]
     values: tuple[Any, ...]
     taken: tuple[Any, ...]
     kinds: Kinds
@@ -387,15 +389,16 @@ class RMSpropAsync(Optimizer):
     def _settings_of(self, index: int) -> _Settings:
         """A group's settings, checked anew if anything has changed."""
         group = self.param_groups[index]
-        values = _options_of(group)
+        keys, values = list(group), _options_of(group)
         known = self._settings.get(index)
-        if known is not None and all(map(is_, known.values, values)):
+        if known is not None and known.keys == keys and all(map(is_, known.values, values)):
             return known
         taken = self._check_settings(index)
-        settings = _Settings(values, taken, Kinds.of(taken[0]))
+        settings = _Settings(keys, values, taken, Kinds.of(taken[0]))
         # Others may change and stay the same object; but what the device reads is no matter.
         fixed = (int, float, NoneType)
-        if all(isinstance(value, fixed) or value is taken[-1] for value in values):
+        are_fixed = all(isinstance(value, fixed) or value is taken[-1] for value in values)
+        if are_fixed and NOT_HONOURED.keys().isdisjoint(keys):
             self._settings[index] = settings
         return settings
 
