@@ -22,6 +22,12 @@ from hogstream.kernels.operands import (
 )
 from hogstream.optim.compiled_modules import compiled_module
 from hogstream.optim.flat_buffers import FlatBuffer
+from hogstream.optim.parameters import (
+    check_distributed_alike,
+    is_distributed,
+    own_part,
+    own_part_of_grad,
+)
 from hogstream.optim.state import BUFFERS, Kinds, as_real, check_step
 from hogstream.optim.step_counts import Counter, counters_of
 
@@ -68,11 +74,11 @@ class PlannedLaunch:
 
 
 class Written(NamedTuple):
-    """Spans of memory that updates write, none of which overlap, in the order of addresses.
+    """Spans of memory that updates write, in the order of addresses.
 
     Attributes:
         starts: int64, shape (spans + 1,); the first is an empty one at 0.
-        ends: The same.
+        ends: The same; where spans overlap, of the one until then that reaches furthest.
     """
 
     starts: Int64s
@@ -85,7 +91,7 @@ class Written(NamedTuple):
         starts = np.array([0, *(tensor.data_ptr() for tensor in written)])
         order = np.argsort(starts)
         sizes = np.array([0, *(tensor.nbytes for tensor in written)])
-        return cls(starts[order], (starts + sizes)[order])
+        return cls(starts[order], np.maximum.accumulate((starts + sizes)[order]))
 
     def overlaps(self, starts: Int64s, sizes: Int64s) -> bool:
         """Whether any of other spans, of so many bytes, shares memory with one of these."""
@@ -137,6 +143,7 @@ class _ReadPremises(NamedTuple):
     buffers: list[torch.Tensor]  # of all states, and which they are of, by which names
     of_states: list[dict[str, torch.Tensor]]
     names: list[str]
+    names_of_reached: list[tuple[str, ...]]  # the same, for each parameter
     pointers: list[int]  # of parameters and buffers; all the same, of those without elements
     # Of parameters, buffers and gradients:
     sizes: list[int]
@@ -180,6 +187,7 @@ class _ReadPremises(NamedTuple):
             buffers=buffers,
             of_states=[each for each, _ in pairs],
             names=[name for _, name in pairs],
+            names_of_reached=list(map(Kinds.buffers, kinds, reached.params)),
             pointers=[tensor.data_ptr() for tensor in [*reached.params, *buffers]],
             sizes=[tensor.numel() for tensor in tensors],
             dtypes=[tensor.dtype for tensor in tensors],
@@ -216,7 +224,7 @@ class _ReadPremises(NamedTuple):
             return self
         try:
             premises: Any = module.CompiledPremises(
-                groups, state, self.written, self.places, self.in_flat, self._names_of_reached()
+                groups, state, self.written, self.places, self.in_flat, self.names_of_reached
             )
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
@@ -225,13 +233,6 @@ class _ReadPremises(NamedTuple):
         if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
         return premises if premises.hold_gradients(groups, state, memory) else self
-
-    def _names_of_reached(self) -> list[list[str]]:
-        """The names of each state's buffers."""
-        names: dict[int, list[str]] = {id(each): [] for each in self.states}
-        for of_state, name in zip(self.of_states, self.names, strict=True):
-            names[id(of_state)].append(name)
-        return list(names.values())
 
     def bump_versions(self) -> None:
         """As in ``Premises``."""
@@ -278,7 +279,8 @@ class StepPlan:
         kinds: What state the updates of each group take.
         counters: What counts the steps of reached parameters.
         premises: What they depend on.
-        lasting: Whether it may be followed: not if it reads copies of gradients.
+        lasting: Whether it may be followed: not if it reads copies of gradients, or parts of what
+            is distributed, of which premises know nothing.
         followed_before: Whether it was: premises have been compiled then, if they can be.
         ended: Memory of steps that have ended, which the next one takes. After a backward, which
             has freed much of many sizes, C's allocator first puts all of that in order: 0.2 ms for
@@ -393,7 +395,7 @@ def make_plan(
         for index, param in enumerate(group["params"])
         if param.grad is not None
     ]
-    check_disjoint(named)
+    check_disjoint(named, in_turn=True)
     operands = [each for _, each in named]
     launches: list[PlannedLaunch] = []
     counters: list[Counter] = []
@@ -421,7 +423,8 @@ def make_plan(
     written = Written.by(operands)
     premises = _ReadPremises.of(groups, state, reached, written, places, in_flat, of_reached)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
-    plan = StepPlan(launches, kinds, counters, premises, lasting=not copied)
+    lasting = not copied and not any(map(is_distributed, reached.params))
+    plan = StepPlan(launches, kinds, counters, premises, lasting)
     return PlannedStep(plan, StepMemory(launches, operands))
 
 
@@ -434,6 +437,8 @@ def _checked(
     names = [name, f"grad of {name}", *(f"{buffer} of {name}" for buffer in BUFFERS)]
     if grad.is_complex() != param.is_complex():
         raise TypeError(f"{names[1]} must be complex just as its param is, got {grad.dtype}")
+    check_distributed_alike(grad, param, names[1])
+    grad, param = own_part_of_grad(grad, param), own_part(param)
     if param.is_conj():
         raise ValueError(f"{name} must be memory as it is, got a lazily conjugated view of it")
     grad = grad.resolve_conj()
@@ -441,13 +446,7 @@ def _checked(
     if not same_layout(grad, param):
         grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
     wanted = kinds.buffers(param)
-    buffers = [state[each] if each in wanted else None for each in BUFFERS]
-    for buffer in buffers:
-        if buffer is not None and not same_layout(buffer, param):
-            raise ValueError(
-                f"{name} must keep the strides that the optimizer was made with, "
-                f"{buffer.stride()}, got {param.stride()}"
-            )
+    buffers = [own_part(state[each]) if each in wanted else None for each in BUFFERS]
     ms, ga, buf, comp = (each if each is None else as_real(each) for each in buffers)
     assert ms is not None
     return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, comp, names)
@@ -468,18 +467,46 @@ def _tables_of(
         flat_buffers: Those of the group.
 
     Returns:
-        Each table, and for each of its updates which of the reached parameters it is; None for the
-        one update of a flat buffer.
+        Each table, in the order in which they are launched, and for each of its updates which of
+        the reached parameters it is; None for the one update of a flat buffer.
     """
     where = {id(reached.params[position]): position for position in positions}
+    left = set(positions)
     tables: list[tuple[LaunchTable, list[int] | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
             tables.append((LaunchTable([buffer.operands]), None))
-            for param in buffer.params:
-                del where[id(param)]
-    alike: dict[Kind, list[int]] = {}
-    for position in where.values():
-        alike.setdefault(kind_of(operands[position]), []).append(position)
+            left.difference_update(members)
+    alike: dict[tuple[int, Kind], list[int]] = {}
+    in_order = sorted(left)
+    turns = _turns([operands[position].written for position in in_order])
+    for turn, position in sorted(zip(turns, in_order, strict=True)):
+        alike.setdefault((turn, kind_of(operands[position])), []).append(position)
     return tables + [(LaunchTable([operands[i] for i in each]), each) for each in alike.values()]
+
+
+def _turns(written: list[list[torch.Tensor]]) -> list[int]:
+    """In which launch each update is, so that no two of a launch write the same memory.
+
+    Those that do, as of duplicates and of parameters that are tied, come in their order.
+
+    Args:
+        written: What each writes.
+    """
+    owners = [index for index, one in enumerate(written) for _ in one]
+    tensors = [each for one in written for each in one]
+    starts = np.array([each.data_ptr() for each in tensors], np.int64)
+    ends = starts + np.array([each.nbytes for each in tensors], np.int64)
+    order = np.argsort(starts)
+    furthest = np.maximum.accumulate(ends[order])
+    turns = [0] * len(written)
+    if (furthest[:-1] <= starts[order][1:]).all():
+        return turns
+    owner = np.array(owners, np.int64)
+    for index in range(1, len(written)):
+        own, before = owner == index, owner < index
+        shared = (starts[before, None] < ends[own]) & (starts[own] < ends[before, None])
+        those = np.unique(owner[before][shared.any(axis=1)])
+        turns[index] = 1 + max((turns[each] for each in those), default=-1)
+    return turns
