@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hogstream.kernels.rmsprop import multi_tensor_rmsprop_
-from hogstream.optim.state import BUFFERS, Kinds, as_real
+from hogstream.optim.state import BUFFERS, as_real
 
 if TYPE_CHECKING:
     from hogstream.optim.rmsprop_async import RMSpropAsync
@@ -63,21 +63,22 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
             if param.grad is not None and (param.requires_grad or not optimizer.flat)
         ]
         states = [optimizer.state[param] for param in params]
-        kinds = Kinds.of_group(group).buffers
+        wanted = True, group["centered"], group["momentum"] != 0
         buffers = [
-            [as_real(state[name]) for state in states] if name in kinds else [] for name in BUFFERS
+            [as_real(state[name]) for state in states] if is_wanted else []
+            for name, is_wanted in zip(BUFFERS, wanted, strict=True)
         ]
         if params:
             torch.ops.hogstream.rmsprop_step_(
                 [as_real(param) for param in params],
                 [as_real(param.grad) for param in params],
                 *buffers,
-                [state["step"] for state in states],
                 torch.as_tensor(group["lr"], dtype=torch.float64),
                 [float(group[name]) for name in _NUMBERS],
                 [group[name] for name in _SWITCHES],
                 optimizer.backend,
             )
+            torch._foreach_add_([state["step"] for state in states], 1)
     return loss
 
 
@@ -87,7 +88,6 @@ def _update(
     mss: Tensors,
     grad_avgs: Tensors,
     momentum_buffers: Tensors,
-    steps: Tensors,
     lr: torch.Tensor,
     numbers: list[float],
     switches: list[bool],
@@ -105,7 +105,6 @@ def _update(
         backend=backend,
         **options,
     )
-    torch._foreach_add_(steps, 1)
 
 
 def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
@@ -115,8 +114,8 @@ def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 _operator = torch.library.custom_op(
     "hogstream::rmsprop_step_",
     _update,
-    mutates_args=("params", *(f"{name}s" for name in BUFFERS), "steps"),
-    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, Tensor(step!)[] steps, "
+    mutates_args=("params", *(f"{name}s" for name in BUFFERS)),
+    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, "
     "Tensor lr, float[] numbers, bool[] switches, str? backend) -> ()",
 )
 _operator.register_fake(lambda *_: None)
