@@ -70,19 +70,19 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
         wanted = True, group["centered"], group["momentum"] != 0
         buffers = [
             [as_real(state[name]) for state in states] if is_wanted else []
-            for name, is_wanted in zip(_KINDS, wanted)
+            for name, is_wanted in zip(_KINDS, wanted, strict=True)
         ]
         if params:
             torch.ops.hogstream.rmsprop_step_(
                 [as_real(param) for param in params],
                 [as_real(param.grad) for param in params],
                 *buffers,
-                [state["step"] for state in states],
                 torch.as_tensor(group["lr"], dtype=torch.float64),
                 [float(group[name]) for name in _NUMBERS],
                 [group[name] for name in _SWITCHES],
                 optimizer.backend,
             )
+            torch._foreach_add_([state["step"] for state in states], 1)
     return loss
 
 
@@ -92,7 +92,6 @@ def _update(
     mss: Tensors,
     grad_avgs: Tensors,
     momentum_buffers: Tensors,
-    steps: Tensors,
     lr: torch.Tensor,
     numbers: list[float],
     switches: list[bool],
@@ -110,7 +109,6 @@ def _update(
         backend=backend,
         **options,
     )
-    torch._foreach_add_(steps, 1)
 
 
 def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
@@ -120,8 +118,8 @@ def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 _operator = torch.library.custom_op(
     "hogstream::rmsprop_step_",
     _update,
-    mutates_args=("params", *(f"{name}s" for name in _KINDS), "steps"),
-    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, Tensor(step!)[] steps, "
+    mutates_args=("params", *(f"{name}s" for name in _KINDS)),
+    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, "
     "Tensor lr, float[] numbers, bool[] switches, str? backend) -> ()",
 )
 _operator.register_fake(lambda *_: None)
