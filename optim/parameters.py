@@ -30,8 +30,16 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """The memory that this process has of a distributed tensor; any other tensor as it is."""
     if not is_distributed(tensor):
         return tensor
-    part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return part
+    with torch.no_grad():
+        part: Any = tensor.to_local()  # type: ignore[attr-defined]
+    return part.wait() if hasattr(part, "wait") else part  # for what is still on its way
+
+
+def placement_of(tensor: torch.Tensor) -> Any:
+    """How a distributed tensor is placed, over which processes; None of any other."""
+    if not is_distributed(tensor):
+        return None
+    return tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
 
 
 def check_distributed_alike(tensor: Any, param: torch.Tensor, name: str) -> None:
