@@ -31,8 +31,10 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     if not is_distributed(tensor):
         return tensor
     with torch.no_grad():
-        part: Any = tensor.to_local()  # type: ignore[attr-defined]
-    return part.wait() if hasattr(part, "wait") else part  # for what is still on its way
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    if hasattr(part, "wait"):  # it is still on its way
+        part = part.wait()
+    return part
 
 
 def placement_of(tensor: torch.Tensor) -> Any:

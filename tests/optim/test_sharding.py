@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from process_testing import LIMIT_SECONDS
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = RMSprop(model.parameters(), **OPTIONS)
     train(model, optimizer, range(3))
     save(model, optimizer, folder / "by one")
-    context = torch.multiprocessing.spawn(run_checks, (folder,), PROCESSES, join=False)
+    context = spawn(run_checks, (folder,), PROCESSES, join=False)
     assert context is not None
     try:
         # Each join ends with a process, or raises what one of them has raised.
