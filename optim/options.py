@@ -59,9 +59,9 @@ def check_group(group: Group) -> Hyperparameters:
             hold, or does not go with another; or a key is an option that is not honoured, or one
             misspelt.
     """
-    for key in group:
-        if key not in OPTIONS:
-            _check_no_option(key, group[key])
+    for key, value in group.items():
+        if key not in OPTIONS and isinstance(key, str):
+            _check_no_option(key, value)
     hyperparameters = Hyperparameters.from_group(group)
     double = all(param.dtype in _DOUBLE for param in group["params"] if needs_state(param))
     hyperparameters.check_held_by(torch.float64 if double else torch.float32)
@@ -89,7 +89,7 @@ def check_group(group: Group) -> Hyperparameters:
     return hyperparameters
 
 
-def _check_no_option(key: Any, value: Any) -> None:
+def _check_no_option(key: str, value: Any) -> None:
     """Checks that a key of a group asks for nothing that would be left undone."""
     if key in NOT_HONOURED:
         if value:
@@ -106,13 +106,11 @@ def _check_no_option(key: Any, value: Any) -> None:
         )
 
 
-def _is_meant(key: Any, name: str) -> bool:
+def _is_meant(key: str, name: str) -> bool:
     """Whether a key is an option's name but for case and underscores, or one slip of the pen.
 
     That is a letter too many, too few or another one, or two that have changed places.
     """
-    if not isinstance(key, str):
-        return False
     key, name = (each.lower().replace("_", "").replace("-", "") for each in (key, name))
     if key == name:
         return True

@@ -30,8 +30,18 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """The memory that this process has of a distributed tensor; any other tensor as it is."""
     if not is_distributed(tensor):
         return tensor
-    part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    if hasattr(part, "wait"):  # it is still on its way
+        part = part.wait()
     return part
+
+
+def placement_of(tensor: torch.Tensor) -> Any:
+    """How a distributed tensor is placed, over which processes; None of any other."""
+    if not is_distributed(tensor):
+        return None
+    return tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
 
 
 def check_distributed_alike(tensor: Any, param: torch.Tensor, name: str) -> None:

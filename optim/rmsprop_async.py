@@ -370,9 +370,13 @@ class RMSpropAsync(Optimizer):
 
     def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
         """Makes what parameters of each group lack, in flat memory where all of it is lost."""
-        for group, buffers in zip(self.param_groups, self._flat_buffers, strict=True):
-            kinds = Kinds.of_group(group)
+        for group, buffers, params in zip(
+            self.param_groups, self._flat_buffers, lacking, strict=True
+        ):
+            kinds, to_make = Kinds.of_group(group), set(params)
             for place, buffer in enumerate(buffers):
+                if not to_make.issuperset(buffer.params):
+                    continue
                 wanted = kinds.buffers(buffer.params[0])
                 states = [self.state.get(param, {}) for param in buffer.params]
                 lost = [name for name in wanted if not any(name in state for state in states)]

@@ -27,6 +27,7 @@ from hogstream.optim.parameters import (
     is_distributed,
     own_part,
     own_part_of_grad,
+    placement_of,
 )
 from hogstream.optim.state import BUFFERS, Kinds, as_real, check_step
 from hogstream.optim.step_counts import Counter, counters_of
@@ -56,6 +57,10 @@ class Reached(NamedTuple):
         if len(reached) < len(grads):
             params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         return cls(params, reached)
+
+    def own_parts(self) -> Reached:
+        """The same, of distributed ones what this process has."""
+        return Reached(list(map(own_part, self.params)), list(map(own_part, self.grads)))
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class _ReadPremises(NamedTuple):
     strides: list[tuple[int, ...]]
     devices: list[int]  # of gradients
     flat: list[torch.Tensor]  # parameters whose gradients are in flat memory: all require them
+    placements: list[Any] | None  # of gradients; None if nothing is distributed
 
     @classmethod
     def of(
@@ -170,14 +176,18 @@ class _ReadPremises(NamedTuple):
             for name in kind.buffers(param)
         ]
         buffers = [each[name] for each, name in pairs]
-        tensors = [*reached.params, *buffers, *reached.grads]
+        is_any_distributed = any(map(is_distributed, reached.params))
+        placements = list(map(placement_of, reached.grads)) if is_any_distributed else None
+        params, grads = reached.own_parts()
+        written_here = [*params, *map(own_part, buffers)]
+        tensors = [*written_here, *grads]
         flat = [param for index in in_flat if (param := reached.params[index]).numel()]
         return cls(
             written=written,
             places=places,
             in_flat=in_flat,
-            grad_pointers=_pointers_of(reached.grads),
-            grad_bytes=np.array([grad.nbytes for grad in reached.grads], np.int64),
+            grad_pointers=_pointers_of(grads),
+            grad_bytes=np.array([grad.nbytes for grad in grads], np.int64),
             params=reached.params,
             group_sizes=[len(group["params"]) for group in groups],
             owners=list(state),
@@ -188,21 +198,25 @@ class _ReadPremises(NamedTuple):
             of_states=[each for each, _ in pairs],
             names=[name for _, name in pairs],
             names_of_reached=list(map(Kinds.buffers, kinds, reached.params)),
-            pointers=[tensor.data_ptr() for tensor in [*reached.params, *buffers]],
+            pointers=[tensor.data_ptr() for tensor in written_here],
             sizes=[tensor.numel() for tensor in tensors],
             dtypes=[tensor.dtype for tensor in tensors],
             strides=[tensor.stride() for tensor in tensors],
-            devices=[grad.get_device() for grad in reached.grads],
+            devices=[grad.get_device() for grad in grads],
             flat=flat,
+            placements=placements,
         )
 
     def hold_gradients(self, groups: Groups, state: State, memory: StepMemory) -> bool:
         """As in ``Premises``."""
         reached = Reached.of(groups)
+        parts, buffers = reached, self.buffers
+        if self.placements is not None:
+            parts, buffers = reached.own_parts(), list(map(own_part, buffers))
         try:
-            if not self._hold(groups, state, reached):
+            if not self._hold(groups, state, reached, parts, buffers):
                 return False
-            pointers = _pointers_of(reached.grads)
+            pointers = _pointers_of(parts.grads)
         except KeyError:  # a part of a state, which was removed: to be made
             return False
         except RuntimeError:  # a sparse gradient, which has none of these: to be refused
@@ -246,16 +260,24 @@ class _ReadPremises(NamedTuple):
             return False
         return not self.written.overlaps(pointers, self.grad_bytes)
 
-    def _hold(self, groups: Groups, state: State, reached: Reached) -> bool:
-        written = [*reached.params, *self.buffers]
-        tensors = [*written, *reached.grads]
+    def _hold(
+        self,
+        groups: Groups,
+        state: State,
+        reached: Reached,
+        parts: Reached,
+        buffers: list[torch.Tensor],
+    ) -> bool:
+        written = [*parts.params, *buffers]
+        tensors = [*written, *parts.grads]
         return (
-            self.pointers == list(map(_pointer, written))
+            (self.placements is None or self.placements == list(map(placement_of, reached.grads)))
+            and self.pointers == list(map(_pointer, written))
             and all(map(is_, reached.params, self.params))
             and self.sizes == list(map(torch.Tensor.numel, tensors))
             and all(map(is_, map(_dtype, tensors), self.dtypes))
             and all(map(eq, map(torch.Tensor.stride, tensors), self.strides))
-            and self.devices == list(map(torch.Tensor.get_device, reached.grads))
+            and self.devices == list(map(torch.Tensor.get_device, parts.grads))
             and all(map(_requires_grad, self.flat))
             and self.group_sizes == [len(group["params"]) for group in groups]
             and len(state) == len(self.owners)
@@ -263,10 +285,10 @@ class _ReadPremises(NamedTuple):
             and all(map(is_, state.values(), self.all_states))
             and all(map(is_, map(itemgetter("step"), self.states), self.steps))
             and all(map(is_, map(getitem, self.of_states, self.names), self.buffers))
-            and not any(map(torch.Tensor.is_neg, reached.params))
-            and not any(map(torch.Tensor.is_neg, reached.grads))
-            and not any(map(torch.Tensor.is_conj, reached.params))
-            and not any(map(torch.Tensor.is_conj, reached.grads))
+            and not any(map(torch.Tensor.is_neg, parts.params))
+            and not any(map(torch.Tensor.is_neg, parts.grads))
+            and not any(map(torch.Tensor.is_conj, parts.params))
+            and not any(map(torch.Tensor.is_conj, parts.grads))
         )
 
 
@@ -279,8 +301,7 @@ class StepPlan:
         kinds: What state the updates of each group take.
         counters: What counts the steps of reached parameters.
         premises: What they depend on.
-        lasting: Whether it may be followed: not if it reads copies of gradients, or parts of what
-            is distributed, of which premises know nothing.
+        lasting: Whether it may be followed: not if it reads copies of gradients.
         followed_before: Whether it was: premises have been compiled then, if they can be.
         ended: Memory of steps that have ended, which the next one takes. After a backward, which
             has freed much of many sizes, C's allocator first puts all of that in order: 0.2 ms for
@@ -423,8 +444,7 @@ def make_plan(
     written = Written.by(operands)
     premises = _ReadPremises.of(groups, state, reached, written, places, in_flat, of_reached)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
-    lasting = not copied and not any(map(is_distributed, reached.params))
-    plan = StepPlan(launches, kinds, counters, premises, lasting)
+    plan = StepPlan(launches, kinds, counters, premises, lasting=not copied)
     return PlannedStep(plan, StepMemory(launches, operands))
 
 

@@ -25,6 +25,10 @@ def transpose_in_place(model: Sequential) -> None:
     weight.data = weight.data.T.contiguous().T
 
 
+def to_channels_last(model: Sequential) -> None:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def freeze_first(model: Sequential) -> None:
     model[0].requires_grad_(False)
 
@@ -32,8 +36,8 @@ def freeze_first(model: Sequential) -> None:
 CHANGES: dict[str, Change] = {
     "to float64": lambda model: model.double(),
     "to bfloat16": lambda model: model.bfloat16(),
-    "to channels last": lambda model: model.to(memory_format=torch.channels_last),
-    "to both": lambda model: model.to(torch.float64, memory_format=torch.channels_last),
+    "to channels last": lambda model: to_channels_last(model),
+    "to both": lambda model: to_channels_last(model.double()),
     "swapped": swap_data,
     "laid out otherwise": transpose_in_place,
     "frozen": freeze_first,
@@ -51,7 +55,8 @@ def train(make: Callable[..., Optimizer], change: Change, when: int) -> list[tor
         if step == when:
             change(model)
         optimizer.zero_grad()
-        images = torch.linspace(-1, 1, 54, dtype=model[2].weight.dtype).reshape(2, 3, 3, 3)
+        dtype = model.get_parameter("2.weight").dtype
+        images = torch.linspace(-1, 1, 54, dtype=dtype).reshape(2, 3, 3, 3)
         model(images).square().sum().backward()
         optimizer.step()
     return [param.detach() for param in model.parameters()]

@@ -17,7 +17,7 @@ from hogstream.optim.options import OPTIONS
 from optim_testing import parameters, step_along
 
 # What people write into groups for themselves, and what torch or schedulers put there.
-OWN_KEYS: dict[str, Any] = {
+OWN_KEYS: dict[Any, Any] = {
     "name": "head",
     "group_name": "decay",
     "layer": 3,
