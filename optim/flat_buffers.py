@@ -100,7 +100,8 @@ class FlatBuffer:
         """
         operands, state = self.operands, dict(self.state)
         for name in names:
-            flat = torch.full_like(operands.ms, first_value(name, group))
+            like = operands.param if name == "kahan_comp" else operands.ms
+            flat = torch.full_like(like, first_value(name, group))
             operands = operands._replace(**{_OPERAND[name]: flat})
             state[name] = _views(flat, self.state["square_avg"], self.starts)
         return replace(self, operands=operands, state=state)
@@ -216,7 +217,7 @@ def _new_flat_buffer(params: list[torch.Tensor], group: Group) -> FlatBuffer:
     ]
     state = {"square_avg": _views(operands.ms, params, starts)}
     buffer = FlatBuffer(operands, params, starts, grads, state)
-    return buffer.with_new_state(Kinds.of_group(group).buffers, group)
+    return buffer.with_new_state(Kinds.of_group(group).buffers(first), group)
 
 
 def _views(flat: torch.Tensor, like: list[torch.Tensor], starts: list[int]) -> list[torch.Tensor]:
