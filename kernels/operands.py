@@ -127,7 +127,7 @@ def check_operands(
     for name, tensor in zip(names[1:], (grad, *state), strict=True):
         if tensor is not None:
             _check_laid_out_as(param, tensor, name, param_name)
-    flat = (each if each is None else lay_flat(each) for each in state)
+    flat = [each if each is None else lay_flat(each) for each in state]
     return Operands(lay_flat(param), lay_flat(grad), *flat)  # type: ignore[arg-type]  # ms is one
 
 

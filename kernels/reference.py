@@ -13,8 +13,13 @@ Array = npt.NDArray[Any]
 
 
 def reference(
-    param: Array, grad: Array, ms: Array, hyperparameters: Hyperparameters
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    param: Array,
+    grad: Array,
+    ms: Array,
+    hyperparameters: Hyperparameters,
+    grad_avg: Array | None = None,
+    momentum_buffer: Array | None = None,
+) -> tuple[Array, Array, Array | None, Array | None]:
     """One update in float64, by the formula and with no thought for speed or rounding.
 
     Args:
@@ -22,12 +27,16 @@ def reference(
         grad: Shape of ``param``.
         ms: Shape of ``param``.
         hyperparameters: The numbers and switches of the update.
+        grad_avg: Shape of ``param``, if the update is centered.
+        momentum_buffer: Shape of ``param``, if it has momentum.
 
     Returns:
-        The new ``param`` and ``ms``; the arguments are left alone.
+        The new ``param``, ``ms``, ``grad_avg`` and ``momentum_buffer``, in float64, and None where
+        there was none; the arguments are left alone.
     """
     h = hyperparameters
     p, g, ms = (np.asarray(array, np.float64) for array in (param, grad, ms))
+    ga, buf = (x if x is None else np.asarray(x, np.float64) for x in (grad_avg, momentum_buffer))
     if h.maximize:
         g = -g
     if h.decoupled_weight_decay:
@@ -35,9 +44,18 @@ def reference(
     else:
         g = g + h.weight_decay * p
     with np.errstate(all="ignore"):
-        ms = h.alpha * ms + (1 - h.alpha) * g**2
-        d = np.sqrt(ms + h.eps) if h.eps_inside_sqrt else np.sqrt(ms) + h.eps
-        return p - h.lr * g / d, ms
+        ms = v = h.alpha * ms + (1 - h.alpha) * g**2
+        if ga is not None:
+            ga = h.alpha * ga + (1 - h.alpha) * g
+            v = np.maximum(ms - ga**2, 0)  # which keeps NaN
+        d = np.sqrt(v + h.eps) if h.eps_inside_sqrt else np.sqrt(v) + h.eps
+        step = h.lr * g / d
+        if buf is not None and h.lr_in_momentum:
+            buf = step = h.momentum * buf + step
+        elif buf is not None:
+            buf = h.momentum * buf + g / d
+            step = h.lr * buf
+        return p - step, ms, ga, buf
 
 
 def plain_expression_(

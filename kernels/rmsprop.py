@@ -180,9 +180,11 @@ def multi_tensor_rmsprop_(
 
 def _check_row(index: int, row: tuple[Any, ...]) -> tuple[list[str], Operands]:
     names = [
-        f"{name}[{index}]" for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers")
+        f"{name}[{index}]"
+        for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers", "kahan_comps")
     ]
-    return names, check_operands(*row, names=names)
+    param, grad, ms, grad_avg, momentum_buffer = row
+    return names, check_operands(param, grad, ms, grad_avg, momentum_buffer, names=names)
 
 
 def _check_state(hyperparameters: Hyperparameters, **state: object) -> None:
@@ -201,6 +203,11 @@ def _check_lists(lists: dict[str, Sequence[ArrayLike]]) -> None:
         if not isinstance(arrays, (list, tuple)):
             raise TypeError(
                 f"{name} must be a list or tuple of arrays or tensors, got {type(arrays).__name__}"
+            )
+        missing = [index for index, array in enumerate(arrays) if array is None]
+        if missing:  # which to one update would mean that it needs none
+            raise TypeError(
+                f"{name}[{missing[0]}] must be a NumPy array or a torch tensor, got NoneType"
             )
     lengths = {name: len(arrays) for name, arrays in lists.items()}
     if len(set(lengths.values())) > 1:

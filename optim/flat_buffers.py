@@ -100,7 +100,8 @@ class FlatBuffer:
         """
         operands, state = self.operands, dict(self.state)
         for name in names:
-            flat = torch.full_like(operands.ms, first_value(name, group))
+            like = operands.param if name == "kahan_comp" else operands.ms
+            flat = torch.full_like(like, first_value(name, group))
             operands = operands._replace(**{_OPERAND[name]: flat})
             state[name] = _views(flat, self.state["square_avg"], self.starts)
         return replace(self, operands=operands, state=state)
@@ -158,13 +159,15 @@ def check_movable(groups: list[Group]) -> None:
     """Checks that parameters may be moved, and be the same to everybody who knows them.
 
     Raises:
-        ValueError: If two share memory, which they would do no more; or if one is in memory that is
-            shared with other processes, which would keep the old one.
+        ValueError: If two share memory, which they would do no more; if one is in memory that is
+            shared with other processes, which would keep the old one; or if one is complex.
     """
     named = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
             flat, name = lay_flat(as_real(param)), f"param {index} in group {group_index}"
+            if param.requires_grad and param.is_complex():
+                raise ValueError(f"{name} must be real with flat=True, got {param.dtype}")
             if param.device.type == "cpu" and param.is_shared():
                 raise ValueError(
                     f"{name} must not be shared with other processes before flat=True moves it: "
@@ -214,7 +217,7 @@ def _new_flat_buffer(params: list[torch.Tensor], group: Group) -> FlatBuffer:
     ]
     state = {"square_avg": _views(operands.ms, params, starts)}
     buffer = FlatBuffer(operands, params, starts, grads, state)
-    return buffer.with_new_state(Kinds.of_group(group).buffers, group)
+    return buffer.with_new_state(Kinds.of_group(group).buffers(first), group)
 
 
 def _views(flat: torch.Tensor, like: list[torch.Tensor], starts: list[int]) -> list[torch.Tensor]:

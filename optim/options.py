@@ -37,7 +37,15 @@ def check_group(group: Group) -> Hyperparameters:
         if not isinstance(group[name], types):
             allowed = "True, False or None" if name == "foreach" else "True or False"
             raise TypeError(f"{name} must be {allowed}, got {group[name]!r}")
-    for other in ("capturable", "foreach"):
+    seed = group["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if hyperparameters.stochastic_rounding and group["capturable"]:
+        raise ValueError(
+            "stochastic_rounding must be False with capturable=True, whose steps the host does not "
+            "count, got True"
+        )
+    for other in ("capturable", "foreach", "stochastic_rounding", "kahan_sum"):
         if group["differentiable"] and group[other]:
             raise ValueError(
                 f"{other} must be False with differentiable=True, which goes "

@@ -16,9 +16,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS
 from hogstream.kernels.operands import check_param
+from hogstream.kernels.rounding import key_of_step
 from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
+from hogstream.optim.grad_factor import Scaling, check_max_grad_norm, scaling_of
 from hogstream.optim.options import check_group
 from hogstream.optim.state import (
     BUFFERS,
@@ -32,13 +34,17 @@ from hogstream.optim.state import (
     pair,
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_in_graph import unwrapped_in_graphs
 from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
-_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach")
+# What is pickled besides what torch knows of.
+_OWN = ("backend", "capturable", "max_grad_norm", "_step_supports_amp_scaling", "_counts")
+_NOTHING: dict[str, Any] = {}
+_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach", "seed")
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -106,7 +112,10 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, with
+    ``fullgraph=True`` and under ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator
+    that does the same: as there of torch's optimizers, without hooks, and with steps that count up
+    to 2^24.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
@@ -128,6 +137,15 @@ class RMSpropAsync(Optimizer):
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
+        stochastic_rounding: Round parameters of 16 bits up or down by chance: so a step that is
+            smaller than half of their last place moves them in the mean. The same bits come of the
+            same ``seed`` on every backend, also in a run that is resumed.
+        seed: For ``stochastic_rounding``: an integer of 64 bits.
+        kahan_sum: Keep what rounding leaves of parameters of 16 bits in ``state["kahan_comp"]``, of
+            their dtype, and add it at the next step.
+        max_grad_norm: Multiply all gradients by one factor, so that their norm over all groups is
+            at most this, as ``torch.nn.utils.clip_grad_norm_`` does; the gradients stay as they
+            are. Finite and > 0, or None. It is kept in an attribute, not in the state.
         foreach: True, False or None, as torch has it: it changes nothing here.
         differentiable: Update by torch's own operations, which autograd may go through, ``lr``
             included. Their roots are not rounded to nearest, so the last bits may differ.
@@ -156,6 +174,7 @@ class RMSpropAsync(Optimizer):
         RuntimeError: If ``backend`` is not available here.
     """
 
+    @_not_compiled
     def __init__(
         self,
         params: Any,
@@ -171,6 +190,10 @@ class RMSpropAsync(Optimizer):
         eps_inside_sqrt: bool = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        kahan_sum: bool = False,
+        max_grad_norm: float | None = None,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -180,10 +203,11 @@ class RMSpropAsync(Optimizer):
         check_backend(backend)
         if not isinstance(flat, bool):
             raise TypeError(f"flat must be True or False, got {flat!r}")
-        if flat and differentiable:
+        if differentiable and (flat or max_grad_norm is not None):
+            name, off = ("flat", False) if flat else ("max_grad_norm", None)
             raise ValueError(
-                "flat must be False with differentiable=True, whose parameters are results of "
-                "other operations, got True"
+                f"{name} must be {off} with differentiable=True, which goes through torch's "
+                f"operations one parameter at a time, got {flat or max_grad_norm}"
             )
         defaults = {
             "lr": lr,
@@ -197,12 +221,19 @@ class RMSpropAsync(Optimizer):
             "eps_inside_sqrt": eps_inside_sqrt,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+            "kahan_sum": kahan_sum,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,
         }
         check_group({**defaults, "params": []})
+        check_max_grad_norm(max_grad_norm)
         self.backend, self.flat, self.capturable = backend, False, capturable
+        self.max_grad_norm = max_grad_norm
+        # Then torch's ``GradScaler`` leaves it to the step to unscale gradients, or to be left out.
+        self._step_supports_amp_scaling = not differentiable
         self._shared = False  # whether other processes may know the state
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
@@ -216,6 +247,7 @@ class RMSpropAsync(Optimizer):
             self._flat_buffers = self._make_flat(self.param_groups)
             self._graph = _graph_position()
 
+    @_not_compiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
 
@@ -279,9 +311,19 @@ class RMSpropAsync(Optimizer):
         for param, step in zip(params, counts[0], strict=True):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
-            for name in Kinds.of_group(group).buffers:
+            for name in Kinds.of_group(group).buffers(param):
                 if name not in state:
                     state[name] = new_buffer(param, name, group)
+
+    def _count_on(self, device: torch.device) -> None:
+        """Has steps counted on a device, where alone it is known which are left out."""
+        if all(counts.device == device for counts in self._counts):
+            return
+        states = list(self.state.values())
+        counts = new_counts(len(states), device)
+        for state, step in zip(states, counts[0], strict=True):
+            state["step"] = step.copy_(state["step"])
+        self._counts, self._plan = [counts], None
 
     def _make_flat(self, groups: list[dict[str, Any]]) -> list[list[FlatBuffer]]:
         buffers = make_flat_buffers(groups)
@@ -311,8 +353,9 @@ class RMSpropAsync(Optimizer):
     def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
         """Makes what parameters of each group lack, in flat memory where all of it is lost."""
         for group, buffers in zip(self.param_groups, self._flat_buffers, strict=True):
-            wanted = Kinds.of_group(group).buffers
+            kinds = Kinds.of_group(group)
             for place, buffer in enumerate(buffers):
+                wanted = kinds.buffers(buffer.params[0])
                 states = [self.state.get(param, {}) for param in buffer.params]
                 lost = [name for name in wanted if not any(name in state for state in states)]
                 if lost:
@@ -326,13 +369,13 @@ class RMSpropAsync(Optimizer):
 
     def _lacking_of(self, index: int, group: dict[str, Any]) -> list[torch.Tensor]:
         """Parameters of a group that have no state, or not all of it, and may be given it."""
-        params, wanted = group["params"], set(Kinds.of_group(group).names)
-        states = [self.state.get(param, {}) for param in params]
-        places = [place for place, state in enumerate(states) if not state.keys() >= wanted]
+        params, names = group["params"], Kinds.of_group(group).names
+        missing = [set(names(param)) - self.state.get(param, {}).keys() for param in params]
+        places = [place for place, each in enumerate(missing) if each]
         if places and (self._shared or _is_any_shared(self.state.values())):
-            missing = sorted(wanted - states[places[0]].keys())
+            lost = " and no ".join(sorted(missing[places[0]]))
             raise RuntimeError(
-                f"param {places[0]} in group {index} has no {' and no '.join(missing)}, and other "
+                f"param {places[0]} in group {index} has no {lost}, and other "
                 "processes would not see a new one: set shared state to 0 in place, and add "
                 "parameters, momentum and centered before state is shared"
             )
@@ -340,6 +383,7 @@ class RMSpropAsync(Optimizer):
             self._check_params(params)
         return [params[place] for place in places]
 
+    @_not_compiled
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
 
@@ -396,6 +440,7 @@ class RMSpropAsync(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @unwrapped_in_graphs
     @_not_compiled
     @_with_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -420,6 +465,9 @@ class RMSpropAsync(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type != "cpu":
+            self._count_on(found_inf.device)
         settings = [self._settings_of(index) for index in range(len(groups))]
         kinds = [each.kinds for each in settings]
         step = self._plan.followed(groups, self.state, kinds) if self._plan else None
@@ -440,13 +488,43 @@ class RMSpropAsync(Optimizer):
                 groups, self.state, kinds, self._counts, self._flat_buffers, self.backend
             )
         self._plan = plan = step.plan
+        scaling = self._scaling(groups)
+        if scaling is not None and scaling.is_left_out():
+            step.end()
+            return loss
         plan.premises.bump_versions()
-        for launch, table in zip(plan.launches, step.memory.tables, strict=True):
-            launch.backend.update_(table, *settings[launch.group].taken)
+        for number, (launch, table) in enumerate(
+            zip(plan.launches, step.memory.tables, strict=True)
+        ):
+            taken, more = settings[launch.group].taken, _NOTHING
+            if taken[0].stochastic_rounding:
+                more = {"key": self._key_of(launch.group, number)}
+            if scaling is not None and launch.backend.name == "triton":
+                more = {**more, **scaling.on(table.device)}
+            elif scaling is not None:
+                taken = taken[0].with_grad_factor(float(scaling.factor)), *taken[1:]
+            launch.backend.update_(table, *taken, **more)
         step.end()
         for counter in plan.counters:
-            counter.add_one()
+            counter.add_one(None if scaling is None else scaling.found_inf)
         return loss
+
+    def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
+        """What gradients are multiplied by; None if by nothing."""
+        # As torch's ``GradScaler`` sets them, for one step.
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self.max_grad_norm is None and grad_scale is None and found_inf is None:
+            return None
+        check_max_grad_norm(self.max_grad_norm)
+        params = (param for group in groups for param in group["params"])
+        grads = [param.grad for param in params if param.grad is not None]
+        return scaling_of(grads, self.max_grad_norm, grad_scale, found_inf)
+
+    def _key_of(self, group: int, launch: int) -> int:
+        """For stochastic rounding at this step."""
+        assert self._plan is not None
+        steps = self._plan.counters[0].first()
+        return key_of_step(self.param_groups[group]["seed"], steps, launch)
 
     @_not_compiled
     def zero_grad(self, set_to_none: bool | None = None) -> None:
@@ -456,35 +534,42 @@ class RMSpropAsync(Optimizer):
             set_to_none: To None instead of zero, which saves memory. By default True, and False if
                 ``flat``, where it also brings gradients back that had left the flat memory.
         """
-        if set_to_none is None and self.flat:
-            flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
-            params = {id(param): param for group in self.param_groups for param in group["params"]}
-            for buffer in flat:
-                if buffer.attach_grads(params.keys()):
-                    self._plan = None  # which reaches them one by one
-            for inside in (param for buffer in flat for param in buffer.params):
-                params.pop(id(inside), None)
-            for param in params.values():
-                param.grad = None
-            self._graph = _graph_position()
-            return
-        super().zero_grad(set_to_none is not False)
+        if set_to_none is not None or not self.flat:
+            super().zero_grad(set_to_none is not False)
+        elif _is_profiled() or profiler._is_profiler_enabled:
+            with profiler.record_function(self._zero_grad_profile_name):
+                self._zero_flat_grads()
+        else:
+            self._zero_flat_grads()
 
+    def _zero_flat_grads(self) -> None:
+        flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+        params = {id(param): param for group in self.param_groups for param in group["params"]}
+        for buffer in flat:
+            if buffer.attach_grads(params.keys()):
+                self._plan = None  # which reaches them one by one
+        for inside in (param for buffer in flat for param in buffer.params):
+            params.pop(id(inside), None)
+        for param in params.values():
+            param.grad = None
+        self._graph = _graph_position()
+
+    @_not_compiled
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum,
-        and goes on as it began: with ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false.
-        ``backend`` stays as it is, as it is not part of the state.
+        A ``torch.optim.RMSprop`` state is taken too, and goes on as it began: with
+        ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false. ``backend`` and ``capturable``
+        stay as they are, as they are not part of the state.
 
         Args:
             state_dict: From ``state_dict()``.
 
         Raises:
             TypeError: If a hyperparameter is of a wrong type.
-            ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
-                out of range, or the state has momentum or is centered. Nothing is loaded then.
+            ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
+                is out of range. Nothing is loaded then.
             RuntimeError: If state is missing that is shared with other processes.
         """
         groups = self.param_groups
@@ -509,6 +594,7 @@ class RMSpropAsync(Optimizer):
                     group.setdefault("decoupled_weight_decay", False)
                 for name in self.defaults:
                     group.setdefault(name, old[name])
+                group["capturable"] = self.capturable
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:
@@ -516,7 +602,7 @@ class RMSpropAsync(Optimizer):
             self.state.update(state)
             self._make_missing_state()  # of kinds that these hyperparameters ask for
             for group, param, saved in pair(self, final):
-                for name in Kinds.of_group(group).names:
+                for name in Kinds.of_group(group).names(param):
                     own = self.state[param][name]
                     if saved:
                         own.copy_(as_saved(saved[name]))
@@ -534,11 +620,13 @@ class RMSpropAsync(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    @_not_compiled
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and how it was made."""
-        own = {name: getattr(self, name) for name in ("backend", "capturable", "_counts")}
+        own = {name: getattr(self, name) for name in _OWN}
         return {**super().__getstate__(), **own, "flat": False}
 
+    @_not_compiled
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)

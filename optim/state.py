@@ -12,7 +12,7 @@ from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.optim.options import Group, check_group
 
 #: What an update takes of state, in the order of ``Operands``, by torch's names.
-BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
+BUFFERS = ("square_avg", "grad_avg", "momentum_buffer", "kahan_comp")
 #: All names of state.
 STATE = ("step", *BUFFERS)
 
@@ -27,32 +27,38 @@ _STATE_DTYPES = {
 
 
 class Kinds(NamedTuple):
-    """Which kinds of state the parameters of a group have, besides ``step`` and ``square_avg``."""
+    """Which kinds of state the parameters of a group have, besides ``step`` and ``square_avg``.
+
+    Attributes:
+        centered: Whether there is ``grad_avg``.
+        momentum: Whether there is ``momentum_buffer``.
+        compensated: Whether there is ``kahan_comp`` of those of 16 bits.
+    """
 
     centered: bool
     momentum: bool
+    compensated: bool
 
     @classmethod
     def of(cls, hyperparameters: Hyperparameters) -> Kinds:
         """Those that updates with these take."""
         switches = hyperparameters.switches
-        return cls(switches.centered, switches.momentum)
+        return cls(switches.centered, switches.momentum, switches.compensated)
 
     @classmethod
     def of_group(cls, group: Group) -> Kinds:
         """Those that a parameter group asks for."""
-        return cls(group["centered"], group["momentum"] != 0)
+        return cls(group["centered"], group["momentum"] != 0, group["kahan_sum"])
 
-    @property
-    def buffers(self) -> tuple[str, ...]:
-        """Names of ``BUFFERS``."""
-        is_wanted = True, self.centered, self.momentum
+    def buffers(self, param: torch.Tensor) -> tuple[str, ...]:
+        """Names of ``BUFFERS``: what a parameter has of them."""
+        compensated = self.compensated and as_real(param).itemsize == 2
+        is_wanted = True, self.centered, self.momentum, compensated
         return tuple(name for name, wanted in zip(BUFFERS, is_wanted, strict=True) if wanted)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names of the state."""
-        return ("step", *self.buffers)
+    def names(self, param: torch.Tensor) -> tuple[str, ...]:
+        """All names of a parameter's state."""
+        return ("step", *self.buffers(param))
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,7 +76,7 @@ def new_buffer(param: torch.Tensor, name: str, group: Group) -> torch.Tensor:
     """
     buffer = torch.zeros_like(
         param,
-        dtype=_STATE_DTYPES[param.dtype],
+        dtype=param.dtype if name == "kahan_comp" else _STATE_DTYPES[param.dtype],
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
@@ -122,8 +128,9 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
     names_of: list[tuple[str, ...]] = []  # by parameter
     for group, saved in zip(groups, saved_groups, strict=True):
-        hyperparameters = check_group({**group, **saved, "params": group["params"]})
-        names_of += [Kinds.of(hyperparameters).names] * len(group["params"])
+        kept = {name: group[name] for name in ("params", "capturable")}
+        hyperparameters = check_group({**group, **saved, **kept})
+        names_of += map(Kinds.of(hyperparameters).names, group["params"])
     for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
         if not saved:
             continue

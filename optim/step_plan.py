@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends import Backend, select_backend
-from hogstream.kernels.launch_table import GRAD, LaunchTable
+from hogstream.kernels.launch_table import GRAD, Kind, LaunchTable, kind_of
 from hogstream.kernels.operands import (
     Operands,
     check_disjoint,
@@ -158,7 +158,9 @@ class _ReadPremises(NamedTuple):
     ) -> _ReadPremises:
         states = [state[param] for param in reached.params]
         pairs = [
-            (each, name) for each, kind in zip(states, kinds, strict=True) for name in kind.buffers
+            (each, name)
+            for param, each, kind in zip(reached.params, states, kinds, strict=True)
+            for name in kind.buffers(param)
         ]
         buffers = [each[name] for each, name in pairs]
         tensors = [*reached.params, *buffers, *reached.grads]
@@ -430,21 +432,25 @@ def _checked(
     check_step(f"step of {name}", state["step"])
     assert grad is not None
     names = [name, f"grad of {name}", *(f"{buffer} of {name}" for buffer in BUFFERS)]
-    check_grad(param, grad, names[1], "its param")
+    if grad.is_complex() != param.is_complex():
+        raise TypeError(f"{names[1]} must be complex just as its param is, got {grad.dtype}")
     if param.is_conj():
         raise ValueError(f"{name} must be memory as it is, got a lazily conjugated view of it")
-    if not same_layout(grad, param) or grad.is_conj():
-        grad = torch.empty_like(param).copy_(grad)
-    buffers = [state[each] if each in kinds.buffers else None for each in BUFFERS]
+    grad = grad.resolve_conj()
+    check_grad(as_real(param), as_real(grad), names[1], "its param")
+    if not same_layout(grad, param):
+        grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+    wanted = kinds.buffers(param)
+    buffers = [state[each] if each in wanted else None for each in BUFFERS]
     for buffer in buffers:
         if buffer is not None and not same_layout(buffer, param):
             raise ValueError(
                 f"{name} must keep the strides that the optimizer was made with, "
                 f"{buffer.stride()}, got {param.stride()}"
             )
-    ms, ga, buf = (each if each is None else as_real(each) for each in buffers)
+    ms, ga, buf, comp = (each if each is None else as_real(each) for each in buffers)
     assert ms is not None
-    return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, names)
+    return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, comp, names)
 
 
 def _tables_of(
@@ -473,8 +479,7 @@ def _tables_of(
             tables.append((LaunchTable([buffer.operands]), None))
             for param in buffer.params:
                 del where[id(param)]
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    alike: dict[Kind, list[int]] = {}
     for position in where.values():
-        param = operands[position].param
-        kinds.setdefault((param.dtype, param.device), []).append(position)
-    return tables + [(LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()]
+        alike.setdefault(kind_of(operands[position]), []).append(position)
+    return tables + [(LaunchTable([operands[i] for i in each]), each) for each in alike.values()]

@@ -7,7 +7,7 @@ import torch
 
 from counting import counted_calls, hold
 from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
-from update_testing import BACKENDS, Backend
+from update_testing import BACKENDS, FULL, Backend
 
 LAUNCH = {
     "numpy": "kernels.backends.numpy_kernels.update_in_pieces_",
@@ -19,11 +19,12 @@ LAUNCH = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tensors", [1, 30])
 def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
-    params, grads, mss = (
-        [torch.ones(5, device=backend.device) for _ in range(tensors)] for _ in range(3)
+    params, grads, mss, grad_avgs, buffers = (
+        [torch.ones(5, device=backend.device) for _ in range(tensors)] for _ in range(5)
     )
+    state = {"grad_avgs": grad_avgs, "momentum_buffers": buffers}
     with counted_calls() as counts:
-        multi_tensor_rmsprop_(params, grads, mss, backend=backend.name)
+        multi_tensor_rmsprop_(params, grads, mss, **state, backend=backend.name, **FULL)
     assert counts[LAUNCH[backend.name]] == 1
     if backend.name == "triton" and backend.device == "cpu":
         # The interpreter calls the kernel for each program: one for each of these small tensors.
@@ -34,12 +35,13 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
         assert sum(counts[each] for each in kernels) == tensors
 
 
-# Python calls of ours for each tensor of a list: its operands checked (3) and made tensors (3), two
-# compared (2), each found dense (6) and laid flat (3), and each held against all others (3).
-CALLS_FOR_EACH_TENSOR = 20
+# Python calls of ours for each tensor of a list: its operands named and checked (5), made tensors
+# (3), two found not to be negated (2) and two compared (4), each found dense (6) and laid flat (3),
+# and each held against all others (3).
+CALLS_FOR_EACH_TENSOR = 26
 # And for one by itself: the same, what it is made with and whether float32 holds that, its backend,
 # its table, and the update, with the threads that it is worth (2).
-CALLS = 48
+CALLS = 57
 
 
 def test_checks_take_few_calls() -> None:

@@ -11,24 +11,26 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
+from hogstream.kernels import multi_tensor_rmsprop_
 from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import ProcessScheduler, SharedParameters, StreamScheduler
-from update_testing import COMPUTE
+from update_testing import fresh_state, update_
 
 Numbers = dict[str, Any]
 NARROW = [torch.float16, torch.bfloat16, torch.float32]
 
 
 def one_tensor(param: torch.Tensor, numbers: Numbers) -> None:
-    grad, ms = torch.zeros_like(param), torch.zeros_like(param, dtype=COMPUTE[param.dtype])
-    rmsprop_(param, grad, ms, **numbers)
+    update_(fresh_state(param, **numbers), torch.zeros_like(param), **numbers)
 
 
 def list_of_tensors(param: torch.Tensor, numbers: Numbers) -> None:
-    double = torch.ones(3, dtype=torch.float64)
-    mss = [torch.zeros_like(double), torch.zeros_like(param, dtype=COMPUTE[param.dtype])]
-    multi_tensor_rmsprop_([double, param], [double.clone(), param.clone()], mss, **numbers)
+    params = [torch.ones(3, dtype=torch.float64), param]
+    states = [fresh_state(each, **numbers) for each in params]
+    mss, buffers = ([state[place] for state in states] for place in (1, 3))
+    momentum_buffers = buffers if numbers.get("momentum") else None
+    grads = [torch.zeros_like(each) for each in params]
+    multi_tensor_rmsprop_(params, grads, mss, momentum_buffers=momentum_buffers, **numbers)
 
 
 def optimizer(param: torch.Tensor, numbers: Numbers) -> None:
@@ -106,6 +108,8 @@ LOST: dict[str, Numbers] = {
     f"lr {HOLD}1e-46, which becomes 0.0 there": {"lr": 1e-46},
     f"alpha {HOLD}0.99999999, which becomes 1.0 there": {"alpha": 0.99999999},
     f"weight_decay {HOLD}1e+39, which becomes inf there": {"weight_decay": 1e39},
+    f"momentum {HOLD}1e+39, which becomes inf there": {"momentum": 1e39},
+    f"momentum {HOLD}1e-46, which becomes 0.0 there": {"momentum": 1e-46},
     f"1 - lr*weight_decay {HOLD}-1e+40, which becomes -inf there": {
         "lr": 1e20,
         "weight_decay": 1e20,
@@ -120,6 +124,9 @@ HELD: list[Numbers] = [
     {"lr": 3.4e38},
     {"alpha": 0.0},
     {"alpha": 1 - 2**-24},
+    {"alpha": 1.0},
+    {"momentum": 3.4e38},
+    {"momentum": 1e-45},
     {"weight_decay": 1e-4, "lr": 1e-5, "decoupled_weight_decay": True},
     {"weight_decay": 1.0, "lr": 1.0, "decoupled_weight_decay": True},
 ]

@@ -16,8 +16,24 @@ from hypothesis import strategies as st
 from cuda_program import Program
 from cuda_testing import Driver, library
 from hogstream.kernels import launch_table
-from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM, LaunchTable
+from hogstream.kernels.launch_table import (
+    ELEMENTS,
+    GRAD,
+    GRAD_AVG,
+    MOMENTUM_BUFFER,
+    MS,
+    PARAM,
+    LaunchTable,
+)
 from hogstream.kernels.operands import Operands
+
+ENTRIES = {
+    PARAM: "param",
+    GRAD: "grad",
+    MS: "ms",
+    GRAD_AVG: "grad_avg",
+    MOMENTUM_BUFFER: "momentum_buffer",
+}
 
 
 def table_of(*lengths: int) -> tuple[LaunchTable, list[Operands]]:
@@ -52,11 +68,20 @@ def test_blocks_of_more_elements_than_32_bits_count():
 
 
 def test_a_table_holds_addresses_and_lengths():
-    table, operands = table_of(3, 7)
-    for row, name in ((PARAM, "param"), (GRAD, "grad"), (MS, "ms")):
+    lengths = (3, 7)
+    operands = [Operands(*(torch.zeros(length) for _ in Operands._fields)) for length in lengths]
+    table = LaunchTable(operands)
+    for row, name in ENTRIES.items():
         assert table.columns[row].tolist() == [getattr(o, name).data_ptr() for o in operands]
     assert table.columns[ELEMENTS].tolist() == [3, 7]
+    assert len(table.columns) == len(ENTRIES) + 1
     assert (table.updates, table.elements) == (2, 10)
+
+
+def test_an_address_of_what_is_not_there_is_0():
+    table, _ = table_of(3, 7)
+    assert not table.columns[[GRAD_AVG, MOMENTUM_BUFFER]].any()
+    assert table.columns[[PARAM, GRAD, MS, ELEMENTS]].all()
 
 
 def copy_of(table: LaunchTable, *grads: int) -> LaunchTable:
@@ -117,7 +142,7 @@ def test_gradients_that_move_are_sent_to_the_device_anew(monkeypatch):
         with moved._on_device.of(moved, 4) as on:
             assert on.columns.tolist() == moved.columns.tolist()
         sent.append(len(pinned))
-    assert pinned == [8, 6, 2, 2]  # four columns, three blocks of 4 elements, and gradients twice
+    assert pinned == [12, 6, 2, 2]  # six columns, three blocks of 4 elements, and gradients twice
     assert sent == [2, 2, 3, 4]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from update_testing import (
     COMPUTE,
     CPU_BACKENDS,
     DTYPES,
+    FULL,
     VARIANTS,
     Backend,
     State,
@@ -24,6 +26,7 @@ from update_testing import (
     formula,
     fresh_state,
     normal,
+    worn_state,
 )
 
 # Lengths around one cache line and one block, with empty tensors first, last and in between.
@@ -35,18 +38,31 @@ def update_all(
     backend: Backend, states: list[State], grads: list[torch.Tensor], **options: Any
 ) -> list[State]:
     """The states after one call for all of them, each in the middle of a guarded buffer."""
-    params, mss = ([_guarded(state[i], backend) for state in states] for i in (0, 1))
+    guarded = [state.map(lambda tensor: _guarded(tensor, backend)) for state in states]
+    grads = [grad.to(backend.device) for grad in grads]
+    update_list_([buffers.map(_inside) for buffers in guarded], grads, backend.name, **options)
+    for buffers in guarded:
+        for buffer in buffers:
+            assert buffer is None or torch.all(buffer[:GUARD] == 7)
+            assert buffer is None or torch.all(buffer[-GUARD:] == 7)
+    return [buffers.map(_inside).map(torch.Tensor.cpu) for buffers in guarded]
+
+
+def update_list_(
+    states: list[State], grads: list[torch.Tensor], backend: str, **options: Any
+) -> None:
+    """Calls ``multi_tensor_rmsprop_`` with the tensors of states."""
+    columns: list[Any] = [
+        None if column[0] is None else list(column) for column in zip(*states, strict=True)
+    ]
+    params, mss, grad_avgs, buffers = columns
     multi_tensor_rmsprop_(
-        [_inside(param) for param in params],
-        [grad.to(backend.device) for grad in grads],
-        [_inside(ms) for ms in mss],
-        backend=backend.name,
+        *(params, grads, mss),
+        grad_avgs=grad_avgs,
+        momentum_buffers=buffers,
+        backend=backend,
         **options,
     )
-    for buffer in (*params, *mss):
-        assert torch.all(buffer[:GUARD] == 7)
-        assert torch.all(buffer[-GUARD:] == 7)
-    return [State(_inside(p).cpu(), _inside(ms).cpu()) for p, ms in zip(params, mss, strict=True)]
 
 
 def _guarded(tensor: torch.Tensor, backend: Backend) -> torch.Tensor:
@@ -63,7 +79,7 @@ def _inside(buffer: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_tensor_gets_the_bits_of_the_formula(backend, dtype, options):
-    states = [fresh_state(normal(n, dtype, seed)) for seed, n in enumerate(LENGTHS)]
+    states = [fresh_state(normal(n, dtype, seed), **options) for seed, n in enumerate(LENGTHS)]
     for step in range(2):
         grads = [extreme(n, dtype, 100 * step + seed) for seed, n in enumerate(LENGTHS)]
         expected = [formula(s, g, **options) for s, g in zip(states, grads, strict=True)]
@@ -77,19 +93,29 @@ def test_each_tensor_gets_the_bits_of_the_formula(backend, dtype, options):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tensors_at_any_alignment(backend, dtype, shift):
     """Some of a list aligned to 16 bytes, others not, in one launch."""
-    params = [normal(3000, dtype, 0), normal(3000 + shift, dtype, 1)[shift:]]
-    states, grads = [fresh_state(p) for p in params], [extreme(3000, dtype, s) for s in (2, 3)]
-    on_device = [[t.to(backend.device, copy=True) for t in state] for state in states]
-    cut = torch.empty(3000 + shift, dtype=dtype, device=backend.device)[shift:]
-    on_device[1][0] = cut.copy_(on_device[1][0])
-    multi_tensor_rmsprop_(
-        [param for param, _ in on_device],
-        [grad.to(backend.device) for grad in grads],
-        [ms for _, ms in on_device],
-        backend=backend.name,
-    )
-    for (param, ms), state, grad in zip(on_device, states, grads, strict=True):
-        assert_same_bits(State(param.cpu(), ms.cpu()), formula(state, grad))
+
+    def shifted(tensor: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(len(tensor) + shift, dtype=tensor.dtype, device=backend.device)
+        return room[shift:].copy_(tensor)
+
+    states = [worn_state(3000, dtype, seed, **FULL) for seed in (0, 10)]
+    grads = [extreme(3000, dtype, seed) for seed in (20, 21)]
+    aligned, others = (state.map(lambda t: t.to(backend.device, copy=True)) for state in states)
+    lists = [
+        [aligned, others.map(shifted)],
+        [aligned, others._replace(param=shifted(others.param))],
+        [aligned, State(*others[:2], shifted(others[2]), others[3])],
+        [aligned, State(*others[:3], shifted(others[3]))],
+    ]
+    for on_device in lists:
+        on_device = [state.map(torch.clone) if state is aligned else state for state in on_device]
+        expected = [
+            formula(state.map(torch.Tensor.cpu), grad, **FULL)
+            for state, grad in zip(on_device, grads, strict=True)
+        ]
+        update_list_(on_device, [g.to(backend.device) for g in grads], backend.name, **FULL)
+        for actual, wanted in zip(on_device, expected, strict=True):
+            assert_same_bits(actual.map(torch.Tensor.cpu), wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -118,11 +144,11 @@ def test_threads_share_a_list_by_bytes(backend):
     """Pieces end inside a tensor, between tensors and beside empty ones: no bit differs."""
     whole = MIN_BYTES_PER_THREAD // 4
     lengths = [10, 0, 2 * whole, 1001, 0, whole, PIECE_ELEMENTS - 1016, 0, PIECE_ELEMENTS, 5]
-    states = [fresh_state(normal(n, torch.float32, seed)) for seed, n in enumerate(lengths)]
+    states = [worn_state(n, torch.float32, seed, **FULL) for seed, n in enumerate(lengths)]
     grads = [normal(n, torch.float32, 70 + seed) for seed, n in enumerate(lengths)]
-    actual = update_all(backend, states, grads)
+    actual = update_all(backend, states, grads, **FULL)
     for state, grad, got in zip(states, grads, actual, strict=True):
-        assert_same_bits(got, formula(state, grad))
+        assert_same_bits(got, formula(state, grad, **FULL))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -154,7 +180,7 @@ def lists_of(count: int) -> dict[str, list[Any]]:
     return {name: [torch.full((2, 3), 0.5) for _ in range(count)] for name in NAMES}
 
 
-NAMES = ("params", "grads", "mss")
+NAMES = ("params", "grads", "mss", "grad_avgs", "momentum_buffers")
 HALVES = torch.full((2, 3), 0.5)
 
 # Each message with what it refuses: the list's name, and what stands third in it.
@@ -189,6 +215,26 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         "mss",
         torch._neg_view(HALVES),
     ),
+    "grad_avgs[2] must be float32 for float32 params, got float16": (
+        TypeError,
+        "grad_avgs",
+        HALVES.half(),
+    ),
+    "grad_avgs[2] must be a NumPy array or a torch tensor, got NoneType": (
+        TypeError,
+        "grad_avgs",
+        None,
+    ),
+    "momentum_buffers[2] must be dense and have the shape of params[2], (2, 3), got": (
+        ValueError,
+        "momentum_buffers",
+        torch.ones(3, 2),
+    ),
+    "momentum_buffers[2] must have the strides of params[2], (3, 1), got (1, 2)": (
+        ValueError,
+        "momentum_buffers",
+        torch.ones(3, 2).T,
+    ),
 }
 
 
@@ -198,11 +244,14 @@ def test_an_error_names_the_index_and_nothing_has_changed(message):
     lists = lists_of(4)
     lists[name][2] = wrong
     with pytest.raises(error, match=re.escape(message)):
-        multi_tensor_rmsprop_(*lists.values())
-    assert torch.all(torch.stack([lists["params"][0], lists["mss"][0]]) == 0.5)
+        multi_tensor_rmsprop_(**lists, **FULL)
+    assert torch.all(torch.stack([tensors[0] for tensors in lists.values()]) == 0.5)
 
 
-OVERLAPS = [("params", "params"), ("params", "mss"), ("mss", "mss"), ("grads", "params")]
+OVERLAPS = [
+    *combinations_with_replacement([name for name in NAMES if name != "grads"], 2),
+    *(("grads", name) for name in NAMES if name != "grads"),
+]
 
 
 @pytest.mark.parametrize(("one", "other"), OVERLAPS, ids="-".join)
@@ -212,7 +261,7 @@ def test_memory_that_is_written_is_used_once_in_a_list(one, other):
     lists[one][1], lists[other][3] = buffer[:6].reshape(2, 3), buffer[4:].reshape(2, 3)
     message = re.escape(f"{one}[1] and {other}[3] must not overlap in memory")
     with pytest.raises(ValueError, match=message):
-        multi_tensor_rmsprop_(*lists.values())
+        multi_tensor_rmsprop_(**lists, **FULL)
     assert torch.all(buffer == 0.5)
     assert torch.all(lists["params"][0] == 0.5)
 
@@ -222,10 +271,11 @@ def test_an_overlap_behind_a_long_gradient_is_seen():
     buffer = torch.full((40,), 0.5)
     lists = lists_of(3)
     lists["params"] = [torch.full((30,), 0.5), torch.full((4,), 0.5), buffer[20:24]]
-    lists["mss"] = [torch.full((n,), 0.5) for n in (30, 4, 4)]
+    for name in NAMES[2:]:
+        lists[name] = [torch.full((n,), 0.5) for n in (30, 4, 4)]
     lists["grads"] = [buffer[:30], buffer[2:6], torch.ones(4)]
     with pytest.raises(ValueError, match=r"grads\[0\] and params\[2\] must not overlap"):
-        multi_tensor_rmsprop_(*lists.values())
+        multi_tensor_rmsprop_(**lists, **FULL)
 
 
 def test_refuses_lists_that_are_none_or_of_other_lengths():
@@ -234,6 +284,23 @@ def test_refuses_lists_that_are_none_or_of_other_lengths():
         multi_tensor_rmsprop_(tensor, [tensor], [tensor])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one length, got .*'params': 1, 'grads': 2, 'mss': 1"):
         multi_tensor_rmsprop_([tensor], [tensor, tensor], [tensor])
+    with pytest.raises(TypeError, match="momentum_buffers must be a list or tuple of arrays"):
+        multi_tensor_rmsprop_(*[[tensor]] * 3, momentum_buffers=tensor, momentum=0.9)  # type: ignore[arg-type]
+    lengths = re.escape("{'params': 1, 'grads': 1, 'mss': 1, 'grad_avgs': 2}")
+    with pytest.raises(ValueError, match=f"and grad_avgs must be of one length, got {lengths}"):
+        multi_tensor_rmsprop_(*[[tensor]] * 3, grad_avgs=[tensor] * 2, centered=True)
+
+
+def test_state_is_given_if_it_is_used_and_only_then():
+    tensors = [torch.ones(3)]
+    for name, option, value in (
+        ("grad_avgs", "centered", True),
+        ("momentum_buffers", "momentum", 0.5),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be given with {option}, got None"):
+            multi_tensor_rmsprop_(*[tensors] * 3, **{option: value})
+        with pytest.raises(ValueError, match=f"{name} must be None without {option}, got list"):
+            multi_tensor_rmsprop_(*[tensors] * 3, **{name: tensors})
 
 
 def test_a_device_that_a_backend_cannot_take_stops_all():
@@ -245,7 +312,7 @@ def test_a_device_that_a_backend_cannot_take_stops_all():
 
 
 def test_refuses_numbers_and_backends_as_for_one_tensor():
-    lists = lists_of(1)
+    lists = dict(list(lists_of(1).items())[:3])
     for wrong, message in (({"lr": -1.0}, "lr must be"), ({"backend": "cuda"}, "backend must be")):
         with pytest.raises(ValueError, match=message):
             multi_tensor_rmsprop_(*lists.values(), **wrong)

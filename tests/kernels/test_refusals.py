@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from math import inf, nan
+from itertools import permutations
+from math import inf, nan, nextafter
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from hogstream.kernels import rmsprop_
+from hogstream.kernels.operands import Operands
+from update_testing import FULL
 
 Arguments = dict[str, Any]
 
 
 def good_arguments() -> Arguments:
-    return {name: torch.full((2, 3), 0.5) for name in ("param", "grad", "ms")}
+    return {name: torch.full((2, 3), 0.5) for name in Operands._fields} | FULL
 
 
 def array(dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -66,7 +69,7 @@ WRONG_TYPES: dict[str, Arguments] = {
     f"grad {ARRAYS}, got float32": {"grad": np.float32(1)},
     **{
         f"{name} {PLAIN.format(type(given).__name__)}": {name: given}
-        for name in good_arguments()
+        for name in Operands._fields
         for given in (MASKED, array().view(Metres))
     },
     f"param {DTYPES}, got int32": {"param": ONES.int()},
@@ -78,8 +81,14 @@ WRONG_TYPES: dict[str, Arguments] = {
     "grad must be float32 as param, got float64": {"grad": ONES.double()},
     "ms must be float32 for float32 params, got float64": {"ms": ONES.double()},
     "ms must be float32 for bfloat16 params, got bfloat16": dict.fromkeys(
-        good_arguments(), ONES.bfloat16()
+        Operands._fields, ONES.bfloat16()
     ),
+    f"grad_avg {ARRAYS}, got float": {"grad_avg": 0.5},
+    f"momentum_buffer {NATIVE}, got >f4": {"momentum_buffer": array(">f4")},
+    "grad_avg must be float32 for float32 params, got float64": {"grad_avg": ONES.double()},
+    "momentum_buffer must be float32 for float32 params, got float16": {
+        "momentum_buffer": ONES.half()
+    },
 }
 WRONG_VALUES: dict[str, Arguments] = {
     f"grad must {SHAPE}, got (3, 2)": {"grad": torch.ones(3, 2)},
@@ -90,7 +99,7 @@ WRONG_VALUES: dict[str, Arguments] = {
     "grad must be dense, got layout sparse_coo": {"grad": SPARSE},
     "grad must be on cpu as param, got meta": {"grad": META},
     "ms must be on cpu as param, got meta": {"ms": META},
-    "takes cpu tensors, got one on meta": dict.fromkeys(good_arguments(), META),
+    "takes cpu tensors, got one on meta": dict.fromkeys(Operands._fields, META),
     f"param {BLOCK} with strides (6, 2)": {"param": GAPS},
     f"grad {BLOCK} with strides (6, 2)": {"grad": GAPS},
     f"ms {BLOCK} with strides (6, 2)": {"ms": GAPS},
@@ -102,19 +111,41 @@ WRONG_VALUES: dict[str, Arguments] = {
     "param must be memory as it is, got a lazily negated": {"param": torch._neg_view(ONES)},
     "param must be writable, got a read-only array": {"param": read_only()},
     "ms must be writable, got a read-only array": {"ms": read_only()},
-    "param and ms must not overlap in memory": overlapping("param", "ms"),
-    "ms and grad must not overlap in memory": overlapping("ms", "grad"),
-    "grad and param must not overlap in memory": overlapping("grad", "param"),
+    f"grad_avg must be dense and {SHAPE}, got strided, (3, 2)": {"grad_avg": torch.ones(3, 2)},
+    f"momentum_buffer must be dense and {SHAPE}, got sparse_coo": {"momentum_buffer": SPARSE},
+    "grad_avg must be on cpu as param, got meta": {"grad_avg": META},
+    f"momentum_buffer {BLOCK} with strides (6, 2)": {"momentum_buffer": GAPS},
+    "grad_avg must have the strides of param, (3, 1), got (1, 2)": {"grad_avg": OTHER_ORDER},
+    "momentum_buffer must be memory as it is, got a lazily": {
+        "momentum_buffer": torch._neg_view(ONES)
+    },
+    "grad_avg must be writable, got a read-only array": {"grad_avg": read_only()},
+    "momentum_buffer must be writable, got a read-only array": {"momentum_buffer": read_only()},
+    **{
+        f"{one} and {other} must not overlap in memory": overlapping(one, other)
+        for one, other in permutations(Operands._fields, 2)
+    },
+    "grad_avg must be given with centered, got None": {"grad_avg": None},
+    "momentum_buffer must be given with momentum, got None": {"momentum_buffer": None},
+    "grad_avg must be None without centered, got Tensor": {"centered": False},
+    "momentum_buffer must be None without momentum, got Tensor": {"momentum": 0.0},
     f"{BACKENDS}, got 'cuda'": {"backend": "cuda"},
     f"{BACKENDS}, got ['numpy']": {"backend": ["numpy"]},
 }
 NUMBERS = {
     "lr": "a finite number >= 0",
-    "alpha": "a number >= 0 and < 1",
+    "alpha": "a number >= 0 and <= 1",
     "eps": "a finite number >= 0",
     "weight_decay": "a finite number >= 0",
+    "momentum": "a finite number >= 0",
 }
-SWITCHES = ["eps_inside_sqrt", "decoupled_weight_decay", "maximize"]
+SWITCHES = [
+    "centered",
+    "lr_in_momentum",
+    "eps_inside_sqrt",
+    "decoupled_weight_decay",
+    "maximize",
+]
 
 
 @pytest.mark.parametrize(("message", "arguments"), WRONG_TYPES.items(), ids=WRONG_TYPES.keys())
@@ -137,8 +168,9 @@ def test_refuses_numbers_out_of_range(name, value, shown):
     check_refused(ValueError, f"{name} must be {NUMBERS[name]}, got {shown}", {name: value})
 
 
-def test_refuses_alpha_of_one():
-    check_refused(ValueError, f"alpha must be {NUMBERS['alpha']}, got 1.0", {"alpha": 1.0})
+@pytest.mark.parametrize("alpha", [nextafter(1, 2), 1.5])
+def test_refuses_alpha_greater_than_1(alpha):
+    check_refused(ValueError, f"alpha must be {NUMBERS['alpha']}, got {alpha}", {"alpha": alpha})
 
 
 @pytest.mark.parametrize("value", ["0.1", None, True, 0.1j, [0.1], torch.ones(2)], ids=repr)
@@ -162,8 +194,8 @@ def check_refused(error: type[Exception], message: str, wrong: Arguments) -> Non
 
 
 def contents(arguments: Arguments) -> list[Any]:
-    operands = [arguments[name] for name in good_arguments()]
-    return [values(operand) for operand in operands if operand is not META]
+    operands = [arguments[name] for name in Operands._fields]
+    return [values(operand) for operand in operands if operand is not META and operand is not None]
 
 
 def values(operand: Any) -> Any:

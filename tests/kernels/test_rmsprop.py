@@ -7,27 +7,38 @@ import pytest
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
+from hogstream.kernels.operands import Operands
 from update_testing import (
     BACKENDS,
     CPU_BACKENDS,
+    FULL,
     State,
     assert_same_bits,
     formula,
     fresh_state,
     normal,
+    update_,
 )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_updates_in_place_and_returns_none(backend):
-    param, grad, ms = (torch.full((2, 3), 0.5, device=backend.device) for _ in range(3))
-    pointers = param.data_ptr(), ms.data_ptr()
-    returned = rmsprop_(param, grad, ms, backend=backend.name)  # type: ignore[func-returns-value]
+    operands = Operands(*(torch.full((2, 3), 0.5, device=backend.device) for _ in range(5)))
+    pointers = [each.data_ptr() for each in operands]
+    returned = rmsprop_(  # type: ignore[func-returns-value]
+        *operands[:3],
+        grad_avg=operands.grad_avg,
+        momentum_buffer=operands.momentum_buffer,
+        backend=backend.name,
+        alpha=0.9,
+        **FULL,
+    )
     assert returned is None
-    assert (param.data_ptr(), ms.data_ptr()) == pointers
-    assert torch.all(param < 0.5)
-    assert torch.all(ms != 0.5)
-    assert torch.all(grad == 0.5)
+    assert [each.data_ptr() for each in operands] == pointers
+    assert torch.all(operands.param < 0.5)
+    assert all(torch.all(each != 0.5) for each in (operands.ms, operands.momentum_buffer))
+    assert torch.all(operands.grad_avg == 0.5)  # as the gradient is
+    assert torch.all(operands.grad == 0.5)
 
 
 def test_picks_a_backend_for_the_cpu():
@@ -59,11 +70,14 @@ def test_takes_a_lazily_negated_gradient():
 
 
 def test_autograd_notices_the_update():
-    param = torch.ones(3, requires_grad=True)
-    loss = param.square().sum()
-    rmsprop_(param, torch.ones(3), torch.zeros(3))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    for place in (0, 2, 3, 4):
+        operands = [torch.ones(3) for _ in Operands._fields]
+        operands[place].requires_grad_()
+        loss = operands[place].square().sum()
+        state = {"grad_avg": operands[3], "momentum_buffer": operands[4]}
+        rmsprop_(*operands[:3], **state, **FULL)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -77,11 +91,12 @@ def test_takes_a_read_only_gradient(order):
 
 
 def test_takes_operands_side_by_side_in_one_buffer():
-    buffer = normal(300, torch.float32, seed=0).abs()
-    ms, param, grad = buffer.split(100)
-    expected = formula(State(param, ms), grad)
-    rmsprop_(param, grad, ms)
-    assert_same_bits(State(param, ms), expected)
+    buffer = normal(500, torch.float32, seed=0).abs()
+    momentum_buffer, ms, param, grad, grad_avg = buffer.split(100)
+    state = State(param, ms, grad_avg, momentum_buffer)
+    expected = formula(state, grad, **FULL)
+    update_(state, grad, **FULL)
+    assert_same_bits(state, expected)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

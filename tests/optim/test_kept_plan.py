@@ -237,7 +237,7 @@ def shorten_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
 
 def convert_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
     assert param.grad is not None
-    param.grad.data = torch.ones(4, 4, dtype=torch.float16)
+    param.grad.data = torch.ones(4, 4, dtype=torch.int32)
 
 
 def transpose_parameter(optimizer: RMSpropAsync, param: Parameter) -> None:
@@ -251,7 +251,7 @@ def transpose_state(optimizer: RMSpropAsync, param: Parameter) -> None:
 
 REFUSED: list[tuple[Callable[[RMSpropAsync, Parameter], None], type[Exception], str]] = [
     (shorten_data_of_gradient, ValueError, "grad of param 1 in group 0 must have the shape of"),
-    (convert_data_of_gradient, TypeError, "grad of param 1 in group 0 must be float32 as"),
+    (convert_data_of_gradient, TypeError, "grad of param 1 in group 0 must be float16, bfloat16"),
     (transpose_parameter, ValueError, "param 1 in group 0 must keep the strides"),
     (transpose_state, ValueError, "param 1 in group 0 must keep the strides"),
 ]

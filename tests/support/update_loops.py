@@ -9,17 +9,28 @@ import json
 import re
 
 from hogstream.kernels.backends.numba_kernels import _kernel, update_function
+from hogstream.kernels.hyperparameters import Switches
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+SWITCHES = {
+    "coupled, eps outside": Switches(eps_inside_sqrt=False, coupled=True),
+    "centered": Switches(centered=True),
+    "momentum": Switches(momentum=True),
+    "lr in momentum": Switches(momentum=True, lr_in_momentum=True),
+    "centered, momentum": Switches(centered=True, momentum=True),
+}
 
 
 def loops() -> dict[str, list[str]]:
     """The instructions of one turn, in which a cache line of ``ms`` is updated."""
+    plain = Switches().bits
     compiled = {
-        "lane, float32": update_function("float32", True, False),
-        "lane, float32, coupled, eps outside": update_function("float32", False, True),
-        "lane, float16": update_function("float16", True, False),
-        "lane, bfloat16": update_function("bfloat16", True, False),
-        "lane, float64": update_function("float64", True, False),
-        "optimizer, float32": _kernel("float32", True, False).compiled,
+        "optimizer, float32": _kernel("float32", plain).compiled,
+        **{f"lane, {dtype}": update_function(dtype, plain) for dtype in DTYPES},
+        **{
+            f"lane, float32, {words}": update_function("float32", switches.bits)
+            for words, switches in SWITCHES.items()
+        },
     }
     return {name: _inner_loop(each._library.get_asm_str()) for name, each in compiled.items()}
 

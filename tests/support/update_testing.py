@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -17,10 +18,30 @@ from hogstream.kernels.race_counters import LANDED, SURVIVED, RaceCounters
 
 
 class State(NamedTuple):
-    """What an update changes."""
+    """What an update changes.
+
+    Attributes:
+        param: The parameter.
+        ms: Its mean square.
+        grad_avg: Its mean gradient, if the update is centered.
+        momentum_buffer: It, if there is momentum.
+    """
 
     param: torch.Tensor
     ms: torch.Tensor
+    grad_avg: torch.Tensor | None = None
+    momentum_buffer: torch.Tensor | None = None
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> State:
+        """What a function makes of each tensor that there is."""
+        return State(*(each if each is None else function(each) for each in self))
+
+    def needed(self, options: Mapping[str, Any]) -> State:
+        """Without what an update with such options has none of."""
+        return self._replace(
+            grad_avg=self.grad_avg if options.get("centered") else None,
+            momentum_buffer=self.momentum_buffer if options.get("momentum") else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -32,9 +53,15 @@ class Backend:
 
     def update(self, state: State, grad: torch.Tensor, **options: Any) -> State:
         """The state after one update of a copy of it, on the CPU."""
-        param, ms = (tensor.to(self.device, copy=True) for tensor in state)
-        rmsprop_(param, grad.to(self.device), ms, backend=self.name, **options)
-        return State(param.cpu(), ms.cpu())
+        updated = state.map(lambda tensor: tensor.to(self.device, copy=True))
+        update_(updated, grad.to(self.device), backend=self.name, **options)
+        return updated.map(torch.Tensor.cpu)
+
+
+def update_(state: State, grad: torch.Tensor, **options: Any) -> None:
+    """Calls ``rmsprop_`` with the tensors of a state."""
+    param, ms, grad_avg, buffer = state
+    rmsprop_(param, grad, ms, grad_avg=grad_avg, momentum_buffer=buffer, **options)
 
 
 def _on_cpu(name: str) -> Any:
@@ -72,20 +99,39 @@ _DECAYS: dict[str, dict[str, Any]] = {
     "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
 }
 _DIRECTIONS: dict[str, dict[str, Any]] = {"minimize": {}, "maximize": {"maximize": True}}
+_CENTERS: dict[str, dict[str, Any]] = {"uncentered": {}, "centered": {"centered": True}}
+_MOMENTA: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "lr-in-momentum": {"momentum": 0.9, "lr_in_momentum": True},
+}
+_CHOICES = (_DENOMINATORS, _DECAYS, _DIRECTIONS, _CENTERS, _MOMENTA)
 
 #: Every combination of the switches, as keyword arguments of ``rmsprop_``.
-VARIANTS = [
+ALL_VARIANTS = [
     pytest.param(
-        _DENOMINATORS[denominator] | _DECAYS[decay] | _DIRECTIONS[direction],
-        id=f"{denominator}-{decay}-{direction}",
+        {name: value for choice in chosen for name, value in choice[1].items()},
+        id="-".join(word for word, _ in chosen),
     )
-    for denominator, decay, direction in product(_DENOMINATORS, _DECAYS, _DIRECTIONS)
+    for chosen in product(*(choices.items() for choices in _CHOICES))
 ]
+#: Some of them, in which any two switches have every combination.
+VARIANTS = ALL_VARIANTS[::5]
+#: An update that has all of the state.
+FULL: dict[str, Any] = {"centered": True, "momentum": 0.9}
 
 
-def fresh_state(param: torch.Tensor) -> State:
-    """A parameter that has had no update yet."""
-    return State(param, torch.zeros_like(param, dtype=COMPUTE[param.dtype]))
+def fresh_state(param: torch.Tensor, **options: Any) -> State:
+    """A parameter that has had no update yet, of such options."""
+    zeros = (torch.zeros_like(param, dtype=COMPUTE[param.dtype]) for _ in range(3))
+    return State(param, *zeros).needed(options)
+
+
+def worn_state(size: int, dtype: torch.dtype, seed: int, **options: Any) -> State:
+    """A parameter that has had many updates, of such options: ordinary values, in shape (size,)."""
+    param, ms, grad_avg, buffer = (normal(size, torch.float64, seed + i) for i in range(4))
+    state = (each.to(COMPUTE[dtype]) for each in (ms.square(), 0.3 * grad_avg, buffer))
+    return State(param.to(dtype), *state).needed(options)
 
 
 def normal(size: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -115,6 +161,21 @@ def special(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([signed, all_ones])
 
 
+def special_operands(dtype: torch.dtype, **options: Any) -> tuple[State, torch.Tensor]:
+    """A state and a gradient of special values, of which any three operands have all combinations.
+
+    There are 17, a prime: so two polynomials of degree 2 over them agree in two places at most.
+    """
+    narrow, wide = special(dtype), special(COMPUTE[dtype])
+    count = len(narrow)
+    of_0, of_1, of_2 = torch.cartesian_prod(*[torch.arange(count)] * 3).T
+    param, grad, *state = (
+        values[(of_0 + of_1 * x + of_2 * x * x) % count]
+        for x, values in enumerate((narrow, narrow, wide, wide, wide))
+    )
+    return State(param, *state).needed(options), grad
+
+
 def formula(
     state: State,
     grad: torch.Tensor,
@@ -123,13 +184,17 @@ def formula(
     alpha: float = 0.99,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    lr_in_momentum: bool = False,
     eps_inside_sqrt: bool = True,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> State:
     """The design's formula in plain NumPy, an operation at a time; torch converts the dtypes."""
     compute = COMPUTE[state.param.dtype]
-    p, g, ms = (tensor.to(compute).numpy() for tensor in (state.param, grad, state.ms))
+    p, g = (tensor.to(compute).numpy() for tensor in (state.param, grad))
+    ms, ga, buf = (tensor if tensor is None else tensor.numpy() for tensor in state[1:])
     with np.errstate(all="ignore"):
         if maximize:
             g = -g
@@ -138,9 +203,24 @@ def formula(
         elif weight_decay:
             g = g + weight_decay * p
         ms = alpha * ms + ((1 - alpha) * g) * g
-        d = np.sqrt(ms + eps) if eps_inside_sqrt else np.sqrt(ms) + eps
-        p = p - (lr * g) / d
-    return State(torch.from_numpy(p).to(state.param.dtype), torch.from_numpy(ms))
+        v = ms
+        if centered:
+            ga = alpha * ga + (1 - alpha) * g
+            v = ms - ga * ga
+            v = np.where(v < 0, np.zeros_like(v), v)
+        d = np.sqrt(v + eps) if eps_inside_sqrt else np.sqrt(v) + eps
+        if not momentum:
+            p = p - (lr * g) / d
+        elif lr_in_momentum:
+            buf = momentum * buf + (lr * g) / d
+            p = p - buf
+        else:
+            buf = momentum * buf + g / d
+            p = p - lr * buf
+    return State(
+        torch.from_numpy(p).to(state.param.dtype),
+        *(each if each is None else torch.from_numpy(each) for each in (ms, ga, buf)),
+    )
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -152,6 +232,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 def assert_same_bits(actual: State, expected: State) -> None:
     """Every element is equal to the bit, the sign of zeros included; any NaN equals any other."""
     for name, got, want in zip(State._fields, actual, expected, strict=True):
+        assert (got is None) == (want is None), f"{name}: {got} instead of {want}"
+        if got is None or want is None:
+            continue
         assert got.dtype == want.dtype
         assert got.shape == want.shape
         differ = (bits(got) != bits(want)).nonzero()

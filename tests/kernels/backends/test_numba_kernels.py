@@ -6,6 +6,7 @@ import json
 import platform
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,18 @@ import torch
 
 from counting import hold
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import Operands
 from hogstream.kernels.race_counters import RaceCounters
 from process_testing import run_python
 from update_testing import (
     ADDS_2_TO_A_COUNT,
     ALIASED,
-    COMPUTE,
     DTYPES,
-    State,
     aliased,
     assert_same_bits,
     extreme,
     formula,
+    fresh_state,
     normal,
 )
 
@@ -36,15 +37,21 @@ SCRIPT = Path(__file__).parents[2] / "support" / "update_loops.py"
 # vectors' eleven operations (a product each for sign, shrink, alpha, beta, grad, lr; two sums and
 # a difference; root; division), which read their operands from memory as they go; 4 stores; 3
 # requests for lines ahead; 4 counters, and 2 to go on. 16-bit formats convert, 4 in and 2 out, or
-# by hand for bfloat16. float64 has half the elements in a line. Counted with LLVM 22; others,
-# which may take more moves, are held less closely.
+# by hand for bfloat16. float64 has half the elements in a line. The optimizer's loop, which has more
+# to keep, takes 2 moves. A mean of gradients is 6 operations a vector, 2 stores, a request and a
+# counter more; a momentum buffer 2 operations, and as many others; both together take 2 moves.
+# Counted with LLVM 22; others, which may take more moves, are held less closely.
 INSTRUCTIONS = {
-    "optimizer, float32": 35,
+    "optimizer, float32": 37,
     "lane, float32": 35,
     "lane, float32, coupled, eps outside": 41,
     "lane, float16": 39,
     "lane, bfloat16": 61,
     "lane, float64": 35,
+    "lane, float32, centered": 51,
+    "lane, float32, momentum": 43,
+    "lane, float32, lr in momentum": 43,
+    "lane, float32, centered, momentum": 61,
 }
 LLVM, SLACK = 22, 6
 
@@ -75,28 +82,41 @@ def test_a_cache_line_is_updated_in_few_instructions(
     hold(f"{listing}\ninstructions for a cache line, {loop}", len(loops[loop]), most)
 
 
-@pytest.mark.parametrize("switches", [(True, False), (False, True)], ids=["inside", "coupled"])
+def update_of(dtype: str, hyperparameters: Hyperparameters) -> Any:
+    return numba_kernels.update_function(dtype, hyperparameters.switches.bits)
+
+
+def addresses_of(operands: Operands) -> list[int]:
+    return [0 if each is None else each.data_ptr() for each in operands]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"eps_inside_sqrt": False, "weight_decay": 0.1}, id="coupled"),
+        pytest.param({"centered": True, "lr_in_momentum": True, "momentum": 0.9}, id="full"),
+    ],
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [None, 1, 48, 1 << 13], ids=str)
-def test_compiled_code_updates_and_counts(block, dtype, switches):
+def test_compiled_code_updates_and_counts(block, dtype, options):
     size = (1 << 14) + 37
-    inside, coupled = switches
-    hyperparameters = Hyperparameters(eps_inside_sqrt=inside, weight_decay=0.1 if coupled else 0.0)
-    options = {"eps_inside_sqrt": inside, "weight_decay": hyperparameters.weight_decay}
+    hyperparameters = Hyperparameters(**options)
     factors = np.array(hyperparameters.factors)
-    update = numba_kernels.update_function(str(dtype).removeprefix("torch."), inside, coupled)
+    update = update_of(str(dtype).removeprefix("torch."), hyperparameters)
 
-    param, ms = normal(size, dtype, seed=0), torch.zeros(size, dtype=COMPUTE[dtype])
-    expected = State(param.clone(), ms.clone())
+    state = fresh_state(normal(size, dtype, seed=0), **options)
+    expected = state.map(torch.clone)
     counters = RaceCounters.zeros(size, block or size)
     counts = counters.counts.data_ptr() if block else 0
     for step in range(2):
         grad = extreme(size, dtype, seed=1 + step)
-        addresses = [tensor.data_ptr() for tensor in (param, grad, ms)]
+        addresses = addresses_of(Operands(state.param, grad, *state[1:]))
         where = counts, counters.blocks, counters.block, addresses[0]
         update.ctypes(*addresses, size, factors.ctypes.data, *where)
         expected = formula(expected, grad, **options)
-    assert_same_bits(State(param, ms), expected)
+    assert_same_bits(state, expected)
     assert counters.counts.tolist() == [[2 if block else 0] * counters.blocks] * 2 + [
         [0] * counters.blocks
     ]
@@ -105,9 +125,9 @@ def test_compiled_code_updates_and_counts(block, dtype, switches):
 @pytest.mark.parametrize(("row", "counts"), ALIASED)
 def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
     counters = RaceCounters.zeros(1, 1)
-    operands = aliased(counters, row)
-    addresses = [tensor.data_ptr() for tensor in operands]
-    update = numba_kernels.update_function("float64", True, False)
+    operands = Operands(*aliased(counters, row))
+    addresses = addresses_of(operands)
+    update = update_of("float64", ADDS_2_TO_A_COUNT)
     factors = np.array(ADDS_2_TO_A_COUNT.factors)
     where = counters.counts.data_ptr(), 1, 1, addresses[0]
     update.ctypes(*addresses, 1, factors.ctypes.data, *where)
@@ -115,16 +135,16 @@ def test_reads_its_counts_before_the_block_and_writes_them_after(row, counts):
 
 
 def test_threads_that_race_are_all_counted():
-    update = numba_kernels.update_function("float64", True, False)
     # Each update that survives in an element adds exactly 1 to it.
-    factors = np.array(Hyperparameters(lr=1.0, alpha=0.0, eps=0.0).factors)
+    hyperparameters = Hyperparameters(lr=1.0, alpha=0.0, eps=0.0)
+    update, factors = update_of("float64", hyperparameters), np.array(hyperparameters.factors)
     param, grad, ms = (torch.full((4000,), value).double() for value in (0.0, -1.0, 0.0))
     counters = RaceCounters.zeros(4000, 100)
     where = counters.counts.data_ptr(), counters.blocks, counters.block, param.data_ptr()
 
     def race() -> None:
         for _ in range(2000):
-            addresses = param.data_ptr(), grad.data_ptr(), ms.data_ptr()
+            addresses = addresses_of(Operands(param, grad, ms))
             update.ctypes(*addresses, 4000, factors.ctypes.data, *where)
 
     threads = [threading.Thread(target=race) for _ in range(4)]

@@ -11,20 +11,20 @@ import torch
 from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import check_operands
+from hogstream.kernels.operands import Operands, check_operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
 from triton_testing import DEVICE, MARKS
 from update_testing import (
     ADDS_2_TO_A_COUNT,
     ALIASED,
-    COMPUTE,
     DTYPES,
+    FULL,
     State,
     aliased,
     assert_same_bits,
     extreme,
     formula,
-    normal,
+    worn_state,
 )
 
 pytestmark = MARKS
@@ -34,8 +34,8 @@ class Launch:
     """A parameter with its gradient, and what watches its updates."""
 
     def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
-        self.before = State(normal(size, dtype, seed=0), normal(size, COMPUTE[dtype], 1).square())
-        self.param, self.ms = (tensor.to(DEVICE, copy=True) for tensor in self.before)
+        self.before = worn_state(size, dtype, seed=0, **FULL)
+        self.updated = self.before.map(lambda tensor: tensor.to(DEVICE, copy=True))
         self.grad = extreme(size, dtype, seed=2).to(DEVICE)
         self.backend = select_backend("triton", DEVICE.type)
         assert self.backend.race_block is not None
@@ -44,12 +44,17 @@ class Launch:
         self.verdict = torch.tensor([7], dtype=torch.int32, device=DEVICE)
 
     def update(self, counters: RaceCounters | None = None, verdict: Any = None) -> None:
-        operands = check_operands(self.param, self.grad, self.ms)
-        self.backend.update_(LaunchTable([operands]), Hyperparameters(), None, counters, verdict)
+        table = LaunchTable([self.operands])
+        self.backend.update_(table, Hyperparameters(**FULL), None, counters, verdict)
+
+    @property
+    def operands(self) -> Operands:
+        param, *state = self.updated
+        return check_operands(param, self.grad, *state)
 
     @property
     def state(self) -> State:
-        return State(self.param.cpu(), self.ms.cpu())
+        return self.updated.map(torch.Tensor.cpu)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, (1 << 16) + 1])
@@ -59,7 +64,7 @@ def test_every_block_counts_every_update(dtype, size):
     expected = launch.before
     for _ in range(2):
         launch.update(launch.counters, launch.verdict)
-        expected = formula(expected, launch.grad.cpu())
+        expected = formula(expected, launch.grad.cpu(), **FULL)
     assert_same_bits(launch.state, expected)
     assert launch.verdict.item() == 0
     counts = launch.counters.counts.cpu()
@@ -106,22 +111,23 @@ def test_an_update_that_is_not_finite_is_left_out(dtype, value, counted):
     launch.grad[-1] = kept
     launch.update(counters, launch.verdict)
     assert launch.verdict.item() == 0
-    assert_same_bits(launch.state, formula(launch.before, launch.grad.cpu()))
+    assert_same_bits(launch.state, formula(launch.before, launch.grad.cpu(), **FULL))
     assert launch.counters.landed == (launch.counters.blocks if counted else 0)
 
 
 def test_a_list_is_left_out_as_a_whole():
     sizes = [70_000, 3, 1001]
-    params, grads, mss = ([torch.ones(size, device=DEVICE) for size in sizes] for _ in range(3))
-    table = LaunchTable(list(map(check_operands, params, grads, mss)))
+    lists = [[torch.ones(size, device=DEVICE) for size in sizes] for _ in Operands._fields]
+    table = LaunchTable(list(map(check_operands, *lists)))
+    params, grads = lists[:2]
     backend = select_backend("triton", DEVICE.type)
     verdict = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     grads[1][2] = torch.nan
-    backend.update_(table, Hyperparameters(), None, None, verdict)
+    backend.update_(table, Hyperparameters(**FULL), None, None, verdict)
     assert verdict.item() == 1
-    assert all(torch.all(tensor == 1) for tensor in (*params, *mss))
+    assert all(torch.all(each == 1) for place in (0, 2, 3, 4) for each in lists[place])
     grads[1][2] = 1.0
-    backend.update_(table, Hyperparameters(alpha=0.5), None, None, verdict)
+    backend.update_(table, Hyperparameters(alpha=0.5, **FULL), None, None, verdict)
     assert verdict.item() == 0
     assert all(torch.all(param < 1) for param in params)
 
@@ -153,7 +159,7 @@ def test_refusals_change_nothing(watch, error, message):
 
 def test_counts_one_update_at_a_time():
     one, other = Launch(100), Launch(100)
-    operands = [check_operands(each.param, each.grad, each.ms) for each in (one, other)]
+    operands = [each.operands for each in (one, other)]
     with pytest.raises(ValueError, match="counters must be for a table of one update, got 2"):
         one.backend.update_(LaunchTable(operands), Hyperparameters(), None, one.counters)
     assert_same_bits(one.state, one.before)
