@@ -7,13 +7,15 @@ give the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import sqrt
+from operator import truediv as divide
 from types import FunctionType
 from typing import Any
 
-# What a backend has functions for; for all else its numbers have Python's operators.
-sqrt: Callable[[Any], Any]
-divide: Callable[[Any, Any], Any]
-clamp: Callable[[Any], Any]
+
+def clamp(x: float) -> float:
+    """0 in place of what is less than 0; NaN stays."""
+    return 0.0 if x < 0 else x
 
 
 # Without annotations, which Triton would run.
@@ -30,7 +32,7 @@ def rmsprop(  # type: ignore[no-untyped-def]
     MOMENTUM,
     LR_IN_MOMENTUM,
 ):
-    """The new ``p``, ``ms``, ``ga`` and ``buf``."""
+    """The new ``p``, ``ms``, ``ga`` and ``buf``: here of Python's own floats."""
     lr, alpha, beta, eps, weight_decay, shrink, sign, momentum = factors
     g = g * sign
     if COUPLED:
@@ -58,12 +60,12 @@ def rmsprop_over(
     clamp: Callable[..., Any],
     **more: Any,
 ) -> Callable[..., Any]:
-    """The formula over a backend's numbers.
+    """The formula over a backend's numbers, which have Python's operators.
 
     Args:
         sqrt: The correctly rounded root.
         divide: The correctly rounded quotient.
-        clamp: 0 in place of what is less than 0; NaN stays.
+        clamp: As above.
         more: What else must be known by name where it runs.
     """
     names = {**globals(), "sqrt": sqrt, "divide": divide, "clamp": clamp, **more}

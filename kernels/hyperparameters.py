@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -42,10 +42,15 @@ class Hyperparameters:
         decoupled_weight_decay: Shrink the parameter by ``1 - lr * weight_decay`` instead of adding
             ``weight_decay * param`` to the gradient (Loshchilov and Hutter, arXiv 1711.05101).
         maximize: Ascend the gradient.
+        stochastic_rounding: Round a parameter of 16 bits up or down by chance, so that it gets
+            where it goes in the mean, also by steps that are too small for it.
+        kahan_sum: Keep what rounding leaves of a parameter of 16 bits, and add it at the next
+            update (Kahan summation; Zamirai et al. 2020, arXiv 2010.06192).
 
     Raises:
         TypeError: If a number is not a real number, or a switch not a bool.
-        ValueError: If a number is NaN or out of its range.
+        ValueError: If a number is NaN or out of its range, or ``stochastic_rounding`` and
+            ``kahan_sum`` are both on.
     """
 
     lr: float = 0.01
@@ -58,6 +63,8 @@ class Hyperparameters:
     eps_inside_sqrt: bool = True
     decoupled_weight_decay: bool = False
     maximize: bool = False
+    stochastic_rounding: bool = False
+    kahan_sum: bool = False
 
     def __post_init__(self) -> None:
         for name, (allowed, holds) in _RANGES.items():
@@ -68,6 +75,11 @@ class Hyperparameters:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.stochastic_rounding and self.kahan_sum:
+            raise ValueError(
+                "kahan_sum must be False with stochastic_rounding=True, which leaves nothing to be "
+                "added later, got True"
+            )
 
     @classmethod
     def from_group(cls, group: dict[str, Any]) -> Hyperparameters:
@@ -108,7 +120,15 @@ class Hyperparameters:
             centered=self.centered,
             momentum=self.momentum != 0.0,
             lr_in_momentum=self.momentum != 0.0 and self.lr_in_momentum,
+            stochastic=self.stochastic_rounding,
+            compensated=self.kahan_sum,
         )
+
+    def with_grad_factor(self, factor: float) -> Hyperparameters:
+        """These, with gradients multiplied by a factor before all else."""
+        scaled = replace(self)
+        vars(scaled)["factors"] = self.factors._replace(sign=self.factors.sign * factor)
+        return scaled
 
     @cached_property
     def factors(self) -> Factors:
@@ -142,8 +162,11 @@ class Hyperparameters:
 
     @cached_property
     def in_memory(self) -> ctypes.Array[ctypes.c_double]:
-        """The factors in their order, for compiled code, which is given their address."""
-        return (ctypes.c_double * len(self.factors))(*self.factors)
+        """The factors in their order, for compiled code, which is given their address.
+
+        Behind them is room for the key of a step, of 64 bits.
+        """
+        return (ctypes.c_double * (len(self.factors) + 1))(*self.factors)
 
 
 #: The names of the hyperparameters, as in arguments and parameter groups.
@@ -162,6 +185,8 @@ class Switches(NamedTuple):
         centered: Whether there is a mean of gradients.
         momentum: Whether there is a momentum buffer.
         lr_in_momentum: Whether what goes into that has been multiplied by ``lr``.
+        stochastic: Whether parameters are rounded stochastically, if they are of 16 bits.
+        compensated: Whether there is Kahan compensation, if they are.
     """
 
     eps_inside_sqrt: bool = True
@@ -169,6 +194,19 @@ class Switches(NamedTuple):
     centered: bool = False
     momentum: bool = False
     lr_in_momentum: bool = False
+    stochastic: bool = False
+    compensated: bool = False
+
+    @property
+    def of_formula(self) -> tuple[bool, ...]:
+        """Those that the formula takes: what is stored is rounded outside of it."""
+        return self[:5]
+
+    def of_dtype(self, dtype: torch.dtype) -> Switches:
+        """What of these is of account for parameters of a dtype."""
+        if dtype.itemsize == 2:
+            return self
+        return self._replace(stochastic=False, compensated=False)
 
     @property
     def bits(self) -> int:
@@ -194,7 +232,7 @@ class Factors(NamedTuple):
         eps: Keeps the denominator from zero.
         weight_decay: What of the parameter is added to the gradient, if ``coupled``.
         shrink: ``1 - lr * weight_decay`` if weight decay is decoupled.
-        sign: -1 to maximize.
+        sign: What gradients are multiplied by: -1 to maximize; and what unscales or clips them.
         momentum: What stays of the momentum buffer.
     """
 
@@ -216,7 +254,7 @@ def _as_float(name: str, value: Any, allowed: str) -> float:
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
-        return float(value)
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except OverflowError:  # an integer beyond float64
         return math.inf
     except (TypeError, ValueError, RuntimeError):

@@ -17,38 +17,36 @@ import torch
 from hogstream.kernels.operands import Operands
 
 #: The rows of a table: addresses of each update's tensors, or 0, and how many elements each has.
-PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, ELEMENTS = range(6)
+PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, KAHAN_COMP, ELEMENTS = range(7)
 
 
 class LaunchTable:
-    """The addresses and lengths of a list of updates, all of one dtype and on one device.
+    """The addresses and lengths of a list of updates, all of the same dtypes and on one device.
 
     It holds no tensor: whoever launches it keeps them alive until then.
 
     Attributes:
-        dtype: Of parameters and gradients.
+        dtype: Of parameters.
+        grad_dtype: Of gradients.
         device: Where they are.
-        columns: int64, shape (6, updates), one row each for the addresses of ``param``, ``grad``,
-            ``ms``, ``grad_avg`` and ``momentum_buffer`` (0 where there is none), and the number of
-            elements.
+        columns: int64, shape (7, updates), one row each for the addresses of ``param``, ``grad``,
+            ``ms``, ``grad_avg``, ``momentum_buffer`` and ``kahan_comp`` (0 where there is none),
+            and the number of elements.
         updates: How many updates there are.
         elements: How many elements they have together.
     """
 
     def __init__(self, operands: Sequence[Operands]) -> None:
-        """Makes a table of checked operands, at least one, of one dtype and device."""
-        first = operands[0].param
-        self.dtype, self.device = first.dtype, first.device
-        self.columns: npt.NDArray[np.int64] = np.array(
-            [
-                *[
-                    [0 if each is None else each.data_ptr() for each in tensors]
-                    for tensors in zip(*operands, strict=True)
-                ],
-                [operand.param.numel() for operand in operands],
-            ],
-            np.int64,
-        )
+        """Makes a table of checked operands, at least one, of the same dtypes and device."""
+        first = operands[0]
+        self.dtype, self.grad_dtype = first.param.dtype, first.grad.dtype
+        self.device = first.param.device
+        addresses = [
+            0 if tensor is None else tensor.data_ptr() for each in operands for tensor in each
+        ]
+        rows = [addresses[row::ELEMENTS] for row in range(ELEMENTS)]  # which comes behind them
+        rows.append([each.param.numel() for each in operands])
+        self.columns: npt.NDArray[np.int64] = np.array(rows, np.int64)
         self.updates = len(operands)
         self.elements = int(self.columns[ELEMENTS].sum())
         self._on_device = _DeviceCopy()
@@ -96,11 +94,20 @@ class LaunchTable:
         return np.stack([updates, np.arange(len(updates)) - starts]).astype(np.int32)
 
 
+#: The dtypes of parameters and gradients, and their device.
+Kind = tuple[torch.dtype, torch.dtype, torch.device]
+
+
+def kind_of(operands: Operands) -> Kind:
+    """What is the same for all updates of a table."""
+    return operands.param.dtype, operands.grad.dtype, operands.param.device
+
+
 def make_tables(operands: Iterable[Operands]) -> list[LaunchTable]:
-    """A table for each dtype and device among checked operands, in the order of their first."""
-    groups: dict[tuple[torch.dtype, torch.device], list[Operands]] = {}
+    """A table for all that are of the same dtypes and device, in the order of their first."""
+    groups: dict[Kind, list[Operands]] = {}
     for each in operands:
-        groups.setdefault((each.param.dtype, each.param.device), []).append(each)
+        groups.setdefault(kind_of(each), []).append(each)
     return [LaunchTable(group) for group in groups.values()]
 
 

@@ -29,10 +29,12 @@ class Operands(NamedTuple):
 
     Attributes:
         param: Shape (n,), a dtype of ``COMPUTE_DTYPES``.
-        grad: Shape (n,), dtype of ``param``.
+        grad: Shape (n,), a dtype of ``COMPUTE_DTYPES``.
         ms: Shape (n,), the compute type of ``param``.
         grad_avg: As ``ms``; None if the update is not centered.
         momentum_buffer: As ``ms``; None if the update has no momentum.
+        kahan_comp: What rounding has left of ``param``: shape (n,), dtype of ``param``; None if the
+            update has no Kahan summation, or the parameter is not of 16 bits.
     """
 
     param: torch.Tensor
@@ -40,11 +42,12 @@ class Operands(NamedTuple):
     ms: torch.Tensor
     grad_avg: torch.Tensor | None = None
     momentum_buffer: torch.Tensor | None = None
+    kahan_comp: torch.Tensor | None = None
 
     @property
     def written(self) -> list[torch.Tensor]:
         """What an update writes."""
-        every = self.param, self.ms, self.grad_avg, self.momentum_buffer
+        every = self.param, *self[2:]
         return [tensor for tensor in every if tensor is not None]
 
 
@@ -66,15 +69,13 @@ def check_grad(
     """Checks that a gradient fits its parameter; their memory layouts may differ.
 
     Raises:
-        TypeError: If the dtypes differ.
+        TypeError: If ``grad`` is not of a dtype in ``COMPUTE_DTYPES``.
         ValueError: If ``grad`` is sparse, or shapes or devices differ.
     """
     if grad.layout != torch.strided:
         raise ValueError(f"{name} must be dense, got layout {_short(grad.layout)}")
-    if grad.dtype != param.dtype:
-        raise TypeError(
-            f"{name} must be {_short(param.dtype)} as {param_name}, got {_short(grad.dtype)}"
-        )
+    if grad.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"{name} must be {_ALLOWED}, got {_short(grad.dtype)}")
     if grad.shape != param.shape:
         raise ValueError(
             f"{name} must have the shape of {param_name}, {tuple(param.shape)}, "
@@ -90,16 +91,18 @@ def check_operands(
     ms: ArrayLike,
     grad_avg: ArrayLike | None = None,
     momentum_buffer: ArrayLike | None = None,
+    kahan_comp: ArrayLike | None = None,
     names: Sequence[str] = Operands._fields,
 ) -> Operands:
     """Checks one update's operands and lays them flat.
 
     Args:
         param: Any shape; float16, bfloat16 (torch only), float32 or float64. NumPy array or tensor.
-        grad: Shape, dtype, device and strides of ``param``.
+        grad: Shape, device and strides of ``param``; any of these dtypes.
         ms: The same, but of the compute type: float64 for float64 parameters, else float32.
         grad_avg: As ``ms``; None if the update is not centered.
         momentum_buffer: As ``ms``; None if the update has no momentum.
+        kahan_comp: As ``param``; None if the update has no Kahan summation.
         names: What errors call the operands, in their order.
 
     Raises:
@@ -111,13 +114,14 @@ def check_operands(
     grad = _as_tensor(grad_name, grad, written=False)
     state = [
         each if each is None else _as_tensor(name, each, written=True)
-        for name, each in zip(state_names, (ms, grad_avg, momentum_buffer), strict=True)
+        for name, each in zip(state_names, (ms, grad_avg, momentum_buffer, kahan_comp), strict=True)
     ]
     check_param(param, param_name)
     check_grad(param, grad, grad_name, param_name)
     for name, each in zip(state_names, state, strict=True):
         if each is not None:
-            _check_state(param, each, name, param_name)
+            dtype = param.dtype if each is state[-1] else COMPUTE_DTYPES[param.dtype]
+            _check_state(param, each, dtype, name, param_name)
     _check_not_negated(param, param_name)
     grad = grad.resolve_neg()
     for name, tensor in zip(names[1:], (grad, *state), strict=True):
@@ -127,11 +131,12 @@ def check_operands(
     return Operands(lay_flat(param), lay_flat(grad), *flat)  # type: ignore[arg-type]  # ms is one
 
 
-def _check_state(param: torch.Tensor, state: torch.Tensor, name: str, param_name: str) -> None:
-    compute = COMPUTE_DTYPES[param.dtype]
-    if state.dtype != compute:
+def _check_state(
+    param: torch.Tensor, state: torch.Tensor, dtype: torch.dtype, name: str, param_name: str
+) -> None:
+    if state.dtype != dtype:
         raise TypeError(
-            f"{name} must be {_short(compute)} for {_short(param.dtype)} params, "
+            f"{name} must be {_short(dtype)} for {_short(param.dtype)} params, "
             f"got {_short(state.dtype)}"
         )
     if state.layout != torch.strided or state.shape != param.shape:

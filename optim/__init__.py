@@ -1,5 +1,6 @@
 """RMSprop as a torch optimizer, for training with one worker or many."""
 
+from hogstream.optim.rmsprop import RMSprop
 from hogstream.optim.rmsprop_async import RMSpropAsync
 
-__all__ = ["RMSpropAsync"]
+__all__ = ["RMSprop", "RMSpropAsync"]

@@ -119,10 +119,11 @@ class CompiledPremises:
         places: For each gradient, where in a step's columns its address goes.
         in_flat: Which of the parameters that have a gradient, counted from 0, must have it where it
             is, in memory that the optimizer keeps; others may have another one of the same kind.
+        buffers: The names of what an update takes of state, for each of them.
 
     Raises:
         TypeError: If it takes Python to read something: a tensor of a class of somebody else's, a
-            state that is no dict, a parameter that keeps no versions.
+            state that is no dict, a parameter that keeps no versions or is complex.
         KeyError: If a tensor's dtype or device is none that is known here.
     """
 
@@ -133,6 +134,7 @@ class CompiledPremises:
         written: tuple[Int64s, Int64s],
         places: Sequence[int],
         in_flat: Sequence[int],
+        buffers: Sequence[Sequence[str]],
     ) -> None:
         params = [param for group in groups for param in group["params"]]
         grads = [param.grad for param in params]  # read once: other threads may change them
@@ -151,7 +153,7 @@ class CompiledPremises:
             index, of_param = len(facts), state[param]
             where = [_WORD * (1 + index), _WORD * int(places[index])]
             noted.append([handle_of(param), expected, *where, *_memory_read(param, of_param)])
-            facts.append(_note_facts(param, grad, of_param, expected))
+            facts.append(_note_facts(param, grad, of_param, expected, buffers[index]))
         self.reached = reached
         self._kept = (
             params,
@@ -199,8 +201,8 @@ def _check_readable(state: State, reached: Sequence[torch.Tensor]) -> None:
     states = [state[param] for param in reached]
     if type(state) not in _DICTS or any(type(each) is not dict for each in states):
         raise TypeError("compiled code takes state in dicts")
-    if any(param.is_inference() for param in reached):
-        raise TypeError("compiled code takes parameters that keep versions")
+    if any(param.is_inference() or param.is_complex() for param in reached):
+        raise TypeError("compiled code takes real parameters that keep versions")
 
 
 def _memory_read(param: torch.Tensor, of_param: dict[str, torch.Tensor]) -> list[int]:
@@ -214,15 +216,20 @@ def _memory_read(param: torch.Tensor, of_param: dict[str, torch.Tensor]) -> list
 
 
 def _note_facts(
-    param: torch.Tensor, grad: torch.Tensor, of_param: dict[str, torch.Tensor], expected: int
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    of_param: dict[str, torch.Tensor],
+    expected: int,
+    buffers: Sequence[str],
 ) -> Iterator[int]:
-    ms = of_param["square_avg"]
     handle_of(grad)  # which is of torch's own class
     yield from facts_of(param, param.data_ptr())
     yield id(of_param)
     yield from _note_dict(of_param, STATE)
-    yield handle_of(ms)
-    yield from facts_of(ms, ms.data_ptr())
+    yield len(buffers)
+    for buffer in map(of_param.__getitem__, buffers):
+        yield handle_of(buffer)
+        yield from facts_of(buffer, buffer.data_ptr())
     yield grad.data_ptr()
     yield grad.nbytes
     yield from device_of(grad)
@@ -287,9 +294,13 @@ def _after_param(param: int, noted: int, to_use: int) -> int:
     if not _same_dict(atomic_load(noted), noted + _WORD, scratch):
         return 0
     noted = _after_dict(noted + _WORD)
-    if not has_facts(atomic_load(noted), noted + _WORD, pointer, to_use):
-        return 0
-    return after_facts(noted + _WORD)
+    buffers = atomic_load(noted)
+    noted += _WORD
+    for _ in range(buffers):
+        if not has_facts(atomic_load(noted), noted + _WORD, pointer, to_use):
+            return 0
+        noted = after_facts(noted + _WORD)
+    return noted
 
 
 @njit

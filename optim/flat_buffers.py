@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 
@@ -19,6 +18,8 @@ from hogstream.kernels.operands import (
     lay_flat,
     own_view,
 )
+from hogstream.optim.options import Group
+from hogstream.optim.state import BUFFERS, Kinds, as_real, first_value
 
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
 _ALIGNMENT_BYTES = 64
@@ -26,7 +27,7 @@ _ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True, eq=False)
 class FlatBuffer:
-    """Parameters of one dtype on one device, side by side, with their gradients and ``ms``.
+    """Parameters of one dtype on one device, side by side, with their gradients and state.
 
     The gaps between them hold zeros, which an update leaves without meaning.
 
@@ -36,14 +37,15 @@ class FlatBuffer:
             with storages of their own, so that each is saved as what it is.
         starts: Of each parameter, its first element in the flat memory.
         grads: The same in ``operands.grad``, in the shapes and strides of ``params``.
-        mss: Views of ``operands.ms``, in the same shapes and strides; shared as a whole.
+        state: By name, views of what ``operands`` has of it, in the same shapes and strides; shared
+            as a whole.
     """
 
     operands: Operands
     params: list[torch.Tensor]
     starts: list[int]
     grads: list[torch.Tensor]
-    mss: list[torch.Tensor]
+    state: dict[str, list[torch.Tensor]]
 
     def __post_init__(self) -> None:
         """Is remembered, for the children of a fork."""
@@ -64,7 +66,7 @@ class FlatBuffer:
         flat.zero_()
         came_back = False
         for index, (param, start, ms) in enumerate(
-            zip(self.params, self.starts, self.mss, strict=True)
+            zip(self.params, self.starts, self.state["square_avg"], strict=True)
         ):
             if id(param) not in mine:
                 continue
@@ -89,14 +91,19 @@ class FlatBuffer:
             if not param.requires_grad and param.grad is grad and not grad.count_nonzero():
                 param.grad = None
 
-    def with_new_state(self) -> FlatBuffer:
-        """The same parameters, with ``ms`` of zero in new memory."""
-        flat = torch.zeros_like(self.operands.ms)
-        mss = [
-            flat.as_strided(ms.size(), ms.stride(), start)
-            for ms, start in zip(self.mss, self.starts, strict=True)
-        ]
-        return replace(self, operands=self.operands._replace(ms=flat), mss=mss)
+    def with_new_state(self, names: Iterable[str], group: Group) -> FlatBuffer:
+        """The same parameters, with some of their state anew, in new memory.
+
+        Args:
+            names: What of it.
+            group: Of the parameters.
+        """
+        operands, state = self.operands, dict(self.state)
+        for name in names:
+            flat = torch.full_like(operands.ms, first_value(name, group))
+            operands = operands._replace(**{_OPERAND[name]: flat})
+            state[name] = _views(flat, self.state["square_avg"], self.starts)
+        return replace(self, operands=operands, state=state)
 
     def unshare_grads(self) -> None:
         """Brings gradients back that ``module.share_memory()`` has moved, with their values.
@@ -106,7 +113,7 @@ class FlatBuffer:
         flat = self.operands.grad
         for index, (param, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             if param.grad is grad and grad.device.type == "cpu" and grad.is_shared():
-                own = own_view(flat, self.mss[index], self.starts[index])
+                own = own_view(flat, self.state["square_avg"][index], self.starts[index])
                 ctypes.memmove(own.data_ptr(), grad.data_ptr(), own.nbytes)
                 param.grad = self.grads[index] = own
 
@@ -119,14 +126,20 @@ class FlatBuffer:
         return all(
             each is not None
             and all(
-                tensor.numel() == 0  # which has no address
-                or tensor.data_ptr() == flat.data_ptr() + start * flat.element_size()
+                tensor is None
+                or tensor.numel() == 0  # which has no address
+                or (
+                    flat is not None
+                    and tensor.data_ptr() == flat.data_ptr() + start * flat.element_size()
+                )
                 for tensor, flat in zip(each, self.operands, strict=True)
             )
             for each, start in zip(operands, self.starts, strict=True)
         )
 
 
+# What ``Operands`` call state.
+_OPERAND = dict(zip(BUFFERS, Operands._fields[2:], strict=True))
 _buffers: weakref.WeakSet[FlatBuffer] = weakref.WeakSet()
 
 
@@ -141,7 +154,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unshare_all_grads)
 
 
-def check_movable(groups: list[dict[str, Any]]) -> None:
+def check_movable(groups: list[Group]) -> None:
     """Checks that parameters may be moved, and be the same to everybody who knows them.
 
     Raises:
@@ -151,41 +164,43 @@ def check_movable(groups: list[dict[str, Any]]) -> None:
     named = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
-            flat, name = lay_flat(param), f"param {index} in group {group_index}"
+            flat, name = lay_flat(as_real(param)), f"param {index} in group {group_index}"
             if param.device.type == "cpu" and param.is_shared():
                 raise ValueError(
                     f"{name} must not be shared with other processes before flat=True moves it: "
                     "share the model when its optimizer has been made"
                 )
-            named.append(((name, "", ""), Operands(flat, flat[:0], flat[:0])))
+            named.append(((name, *Operands._fields[1:]), Operands(flat, flat[:0], flat[:0])))
     check_disjoint(named)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def make_flat_buffers(groups: Iterable[list[torch.Tensor]]) -> list[list[FlatBuffer]]:
+def make_flat_buffers(groups: Iterable[Group]) -> list[list[FlatBuffer]]:
     """Moves parameters, and gradients that they have, into flat memory: one for each dtype, device.
 
     Nothing is moved if there is not enough memory for all.
 
     Args:
-        groups: Lists of checked parameters; their ``data`` and ``grad`` are replaced.
+        groups: Parameter groups, checked; of parameters that require gradients, ``data`` and
+            ``grad`` are replaced.
 
     Returns:
         Those of each group.
     """
     buffers = []
-    for params in groups:
-        kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        for param in params:
-            kinds.setdefault((param.dtype, param.device), []).append(param)
-        buffers.append([_new_flat_buffer(kind) for kind in kinds.values()])
+    for group in groups:
+        alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for param in group["params"]:
+            if param.requires_grad:
+                alike.setdefault((param.dtype, param.device), []).append(param)
+        buffers.append([_new_flat_buffer(params, group) for params in alike.values()])
     for buffer in (each for of_group in buffers for each in of_group):
         _move_into(buffer)
     return buffers
 
 
-def _new_flat_buffer(params: list[torch.Tensor]) -> FlatBuffer:
+def _new_flat_buffer(params: list[torch.Tensor], group: Group) -> FlatBuffer:
     first = params[0]
     step = _ALIGNMENT_BYTES // first.element_size()
     ends = [0, *accumulate(-(-param.numel() // step) * step for param in params)]
@@ -194,10 +209,19 @@ def _new_flat_buffer(params: list[torch.Tensor]) -> FlatBuffer:
         *(torch.zeros(ends[-1], dtype=dtype, device=first.device) for dtype in dtypes)
     )
     starts = ends[:-1]
-    places = list(zip(params, starts, strict=True))
-    grads = [own_view(operands.grad, param, start) for param, start in places]
-    mss = [operands.ms.as_strided(param.size(), param.stride(), start) for param, start in places]
-    return FlatBuffer(operands, params, starts, grads, mss)
+    grads = [
+        own_view(operands.grad, param, start) for param, start in zip(params, starts, strict=True)
+    ]
+    state = {"square_avg": _views(operands.ms, params, starts)}
+    buffer = FlatBuffer(operands, params, starts, grads, state)
+    return buffer.with_new_state(Kinds.of_group(group).buffers, group)
+
+
+def _views(flat: torch.Tensor, like: list[torch.Tensor], starts: list[int]) -> list[torch.Tensor]:
+    return [
+        flat.as_strided(each.size(), each.stride(), start)
+        for each, start in zip(like, starts, strict=True)
+    ]
 
 
 def _move_into(buffer: FlatBuffer) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import wraps
 from operator import is_, itemgetter
-from typing import Any, overload
+from types import NoneType
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch.autograd import profiler
@@ -13,11 +14,23 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from hogstream.kernels.backends.select import check_backend, select_backend
-from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.kernels.hyperparameters import HYPERPARAMETERS
 from hogstream.kernels.operands import check_param
 from hogstream.kernels.shared_memory import move_to_shared_memory
+from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
-from hogstream.optim.state import STATE, as_saved, check_group, check_loadable, new_ms, pair
+from hogstream.optim.options import check_group
+from hogstream.optim.state import (
+    BUFFERS,
+    STATE,
+    Kinds,
+    as_real,
+    as_saved,
+    check_loadable,
+    first_value,
+    new_buffer,
+    pair,
+)
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
 from hogstream.optim.step_plan import StepPlan, make_plan
 
@@ -25,9 +38,23 @@ from hogstream.optim.step_plan import StepPlan, make_plan
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
-_hyperparameters_of = itemgetter(*HYPERPARAMETERS)
+_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach")
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+
+
+class _Settings(NamedTuple):
+    """What a group's options come to.
+
+    Attributes:
+        values: The options.
+        taken: What a launch takes for them after its table.
+        kinds: What state its updates take.
+    """
+
+    values: tuple[Any, ...]
+    taken: tuple[Any, ...]
+    kinds: Kinds
 
 
 def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,26 +95,47 @@ class RMSpropAsync(Optimizer):
     as in ChainerRL's ``RMSpropAsync``: the non-centered "shared RMSProp" of Mnih et al. 2016
     (arXiv 1602.01783). Every backend gives the same bits.
 
+    ``momentum`` and ``centered`` are as in torch; ``RMSprop`` is this class with the arguments and
+    defaults of torch. A complex parameter is updated as its real and imaginary parts.
+
     State is made here, not at the first step, so that it can be shared before workers start. Its
     names are those of ``torch.optim.RMSprop``: ``step`` (float32 scalar, the nearest to the count
-    beyond 2^24) and ``square_avg`` (shape of the parameter; float64 for float64 parameters, else
-    float32). State that has been removed (``state.clear()``), or that a parameter put into a group
-    by hand has not, is made by the next step; not where it is shared with other processes, which
-    would not see it. A parameter whose gradient is None is left alone, its state too.
+    beyond 2^24), ``square_avg``, ``momentum_buffer`` if there is momentum, and ``grad_avg`` if
+    centered (shape of the parameter; float64 for float64 parameters, else float32; complex of
+    complex ones). State that has been removed (``state.clear()``), or that a parameter put into a
+    group by hand has not, is made by the next step; not where it is shared with other processes,
+    which would not see it. A parameter whose gradient is None is left alone, its state too.
 
     ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
 
     Args:
-        params: Parameters, named parameters or groups; float16, bfloat16, float32 or float64.
-        lr: Learning rate, finite and >= 0; this and the numbers that follow must be ones that the
-            compute type can hold: not rounded to infinity, or to 0 without being 0.
-        alpha: Decay of ``ms``, in [0, 1).
+        params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
+            complex.
+        lr: Learning rate, finite and >= 0, or a tensor of one element, which may be changed in
+            place; this and the numbers that follow must be ones that the compute type can hold: not
+            rounded to infinity, or to 0 without being 0.
+        alpha: Decay of ``ms``, in [0, 1].
         eps: Finite and >= 0.
         weight_decay: Finite and >= 0.
+        momentum: Decay of the momentum buffer, finite and >= 0; 0 for none.
+        centered: Divide by the standard deviation: ``ms`` less the square of the mean gradient, or
+            0 where that is less than 0.
+        lr_in_momentum: The buffer takes steps that have been multiplied by ``lr``, as
+            TensorFlow's; if false, ``lr`` multiplies the buffer, as torch's.
+        initial_accumulator_value: What ``ms`` starts at, finite and >= 0. TensorFlow's RMSprop, and
+            timm's ``RMSpropTF``, are this at 1 with ``lr_in_momentum``.
         eps_inside_sqrt: If false, divide by ``sqrt(ms) + eps``, as ``torch.optim.RMSprop``.
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
+        foreach: True, False or None, as torch has it: it changes nothing here.
+        differentiable: Update by torch's own operations, which autograd may go through, ``lr``
+            included. Their roots are not rounded to nearest, so the last bits may differ.
+        capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
+            CUDA graph. ``group["lr"]`` is then a tensor there, float64 unless another was given,
+            which torch's schedulers, or ``fill_``, change in place, replays included; the host
+            can't check it. What else a group holds is captured as it is. Needs Triton, one device a
+            group, and a step before the first capture, which compiles.
         flat: Move the parameters of a group that require gradients, and gradients for all of them,
             into one piece of memory each: a step is then one launch without a table. Gradients
             stay where they are: ``zero_grad()`` sets them to zero and not to None, so a parameter
@@ -97,18 +145,13 @@ class RMSpropAsync(Optimizer):
             until the next ``zero_grad()``; so is a parameter whose ``data`` is replaced
             (``model.to()``, ``model.share_memory()``), from then on. A copied or unpickled
             optimizer is not flat.
-        capturable: Keep ``lr`` and ``step`` on the device, so that ``step()`` may be captured in a
-            CUDA graph. ``group["lr"]`` is then a float64 tensor of shape (), which torch's
-            schedulers, or ``fill_``, change in place, replays included; the host can't check it.
-            What else a group holds is captured as it is. Needs Triton, one device a group, and a
-            step before the first capture, which compiles.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
 
     Raises:
         TypeError: If a parameter or number is of a wrong type or dtype.
         ValueError: If a parameter cannot be updated in place, or moved if ``flat`` (where it shares
-            memory with another, or with other processes); a number is out of range; a group has
-            momentum or is centered; ``backend`` is unknown or cannot take a parameter's device; or
+            memory with another, or with other processes); a number is out of range; options do not
+            go together; ``backend`` is unknown or cannot take a parameter's device; or
             ``capturable`` cannot be honoured for a group.
         RuntimeError: If ``backend`` is not available here.
     """
@@ -116,40 +159,56 @@ class RMSpropAsync(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.01,
+        lr: float | torch.Tensor = 0.01,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0,
         *,
+        momentum: float = 0,
+        centered: bool = False,
+        lr_in_momentum: bool = False,
+        initial_accumulator_value: float = 0,
         eps_inside_sqrt: bool = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
-        flat: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
         capturable: bool = False,
+        flat: bool = False,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
-        for name, switch in (("flat", flat), ("capturable", capturable)):
-            if not isinstance(switch, bool):
-                raise TypeError(f"{name} must be True or False, got {switch!r}")
+        if not isinstance(flat, bool):
+            raise TypeError(f"flat must be True or False, got {flat!r}")
+        if flat and differentiable:
+            raise ValueError(
+                "flat must be False with differentiable=True, whose parameters are results of "
+                "other operations, got True"
+            )
         defaults = {
             "lr": lr,
             "alpha": alpha,
             "eps": eps,
             "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "lr_in_momentum": lr_in_momentum,
+            "initial_accumulator_value": initial_accumulator_value,
             "eps_inside_sqrt": eps_inside_sqrt,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "capturable": capturable,
         }
-        Hyperparameters.from_group(defaults)
+        check_group({**defaults, "params": []})
         self.backend, self.flat, self.capturable = backend, False, capturable
         self._shared = False  # whether other processes may know the state
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         self._graph = 0  # how far autograd's graphs were when flat gradients were set to zero
-        # By group: its hyperparameters, and what a launch takes for them.
-        self._settings: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}
+        self._settings: dict[int, _Settings] = {}  # of groups, whose options stay as they are
         super().__init__(params, defaults)
         self.flat = flat
         if flat:  # only now, when no group can be refused any more
@@ -177,24 +236,28 @@ class RMSpropAsync(Optimizer):
         # torch refuses anything that is not a tensor, in its own words.
         tensors = [each for each in tensors if isinstance(each, torch.Tensor)]
         index = len(self.param_groups)
-        check_group({**self.defaults, **param_group, "params": tensors}, index)
+        options = {**self.defaults, **param_group, "params": tensors}
+        check_group(options)
+        if options["capturable"] != self.capturable:
+            raise ValueError(
+                f"capturable of group {index} must be {self.capturable}, as of the optimizer, "
+                f"got {options['capturable']}"
+            )
         self._check_params(tensors)
         if self.flat:
             check_movable([*self.param_groups, {"params": tensors}])
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         with torch.inference_mode(False):  # whose tensors could not be changed elsewhere
-            self._make_state(group["params"])
+            self._make_state(group)
             if self.capturable:
-                device = tensors[0].device if tensors else "cpu"
-                lr = float(group["lr"])
-                group["lr"] = torch.full((), lr, dtype=torch.float64, device=device)
+                group["lr"] = _lr_on(tensors[0].device if tensors else "cpu", group["lr"])
         self._flat_buffers += self._make_flat([group]) if self.flat else [[]]
         self._plan = None
 
     def _check_params(self, params: list[torch.Tensor]) -> None:
         for index, param in enumerate(params):
-            check_param(param, f"param {index}")
+            check_param(as_real(param), f"param {index}")
             backend = select_backend(self.backend, param.device.type).name
             if self.capturable and backend != "triton":
                 raise ValueError(
@@ -207,28 +270,29 @@ class RMSpropAsync(Optimizer):
                     f"{param.device} for param {index}"
                 )
 
-    def _make_state(self, params: list[torch.Tensor]) -> None:
+    def _make_state(self, group: dict[str, Any]) -> None:
         """Makes what parameters of one group lack of their state."""
+        params = group["params"]
         device = params[0].device if self.capturable and params else torch.device("cpu")
         counts = new_counts(len(params), device)
         self._counts.append(counts)
         for param, step in zip(params, counts[0], strict=True):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
-            if "square_avg" not in state:
-                state["square_avg"] = new_ms(param)
+            for name in Kinds.of_group(group).buffers:
+                if name not in state:
+                    state[name] = new_buffer(param, name, group)
 
     def _make_flat(self, groups: list[dict[str, Any]]) -> list[list[FlatBuffer]]:
-        buffers = make_flat_buffers(
-            [param for param in group["params"] if param.requires_grad] for group in groups
-        )
+        buffers = make_flat_buffers(groups)
         for buffer in (each for of_group in buffers for each in of_group):
             self._take_state_of(buffer)
         return buffers
 
     def _take_state_of(self, buffer: FlatBuffer) -> None:
-        for param, ms in zip(buffer.params, buffer.mss, strict=True):
-            self.state.setdefault(param, {})["square_avg"] = ms
+        for name, views in buffer.state.items():
+            for param, view in zip(buffer.params, views, strict=True):
+                self.state.setdefault(param, {})[name] = view
 
     def _make_missing_state(self) -> None:
         """Makes the state of parameters that somebody has removed, or put into a group by hand.
@@ -238,35 +302,39 @@ class RMSpropAsync(Optimizer):
             ValueError: If it cannot be updated in place.
             RuntimeError: If the state is shared with other processes. Nothing has changed then.
         """
-        lacking = [self._lacking_of(index) for index in range(len(self.param_groups))]
+        groups = self.param_groups
+        lacking = [self._lacking_of(index, group) for index, group in enumerate(groups)]
         if any(lacking):
             with torch.inference_mode(False), torch.no_grad():
                 self._make_states(lacking)
 
     def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
         """Makes what parameters of each group lack, in flat memory where all of it is lost."""
-        states = ((param, self.state.get(param, {})) for params in lacking for param in params)
-        without = {id(param) for param, state in states if "square_avg" not in state}
-        for buffers in self._flat_buffers:
+        for group, buffers in zip(self.param_groups, self._flat_buffers, strict=True):
+            wanted = Kinds.of_group(group).buffers
             for place, buffer in enumerate(buffers):
-                if all(id(param) in without for param in buffer.params):
-                    buffers[place] = buffer.with_new_state()
+                states = [self.state.get(param, {}) for param in buffer.params]
+                lost = [name for name in wanted if not any(name in state for state in states)]
+                if lost:
+                    buffers[place] = buffer.with_new_state(lost, group)
                     self._take_state_of(buffers[place])
-        for params in filter(None, lacking):
-            self._make_state(params)
+        for group, params in zip(self.param_groups, lacking, strict=True):
+            if params:
+                self._make_state({**group, "params": params})
         self._counts = counts_in_use(self._counts, self.state.values())
         self._plan = None
 
-    def _lacking_of(self, index: int) -> list[torch.Tensor]:
+    def _lacking_of(self, index: int, group: dict[str, Any]) -> list[torch.Tensor]:
         """Parameters of a group that have no state, or not all of it, and may be given it."""
-        params = self.param_groups[index]["params"]
+        params, wanted = group["params"], set(Kinds.of_group(group).names)
         states = [self.state.get(param, {}) for param in params]
-        places = [place for place, state in enumerate(states) if not state.keys() >= set(STATE)]
+        places = [place for place, state in enumerate(states) if not state.keys() >= wanted]
         if places and (self._shared or _is_any_shared(self.state.values())):
+            missing = sorted(wanted - states[places[0]].keys())
             raise RuntimeError(
-                f"param {places[0]} in group {index} has no state, and other processes would not "
-                "see a new one: set shared state to 0 in place, and add parameters before it is "
-                "shared"
+                f"param {places[0]} in group {index} has no {' and no '.join(missing)}, and other "
+                "processes would not see a new one: set shared state to 0 in place, and add "
+                "parameters, momentum and centered before state is shared"
             )
         if places:
             self._check_params(params)
@@ -283,37 +351,46 @@ class RMSpropAsync(Optimizer):
         """
         self._make_missing_state()
         params = (param for group in self.param_groups for param in group["params"])
-        move_to_shared_memory(self.state[param][name] for param in params for name in STATE)
+        states = [self.state[param] for param in params]
+        move_to_shared_memory(state[name] for state in states for name in STATE if name in state)
         self._shared = True
         return self
 
-    def _settings_of(self, index: int) -> tuple[Any, ...]:
-        """What a launch for a group takes after its table, checked anew if anything changed."""
+    def _settings_of(self, index: int) -> _Settings:
+        """A group's settings, checked anew if anything has changed."""
         group = self.param_groups[index]
-        values = [*_hyperparameters_of(group), group.get("momentum"), group.get("centered")]
-        known, settings = self._settings.get(index, ([], ()))
-        if len(known) == len(values) and all(map(is_, known, values)):
-            return settings
-        settings = self._check_settings(index)
-        on_host = values[HYPERPARAMETERS.index("lr") + 1 :] if self.capturable else values
-        if all(isinstance(value, (int, float, type(None))) for value in on_host):
-            self._settings[index] = values, settings  # others may change and stay the same object
+        values = _options_of(group)
+        known = self._settings.get(index)
+        if known is not None and all(map(is_, known.values, values)):
+            return known
+        taken = self._check_settings(index)
+        settings = _Settings(values, taken, Kinds.of(taken[0]))
+        # Others may change and stay the same object; but what the device reads is no matter.
+        fixed = (int, float, NoneType)
+        if all(isinstance(value, fixed) or value is taken[-1] for value in values):
+            self._settings[index] = settings
         return settings
 
     def _check_settings(self, index: int) -> tuple[Any, ...]:
-        group = self.param_groups[index]
+        group, lr = self.param_groups[index], self.param_groups[index]["lr"]
+        if group["differentiable"]:
+            self._plan = None
+        if group["capturable"] != self.capturable:
+            raise ValueError(
+                f"capturable of group {index} must stay {self.capturable}, "
+                f"got {group['capturable']}"
+            )
         if not self.capturable:
-            return (check_group(group, index),)
-        lr = group["lr"]
-        if not (isinstance(lr, torch.Tensor) and lr.dtype == torch.float64 and lr.ndim == 0):
+            return (check_group(group),)
+        if not (isinstance(lr, torch.Tensor) and lr.is_floating_point() and lr.numel() == 1):
             raise TypeError(
-                f"lr of group {index} must stay the float64 tensor that capturable=True made it, "
-                f"to be changed in place by fill_, got {lr!r}"
+                f"lr of group {index} must stay the tensor that capturable=True made it, to be "
+                f"changed in place by fill_, got {lr!r}"
             )
         device = group["params"][0].device if group["params"] else lr.device
         if lr.device != device:
             raise ValueError(f"lr of group {index} must stay on {device}, got one on {lr.device}")
-        return check_group({**group, "lr": 0.0}, index), lr
+        return check_group({**group, "lr": 0.0}), lr.to(torch.float64)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -343,21 +420,29 @@ class RMSpropAsync(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        step = self._plan.followed(groups, self.state) if self._plan else None
-        if step is None:
-            self._settings.clear()  # which were checked for other parameters, maybe
         settings = [self._settings_of(index) for index in range(len(groups))]
+        kinds = [each.kinds for each in settings]
+        step = self._plan.followed(groups, self.state, kinds) if self._plan else None
         if step is None:
+            if any(group["differentiable"] for group in groups):
+                self._make_missing_state()
+                with torch.enable_grad():
+                    differentiable_step(groups, self.state, self._counts)
+                return loss
+            self._settings.clear()  # which were checked for other parameters, maybe
+            settings = [self._settings_of(index) for index in range(len(groups))]
             # After a backward it may be what was frozen since ``zero_grad`` that is zero.
             if self.flat and _graph_position() != self._graph:
                 for buffer in (each for buffers in self._flat_buffers for each in buffers):
                     buffer.drop_grads_of_frozen()
             self._make_missing_state()
-            step = make_plan(groups, self.state, self._counts, self._flat_buffers, self.backend)
+            step = make_plan(
+                groups, self.state, kinds, self._counts, self._flat_buffers, self.backend
+            )
         self._plan = plan = step.plan
         plan.premises.bump_versions()
         for launch, table in zip(plan.launches, step.memory.tables, strict=True):
-            launch.backend.update_(table, *settings[launch.group])
+            launch.backend.update_(table, *settings[launch.group].taken)
         step.end()
         for counter in plan.counters:
             counter.add_one()
@@ -409,28 +494,34 @@ class RMSpropAsync(Optimizer):
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             check_loadable(self, loaded)
             self._make_missing_state()
+            for index, (group, saved) in enumerate(
+                zip(groups, loaded["param_groups"], strict=True)
+            ):
+                self._lacking_of(index, {**group, **saved, "params": group["params"]})
             state.update(self.state)
             final.update(loaded)
 
         def restore(_: Optimizer) -> None:
-            # torch has cast square_avg to the parameters' dtype, and made new tensors.
+            # torch has cast state to the parameters' dtype, and made new tensors.
             for group, old in zip(self.param_groups, groups, strict=True):
                 if "centered" in group:  # it is of torch.optim.RMSprop
                     group.setdefault("eps_inside_sqrt", False)
                     group.setdefault("decoupled_weight_decay", False)
-                for name in HYPERPARAMETERS:
+                for name in self.defaults:
                     group.setdefault(name, old[name])
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:
                 counts[1].zero_()
-            for param, saved in pair(self, final):
-                for name in STATE:
+            self.state.update(state)
+            self._make_missing_state()  # of kinds that these hyperparameters ask for
+            for group, param, saved in pair(self, final):
+                for name in Kinds.of_group(group).names:
+                    own = self.state[param][name]
                     if saved:
-                        state[param][name].copy_(as_saved(saved[name]))
+                        own.copy_(as_saved(saved[name]))
                     else:
-                        state[param][name].zero_()
-                self.state[param] = state[param]
+                        as_real(own).fill_(first_value(name, group))
 
         # After the user's hooks that may change the dict, and before those that may change state.
         hooks = (
@@ -461,5 +552,12 @@ class RMSpropAsync(Optimizer):
 
 def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
     """Whether some state on the CPU lies where other processes may know it."""
-    squares = (state["square_avg"] for state in states if "square_avg" in state)
-    return any(square.device.type == "cpu" and square.is_shared() for square in squares)
+    buffers = (state[name] for state in states for name in BUFFERS if name in state)
+    return any(buffer.device.type == "cpu" and buffer.is_shared() for buffer in buffers)
+
+
+def _lr_on(device: torch.device | str, lr: float | torch.Tensor) -> torch.Tensor:
+    """A learning rate where kernels read it: the same tensor, if it is one that is there."""
+    if isinstance(lr, torch.Tensor) and lr.device == torch.device(device):
+        return lr
+    return torch.full((), float(lr), dtype=torch.float64, device=device)

@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.optim.options import Group, check_group
 
-#: The names of state, as ``torch.optim.RMSprop`` has them.
-STATE = ("step", "square_avg")
+#: What an update takes of state, in the order of ``Operands``, by torch's names.
+BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
+#: All names of state.
+STATE = ("step", *BUFFERS)
 
-Group = dict[str, Any]
 _STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
+# The type of state: that in which a parameter, or each part of a complex one, is computed.
+_STATE_DTYPES = {
+    **COMPUTE_DTYPES,
+    torch.complex32: torch.complex64,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
 
 
-def new_ms(param: torch.Tensor) -> torch.Tensor:
-    """``square_avg`` of zero, laid out as the parameter."""
-    return torch.zeros_like(
+class Kinds(NamedTuple):
+    """Which kinds of state the parameters of a group have, besides ``step`` and ``square_avg``."""
+
+    centered: bool
+    momentum: bool
+
+    @classmethod
+    def of(cls, hyperparameters: Hyperparameters) -> Kinds:
+        """Those that updates with these take."""
+        switches = hyperparameters.switches
+        return cls(switches.centered, switches.momentum)
+
+    @classmethod
+    def of_group(cls, group: Group) -> Kinds:
+        """Those that a parameter group asks for."""
+        return cls(group["centered"], group["momentum"] != 0)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of ``BUFFERS``."""
+        is_wanted = True, self.centered, self.momentum
+        return tuple(name for name, wanted in zip(BUFFERS, is_wanted, strict=True) if wanted)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the state."""
+        return ("step", *self.buffers)
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, or if it is complex a view of its real and imaginary parts, as a last axis."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def new_buffer(param: torch.Tensor, name: str, group: Group) -> torch.Tensor:
+    """A part of a parameter's state at its start, laid out as the parameter.
+
+    Args:
+        param: The parameter.
+        name: One of ``BUFFERS``.
+        group: Of the parameter.
+    """
+    buffer = torch.zeros_like(
         param,
-        dtype=COMPUTE_DTYPES[param.dtype],
+        dtype=_STATE_DTYPES[param.dtype],
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
+    as_real(buffer).fill_(first_value(name, group))
+    return buffer
+
+
+def first_value(name: str, group: Group) -> float:
+    """What a part of state starts at."""
+    return float(group["initial_accumulator_value"]) if name == "square_avg" else 0.0
 
 
 def check_step(name: str, step: Any) -> None:
@@ -40,29 +96,12 @@ def check_step(name: str, step: Any) -> None:
         raise ValueError(f"{name} must have shape (), got {tuple(step.shape)}")
 
 
-def check_group(group: Group, index: int) -> Hyperparameters:
-    """Checks a parameter group's hyperparameters, and that it asks for nothing else.
-
-    Raises:
-        TypeError: If one is of a wrong type.
-        ValueError: If one is out of range or more than an update of a parameter of the group can
-            hold, or ``momentum`` or ``centered`` is on.
-    """
-    for name in ("momentum", "centered"):
-        if group.get(name):
-            raise ValueError(f"{name} of group {index} must be off, got {group[name]}")
-    hyperparameters = Hyperparameters.from_group(group)
-    double = all(param.dtype == torch.float64 for param in group["params"])
-    hyperparameters.check_held_by(torch.float64 if double else torch.float32)
-    return hyperparameters
-
-
 def pair(
     optimizer: Optimizer, state_dict: dict[str, Any]
-) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """Each parameter with its saved state, which is empty if none was saved."""
+) -> list[tuple[Group, torch.Tensor, dict[str, Any]]]:
+    """Each parameter with its group and its saved state, which is empty if none was saved."""
     return [
-        (param, state_dict["state"].get(saved_id, {}))
+        (group, param, state_dict["state"].get(saved_id, {}))
         for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
         for param, saved_id in zip(group["params"], saved["params"], strict=True)
     ]
@@ -81,15 +120,21 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if saved_sizes != sizes:
         raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
-    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
-        check_group({**group, **saved, "params": group["params"]}, index)
-    for index, (param, saved) in enumerate(pair(optimizer, state_dict)):
-        if saved and saved.keys() != set(STATE):
+    names_of: list[tuple[str, ...]] = []  # by parameter
+    for group, saved in zip(groups, saved_groups, strict=True):
+        hyperparameters = check_group({**group, **saved, "params": group["params"]})
+        names_of += [Kinds.of(hyperparameters).names] * len(group["params"])
+    for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
+        if not saved:
+            continue
+        if missing := set(names_of[index]) - saved.keys():
             raise ValueError(
-                f"state of parameter {index} must have step and square_avg, got {sorted(saved)}"
+                f"state of parameter {index} must have {', '.join(names_of[index])}, "
+                f"got none of {sorted(missing)}"
             )
-        for name, shape in (("step", ()), ("square_avg", tuple(param.shape))):
-            got = tuple(as_saved(saved[name]).shape) if saved else shape
+        for name in names_of[index]:
+            shape = () if name == "step" else tuple(param.shape)
+            got = tuple(as_saved(saved[name]).shape)
             if got != shape:
                 raise ValueError(f"{name} of parameter {index} must have shape {shape}, got {got}")
 

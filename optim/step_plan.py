@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from operator import eq, is_, itemgetter, ne
+from operator import eq, getitem, is_, itemgetter, ne
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from hogstream.kernels.operands import (
 )
 from hogstream.optim.compiled_modules import compiled_module
 from hogstream.optim.flat_buffers import FlatBuffer
-from hogstream.optim.state import check_step
+from hogstream.optim.state import BUFFERS, Kinds, as_real, check_step
 from hogstream.optim.step_counts import Counter, counters_of
 
 _pointer = torch.Tensor.data_ptr
@@ -80,8 +80,8 @@ class Written(NamedTuple):
 
     @classmethod
     def by(cls, operands: list[Operands]) -> Written:
-        """Those of some updates: their parameters and ``ms``."""
-        written = [tensor for each in operands for tensor in (each.param, each.ms)]
+        """Those of some updates: their parameters and state."""
+        written = [tensor for each in operands for tensor in each.written]
         starts = np.array([0, *(tensor.data_ptr() for tensor in written)])
         order = np.argsort(starts)
         sizes = np.array([0, *(tensor.nbytes for tensor in written)])
@@ -134,9 +134,11 @@ class _ReadPremises(NamedTuple):
     all_states: list[dict[str, torch.Tensor]]
     states: list[dict[str, torch.Tensor]]
     steps: list[torch.Tensor]
-    squares: list[torch.Tensor]
-    pointers: list[int]  # of parameters and squares; all the same, of those without elements
-    # Of parameters, squares and gradients:
+    buffers: list[torch.Tensor]  # of all states, and which they are of, by which names
+    of_states: list[dict[str, torch.Tensor]]
+    names: list[str]
+    pointers: list[int]  # of parameters and buffers; all the same, of those without elements
+    # Of parameters, buffers and gradients:
     sizes: list[int]
     dtypes: list[torch.dtype]
     strides: list[tuple[int, ...]]
@@ -152,10 +154,14 @@ class _ReadPremises(NamedTuple):
         written: Written,
         places: Int64s,
         in_flat: Int64s,
+        kinds: list[Kinds],
     ) -> _ReadPremises:
         states = [state[param] for param in reached.params]
-        squares = [each["square_avg"] for each in states]
-        tensors = [*reached.params, *squares, *reached.grads]
+        pairs = [
+            (each, name) for each, kind in zip(states, kinds, strict=True) for name in kind.buffers
+        ]
+        buffers = [each[name] for each, name in pairs]
+        tensors = [*reached.params, *buffers, *reached.grads]
         flat = [param for index in in_flat if (param := reached.params[index]).numel()]
         return cls(
             written=written,
@@ -169,8 +175,10 @@ class _ReadPremises(NamedTuple):
             all_states=list(state.values()),
             states=states,
             steps=[each["step"] for each in states],
-            squares=squares,
-            pointers=[tensor.data_ptr() for tensor in [*reached.params, *squares]],
+            buffers=buffers,
+            of_states=[each for each, _ in pairs],
+            names=[name for _, name in pairs],
+            pointers=[tensor.data_ptr() for tensor in [*reached.params, *buffers]],
             sizes=[tensor.numel() for tensor in tensors],
             dtypes=[tensor.dtype for tensor in tensors],
             strides=[tensor.stride() for tensor in tensors],
@@ -206,7 +214,7 @@ class _ReadPremises(NamedTuple):
             return self
         try:
             premises: Any = module.CompiledPremises(
-                groups, state, self.written, self.places, self.in_flat
+                groups, state, self.written, self.places, self.in_flat, self._names_of_reached()
             )
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
@@ -215,6 +223,13 @@ class _ReadPremises(NamedTuple):
         if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
         return premises if premises.hold_gradients(groups, state, memory) else self
+
+    def _names_of_reached(self) -> list[list[str]]:
+        """The names of each state's buffers."""
+        names: dict[int, list[str]] = {id(each): [] for each in self.states}
+        for of_state, name in zip(self.of_states, self.names, strict=True):
+            names[id(of_state)].append(name)
+        return list(names.values())
 
     def bump_versions(self) -> None:
         """As in ``Premises``."""
@@ -229,7 +244,7 @@ class _ReadPremises(NamedTuple):
         return not self.written.overlaps(pointers, self.grad_bytes)
 
     def _hold(self, groups: Groups, state: State, reached: Reached) -> bool:
-        written = [*reached.params, *self.squares]
+        written = [*reached.params, *self.buffers]
         tensors = [*written, *reached.grads]
         return (
             self.pointers == list(map(_pointer, written))
@@ -244,9 +259,11 @@ class _ReadPremises(NamedTuple):
             and all(map(is_, state, self.owners))
             and all(map(is_, state.values(), self.all_states))
             and all(map(is_, map(itemgetter("step"), self.states), self.steps))
-            and all(map(is_, map(itemgetter("square_avg"), self.states), self.squares))
+            and all(map(is_, map(getitem, self.of_states, self.names), self.buffers))
             and not any(map(torch.Tensor.is_neg, reached.params))
             and not any(map(torch.Tensor.is_neg, reached.grads))
+            and not any(map(torch.Tensor.is_conj, reached.params))
+            and not any(map(torch.Tensor.is_conj, reached.grads))
         )
 
 
@@ -256,6 +273,7 @@ class StepPlan:
 
     Attributes:
         launches: In the order of their groups.
+        kinds: What state the updates of each group take.
         counters: What counts the steps of reached parameters.
         premises: What they depend on.
         lasting: Whether it may be followed: not if it reads copies of gradients.
@@ -266,19 +284,20 @@ class StepPlan:
     """
 
     launches: list[PlannedLaunch]
+    kinds: list[Kinds]
     counters: list[Counter]
     premises: Premises
     lasting: bool
     followed_before: bool = False
     ended: list[StepMemory] = field(default_factory=list, init=False)
 
-    def followed(self, groups: Groups, state: State) -> PlannedStep | None:
+    def followed(self, groups: Groups, state: State, kinds: list[Kinds]) -> PlannedStep | None:
         """A step by this plan, for the gradients that there are now; None if it takes a new one."""
-        if not self.lasting:
+        if not self.lasting or kinds != self.kinds:
             return None
         if not self.followed_before:
             plan = self._compiled(groups, state)
-            return None if plan is None else plan.followed(groups, state)
+            return None if plan is None else plan.followed(groups, state, kinds)
         try:
             memory = self.ended.pop()
         except IndexError:  # it is the first, or another thread's has not ended
@@ -342,6 +361,7 @@ class PlannedStep(NamedTuple):
 def make_plan(
     groups: Groups,
     state: State,
+    kinds: list[Kinds],
     counts: list[torch.Tensor],
     flat_buffers: list[list[FlatBuffer]],
     backend: str | None,
@@ -351,6 +371,7 @@ def make_plan(
     Args:
         groups: The optimizer's parameter groups.
         state: Its state.
+        kinds: What state the updates of each group take.
         counts: From ``new_counts``: where the state's steps are.
         flat_buffers: Those of each group.
         backend: Which kernels to use; None picks by device.
@@ -365,7 +386,7 @@ def make_plan(
     """
     reached = Reached.of(groups)
     named = [
-        _checked(f"param {index} in group {group_index}", param, state[param])
+        _checked(f"param {index} in group {group_index}", param, state[param], kinds[group_index])
         for group_index, group in enumerate(groups)
         for index, param in enumerate(group["params"])
         if param.grad is not None
@@ -389,28 +410,41 @@ def make_plan(
         first += len(here)
     in_flat = np.flatnonzero(places == _NO_PLACE)
     places[in_flat] = words  # which no table reads
-    premises = _ReadPremises.of(groups, state, reached, Written.by(operands), places, in_flat)
+    of_reached = [
+        kind
+        for group, kind in zip(groups, kinds, strict=True)
+        for param in group["params"]
+        if param.grad is not None
+    ]
+    written = Written.by(operands)
+    premises = _ReadPremises.of(groups, state, reached, written, places, in_flat, of_reached)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
-    plan = StepPlan(launches, counters, premises, lasting=not copied)
+    plan = StepPlan(launches, kinds, counters, premises, lasting=not copied)
     return PlannedStep(plan, StepMemory(launches, operands))
 
 
 def _checked(
-    name: str, param: torch.Tensor, state: dict[str, torch.Tensor]
-) -> tuple[tuple[str, str, str], Operands]:
-    grad, ms = param.grad, state["square_avg"]
+    name: str, param: torch.Tensor, state: dict[str, torch.Tensor], kinds: Kinds
+) -> tuple[list[str], Operands]:
+    grad = param.grad
     check_step(f"step of {name}", state["step"])
     assert grad is not None
-    names = (name, f"grad of {name}", f"square_avg of {name}")
+    names = [name, f"grad of {name}", *(f"{buffer} of {name}" for buffer in BUFFERS)]
     check_grad(param, grad, names[1], "its param")
-    if not same_layout(grad, param):
+    if param.is_conj():
+        raise ValueError(f"{name} must be memory as it is, got a lazily conjugated view of it")
+    if not same_layout(grad, param) or grad.is_conj():
         grad = torch.empty_like(param).copy_(grad)
-    if not same_layout(ms, param):
-        raise ValueError(
-            f"{name} must keep the strides that the optimizer was made with, {ms.stride()}, "
-            f"got {param.stride()}"
-        )
-    return names, check_operands(param, grad, ms, names)
+    buffers = [state[each] if each in kinds.buffers else None for each in BUFFERS]
+    for buffer in buffers:
+        if buffer is not None and not same_layout(buffer, param):
+            raise ValueError(
+                f"{name} must keep the strides that the optimizer was made with, "
+                f"{buffer.stride()}, got {param.stride()}"
+            )
+    ms, ga, buf = (each if each is None else as_real(each) for each in buffers)
+    assert ms is not None
+    return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, names)
 
 
 def _tables_of(

@@ -524,7 +524,7 @@ class _CheckedGradients:
             raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
         plain = grad.detach().resolve_neg()
         operands = Operands(self._flat, plain, self._ms)
-        check_disjoint([(("param", "grad", "ms"), operands)])
+        check_disjoint([(Operands._fields, operands)])
         key = id(grad)
         reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
         kept = _Kept(reference, plain, plain.data_ptr(), Checked([operands]), {})

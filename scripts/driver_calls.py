@@ -20,8 +20,15 @@ import torch
 
 from hogstream.kernels.backends.numba_atomics import atomic_load, call
 from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.backends.triton_launch import BLOCK, STORAGE, factor_words
+from hogstream.kernels.backends.triton_launch import (
+    BLOCK,
+    STORAGE,
+    factor_words,
+    switch_constants,
+)
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from hogstream.scheduler.lanes.cuda_device import (
     CudaDevice,
     DeviceEvent,
@@ -46,8 +53,7 @@ DEVICE = torch.device("cuda", 0)
 ELEMENTS_BLOCK = BLOCK[torch.float32]
 CONSTANTS: dict[str, Any] = {
     "STORAGE": STORAGE[torch.float32],
-    "EPS_INSIDE_SQRT": True,
-    "COUPLED": False,
+    **switch_constants(Hyperparameters().switches),
     "LR_ON_DEVICE": False,
     "CHECKED": False,
     "BLOCK": ELEMENTS_BLOCK,
@@ -124,7 +130,8 @@ class Calls:
     def _columns(self, elements: int) -> list[int]:
         tensors = [torch.ones(elements, device=DEVICE) for _ in range(3)]
         self._kept.append(tensors)
-        return [*(tensor.data_ptr() for tensor in tensors), elements]
+        columns: list[int] = LaunchTable([Operands(*tensors)]).columns[:, 0].tolist()
+        return columns
 
     def call(self, function: int, arguments: tuple[int, ...], times: int = 1) -> None:
         """Makes a call so many times.

@@ -46,14 +46,16 @@ from hogstream.kernels.backends.numba_vectors import (
     clamp,
     factors_at,
     finite,
+    finite_or_0,
     sqrt,
 )
 from hogstream.kernels.formula import rmsprop_over
-from hogstream.kernels.hyperparameters import Hyperparameters, Switches
+from hogstream.kernels.hyperparameters import Factors, Hyperparameters, Switches
 from hogstream.kernels.launch_table import (
     ELEMENTS,
     GRAD,
     GRAD_AVG,
+    KAHAN_COMP,
     MOMENTUM_BUFFER,
     MS,
     PARAM,
@@ -61,43 +63,58 @@ from hogstream.kernels.launch_table import (
 )
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
+from hogstream.kernels.rounding import PLACES
 
 # Cache lines of a gradient that are looked at together: 2 and 8 do nearly as well.
 _FINITE_LINES = 4
 # Elements that race counters count together: 2^10 to 2^15 cost as little.
 _RACE_BLOCK = 1 << 13
+# What the formula takes of state.
+_STATE = MS, GRAD_AVG, MOMENTUM_BUFFER
 # Small tensors are asked for when the kernel is at the one so many places before.
 _UPDATES_AHEAD = 4
 _I64 = ir.IntType(64)
+# Where the key of a step is, in bytes behind the factors.
+_KEY = 8 * len(Factors._fields)
 
 
 _rmsprop = rmsprop_over(sqrt, truediv, clamp)
 
 
-def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+def update_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
     """Updates the parameters and ``ms`` of a table in place, in one pass, on the calling thread.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
-    run_alone(kernel, table, ctypes.addressof(factors))
+    kernel, argument = _kernel_of(table, hyperparameters, key)
+    run_alone(kernel, table, ctypes.addressof(argument))
 
 
-def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
     """The same on all threads that the update is worth.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
     """
-    kernel, factors = _kernel_for(table, hyperparameters), hyperparameters.in_memory
-    run_in_pieces(kernel, table, ctypes.addressof(factors))
+    kernel, argument = _kernel_of(table, hyperparameters, key)
+    run_in_pieces(kernel, table, ctypes.addressof(argument))
 
 
-def _kernel_for(table: LaunchTable, hyperparameters: Hyperparameters) -> Kernel:
-    return _kernel(DTYPE_NAMES[table.dtype], hyperparameters.switches.bits)
+def _kernel_of(
+    table: LaunchTable, hyperparameters: Hyperparameters, key: int
+) -> tuple[Kernel, Any]:
+    """What updates a table, and what it takes besides: ``Factors`` in float64, and the key."""
+    kernel = _kernel(table.dtype, table.grad_dtype, hyperparameters.switches)
+    argument = hyperparameters.in_memory
+    if key:
+        argument = type(argument)(*argument)  # others may update with other keys
+        ctypes.c_uint64.from_buffer(argument, _KEY).value = key
+    return kernel, argument
 
 
 def race_block(dtype: torch.dtype, device: torch.device) -> int:
@@ -106,14 +123,18 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 
 
 @cache
-def _kernel(dtype: str, switches: int) -> Kernel:
-    """Takes pieces of a job of ``numba_pieces``, whose argument is ``Factors`` in float64."""
-    rows = _rows_of(switches)
+def _kernel(of_params: torch.dtype, of_grads: torch.dtype, of: Switches) -> Kernel:
+    """Takes pieces of a job of ``numba_pieces``, with the argument of ``_kernel_of``."""
+    of = of.of_dtype(of_params)
+    rows, switches = _rows_of(of), of.bits
+    dtype, grad_dtype = DTYPE_NAMES[of_params], DTYPE_NAMES[of_grads]
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
+    grad_bytes = FORMATS[grad_dtype].stored_bytes
 
     @cfunc(types.void(types.int64))
     def kernel(job: int) -> None:
         factors = factors_at(atomic_load(job + 8 * ARGUMENT), dtype)
+        key = atomic_load(atomic_load(job + 8 * ARGUMENT) + _KEY)
         columns, updates = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * UPDATES)
         share, start, stop = take_piece(job)
         while start < stop:
@@ -127,6 +148,7 @@ def _kernel(dtype: str, switches: int) -> Kernel:
                 ms = atomic_load(columns + 8 * (MS * updates + update))
                 grad_avg = atomic_load(columns + 8 * (GRAD_AVG * updates + update))
                 buffer = atomic_load(columns + 8 * (MOMENTUM_BUFFER * updates + update))
+                comp = atomic_load(columns + 8 * (KAHAN_COMP * updates + update))
                 elements = atomic_load(columns + 8 * (ELEMENTS * updates + update))
                 begin, end, length = in_update(job, share, start - first, stop - first, elements)
                 first += length
@@ -134,13 +156,17 @@ def _kernel(dtype: str, switches: int) -> Kernel:
                     continue
                 _update(
                     param + begin * stored_bytes,
-                    grad + begin * stored_bytes,
+                    grad + begin * grad_bytes,
                     ms + begin * compute_bytes,
                     grad_avg + begin * compute_bytes,
                     buffer + begin * compute_bytes,
+                    comp + begin * stored_bytes,
                     end - begin,
                     factors,
+                    update * PLACES + begin,
+                    key,
                     dtype,
+                    grad_dtype,
                     switches,
                 )
             share, start, stop = take_piece(job)
@@ -148,14 +174,18 @@ def _kernel(dtype: str, switches: int) -> Kernel:
     return Kernel.of(kernel)
 
 
-def _rows_of(switches: int) -> tuple[int, ...]:
+def _rows_of(switches: Switches) -> tuple[int, ...]:
     """The rows of a table that an update reads."""
-    of = Switches.of_bits(switches)
-    return (PARAM, GRAD, MS, *([GRAD_AVG] * of.centered), *([MOMENTUM_BUFFER] * of.momentum))
+    is_read = {
+        GRAD_AVG: switches.centered,
+        MOMENTUM_BUFFER: switches.momentum,
+        KAHAN_COMP: switches.compensated,
+    }
+    return (PARAM, GRAD, MS, *(row for row in is_read if is_read[row]))
 
 
 @cache
-def update_function(dtype: str, switches: int) -> Any:
+def update_function(dtype: str, of: Switches) -> Any:
     """One update as other compiled code calls it, with race counters or without.
 
     A function in C, called by its address: one that Numba compiles into its callers would not be
@@ -163,7 +193,7 @@ def update_function(dtype: str, switches: int) -> Any:
 
     Args:
         dtype: Of the parameter: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
-        switches: ``Switches.bits``.
+        of: What its code depends on; it rounds to nearest.
 
     Returns:
         ``update(param, grad, ms, grad_avg, buffer, elements, factors, counts, blocks,
@@ -174,6 +204,7 @@ def update_function(dtype: str, switches: int) -> Any:
         parameter of which ``param`` is a part or all. It is 0 to count no races; what follows it is
         of no account then.
     """
+    switches = of.bits
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
 
     @cfunc(types.int64(*[types.int64] * 11))
@@ -207,8 +238,12 @@ def update_function(dtype: str, switches: int) -> Any:
                 ms + first * compute_bytes,
                 grad_avg + first * compute_bytes,
                 buffer + first * compute_bytes,
+                0,
                 stop - first,
                 rounded,
+                0,
+                0,
+                dtype,
                 dtype,
                 switches,
             )
@@ -290,9 +325,13 @@ def _update_intrinsic(
     ms: types.Type,  # the same
     grad_avg: types.Type,  # the same; of no account, as what follows, if there is none
     buffer: types.Type,  # the same
+    comp: types.Type,  # the same
     elements: types.Type,  # how many there are: int64
     factors: types.Type,  # as ``Factors``: a tuple of eight of the compute type
+    place: types.Type,  # of the first element, for stochastic rounding: int64
+    key: types.Type,  # of the step: int64
     dtype: Any,  # name of the parameter's: literal
+    grad_dtype: Any,  # name of the gradient's: literal
     switches: Any,  # ``Switches.bits``: literal
 ) -> Any:
     """Updates so many elements at some addresses: a cache line of ``ms`` at a time, then the rest.
@@ -302,45 +341,57 @@ def _update_intrinsic(
     """
 
     def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        *addresses, elements, factors = args[:7]
-        form = FORMATS[dtype.literal_value]
+        *addresses, elements, factors, place, key = args[:10]
+        form, bits = FORMATS[dtype.literal_value], switches.literal_value
+        of_grad = FORMATS[grad_dtype.literal_value]._replace(
+            compute=form.compute, compute_bytes=form.compute_bytes
+        )
         line = CACHE_LINE // form.compute_bytes
         whole = builder.and_(elements, _I64(-line))
         for width, first, end in ((line, _I64(0), whole), (1, whole, elements)):
-            emitter = Emitter(builder, form, width)
-            spread = [emitter.spread(each) for each in cgutils.unpack_tuple(builder, factors)]
+            emitters = Emitter(builder, form, width), Emitter(builder, of_grad, width)
+            spread = [emitters[0].spread(each) for each in cgutils.unpack_tuple(builder, factors)]
             with cgutils.for_range_slice(builder, first, end, _I64(width)) as (index, _):
-                _emit_update(emitter, addresses, index, spread, switches.literal_value)
+                where = builder.add(place, index), key
+                _emit_update(emitters, addresses, index, spread, where, Switches.of_bits(bits))
         return ir.Constant(ir.IntType(8).as_pointer(), None)
 
     arguments = (
-        *(param, grad, ms, grad_avg, buffer, elements),
-        *(factors, dtype, switches),
+        *(param, grad, ms, grad_avg, buffer, comp, elements),
+        *(factors, place, key, dtype, grad_dtype, switches),
     )
     return types.void(*arguments), emit
 
 
 def _emit_update(
-    emitter: Emitter,
+    emitters: tuple[Emitter, Emitter],  # of all but gradients, and of these
     addresses: Sequence[ir.Value],
     index: ir.Value,  # of the first element
     factors: Sequence[Vector],
-    switches: int,
+    where: tuple[ir.Value, ir.Value],  # its place, and the key of the step
+    switches: Switches,
 ) -> None:
-    sizes = [emitter.form.stored_bytes] * 2 + [emitter.form.compute_bytes] * 3
-    rows = _rows_of(switches)
-    places = {row: emitter.place(addresses[row], index, sizes[row]) for row in rows}
+    emitter, of_grad = emitters
+    stored, computed = emitter.form.stored_bytes, emitter.form.compute_bytes
+    sizes = (stored, of_grad.form.stored_bytes, computed, computed, computed, stored)
+    at = {row: emitter.place(addresses[row], index, sizes[row]) for row in _rows_of(switches)}
     if emitter.width > 1:
-        for row in rows:
-            emitter.read_ahead(places[row], sizes[row])
-    p, g = (emitter.load_stored(places[row]) for row in (PARAM, GRAD))
-    state = {row: emitter.load_computed(places[row]) for row in rows if row not in (PARAM, GRAD)}
-    kinds = MS, GRAD_AVG, MOMENTUM_BUFFER
-    p, *new = _rmsprop(p, g, *map(state.get, kinds), factors, *Switches.of_bits(switches))
-    for row, numbers in zip(kinds, new, strict=True):
+        for row, address in at.items():
+            emitter.read_ahead(address, sizes[row])
+    p, g = emitter.load_stored(at[PARAM]), of_grad.load_stored(at[GRAD])
+    if switches.compensated:
+        p = p + emitter.load_stored(at[KAHAN_COMP])
+    state = {row: emitter.load_computed(at[row]) for row in _STATE if row in at}
+    p, *new = _rmsprop(p, g, *map(state.get, _STATE), factors, *switches.of_formula)
+    for row, numbers in zip(_STATE, new, strict=True):
         if row in state:
-            emitter.store_computed(numbers, places[row])
-    emitter.store_rounded(p, places[PARAM])
+            emitter.store_computed(numbers, at[row])
+    if switches.stochastic:
+        emitter.store_by_chance(p, at[PARAM], *where)
+        return
+    emitter.store_rounded(p, at[PARAM])
+    if switches.compensated:
+        emitter.store_rounded(finite_or_0(p - emitter.rounded(p)), at[KAHAN_COMP])
 
 
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hogstream.kernels import rounding
 from hogstream.kernels.backends.numba_atomics import emit_prefetch
 from hogstream.kernels.hyperparameters import Factors
 
@@ -72,6 +74,74 @@ class Vector:
         return Vector(self.builder, self.builder.fdiv(self.value, other.value))
 
 
+class Integers:
+    """Unsigned integers of 32 bits in a register, with Python's operators.
+
+    Attributes:
+        value: Of LLVM's type of vectors.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        """Made by ``Emitter``."""
+        self.builder, self.value = builder, value
+
+    def __add__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.add, other)
+
+    def __sub__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.sub, other)
+
+    def __rsub__(self, other: int) -> Integers:
+        return self._other(other) - self
+
+    def __mul__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.mul, other)
+
+    def __and__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.and_, other)
+
+    def __or__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.or_, other)
+
+    def __xor__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.xor, other)
+
+    def __rshift__(self, other: Integers | int) -> Integers:
+        return self._by(self.builder.lshr, other)
+
+    def __lt__(self, other: Integers | int) -> Integers:
+        return self._by(partial(self.builder.icmp_unsigned, "<"), other)
+
+    def __gt__(self, other: Integers | int) -> Integers:
+        return self._by(partial(self.builder.icmp_unsigned, ">"), other)
+
+    def __eq__(self, other: object) -> Any:
+        return self._by(partial(self.builder.icmp_unsigned, "=="), other)
+
+    def where(self, x: Integers | int, y: Integers | int) -> Integers:
+        """Elements of one where these, as a condition, hold, and of the other elsewhere."""
+        like = next(each for each in (x, y) if isinstance(each, Integers))
+        x, y = (like._other(each) for each in (x, y))
+        return Integers(self.builder, self.builder.select(self.value, x.value, y.value))
+
+    def _by(self, operation: Any, other: Any) -> Integers:
+        return Integers(self.builder, operation(self.value, self._other(other).value))
+
+    def _other(self, other: Any) -> Integers:
+        if isinstance(other, Integers):
+            return other
+        kind = self.value.type
+        return Integers(self.builder, ir.Constant(kind, [other] * kind.count))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_random = rounding.over(rounding.random, mixed=rounding.mixed)
+_bfloat16, _float16 = (
+    rounding.over(each, where=Integers.where) for each in (rounding.bfloat16, rounding.float16)
+)
+
+
 def sqrt(vector: Vector) -> Vector:
     """The correctly rounded root of each element."""
     kind = vector.value.type
@@ -80,6 +150,14 @@ def sqrt(vector: Vector) -> Vector:
         f"llvm.sqrt.v{kind.count}f{bits}", (), ir.FunctionType(kind, [kind])
     )
     return Vector(vector.builder, vector.builder.call(root, [vector.value]))
+
+
+def finite_or_0(vector: Vector) -> Vector:
+    """0 in place of elements that are not finite."""
+    b, kind = vector.builder, vector.value.type
+    zero = ir.Constant(kind, [0.0] * kind.count)
+    none = b.fsub(vector.value, vector.value)  # NaN of those
+    return Vector(b, b.select(b.fcmp_ordered("==", none, zero), vector.value, zero))
 
 
 def clamp(vector: Vector) -> Vector:
@@ -108,15 +186,21 @@ class Emitter:
         return self._builder.add(address, self._builder.mul(index, _I64(element_bytes)))
 
     def load_stored(self, address: ir.Value) -> Vector:
-        """Stored elements in the compute type; exact."""
-        b = self._builder
-        value = b.load(self._at(address, self.form.stored), align=1)
-        if self.form.stored == ir.IntType(16):
+        """Stored elements in the compute type: exact, but for gradients of a wider one."""
+        value = self._builder.load(self._at(address, self.form.stored), align=1)
+        return Vector(self._builder, self._widened(value))
+
+    def _widened(self, value: ir.Value) -> ir.Value:
+        b, stored = self._builder, self.form.stored
+        if stored == ir.IntType(16):
             bits = b.shl(b.zext(value, ir.VectorType(_I32, self.width)), self._i32(16))
-            value = b.bitcast(bits, self._compute)
-        elif self.form.stored != self.form.compute:
-            value = b.fpext(value, self._compute)
-        return Vector(b, value)
+            stored = ir.FloatType()
+            value = b.bitcast(bits, ir.VectorType(stored, self.width))
+        if stored == self.form.compute:
+            return value
+        if stored == ir.DoubleType():  # as a gradient of narrower parameters may be
+            return b.fptrunc(value, self._compute)
+        return b.fpext(value, self._compute)
 
     def load_computed(self, address: ir.Value) -> Vector:
         """Elements that are of the compute type in memory too."""
@@ -128,15 +212,38 @@ class Emitter:
         pointer = self._at(address, self.form.stored)
         self._builder.store(self._narrowed(vector.value), pointer, align=1)
 
+    def store_by_chance(
+        self, vector: Vector, address: ir.Value, place: ir.Value, key: ir.Value
+    ) -> None:
+        """Stores elements as a parameter's are, of 16 bits, rounded stochastically.
+
+        Args:
+            vector: Of float32.
+            address: Where to.
+            place: Of the first of them, 64 bits.
+            key: Of the step, 64 bits.
+        """
+        b, wide = self._builder, ir.VectorType(_I64, self.width)
+        first, keys = (self._spread(each, wide) for each in (place, key))
+        places = b.add(first, ir.Constant(wide, list(range(self.width))))
+        random = _random(*self._halves(places), *self._halves(keys))
+        to_bits = _bfloat16 if self.form.stored == ir.IntType(16) else _float16
+        bits = to_bits(Integers(b, b.bitcast(vector.value, random.value.type)), random)
+        narrow = b.trunc(bits.value, ir.VectorType(ir.IntType(16), self.width))
+        b.store(narrow, self._at(address, ir.IntType(16)), align=1)
+
+    def rounded(self, vector: Vector) -> Vector:
+        """What is left of elements when they are stored, rounded to nearest even."""
+        b, narrow = self._builder, self._narrowed(vector.value)
+        return Vector(b, self._widened(narrow))
+
     def store_computed(self, vector: Vector, address: ir.Value) -> None:
         """Stores elements in the compute type."""
         self._builder.store(vector.value, self._at(address, self.form.compute), align=1)
 
     def spread(self, scalar: ir.Value) -> Vector:
         """A scalar of the compute type, in every element."""
-        empty = ir.Constant(self._compute, ir.Undefined)
-        first = self._builder.insert_element(empty, scalar, _I32(0))
-        return Vector(self._builder, self._builder.shuffle_vector(first, empty, self._i32(0)))
+        return Vector(self._builder, self._spread(scalar, self._compute))
 
     def read_ahead(self, address: ir.Value, element_bytes: int) -> None:
         """Asks for memory that will be wanted after a few more turns of a loop."""
@@ -152,6 +259,18 @@ class Emitter:
         beyond = b.icmp_unsigned("==", b.and_(values, exponent), exponent)
         none = ir.IntType(width)(0)
         return b.icmp_unsigned("==", b.bitcast(beyond, none.type), none)
+
+    def _spread(self, scalar: ir.Value, kind: ir.Type) -> ir.Value:
+        empty = ir.Constant(kind, ir.Undefined)
+        first = self._builder.insert_element(empty, scalar, _I32(0))
+        return self._builder.shuffle_vector(first, empty, self._i32(0))
+
+    def _halves(self, numbers: ir.Value) -> tuple[Integers, Integers]:
+        """The low and the high 32 bits of numbers of 64."""
+        b, kind = self._builder, ir.VectorType(_I32, self.width)
+        shift = ir.Constant(numbers.type, [32] * self.width)
+        high = b.trunc(b.lshr(numbers, shift), kind)
+        return Integers(b, b.trunc(numbers, kind)), Integers(b, high)
 
     def _at(self, address: ir.Value, element: ir.Type) -> ir.Value:
         return self._builder.inttoptr(address, ir.VectorType(element, self.width).as_pointer())

@@ -8,16 +8,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from operator import truediv
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from hogstream.kernels import rounding
 from hogstream.kernels.backends.cpu_threads import Pieces, run_in_pieces
 from hogstream.kernels.formula import rmsprop_over
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
+from hogstream.kernels.rounding import PLACES
 
 Array = npt.NDArray[Any]
 
@@ -115,34 +117,42 @@ class _Numbers:
 
 _Operand = _Numbers | np.floating[Any]
 _rmsprop = rmsprop_over(_Numbers.sqrt, truediv, _Numbers.clamp)
+_random = rounding.over(rounding.random, mixed=rounding.mixed)
+_bfloat16, _float16 = (
+    rounding.over(each, where=np.where) for each in (rounding.bfloat16, rounding.float16)
+)
 
 
-def update_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+def update_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
     """Updates the parameters and ``ms`` of a table in place, block by block, on the calling thread.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
     """
-    _update_pieces(table, hyperparameters, Pieces(table.elements, table.elements))
+    _update_pieces(table, hyperparameters, key, Pieces(table.elements, table.elements))
 
 
-def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters) -> None:
+def update_in_pieces_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
     """The same on all threads that the update is worth.
 
     Args:
         table: Of tensors on the CPU.
         hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
     """
-    run_in_pieces(_update_pieces, table, hyperparameters)
+    run_in_pieces(_update_pieces, table, hyperparameters, key)
 
 
-def _update_pieces(table: LaunchTable, hyperparameters: Hyperparameters, pieces: Pieces) -> None:
+def _update_pieces(
+    table: LaunchTable, hyperparameters: Hyperparameters, key: int, pieces: Pieces
+) -> None:
     compute: np.dtype[Any] = np.dtype(np.float64 if table.dtype == torch.float64 else np.float32)
     scratch = _Scratch(compute, min(BLOCK_BYTES // compute.itemsize, pieces.size))
     with np.errstate(all="ignore"):  # infinities and NaN are results like others
         for start, stop in pieces:
-            _update_range(table, hyperparameters, start, stop, scratch)
+            _update_range(table, hyperparameters, key, start, stop, scratch)
 
 
 def all_finite(table: LaunchTable) -> bool:
@@ -151,7 +161,7 @@ def all_finite(table: LaunchTable) -> bool:
     Args:
         table: Of tensors on the CPU.
     """
-    stored = _STORED[table.dtype]
+    stored = _STORED[table.grad_dtype]
     block = BLOCK_BYTES // stored.itemsize
     return all(
         _finite(_array_at(grad, stored, low, min(low + block, elements))).all()
@@ -171,14 +181,16 @@ def _finite(values: Array) -> npt.NDArray[np.bool_]:
 def _update_range(
     table: LaunchTable,
     hyperparameters: Hyperparameters,
+    key: int,
     start: int,
     stop: int,
     scratch: _Scratch,
 ) -> None:
     stored, compute = _STORED[table.dtype], scratch.dtype
-    dtypes = (stored, stored, compute, compute, compute)
+    dtypes = (stored, _STORED[table.grad_dtype], compute, compute, compute, stored)
+    switches = hyperparameters.switches.of_dtype(table.dtype)
     first = 0
-    for *addresses, elements in table.columns.T.tolist():
+    for index, (*addresses, elements) in enumerate(table.columns.T.tolist()):
         begin, end = max(start - first, 0), min(stop - first, elements)
         first += elements
         for low in range(begin, end, scratch.size):
@@ -187,7 +199,8 @@ def _update_range(
                 _array_at(address, dtype, low, high) if address else None
                 for address, dtype in zip(addresses, dtypes, strict=True)
             ]
-            _update_block(arrays, hyperparameters, scratch)
+            places = _Places(index * PLACES + low, key)
+            _update_block(arrays, hyperparameters, switches, places, scratch)
 
 
 def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
@@ -197,45 +210,72 @@ def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
     return np.frombuffer(memoryview(memory), dtype)
 
 
+class _Places(NamedTuple):
+    """What stochastic rounding depends on: the place of a block's first element, and the key."""
+
+    first: int
+    key: int
+
+
 def _update_block(
     arrays: Sequence[Any],  # as ``Operands``, (n,) each; None where there is none
     hyperparameters: Hyperparameters,
+    switches: Switches,
+    places: _Places,
     scratch: _Scratch,
 ) -> None:
-    param, grad, *state = arrays
+    param, grad, *state, comp = arrays
     h = hyperparameters
     factors = h.in_float64 if scratch.dtype == np.float64 else h.in_float32
     p, g = (_widened(each, scratch) for each in (param, grad))
+    if switches.compensated:
+        p = p + _widened(comp, scratch)
     numbers = [each if each is None else _Numbers(scratch, each) for each in state]
-    p, *new = _rmsprop(p, g, *numbers, factors, *h.switches)
+    p, *new = _rmsprop(p, g, *numbers, factors, *switches.of_formula)
     # Each is written once, whole: who updates it at the same time finds no product yet to be added
     # to.
     for array, result in zip(state, new, strict=True):
         if array is not None:
             np.copyto(array, result.array)
-    _narrow(p.array, out=param)
+    if switches.stochastic:
+        param[...] = _rounded_by_chance(p.array, places, param.dtype)
+        return
+    rounded = _narrowed(p.array, param.dtype)
+    param[...] = rounded
+    if switches.compensated:
+        left = (p - _widened(rounded, scratch)).array
+        left[~np.isfinite(left)] = 0  # of a parameter that is not finite
+        comp[...] = _narrowed(left, comp.dtype)
+
+
+def _rounded_by_chance(wide: Array, places: _Places, dtype: np.dtype[Any]) -> Array:
+    """float32 as parameters of 16 bits are stored, rounded stochastically."""
+    place = np.arange(places.first, places.first + len(wide), dtype=np.uint64)
+    low, high = place.astype(np.uint32), (place >> np.uint64(32)).astype(np.uint32)
+    keys = (np.uint32(places.key & 0xFFFF_FFFF), np.uint32(places.key >> 32))
+    to_bits = _bfloat16 if dtype == np.uint16 else _float16
+    bits = to_bits(wide.view(np.uint32), _random(low, high, *keys)).astype(np.uint16)
+    return bits.view(dtype)
 
 
 def _widened(stored: Array, scratch: _Scratch) -> _Numbers:
-    """Stored elements in the compute type; exact."""
+    """Stored elements in the compute type: exact, but for gradients of a wider one."""
     if stored.dtype == scratch.dtype:
         return _Numbers(scratch, stored)
     taken = scratch.take()
     wide = taken[: len(stored)]
     if stored.dtype == np.uint16:
-        np.left_shift(stored, 16, out=wide.view(np.uint32), dtype=np.uint32)
-    else:
-        np.copyto(wide, stored)
+        stored = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
+    np.copyto(wide, stored, casting="same_kind")
     return _Numbers(scratch, wide, taken)
 
 
-def _narrow(wide: Array, out: Array) -> None:
-    """Numbers as they are stored, rounded to nearest even."""
-    if out.dtype != np.uint16:
-        np.copyto(out, wide, casting="same_kind")
-        return
+def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers as parameters of a dtype are stored, rounded to nearest even."""
+    if dtype != np.uint16:
+        return wide.astype(dtype, copy=False)
     # On the bits: add half of the last place that is kept, less one if that is even.
     bits = wide.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     rounded[np.isnan(wide)] = 0x7FC0
-    out[...] = rounded
+    return rounded.astype(np.uint16)

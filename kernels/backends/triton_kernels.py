@@ -10,14 +10,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hogstream.kernels import rounding
 from hogstream.kernels.formula import rmsprop_over
-from hogstream.kernels.launch_table import ELEMENTS, GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
+from hogstream.kernels.launch_table import (
+    ELEMENTS,
+    GRAD,
+    GRAD_AVG,
+    KAHAN_COMP,
+    MOMENTUM_BUFFER,
+    MS,
+    PARAM,
+)
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
+from hogstream.kernels.rounding import PLACES
 
 _LANDED, _SURVIVED, _OVERWRITTEN = map(tl.constexpr, (LANDED, SURVIVED, OVERWRITTEN))
-_PARAM, _GRAD, _MS, _GRAD_AVG, _MOMENTUM_BUFFER, _ELEMENTS = map(
-    tl.constexpr, (PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, ELEMENTS)
+_PARAM, _GRAD, _MS, _GRAD_AVG, _MOMENTUM_BUFFER, _KAHAN_COMP, _ELEMENTS = map(
+    tl.constexpr, (PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, KAHAN_COMP, ELEMENTS)
 )
+_PLACES = tl.constexpr(PLACES)
 # Arguments of both kernels of the update, in the order of ``Factors`` but for weight decay.
 _FACTORS = ["lr", "alpha", "beta", "eps", "weight_decay", "decoupled_decay", "sign", "momentum"]
 
@@ -37,21 +48,31 @@ def _clamp(x):
     return tl.where(x < 0, 0.0, x)
 
 
+@triton.jit
+def _where(condition, x, y):
+    return tl.where(condition, x, y)
+
+
 _rmsprop = triton.jit(rmsprop_over(_sqrt, _divide, _clamp, tl=tl))
+_mixed = triton.jit(rounding.over(rounding.mixed, tl=tl))
+_random = triton.jit(rounding.over(rounding.random, mixed=_mixed, tl=tl))
+_bfloat16 = triton.jit(rounding.over(rounding.bfloat16, where=_where, tl=tl))
+_float16 = triton.jit(rounding.over(rounding.float16, where=_where, tl=tl))
 
 
 @triton.jit(
     do_not_specialize=[
-        *("param", "grad", "ms", "grad_avg", "buffer", "elements"),
-        *(*_FACTORS, "verdict", "counts"),
+        *("param", "grad", "ms", "grad_avg", "buffer", "comp", "elements"),
+        *(*_FACTORS, "key", "grad_factor", "verdict", "counts"),
     ],
 )
 def rmsprop_kernel(
     param: tl.int64,  # address of the parameter: STORAGE, (elements,)
-    grad: tl.int64,  # address of its gradient: STORAGE, (elements,)
+    grad: tl.int64,  # address of its gradient: GRAD_STORAGE, (elements,)
     ms: tl.int64,  # address of its mean square: float64 if STORAGE is, else float32, (elements,)
     grad_avg: tl.int64,  # address of its mean, if CENTERED: as ms
     buffer: tl.int64,  # address of its momentum buffer, if MOMENTUM: as ms
+    comp: tl.int64,  # address of what rounding has left of it, if COMPENSATED: STORAGE, (elements,)
     elements: tl.int64,  # how many there are
     lr: tl.int64,  # bits of a float64, or the address of one if LR_ON_DEVICE
     alpha: tl.int64,  # bits of a float64, as all factors
@@ -61,14 +82,20 @@ def rmsprop_kernel(
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
     momentum: tl.int64,  # what stays of the momentum buffer
+    key: tl.int64,  # of the step, if STOCHASTIC
+    grad_factor: tl.int64,  # address of what gradients are multiplied by, if SCALED: float64, (1,)
     verdict: tl.int64,  # address of what ``finite_kernel`` set, if CHECKED: int32, (1,)
     counts: tl.int64,  # address of ``RaceCounters.counts``, if COUNTED: int64, (3, programs)
-    STORAGE: tl.constexpr,  # how parameter and gradient are stored: int16 is bfloat16
-    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and four that follow as in ``Switches``
+    STORAGE: tl.constexpr,  # how the parameter is stored: int16 is bfloat16
+    GRAD_STORAGE: tl.constexpr,  # how its gradient is
+    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and six that follow as in ``Switches``
     COUPLED: tl.constexpr,
     CENTERED: tl.constexpr,
     MOMENTUM: tl.constexpr,
     LR_IN_MOMENTUM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    COMPENSATED: tl.constexpr,
+    SCALED: tl.constexpr,  # bool: whether there is a factor of gradients in memory
     LR_ON_DEVICE: tl.constexpr,  # bool: whether ``lr`` is an address
     CHECKED: tl.constexpr,  # bool: whether to do nothing if the verdict is not 0
     BLOCK: tl.constexpr,  # elements that one program updates: a power of 2
@@ -81,8 +108,9 @@ def rmsprop_kernel(
     program, keep that order for whoever looks from another program.
     """
     factors = _as_factors(
-        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, LR_ON_DEVICE
-    )
+        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, grad_factor,
+        LR_ON_DEVICE, SCALED,
+    )  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
         if _is_nonzero(verdict):
@@ -96,8 +124,9 @@ def rmsprop_kernel(
         tl.debug_barrier()
     _update_block(
         param.to(tl.int64), grad.to(tl.int64), ms.to(tl.int64), grad_avg.to(tl.int64),
-        buffer.to(tl.int64), elements.to(tl.int64), block, factors, STORAGE,
-        EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
+        buffer.to(tl.int64), comp.to(tl.int64), elements.to(tl.int64), block, block * BLOCK,
+        key.to(tl.int64), factors, STORAGE, GRAD_STORAGE, EPS_INSIDE_SQRT, COUPLED, CENTERED,
+        MOMENTUM, LR_IN_MOMENTUM, STOCHASTIC, COMPENSATED, BLOCK,
     )  # fmt: skip
     if COUNTED:
         tl.debug_barrier()
@@ -108,10 +137,13 @@ def rmsprop_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["columns", "updates", "blocks", "programs", *_FACTORS, "verdict"],
+    do_not_specialize=[
+        *("columns", "updates", "blocks", "programs"),
+        *(*_FACTORS, "key", "grad_factor", "verdict"),
+    ],
 )
 def multi_tensor_rmsprop_kernel(
-    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (6, updates)
+    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (7, updates)
     updates: tl.int64,  # how many there are
     blocks: tl.int64,  # address of ``DeviceTable.blocks``: int32, (2, programs)
     programs: tl.int64,  # how many there are
@@ -123,29 +155,37 @@ def multi_tensor_rmsprop_kernel(
     decoupled_decay: tl.int64,  # weight decay if it is decoupled, else 0
     sign: tl.int64,  # -1 to maximize, else 1
     momentum: tl.int64,  # what stays of the momentum buffer
+    key: tl.int64,  # of the step, if STOCHASTIC
+    grad_factor: tl.int64,  # address of what gradients are multiplied by, if SCALED: float64, (1,)
     verdict: tl.int64,  # address of what the finite kernel set, if CHECKED: int32, (1,)
-    STORAGE: tl.constexpr,  # how parameters and gradients are stored: int16 is bfloat16
-    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and four that follow as in ``Switches``
+    STORAGE: tl.constexpr,  # how parameters are stored: int16 is bfloat16
+    GRAD_STORAGE: tl.constexpr,  # how gradients are
+    EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and six that follow as in ``Switches``
     COUPLED: tl.constexpr,
     CENTERED: tl.constexpr,
     MOMENTUM: tl.constexpr,
     LR_IN_MOMENTUM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    COMPENSATED: tl.constexpr,
+    SCALED: tl.constexpr,  # bool: whether there is a factor of gradients in memory
     LR_ON_DEVICE: tl.constexpr,  # bool: whether ``lr`` is an address
     CHECKED: tl.constexpr,  # bool: whether to do nothing if the verdict is not 0
     BLOCK: tl.constexpr,  # elements that one program updates: a power of 2
 ):
     """Updates one block of one tensor of a table."""
     factors = _as_factors(
-        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, LR_ON_DEVICE
-    )
-    update, block = _block_of_table(columns, updates, blocks, programs)
-    param, grad, ms, grad_avg, buffer, elements = update
+        lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, grad_factor,
+        LR_ON_DEVICE, SCALED,
+    )  # fmt: skip
+    update, index, block = _block_of_table(columns, updates, blocks, programs)
+    param, grad, ms, grad_avg, buffer, comp, elements = update
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
         if _is_nonzero(verdict):
             return
     _update_block(
-        param, grad, ms, grad_avg, buffer, elements, block, factors, STORAGE,
-        EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
+        param, grad, ms, grad_avg, buffer, comp, elements, block, index * _PLACES + block * BLOCK,
+        key.to(tl.int64), factors, STORAGE, GRAD_STORAGE, EPS_INSIDE_SQRT, COUPLED, CENTERED,
+        MOMENTUM, LR_IN_MOMENTUM, STOCHASTIC, COMPENSATED, BLOCK,
     )  # fmt: skip
 
 
@@ -165,7 +205,7 @@ def finite_kernel(
 
 @triton.jit(do_not_specialize=["columns", "updates", "blocks", "programs", "verdict"])
 def multi_tensor_finite_kernel(
-    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (6, updates)
+    columns: tl.int64,  # address of ``DeviceTable.columns``: int64, (7, updates)
     updates: tl.int64,  # how many there are
     blocks: tl.int64,  # address of ``DeviceTable.blocks``: int32, (2, programs)
     programs: tl.int64,  # how many there are
@@ -175,8 +215,8 @@ def multi_tensor_finite_kernel(
     BLOCK: tl.constexpr,  # elements that one program looks at: a power of 2
 ):
     """Sets the verdict if one block of one gradient of a table is not finite."""
-    update, block = _block_of_table(columns, updates, blocks, programs)
-    _, grad, _, _, _, elements = update
+    update, _, block = _block_of_table(columns, updates, blocks, programs)
+    _, grad, _, _, _, _, elements = update
     _check_block(grad, elements, block, verdict, BITS, EXPONENT, BLOCK)
 
 
@@ -190,7 +230,9 @@ def _as_factors(
     decoupled_decay,
     sign,
     momentum,
+    grad_factor,
     LR_ON_DEVICE: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """The factors of the formula, in float64."""
     if LR_ON_DEVICE:
@@ -198,6 +240,9 @@ def _as_factors(
     else:
         lr = _as_float64(lr)
     shrink = 1.0 - lr * _as_float64(decoupled_decay)
+    of_grad = _as_float64(sign)
+    if SCALED:
+        of_grad *= tl.load(grad_factor.to(tl.int64).to(tl.pointer_type(tl.float64)))
     return (
         lr,
         _as_float64(alpha),
@@ -205,7 +250,7 @@ def _as_factors(
         _as_float64(eps),
         _as_float64(weight_decay),
         shrink,
-        _as_float64(sign),
+        of_grad,
         _as_float64(momentum),
     )
 
@@ -241,10 +286,11 @@ def _block_of_table(
     blocks,
     programs,
 ):
-    """The update and the block that this program works on, as ``DeviceTable`` lays them out."""
+    """The update, its index, and the block that this program works on, as in ``DeviceTable``."""
     program = tl.program_id(0).to(tl.int64)
     block_ptr = blocks.to(tl.int64).to(tl.pointer_type(tl.int32)) + program
-    column = columns.to(tl.int64).to(tl.pointer_type(tl.int64)) + tl.load(block_ptr)
+    index = tl.load(block_ptr)
+    column = columns.to(tl.int64).to(tl.pointer_type(tl.int64)) + index
     block = tl.load(block_ptr + programs).to(tl.int64)
     update = (
         tl.load(column + _PARAM * updates),
@@ -252,9 +298,10 @@ def _block_of_table(
         tl.load(column + _MS * updates),
         tl.load(column + _GRAD_AVG * updates),
         tl.load(column + _MOMENTUM_BUFFER * updates),
+        tl.load(column + _KAHAN_COMP * updates),
         tl.load(column + _ELEMENTS * updates),
     )
-    return update, block
+    return update, index.to(tl.int64), block
 
 
 @triton.jit
@@ -269,44 +316,54 @@ def _update_block(
     ms,
     grad_avg,
     buffer,
+    comp,
     elements,  # how many the tensor has
     block,  # which one to update: an int64
+    place,  # of the block's first element, for stochastic rounding: an int64
+    key,  # of the step: an int64
     factors,  # in float64
     STORAGE: tl.constexpr,  # these as in ``rmsprop_kernel``
+    GRAD_STORAGE: tl.constexpr,
     EPS_INSIDE_SQRT: tl.constexpr,
     COUPLED: tl.constexpr,
     CENTERED: tl.constexpr,
     MOMENTUM: tl.constexpr,
     LR_IN_MOMENTUM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    COMPENSATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Updates elements [block * BLOCK, (block + 1) * BLOCK) of a tensor, or what it has of them."""
     compute: tl.constexpr = tl.float64 if tl.float64 == STORAGE else tl.float32
     start = block * BLOCK
     param_ptr = param.to(tl.pointer_type(STORAGE)) + start
-    grad_ptr = grad.to(tl.pointer_type(STORAGE)) + start
+    grad_ptr = grad.to(tl.pointer_type(GRAD_STORAGE)) + start
     ms_ptr = ms.to(tl.pointer_type(compute)) + start
     avg_ptr = grad_avg.to(tl.pointer_type(compute)) + start
     buffer_ptr = buffer.to(tl.pointer_type(compute)) + start
+    comp_ptr = comp.to(tl.pointer_type(STORAGE)) + start
     # Those that there are not are 0.
-    if ((param | grad | ms | grad_avg | buffer) % 16 == 0) & (start + BLOCK <= elements):
+    if ((param | grad | ms | grad_avg | buffer | comp) % 16 == 0) & (start + BLOCK <= elements):
         # Full and aligned: without a mask, and with this hint, accesses are of 128 bits.
         param_ptr = tl.multiple_of(param_ptr, 16)
         grad_ptr = tl.multiple_of(grad_ptr, 16)
         ms_ptr = tl.multiple_of(ms_ptr, 16)
         avg_ptr = tl.multiple_of(avg_ptr, 16)
         buffer_ptr = tl.multiple_of(buffer_ptr, 16)
+        comp_ptr = tl.multiple_of(comp_ptr, 16)
         _update_chunk(
-            param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, None, 0, factors,
-            EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, BLOCK,
+            param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, comp_ptr, None, 0, place, key,
+            factors, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, STOCHASTIC,
+            COMPENSATED, BLOCK,
         )  # fmt: skip
     else:
         # Each element has an address and a mask of its own: a few at a time, to save registers.
         CHUNK: tl.constexpr = BLOCK // (2 if tl.float64 == STORAGE else 4)
         for first in range(0, BLOCK, CHUNK):
             _update_chunk(
-                param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, elements - start, first,
-                factors, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM, CHUNK,
+                param_ptr, grad_ptr, ms_ptr, avg_ptr, buffer_ptr, comp_ptr, elements - start,
+                first, place, key, factors, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM,
+                LR_IN_MOMENTUM, STOCHASTIC, COMPENSATED, CHUNK,
             )  # fmt: skip
 
 
@@ -317,14 +374,19 @@ def _update_chunk(
     ms_ptr,  # the same, of the compute type
     avg_ptr,  # the same, if the update is centered
     buffer_ptr,  # the same, if it has momentum
+    comp_ptr,  # the same, of elements as they are stored, if it is compensated
     elements,  # how many there are from there on, or None if there are enough
     first,  # of the chunk's elements, counted from there
+    place,  # of the element there
+    key,  # of the step
     factors,  # in float64
     EPS_INSIDE_SQRT: tl.constexpr,  # these as in ``Switches``
     COUPLED: tl.constexpr,
     CENTERED: tl.constexpr,
     MOMENTUM: tl.constexpr,
     LR_IN_MOMENTUM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    COMPENSATED: tl.constexpr,
     CHUNK: tl.constexpr,  # how many elements to update: a power of 2
 ):
     """Updates CHUNK elements from ``first``, or those below ``elements`` if that is not None."""
@@ -339,16 +401,24 @@ def _update_chunk(
     compute: tl.constexpr = ms.dtype
     rounded = _rounded(factors, compute)  # before p and g are widened: it saves registers
     p, g = _widened(p, compute), _widened(g, compute)
+    if COMPENSATED:
+        p = p + _widened(tl.load(comp_ptr + offsets, mask), compute)
     p, ms, ga, buf = _rmsprop(
         p, g, ms, ga, buf, rounded, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM
     )
-    p = _narrowed(p, storage)
+    stored = _rounded_by_chance(p, place + offsets, key, storage) if STOCHASTIC else _narrowed(
+        p, storage
+    )  # fmt: skip
+    if COMPENSATED:
+        left = p - _widened(stored, compute)
+        left = tl.where(left - left == 0, left, 0.0)  # of a parameter that is not finite
+        tl.store(comp_ptr + offsets, _narrowed(left, storage), mask)
     tl.store(ms_ptr + offsets, ms, mask)
     if CENTERED:
         tl.store(avg_ptr + offsets, ga, mask)
     if MOMENTUM:
         tl.store(buffer_ptr + offsets, buf, mask)
-    tl.store(param_ptr + offsets, p, mask)
+    tl.store(param_ptr + offsets, stored, mask)
 
 
 # The interpreter's own conversions from and to bfloat16 are wrong, so these are made by hand.
@@ -374,6 +444,21 @@ def _narrowed(
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         x = tl.where(x != x, 0x7FC0, rounded)
     return x.to(storage)
+
+
+@triton.jit
+def _rounded_by_chance(
+    x,  # float32
+    places,  # of these elements: int64
+    key,  # of the step: an int64
+    storage: tl.constexpr,  # int16 for bfloat16, or float16
+):
+    """Elements as they are stored, rounded stochastically."""
+    low, high = places.to(tl.uint32), (places >> 32).to(tl.uint32)
+    random = _random(low, high, key.to(tl.uint32), (key >> 32).to(tl.uint32))
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = _bfloat16(bits, random) if storage == tl.int16 else _float16(bits, random)
+    return bits.to(tl.uint16).to(storage, bitcast=True)
 
 
 @triton.jit

@@ -72,6 +72,8 @@ def update_(
     lr_on_device: torch.Tensor | None = None,
     counters: RaceCounters | None = None,
     verdict: torch.Tensor | None = None,
+    key: int = 0,
+    grad_factor: torch.Tensor | None = None,
 ) -> None:
     """Updates the parameters and ``ms`` of a table in place, in one launch on the current stream.
 
@@ -86,6 +88,9 @@ def update_(
             ``race_block``, on its device.
         verdict: To be found first, by ``check_finite_``; if a gradient is not finite, the kernel
             leaves parameters, ``ms`` and counters alone.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
+        grad_factor: What gradients are multiplied by, where the kernel reads it: float64, of one
+            element, on the device of the table.
 
     Raises:
         TypeError: If ``verdict`` is of another dtype.
@@ -100,7 +105,9 @@ def update_(
         return
     constants = {
         "STORAGE": STORAGE[table.dtype],
-        **switch_constants(hyperparameters.switches),
+        "GRAD_STORAGE": STORAGE[table.grad_dtype],
+        **switch_constants(hyperparameters.switches.of_dtype(table.dtype)),
+        "SCALED": grad_factor is not None,
         "LR_ON_DEVICE": lr_on_device is not None,
         "CHECKED": verdict is not None,
         "BLOCK": block,
@@ -109,13 +116,22 @@ def update_(
     if lr_on_device is not None:
         factors[0] = lr_on_device.data_ptr()
     with _programs(table, block) as (programs, where):
-        arguments = [*where, *factors, 0 if verdict is None else verdict.data_ptr()]
+        arguments = [*where, *factors, _signed(key), _address(grad_factor), _address(verdict)]
         if table.updates == 1:
-            arguments.append(0 if counters is None else counters.counts.data_ptr())
+            arguments.append(_address(None if counters is None else counters.counts))
             constants["COUNTED"] = counters is not None
             _launch(rmsprop_kernel, programs, arguments, constants, table.device)
         else:
             _launch(multi_tensor_rmsprop_kernel, programs, arguments, constants, table.device)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _signed(word: int) -> int:
+    """64 bits as a signed integer, as kernels take them."""
+    return word - (word >> 63 << 64)
 
 
 def switch_constants(switches: Switches) -> dict[str, bool]:
@@ -146,7 +162,7 @@ def check_finite_(table: LaunchTable, verdict: torch.Tensor) -> None:
     if table.elements == 0:
         return
     block = race_block(table.dtype, table.device)
-    bits, exponent = EXPONENTS[table.dtype]
+    bits, exponent = EXPONENTS[table.grad_dtype]
     constants = {"BITS": bits, "EXPONENT": exponent, "BLOCK": block}
     with _programs(table, block) as (programs, where):
         if table.updates == 1:

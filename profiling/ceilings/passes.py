@@ -43,7 +43,7 @@ def _returning(operands: Operands, call: Callable[[], object]) -> Callable[[], O
 
 def _sgd(operands: Operands) -> Callable[[], object]:
     """``ms = ms / 2 + grad``, and then ``param = param - ms / 2``."""
-    param, grad, ms = operands
+    param, grad, ms = operands[:3]
     optimizer = torch.optim.SGD([param], lr=0.5, momentum=0.5, fused=True)
     optimizer.state[param]["momentum_buffer"] = ms
 
@@ -58,7 +58,7 @@ def _additions(operands: Operands) -> Iterator[Callable[[], object]]:
     if operands.param.device.type == "cuda":
         from hogstream.profiling.ceilings import triton_passes
 
-        yield partial(triton_passes.update_shaped, *operands)
+        yield partial(triton_passes.update_shaped, *operands[:3])
         return
     table = LaunchTable([operands])
     if available_backends()["numba"] is None:
@@ -67,7 +67,7 @@ def _additions(operands: Operands) -> Iterator[Callable[[], object]]:
         for ahead in (False, True):
             yield partial(numba_passes.update_shaped, table, ahead)
         return
-    p, g, m = (tensor.numpy() for tensor in operands)
+    p, g, m = (tensor.numpy() for tensor in operands[:3])
 
     def add(_: LaunchTable, pieces: Pieces) -> None:
         for start, stop in pieces:

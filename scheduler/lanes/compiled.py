@@ -11,12 +11,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from hogstream.kernels.hyperparameters import Factors, Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.rings import (
     DONE,
-    FACTORS,
+    FORM,
     NONFINITE,
     OUTCOME,
     PARTS,
@@ -25,17 +25,32 @@ from hogstream.scheduler.lanes.rings import (
     ROWS,
     SOURCE,
     STARTED,
-    UPDATE,
     WORD,
 )
 from hogstream.scheduler.lanes.signals import Signal
 from hogstream.scheduler.update import Update, Work
 
-#: Where in a row what depends on the hyperparameters ends, from ``UPDATE`` on: its form.
-FORM_END = FACTORS + len(Factors._fields)
 AnyLane = TypeVar("AnyLane", bound="RingLane")
 
 _SIGNAL_BYTES = 4096  # more than lanes send before it is taken
+
+
+class Form:
+    """What updates with the same hyperparameters have in common, as compiled code reads it.
+
+    Attributes:
+        address: Of its memory.
+    """
+
+    def __init__(self, update: int, factors: Sequence[int]) -> None:
+        """Lays it out.
+
+        Args:
+            update: What updates: see ``rings``.
+            factors: The bits of each.
+        """
+        self._memory = np.array([update, *factors], np.int64)
+        self.address = self._memory.ctypes.data
 
 
 class RingLane:
@@ -66,8 +81,8 @@ class RingLane:
         self._results = self._memory[ROWS:].reshape(rows, ROW)[:, STARTED : OUTCOME + 1]
         self._in_flight: deque[Work] = deque()
         self._hyperparameters: Hyperparameters | None = None
-        self._form: memoryview = self.words[:0]
-        self._forms: list[memoryview | None] = [None] * rows  # what is in each row
+        self._form: Any = None  # of those
+        self._forms: list[Form | None] = [None] * rows  # of each row, alive as long as it is there
         self._queue = Queue()
         self._launched = 0
 
@@ -83,14 +98,15 @@ class RingLane:
                 self._form = self._lanes.form(work.hyperparameters)
                 self._hyperparameters = work.hyperparameters
             if self._forms[index] is not self._form:
-                self._forms[index] = words[row + UPDATE : row + FORM_END] = self._form
+                self._forms[index] = self._form
+                words[row + FORM] = self._form.address
             checked = work.checked
             words[row + SOURCE] = checked.address
             words[row + PARTS] = checked.table.updates
             words[row + READ_VERSION] = work.read_version
         else:
             self._forms[index] = None
-            words[row + UPDATE] = 0
+            words[row + FORM] = 0
             words[row + SOURCE] = work.target.data_ptr()
         self._queue.enqueued += 1
         self._in_flight.append(work)
@@ -118,6 +134,8 @@ class RingLane:
         """Says of work why it was not done."""
         if outcome < 0:
             work.error = self._lanes.error(-outcome)
+            if isinstance(work, Update):
+                work.staleness = 0  # the row has the version still
         elif isinstance(work, Update):
             work.nonfinite = outcome == NONFINITE
 
@@ -158,8 +176,8 @@ class RingLanes(Generic[AnyLane]):
         words[rings.OWNERS_MASK] = len(self._owners) - 1
         self._loop.add_reader(self._event.reader, self._deliver_landed)
 
-    def form(self, hyperparameters: Hyperparameters) -> memoryview:
-        """The words of a row, from ``UPDATE`` on, that depend on these."""
+    def form(self, hyperparameters: Hyperparameters) -> Form:
+        """The form of updates with these."""
         raise NotImplementedError
 
     def error(self, number: int) -> BaseException:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hogstream.kernels.backends.triton_launch import factor_words
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 from hogstream.scheduler.lanes import cuda_launch, cuda_loop, native_loop, rings
 from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Position, Queue
 from hogstream.scheduler.lanes.compiled import (
-    FORM_END,
+    Form,
     LoopThread,
     RingLane,
     RingLanes,
@@ -316,7 +316,7 @@ class CudaLanes(RingLanes[CudaLane]):
         self.device = device
         self.clock: DeviceClock | None = None
         self.threads: list[LoopThread] = []
-        self._forms: dict[tuple[bool, bool], tuple[UpdateKernels, Any]] = {}
+        self._kept: dict[Switches, tuple[UpdateKernels, Any]] = {}
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._batches: dict[int, deque[Batch]] = {}  # by their sizes, those launched first ahead
         self._rows = 1 << (depth - 1).bit_length()
@@ -388,19 +388,17 @@ class CudaLanes(RingLanes[CudaLane]):
 
     # What launches
 
-    def form(self, hyperparameters: Hyperparameters) -> memoryview:
-        """The kernel and the factors, as the loop reads them."""
+    def form(self, hyperparameters: Hyperparameters) -> Form:
+        """The kernel and the factors."""
         _, kernel = self._kernels(hyperparameters)
-        words = np.empty(FORM_END - rings.UPDATE, np.int64)
-        words[0], words[1:] = kernel.ctypes.data, factor_words(hyperparameters)
-        return words.data
+        return Form(kernel.ctypes.data, factor_words(hyperparameters))
 
     def _kernels(self, hyperparameters: Hyperparameters) -> tuple[UpdateKernels, Any]:
-        key = hyperparameters.eps_inside_sqrt, hyperparameters.coupled
-        if key not in self._forms:
-            kernels = update_kernels(self.device, self.settings.of, hyperparameters)
-            self._forms[key] = kernels, kernels.words()
-        return self._forms[key]
+        switches = hyperparameters.switches
+        if switches not in self._kept:
+            kernels = update_kernels(self.device, self.settings.of, switches)
+            self._kept[switches] = kernels, kernels.words()
+        return self._kept[switches]
 
     def flush(self, lanes: Sequence[int]) -> None:
         """Launches what was enqueued first on some lanes, as one graph if it comes again.
@@ -539,4 +537,4 @@ def warm_up(settings: LaneSettings, device: CudaDevice, hyperparameters: Hyperpa
     """Compiles what lanes call and launch, before any worker can need it."""
     compile_loop()
     cuda_loop.compile_for_lanes()
-    update_kernels(device, settings, hyperparameters)
+    update_kernels(device, settings, hyperparameters.switches)

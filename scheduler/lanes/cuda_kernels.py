@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hogstream.kernels.backends.triton_launch import EXPONENTS, STORAGE
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.backends.triton_launch import EXPONENTS, STORAGE, switch_constants
+from hogstream.kernels.hyperparameters import Switches
 from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Function
 from hogstream.scheduler.lanes.cuda_launch import KERNEL
@@ -39,23 +39,20 @@ class UpdateKernels(NamedTuple):
         return words
 
 
-def update_kernels(
-    device: CudaDevice, settings: LaneSettings, hyperparameters: Hyperparameters
-) -> UpdateKernels:
-    """The kernels of updates of this form, compiled and loaded when they are first asked for.
+def update_kernels(device: CudaDevice, settings: LaneSettings, switches: Switches) -> UpdateKernels:
+    """The kernels of updates, compiled and loaded when they are first asked for.
 
     Args:
         device: Where.
         settings: What is the same for all updates.
-        hyperparameters: Their switches matter, and their numbers do not.
+        switches: Of the updates.
     """
     dtype, race_block = settings.shared.flat.dtype, settings.backend.race_block
     assert race_block is not None
     block = race_block(dtype, settings.shared.flat.device)
     constants = {
         "STORAGE": STORAGE[dtype],
-        "EPS_INSIDE_SQRT": hyperparameters.eps_inside_sqrt,
-        "COUPLED": hyperparameters.coupled,
+        **switch_constants(switches),
         "LR_ON_DEVICE": False,
         "CHECKED": settings.check_finite,
         "BLOCK": block,

@@ -24,7 +24,7 @@ from hogstream.kernels.backends.numba_atomics import (
     float_store,
 )
 from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
+from hogstream.kernels.launch_table import ELEMENTS, GRAD
 from hogstream.scheduler.lanes.cuda_driver import (
     CAPTURED,
     COPY_ON_DEVICE,
@@ -48,9 +48,11 @@ from hogstream.scheduler.lanes.rings import (
     COUNTER_ON_DEVICE,
     DONE,
     DRIVER,
+    FACTOR_WORDS,
     FACTORS,
     FAILED,
     FLAT,
+    FORM,
     LANE_EVENT,
     LANE_THREAD,
     LAST,
@@ -183,7 +185,7 @@ def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) ->
     if error == 0:
         error = take_time(lane, atomic_load(launch + WORD * BEGAN), settings)
     if error == 0:
-        if atomic_load(row + WORD * UPDATE):
+        if atomic_load(row + WORD * FORM):
             error = update(lane, row, launch, thread, settings)
         else:
             error = copy_parameters(lane, row, settings)
@@ -266,7 +268,8 @@ def copy_parameters(lane: int, row: int, settings: int) -> Any:
 @njit
 def update(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
     """Launches an update, part by part, if its gradient is finite or nobody asks; 0 or an error."""
-    kernel, stream = atomic_load(row + WORD * UPDATE), atomic_load(lane + WORD * STREAM)
+    kernel = atomic_load(atomic_load(row + WORD * FORM) + WORD * UPDATE)
+    stream = atomic_load(lane + WORD * STREAM)
     found = atomic_load(launch + WORD * FOUND)
     verdict = atomic_load(lane + WORD * VERDICT) if found != 0 else 0
     parts = atomic_load(row + WORD * PARTS)
@@ -301,21 +304,20 @@ def set_finite_arguments(row: int, part: int, verdict: int, thread: int) -> None
 def set_update_arguments(row: int, part: int, verdict: int, thread: int, settings: int) -> None:
     """What ``rmsprop_kernel`` takes."""
     arguments = thread + WORD * ARGUMENTS
-    atomic_store(arguments, of_part(row, PARAM, part))
-    atomic_store(arguments + WORD, of_part(row, GRAD, part))
-    atomic_store(arguments + 2 * WORD, of_part(row, MS, part))
-    atomic_store(arguments + 3 * WORD, of_part(row, ELEMENTS, part))
-    for place in range(STARTED - FACTORS):
-        factor = atomic_load(row + WORD * (FACTORS + place))
-        atomic_store(arguments + WORD * (4 + place), factor)
+    for what in range(ELEMENTS + 1):  # which is the last of a table
+        atomic_store(arguments + WORD * what, of_part(row, what, part))
+    lr = arguments + WORD * (ELEMENTS + 1)  # the first of the factors
+    factors = atomic_load(row + WORD * FORM) + WORD * FACTORS
+    for place in range(0, WORD * FACTOR_WORDS, WORD):
+        atomic_store(lr + place, atomic_load(factors + place))
     if atomic_load(settings + WORD * STALENESS_AWARE):
         stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
-        lr = arguments + 4 * WORD
         float_store(lr, float_load(lr) / max(stale, 1))
-    atomic_store(arguments + 11 * WORD, verdict)
-    atomic_store(arguments + 12 * WORD, atomic_load(settings + WORD * RACES))
-    for place in range(13, 15):  # the scratch that every kernel of Triton's takes
-        atomic_store(arguments + place * WORD, 0)
+    others = lr + WORD * FACTOR_WORDS
+    atomic_store(others, verdict)
+    atomic_store(others + WORD, atomic_load(settings + WORD * RACES))
+    for place in range(2, 4):  # the scratch that every kernel of Triton's takes
+        atomic_store(others + place * WORD, 0)
 
 
 @njit

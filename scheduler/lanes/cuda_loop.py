@@ -57,6 +57,7 @@ from hogstream.scheduler.lanes.rings import (
     DONE,
     DRIVER_ERRORS,
     FAILED,
+    FORM,
     HELD,
     LAND,
     LANDED,
@@ -76,7 +77,6 @@ from hogstream.scheduler.lanes.rings import (
     STREAM,
     TAKEN,
     TIME,
-    UPDATE,
     WAITS,
     WORD,
     land,
@@ -221,7 +221,7 @@ def land_row(lane: int, settings: int) -> None:
         atomic_store(row + WORD * OUTCOME, error)
     elif error > 0:
         atomic_store(row + WORD * OUTCOME, -error - DRIVER_ERRORS)
-    elif atomic_load(row + WORD * UPDATE):
+    elif atomic_load(row + WORD * FORM):
         found = atomic_load(launch + WORD * FOUND)
         left_out = found != 0 and atomic_load(found) != 0
         land(row, settings, NONFINITE if left_out else DONE)

@@ -12,7 +12,7 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
-    FORM_END,
+    Form,
     LoopThread,
     RingLane,
     RingLanes,
@@ -97,8 +97,8 @@ class NativeLanes(RingLanes[NativeLane]):
             self.close()
             raise
 
-    def form(self, hyperparameters: Hyperparameters) -> memoryview:
-        """The words of a row, from ``UPDATE`` on, that depend on these."""
+    def form(self, hyperparameters: Hyperparameters) -> Form:
+        """Which function updates, and its factors."""
         return _form(self._dtype, hyperparameters)
 
     def flush(self, lanes: Sequence[int]) -> None:
@@ -123,13 +123,9 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     _finite(settings)
 
 
-def _form(dtype: str, hyperparameters: Hyperparameters) -> memoryview:
-    """Which function updates, and its factors' bits."""
-    h = hyperparameters
-    words = np.empty(FORM_END - rings.UPDATE, np.int64)
-    words[0] = update_function(dtype, h.eps_inside_sqrt, h.coupled).address
-    words[1:] = np.array(h.factors).view(np.int64)
-    return words.data
+def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:
+    update = update_function(dtype, hyperparameters.switches.bits).address
+    return Form(update, np.array(hyperparameters.factors).view(np.int64).tolist())
 
 
 def _finite(settings: LaneSettings) -> int:

@@ -26,7 +26,14 @@ from hogstream.kernels.backends.numba_atomics import (
     float_store,
 )
 from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.launch_table import ELEMENTS, GRAD, MS, PARAM
+from hogstream.kernels.launch_table import (
+    ELEMENTS,
+    GRAD,
+    GRAD_AVG,
+    MOMENTUM_BUFFER,
+    MS,
+    PARAM,
+)
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 from hogstream.scheduler.lanes.rings import (
     ASLEEP,
@@ -35,10 +42,12 @@ from hogstream.scheduler.lanes.rings import (
     BYTES,
     DEVICE,
     DONE,
+    FACTOR_WORDS,
     FACTORS,
     FINITE,
     FIRST_LANE,
     FLAT,
+    FORM,
     LAND,
     LANDED,
     LANDED_NS,
@@ -209,7 +218,7 @@ def start(lane: int, thread: int, settings: int) -> None:
     atomic_store(row + WORD * STARTED, now(thread))
     if error != 0:
         atomic_store(row + WORD * OUTCOME, -error)
-    elif atomic_load(row + WORD * UPDATE) == 0:
+    elif atomic_load(row + WORD * FORM) == 0:
         take_snapshot(row, settings)
     else:
         land(row, settings, apply(row, thread, settings))
@@ -239,20 +248,23 @@ def apply(row: int, thread: int, settings: int) -> int:
     """Applies the update of a row, and returns its outcome."""
     if not is_finite(row, settings):
         return NONFINITE
-    factors = row + WORD * FACTORS
+    form = atomic_load(row + WORD * FORM)
+    factors = form + WORD * FACTORS
     if atomic_load(settings + WORD * STALENESS_AWARE):
         stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
         own = thread + WORD * OWN_FACTORS
-        _copy(own, factors, WORD * (STARTED - FACTORS))
+        _copy(own, factors, WORD * FACTOR_WORDS)
         divide_lr(own, max(stale, 1))
         factors = own
     for part in range(atomic_load(row + WORD * PARTS)):
         call(
-            atomic_load(row + WORD * UPDATE),
+            atomic_load(form + WORD * UPDATE),
             (
                 of_part(row, PARAM, part),
                 of_part(row, GRAD, part),
                 of_part(row, MS, part),
+                of_part(row, GRAD_AVG, part),
+                of_part(row, MOMENTUM_BUFFER, part),
                 of_part(row, ELEMENTS, part),
                 factors,
                 atomic_load(settings + WORD * RACES),

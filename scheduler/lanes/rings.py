@@ -19,6 +19,7 @@ from hogstream.kernels.backends.numba_atomics import (
     atomic_store,
 )
 from hogstream.kernels.backends.numba_compile import njit
+from hogstream.kernels.hyperparameters import Factors
 
 WORD = 8
 
@@ -31,8 +32,8 @@ THREAD_EVENT, THREAD_WAKER, ONE, TIME = 8, 9, 10, 11
 LANES, LANE_COUNT, FIRST_LANE = 13, 14, 15
 OWN_FACTORS = 16
 HELD, PAUSE, POLLED = 24, 25, 26
-ARGUMENTS, ARGUMENT_ADDRESSES = 32, 48
-THREAD = 64
+ARGUMENTS, ARGUMENT_ADDRESSES = 32, 56
+THREAD = 80
 
 #: A lane: how many rows were launched, and how many have landed; how many were taken from the ring,
 #: its number of rows (a power of two) less one, how many may be left when it wakes the event loop,
@@ -48,12 +49,18 @@ LAUNCHES, STREAM, COUNTER, COUNTER_ON_DEVICE, NUMBER = 20, 21, 22, 23, 24
 LANE_EVENT, TAIL, COMPUTES, VERDICT, WAITS, NOTICED = 25, 26, 27, 28, 29, 30
 ROWS = 32
 
-#: A row: the columns of the update's ``LaunchTable`` and how many parts those have, or where the
-#: snapshot goes; what else the update needs; what updates, 0 for a snapshot: on a CPU the address
-#: of a function, on a GPU a ``KERNEL``; its factors; and what became of it.
-SOURCE, PARTS, READ_VERSION, TICKET, UPDATE, FACTORS = 0, 1, 2, 3, 4, 5
-STARTED, LANDED_NS, STALENESS, OUTCOME = 12, 13, 14, 15
-ROW = 16
+#: A row, of one cache line: the columns of the update's ``LaunchTable`` and how many parts those
+#: have, or where the snapshot goes; its place in the order of all; its form, 0 for a snapshot; and
+#: what became of it. Where its staleness comes is at first the version that it was made from.
+SOURCE, PARTS, TICKET, FORM = range(4)
+STARTED, LANDED_NS, STALENESS, OUTCOME = range(4, 8)
+READ_VERSION = STALENESS
+ROW = 8
+
+#: A form, of updates with the same hyperparameters: what updates, on a CPU the address of a
+#: function, on a GPU a ``KERNEL``; and the factors.
+UPDATE, FACTORS = 0, 1
+FACTOR_WORDS = len(Factors._fields)
 
 #: All lanes of a scheduler: what they update and how; then words that they write.
 FLAT, BYTES, VERSIONS, SLOTS, SLOT, RACES, BLOCKS, BLOCK = range(8)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import Parameter
 
 from hogstream.optim import RMSpropAsync, compiled_modules
+from hogstream.optim.state import BUFFERS, Kinds
 from hogstream.optim.step_plan import Premises, StepMemory, _ReadPremises, make_plan
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -38,7 +39,10 @@ class Program:
         self.chance = random.Random(seed)
         self.params = [self._new_param() for _ in range(self.chance.randrange(1, 9))]
         split = self.chance.randrange(len(self.params) + 1)
-        groups = [{"params": self.params[:split]}, {"params": self.params[split:]}]
+        groups = [
+            {"params": params, "momentum": self.chance.choice([0.0, 0.5]), "centered": centered}
+            for params, centered in ((self.params[:split], True), (self.params[split:], False))
+        ]
         self.optimizer = RMSpropAsync(groups, flat=self.chance.random() < 0.3)
         for param in self.params:
             if self.chance.random() < 0.85:
@@ -47,6 +51,7 @@ class Program:
         self.plan = make_plan(
             optimizer.param_groups,
             optimizer.state,
+            [Kinds.of_group(group) for group in optimizer.param_groups],
             optimizer._counts,
             optimizer._flat_buffers,
             optimizer.backend,
@@ -100,6 +105,12 @@ def negated(tensor: torch.Tensor) -> torch.Tensor:
     return torch._neg_view(tensor.detach())
 
 
+def free(tensor: torch.Tensor) -> None:
+    storage = tensor.untyped_storage()
+    if storage.resizable():  # as flat memory is not
+        storage.resize_(0)
+
+
 def swap_param(param: Parameter) -> None:
     torch.utils.swap_tensors(param, Parameter(like(param.detach())))
 
@@ -128,20 +139,26 @@ def set_data(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Program]
     return change
 
 
-def set_square(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Program], None]:
+def some_buffer(program: Program, of_param: dict[str, torch.Tensor]) -> list[str]:
+    """The name of one, if there are any."""
+    names = [name for name in BUFFERS if name in of_param]
+    return names and [program.chance.choice(names)]
+
+
+def set_buffer(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Program], None]:
     def change(program: Program) -> None:
         of_param = program.of_param
-        if "square_avg" in of_param:
-            of_param["square_avg"] = make(of_param["square_avg"])
+        for name in some_buffer(program, of_param):
+            of_param[name] = make(of_param[name])
 
     return change
 
 
-def set_data_of_square(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Program], None]:
+def set_data_of_buffer(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Program], None]:
     def change(program: Program) -> None:
         of_param = program.of_param
-        if "square_avg" in of_param:
-            of_param["square_avg"].data = make(of_param["square_avg"])
+        for name in some_buffer(program, of_param):
+            of_param[name].data = make(of_param[name])
 
     return change
 
@@ -204,7 +221,7 @@ CHANGES: dict[str, Callable[[Program], Any]] = {
     "grad's data transposed": set_data_of_grad(
         lambda grad: grad.detach().mT if grad.ndim > 1 else grad
     ),
-    "grad's memory freed": lambda program: program.grad.untyped_storage().resize_(0),
+    "grad's memory freed": lambda program: free(program.grad),
     "data": set_data(like),
     "data of float16": set_data(lambda param: param.half()),
     "data viewed": set_data(lambda param: param.view(param.shape)),
@@ -214,20 +231,21 @@ CHANGES: dict[str, Callable[[Program], Any]] = {
     "param frozen": lambda program: program.param.requires_grad_(False),
     "param swapped": lambda program: swap_param(program.param),
     "param shared": lambda program: program.param.share_memory_(),
-    "square replaced": set_square(like),
-    "square viewed": set_square(lambda square: square.view(square.shape)),
-    "square's data": set_data_of_square(like),
-    "square's data of other size": set_data_of_square(
-        lambda square: square[:1] if square.ndim else square
+    "buffer replaced": set_buffer(like),
+    "buffer viewed": set_buffer(lambda buffer: buffer.view(buffer.shape)),
+    "buffer's data": set_data_of_buffer(like),
+    "buffer's data of other size": set_data_of_buffer(
+        lambda buffer: buffer[:1] if buffer.ndim else buffer
     ),
-    "square transposed in place": lambda program: [
-        state["square_avg"].t_()
+    "buffer transposed in place": lambda program: [
+        buffer.t_()
         for state in program.optimizer.state.values()
-        if "square_avg" in state and state["square_avg"].ndim == 2
+        for buffer in (state[name] for name in BUFFERS if name in state)
+        if buffer.ndim == 2
     ],
     "step replaced": replace_step,
     "step removed": lambda program: program.of_param.pop("step", None),
-    "square removed": lambda program: program.of_param.pop("square_avg", None),
+    "buffer removed": lambda program: program.of_param.pop(program.chance.choice(BUFFERS), None),
     "state of one replaced": lambda program: program.optimizer.state.update(
         {program.param: dict(program.of_param)}
     ),
@@ -273,7 +291,7 @@ CHANGES_OF_ONE: dict[str, Callable[[Parameter, dict[str, torch.Tensor]], Any]] =
     "grad in the parameter": lambda param, _: setattr(param, "grad", param.detach()),
     "strided grad": lambda param, _: setattr(param, "grad", torch.ones(3, 2)[:, 0]),
     "data": lambda param, _: setattr(param, "data", like(param.detach())),
-    "square": lambda _, of_param: of_param.update(square_avg=torch.zeros(3)),
+    "buffer": lambda _, of_param: of_param.update(square_avg=torch.zeros(3)),
 }
 
 

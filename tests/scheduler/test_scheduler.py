@@ -461,9 +461,9 @@ async def test_gradient_is_kept_until_it_has_landed(backend: str) -> None:
         ({"backend": ["numpy"]}, ValueError, r"backend must be one of .*, got \['numpy'\]"),
         ({"lr": 10**400}, ValueError, "lr must be a finite number >= 0, got inf"),
         (
-            {"momentum": 0.9},
+            {"nesterov": True},
             TypeError,
-            r"hyperparameters must be among lr, .*, got \['momentum'\]",
+            r"hyperparameters must be among lr, .*, got \['nesterov'\]",
         ),
         ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],

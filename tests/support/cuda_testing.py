@@ -37,7 +37,7 @@ NOT_FOUND, NOT_READY, ILLEGAL_ADDRESS = 500, 600, 700
 
 _KERNELS = {"rmsprop_kernel": 0, "finite_kernel": 1, "fill_kernel": 2}
 _STORAGE = {"fp32": 0, "int32": 0, "fp64": 1, "int64": 1}  # as ``triton.language`` calls them
-_IMAGE = struct.Struct("<8s8iq")  # struct image in driver.h
+_IMAGE = struct.Struct("<8s11i4xq")  # struct image in driver.h
 _FILLED = {torch.float32: ("fp32", "<fxxxx", 1024), torch.float64: ("fp64", "<d", 256)}
 
 
@@ -360,7 +360,10 @@ def image_of(kernel_name: str, constants: Mapping[str, Any]) -> bytes:
     elements = str(constants.get("STORAGE", constants.get("BITS")))
     if elements not in _STORAGE:
         raise ValueError(f"elements must be float32 or float64 on this driver, got {elements}")
-    switches = ("EPS_INSIDE_SQRT", "COUPLED", "LR_ON_DEVICE", "CHECKED", "COUNTED")
+    switches = (
+        *("EPS_INSIDE_SQRT", "COUPLED", "CENTERED", "MOMENTUM", "LR_IN_MOMENTUM"),
+        *("LR_ON_DEVICE", "CHECKED", "COUNTED"),
+    )
     return _IMAGE.pack(
         b"hogtests",
         _KERNELS[kernel_name],

@@ -148,7 +148,7 @@ class Machine:
         address, ticket = self._lanes[lane], sum(launched)
         row = address + rings.ROWS + rings.ROW * launched[lane]
         thread = self._threads_of_lanes[lane]
-        self.memory[row + rings.UPDATE] = 1
+        self.memory[row + rings.FORM] = 1
         self.memory[row + rings.TICKET] = ticket
         if self._program.ordered:
             yield Request("store", (WORD * (self._owners + ticket), WORD * thread))

@@ -174,9 +174,9 @@ MUTATIONS = {
         "cuda_launch",
         (
             (
-                "    if error == 0:\n        if atomic_load(row + WORD * UPDATE):\n",
+                "    if error == 0:\n        if atomic_load(row + WORD * FORM):\n",
                 "    if error == 0:\n        error = count_on(lane, settings)\n"
-                "    if error == 0:\n        if atomic_load(row + WORD * UPDATE):\n",
+                "    if error == 0:\n        if atomic_load(row + WORD * FORM):\n",
             ),
             (f"WORD * LAST, lane)\n{_COUNT}", "WORD * LAST, lane)\n    return error\n"),
         ),

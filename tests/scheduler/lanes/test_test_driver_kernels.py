@@ -14,17 +14,18 @@ import torch
 from cuda_program import Program
 from cuda_testing import ILLEGAL_ADDRESS, NOT_READY, Driver, Operation, Timing, image_of
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
+from hogstream.kernels.rmsprop import rmsprop_
 from update_testing import (
     ADDS_2_TO_A_COUNT,
     ALIASED,
     VARIANTS,
-    Backend,
     State,
     aliased,
     assert_same_bits,
     extreme,
-    fresh_state,
     normal,
     special,
 )
@@ -57,8 +58,7 @@ class Update:
         self.host, self.hyperparameters = host, h
         self.constants = {
             "STORAGE": STORAGE[dtype],
-            "EPS_INSIDE_SQRT": h.eps_inside_sqrt,
-            "COUPLED": h.coupled,
+            **{name.upper(): switch for name, switch in h.switches._asdict().items()},
             "BLOCK": BLOCK,
             **constants,
         }
@@ -66,61 +66,84 @@ class Update:
 
     def arguments(
         self,
-        state: State,
-        grad: torch.Tensor,
+        operands: Operands,
         verdict: torch.Tensor | None = None,
         counters: RaceCounters | None = None,
     ) -> list[int]:
         """What the kernel takes."""
-        h, factors = self.hyperparameters, self.hyperparameters.factors
-        lr = bits(factors.lr)
-        if self.constants.get("LR_ON_DEVICE"):
-            lr = self.host.kept(torch.tensor(factors.lr, dtype=torch.float64))
+        for tensor in (operands.grad, *operands.written):
+            self.host.kept(tensor)
+        h = self.hyperparameters
         decay = h.weight_decay if h.decoupled_weight_decay else 0.0
-        others = (
-            factors.alpha,
-            factors.beta,
-            factors.eps,
-            factors.weight_decay,
-            decay,
-            factors.sign,
-        )
+        factors = list(map(bits, h.factors._replace(shrink=decay)))
+        if self.constants.get("LR_ON_DEVICE"):
+            factors[0] = self.host.kept(torch.tensor(h.lr, dtype=torch.float64))
         return [
-            *map(self.host.kept, (state.param, grad, state.ms)),
-            *(state.param.numel(), lr, *map(bits, others)),
+            *LaunchTable([operands]).columns[:, 0].tolist(),
+            *factors,
             0 if verdict is None else self.host.kept(verdict),
             0 if counters is None else self.host.kept(counters.counts),
         ]
 
-    def launch(self, stream: int, state: State, grad: torch.Tensor, **options: Any) -> None:
+    def launch(self, stream: int, operands: Operands, **options: Any) -> None:
         """Launches one in place."""
-        programs = -(-state.param.numel() // BLOCK)
-        self.host.launch(self.function, programs, self.arguments(state, grad, **options), stream)
+        programs = -(-operands.param.numel() // BLOCK)
+        self.host.launch(self.function, programs, self.arguments(operands, **options), stream)
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "centered": {"centered": True},
+    "momentum": {"momentum": 0.9},
+    "centered, momentum": {"centered": True, "momentum": 0.9},
+    "centered, lr in momentum": {"centered": True, "momentum": 0.9, "lr_in_momentum": True},
+}
+
+
+def operands_for(
+    h: Hyperparameters, param: torch.Tensor, grad: torch.Tensor, ms: torch.Tensor | None = None
+) -> Operands:
+    """What an update of this form takes, with zeros for what is not given."""
+    return Operands(
+        param.clone(),
+        grad,
+        torch.zeros_like(param) if ms is None else ms.clone(),
+        torch.zeros_like(param) if h.centered else None,
+        torch.zeros_like(param) if h.momentum else None,
+    )
+
+
+def update_by_numpy(operands: Operands, options: dict[str, Any]) -> None:
+    """The same update, by the backend that all are held to."""
+    rmsprop_(**operands._asdict(), **options, backend="numpy")
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_updates_have_the_bits_of_the_numpy_backend(dtype, options):
+def test_updates_have_the_bits_of_the_numpy_backend(dtype, options, form):
+    options = {**options, **FORMS[form]}
+    h = Hyperparameters(**options)
     numbers = special(dtype)
     grids = torch.meshgrid(*[numbers] * 3, indexing="ij")
-    special_values = [grid.flatten().contiguous() for grid in grids]
+    param, ms, grad = (grid.flatten().contiguous() for grid in grids)
     cases = [
-        (fresh_state(normal(5001, dtype, seed=0)), extreme(5001, dtype, seed=1)),
-        (State(special_values[0], special_values[1].abs()), special_values[2]),
-        (fresh_state(normal(1, dtype, seed=2)), normal(1, dtype, seed=3)),
+        (normal(5001, dtype, seed=0), extreme(5001, dtype, seed=1)),
+        (param, grad, ms.abs()),
+        (normal(1, dtype, seed=2), normal(1, dtype, seed=3)),
     ]
     with program() as host:
         stream = host.stream()
         for constants in ({}, {"LR_ON_DEVICE": True}):
-            update = Update(host, dtype, Hyperparameters(**options), **constants)
-            for state, grad in cases:
-                actual = State(*(tensor.clone() for tensor in state))
-                expected = state
+            update = Update(host, dtype, h, **constants)
+            for case in cases:
+                actual, expected = (operands_for(h, *case) for _ in range(2))
                 for _ in range(3):
-                    update.launch(stream, actual, grad)
-                    expected = Backend("numpy", "cpu").update(expected, grad, **options)
+                    update.launch(stream, actual)
+                    update_by_numpy(expected, options)
                 host.synchronize(stream)
-                assert_same_bits(actual, expected)
+                for got, want in zip(actual.written, expected.written, strict=True):
+                    assert_same_bits(State(got, got), State(want, want))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,7 +151,7 @@ def test_updates_have_the_bits_of_the_numpy_backend(dtype, options):
 @pytest.mark.parametrize("place", [0, 700, 999])
 def test_an_update_is_left_out_if_its_gradient_is_not_finite(dtype, value, place):
     name, exponent = EXPONENTS[dtype]
-    grad, state = torch.ones(1000, dtype=dtype), fresh_state(torch.ones(1000, dtype=dtype))
+    grad, param = torch.ones(1000, dtype=dtype), torch.ones(1000, dtype=dtype)
     grad[place] = value
     verdict, counters = torch.zeros(1, dtype=torch.int32), RaceCounters.zeros(1000, BLOCK)
     with program() as host:
@@ -137,12 +160,13 @@ def test_an_update_is_left_out_if_its_gradient_is_not_finite(dtype, value, place
         finite = host.device.function("finite_kernel", constants)
         update = Update(host, dtype, Hyperparameters(), CHECKED=True, COUNTED=True)
         host.launch(finite, 4, (host.kept(grad), 1000, host.kept(verdict)), stream)
-        update.launch(stream, state, grad, verdict=verdict, counters=counters)
+        operands = Operands(param, grad, torch.zeros_like(param))
+        update.launch(stream, operands, verdict=verdict, counters=counters)
         host.synchronize(stream)
     left_out = not grad.isfinite().all()
     assert verdict.item() == left_out
     assert counters.landed == (0 if left_out else 4)
-    assert state.param.eq(1).all() == left_out
+    assert param.eq(1).all() == left_out
 
 
 @pytest.mark.parametrize(("row", "expected"), ALIASED)
@@ -153,25 +177,25 @@ def test_updates_that_landed_meanwhile_are_counted(row, expected):
         host.driver.allow_races(counters.counts.data_ptr(), counters.counts.nbytes)
         update = Update(host, torch.float64, ADDS_2_TO_A_COUNT, COUNTED=True)
         stream = host.stream()
-        update.launch(stream, State(param, ms), grad, counters=counters)
+        update.launch(stream, Operands(param, grad, ms), counters=counters)
         host.synchronize(stream)
     assert counters.counts.flatten().tolist() == expected
 
 
 def raced(seed: int, *, together: bool) -> RaceCounters:
     """What is counted of 6 updates of 8 blocks on each of 3 streams."""
-    state = fresh_state(torch.zeros(8 * BLOCK))
+    param, ms = torch.zeros(8 * BLOCK), torch.zeros(8 * BLOCK)
     counters = RaceCounters.zeros(8 * BLOCK, BLOCK)
     with program(seed) as host:
         update = Update(host, torch.float32, Hyperparameters(), COUNTED=True)
         streams = [host.stream() for _ in range(3)]
         grads = [torch.ones(8 * BLOCK) for _ in streams]
         if together:
-            for tensor in state:
+            for tensor in (param, ms):
                 host.driver.allow_races(tensor.data_ptr(), tensor.nbytes)
         for stream, grad in zip(streams, grads, strict=True):
             for _ in range(6):
-                update.launch(stream, state, grad, counters=counters)
+                update.launch(stream, Operands(param, grad, ms), counters=counters)
             if not together:
                 host.synchronize(stream)
         for stream in streams:

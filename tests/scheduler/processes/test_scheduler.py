@@ -432,7 +432,7 @@ def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
         ({"timeline": object()}, ValueError, "timeline must be None over processes"),
         ({"on_error": "ignore"}, ValueError, "on_error must be one of stop, continue, restart"),
         ({"deadline": 0}, ValueError, "deadline must be a finite number > 0, got 0"),
-        ({"momentum": 0.9}, TypeError, "hyperparameters must be among lr"),
+        ({"nesterov": True}, TypeError, "hyperparameters must be among lr"),
         ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],
 )

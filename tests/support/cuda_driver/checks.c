@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_VIOLATIONS = 1000, MOST_RANGES = 6 };
+enum { MOST_VIOLATIONS = 1000, MOST_RANGES = 8 };
 
 enum access_kind { READ, WRITES, ATOMIC };
 
@@ -121,18 +121,23 @@ static int ranges_of(const struct work *work, struct range *found)
         if (work->kind == COPY)
             found[count++] = range((int64_t)work->source, (int64_t)work->bytes, READ);
     } else if (image->kernel == RMSPROP_KERNEL) {
-        found[count++] = range(a[0], a[3] * size, WRITES);
-        found[count++] = range(a[1], a[3] * size, READ);
-        found[count++] = range(a[2], a[3] * size, WRITES);
+        int64_t bytes = elements_of(work) * size;
+        found[count++] = range(a[PARAM], bytes, WRITES);
+        found[count++] = range(a[GRAD], bytes, READ);
+        found[count++] = range(a[MS], bytes, WRITES);
+        if (image->centered)
+            found[count++] = range(a[GRAD_AVG], bytes, WRITES);
+        if (image->momentum)
+            found[count++] = range(a[BUFFER], bytes, WRITES);
         if (image->lr_on_device)
-            found[count++] = range(a[4], 8, READ);
+            found[count++] = range(a[LR], 8, READ);
         if (image->checked)
-            found[count++] = range(a[11], 4, READ);
+            found[count++] = range(a[VERDICT], 4, READ);
         if (image->counted)
-            found[count++] = range(a[12], 24 * (int64_t)work->programs, ATOMIC);
+            found[count++] = range(a[COUNTS], 24 * (int64_t)work->programs, ATOMIC);
     } else {
         bool finite = image->kernel == FINITE_KERNEL;
-        found[count++] = range(a[0], a[1] * size, finite ? READ : WRITES);
+        found[count++] = range(a[0], elements_of(work) * size, finite ? READ : WRITES);
         if (finite)
             found[count++] = range(a[2], 4, WRITES);
     }

@@ -53,7 +53,7 @@ enum function {
 
 enum {
     MAX_STREAMS = 128,   /* in use since the reset */
-    MAX_ARGUMENTS = 13,  /* of a kernel, without the two scratch pointers that Triton adds */
+    MAX_ARGUMENTS = 16,  /* of a kernel, without the two scratch pointers that Triton adds */
     REMEMBERED = 256     /* operations of a stream whose end is remembered: a power of 2 */
 };
 
@@ -75,7 +75,8 @@ struct image {
     char magic[8];
     int32_t kernel;
     int32_t float64; /* else float32 */
-    int32_t eps_inside_sqrt, coupled, lr_on_device, checked, counted;
+    int32_t eps_inside_sqrt, coupled, centered, momentum, lr_in_momentum;
+    int32_t lr_on_device, checked, counted;
     int32_t block;
     int64_t exponent;
 };
@@ -223,12 +224,19 @@ void end_device(void);
 /* kernels.c */
 extern const char *const kernel_names[KERNELS];
 extern const int kernel_arguments[KERNELS];
+/* Arguments of rmsprop_kernel, as triton_kernels.py has them; all others begin with an address
+ * and a count of elements, finite_kernel with a verdict after them, fill_kernel with an element. */
+enum argument {
+    PARAM, GRAD, MS, GRAD_AVG, BUFFER, ELEMENTS,
+    LR, ALPHA, BETA, EPS, WEIGHT_DECAY, DECAY, SIGN, MOMENTUM, VERDICT, COUNTS
+};
+int64_t elements_of(const struct work *work); /* of a kernel */
 struct run { /* of a work */
     const struct work *work;
     uint32_t block; /* the next one */
     bool computed;  /* but not stored: what it read may be overwritten meanwhile */
     int64_t version, witness;
-    void *param, *ms; /* what was computed */
+    void *param, *ms, *grad_avg, *buffer; /* what was computed */
 };
 void begin(struct run *run, const struct work *work);
 bool step(struct run *run); /* whether that was the last */

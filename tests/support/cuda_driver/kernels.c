@@ -12,17 +12,18 @@
 #include <string.h>
 
 const char *const kernel_names[KERNELS] = {"rmsprop_kernel", "finite_kernel", "fill_kernel"};
-const int kernel_arguments[KERNELS] = {13, 3, 3};
-
-/* Arguments of rmsprop_kernel, as triton_kernels.py has them; all others begin with an address
- * and a count of elements, finite_kernel with a verdict after them, fill_kernel with an element. */
-enum { PARAM, GRAD, MS, ELEMENTS, LR, ALPHA, BETA, EPS, WEIGHT_DECAY, DECAY, SIGN, VERDICT, COUNTS };
+const int kernel_arguments[KERNELS] = {16, 3, 3};
 
 const char *name_of(const struct work *work)
 {
     static const char *const others[] = {[MEMSET] = "memset", [COPY] = "copy",
                                          [WRITE_VALUE] = "write of a value"};
     return work->kind == KERNEL ? kernel_names[work->image.kernel] : others[work->kind];
+}
+
+int64_t elements_of(const struct work *work)
+{
+    return work->arguments[work->image.kernel == RMSPROP_KERNEL ? ELEMENTS : 1];
 }
 
 static double as_float64(int64_t bits)
@@ -43,30 +44,50 @@ static double as_float64(int64_t bits)
     { \
         const struct image *image = &run->work->image; \
         const int64_t *a = run->work->arguments; \
-        TYPE *param = (TYPE *)a[PARAM], *grad = (TYPE *)a[GRAD], *mean = (TYPE *)a[MS]; \
+        TYPE *param = (TYPE *)a[PARAM], *grad = (TYPE *)a[GRAD], *mean = (TYPE *)a[MS], \
+             *grad_avg = (TYPE *)a[GRAD_AVG], *buffer = (TYPE *)a[BUFFER]; \
         double lr64 = image->lr_on_device ? LOAD((double *)a[LR]) : as_float64(a[LR]); \
         TYPE lr = (TYPE)lr64, alpha = (TYPE)as_float64(a[ALPHA]), \
              beta = (TYPE)as_float64(a[BETA]), eps = (TYPE)as_float64(a[EPS]), \
              weight_decay = (TYPE)as_float64(a[WEIGHT_DECAY]), \
              shrink = (TYPE)(1.0 - lr64 * as_float64(a[DECAY])), \
-             sign = (TYPE)as_float64(a[SIGN]); \
+             sign = (TYPE)as_float64(a[SIGN]), momentum = (TYPE)as_float64(a[MOMENTUM]); \
         for (int64_t i = low; i < high; i++) { \
             TYPE p = LOAD(param + i), g = LOAD(grad + i) * sign, ms = LOAD(mean + i); \
             if (image->coupled) \
                 g = g + weight_decay * p; \
             p = p * shrink; \
             ms = alpha * ms + (beta * g) * g; \
-            TYPE d = image->eps_inside_sqrt ? SQRT(ms + eps) : SQRT(ms) + eps; \
-            ((TYPE *)run->param)[i - low] = p - (lr * g) / d; \
+            TYPE v = ms; \
+            if (image->centered) { \
+                TYPE ga = alpha * LOAD(grad_avg + i) + beta * g; \
+                v = ms - ga * ga; \
+                v = v < 0 ? 0 : v; \
+                ((TYPE *)run->grad_avg)[i - low] = ga; \
+            } \
+            TYPE d = image->eps_inside_sqrt ? SQRT(v + eps) : SQRT(v) + eps; \
+            TYPE step = (image->momentum && !image->lr_in_momentum ? g : lr * g) / d; \
+            if (image->momentum) { \
+                TYPE buf = momentum * LOAD(buffer + i) + step; \
+                step = image->lr_in_momentum ? buf : lr * buf; \
+                ((TYPE *)run->buffer)[i - low] = buf; \
+            } \
+            ((TYPE *)run->param)[i - low] = p - step; \
             ((TYPE *)run->ms)[i - low] = ms; \
         } \
     } \
     static void store_##TYPE(struct run *run, int64_t low, int64_t high) \
     { \
+        const struct image *image = &run->work->image; \
         const int64_t *a = run->work->arguments; \
-        TYPE *param = (TYPE *)a[PARAM], *mean = (TYPE *)a[MS]; \
+        TYPE *param = (TYPE *)a[PARAM], *mean = (TYPE *)a[MS], *grad_avg = (TYPE *)a[GRAD_AVG], \
+             *buffer = (TYPE *)a[BUFFER]; \
         for (int64_t i = low; i < high; i++) { \
             STORE(mean + i, ((TYPE *)run->ms)[i - low]); \
+            if (image->centered) \
+                STORE(grad_avg + i, ((TYPE *)run->grad_avg)[i - low]); \
+            if (image->momentum) \
+                STORE(buffer + i, ((TYPE *)run->buffer)[i - low]); \
             STORE(param + i, ((TYPE *)run->param)[i - low]); \
         } \
     }
@@ -155,12 +176,16 @@ void begin(struct run *run, const struct work *work)
     size_t bytes = (size_t)work->image.block * (work->image.float64 ? 8 : 4);
     run->param = malloc(bytes);
     run->ms = malloc(bytes);
+    run->grad_avg = malloc(bytes);
+    run->buffer = malloc(bytes);
 }
 
 static bool end(struct run *run)
 {
     free(run->param);
     free(run->ms);
+    free(run->grad_avg);
+    free(run->buffer);
     return true;
 }
 
@@ -172,7 +197,7 @@ bool step(struct run *run)
         return end(run);
     }
     bool updates = work->image.kernel == RMSPROP_KERNEL;
-    int64_t elements = work->arguments[updates ? ELEMENTS : 1];
+    int64_t elements = elements_of(work);
     int64_t low = (int64_t)run->block * work->image.block, high = low + work->image.block;
     if (high > elements)
         high = elements;

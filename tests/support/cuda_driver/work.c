@@ -33,7 +33,7 @@ CUresult kernel_work(struct work *work, const CUDA_KERNEL_NODE_PARAMS *launch)
     if (*(void **)launch->kernelParams[count] || *(void **)launch->kernelParams[count + 1])
         violation(false, "%s: %s needs no scratch memory, but is given some", called(),
                   kernel_names[image->kernel]);
-    int64_t elements = work->arguments[image->kernel == RMSPROP_KERNEL ? 3 : 1];
+    int64_t elements = elements_of(work);
     if ((elements + image->block - 1) / image->block != work->programs)
         violation(false, "%s: %u programs of %s for %ld elements in blocks of %d", called(),
                   work->programs, kernel_names[image->kernel], elements, image->block);
