@@ -87,7 +87,7 @@ def update_of(dtype: str, hyperparameters: Hyperparameters) -> Any:
 
 
 def addresses_of(operands: Operands) -> list[int]:
-    return [0 if each is None else each.data_ptr() for each in operands]
+    return [0 if each is None else each.data_ptr() for each in operands[:5]]
 
 
 @pytest.mark.parametrize(
