@@ -21,6 +21,7 @@ from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
 from hogstream.optim.grad_factor import Scaling, check_max_grad_norm, scaling_of
+from hogstream.optim.interchange import readable
 from hogstream.optim.options import NOT_HONOURED, check_group
 from hogstream.optim.parameters import needs_state, own_part
 from hogstream.optim.state import (
@@ -593,25 +594,33 @@ class RMSpropAsync(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, and goes on as it began: with
-        ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false. ``backend`` and ``capturable``
-        stay as they are, as they are not part of the state.
+        State goes on as it began, with the options that it was made with, whatever this optimizer
+        was made with; but ``capturable`` and ``backend`` stay, as they are no part of it. All keep
+        their dtypes: what is loaded is cast.
+
+        What other libraries made does not say all of that: ``import_state`` does for them. A state
+        of ``torch.optim.RMSprop`` is taken as it is where its meaning is this optimizer's own:
+        ``eps_inside_sqrt``, ``decoupled_weight_decay``, ``lr_in_momentum`` and
+        ``initial_accumulator_value`` are all false, as an ``RMSprop``'s are. (One that pfrl made
+        cannot always be told from torch's, and must be imported.) If it has nothing but options
+        yet, those of this optimizer stay, with a warning.
 
         Args:
-            state_dict: From ``state_dict()``.
+            state_dict: From ``state_dict()`` or ``import_state``.
 
         Raises:
-            TypeError: If a hyperparameter is of a wrong type.
-            ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
-                is out of range. Nothing is loaded then.
-            RuntimeError: If state is missing that is shared with other processes.
+            TypeError: If a hyperparameter or value is of a wrong type.
+            ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
+                out of range, or an option is not said. Nothing is loaded then.
+            RuntimeError: If state is missing that is shared with other processes. The same.
         """
         groups = self.param_groups
         state: dict[torch.Tensor, Any] = {}
         final: dict[str, Any] = {}
         with_state: set[torch.Tensor] = set()
 
-        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+        def check(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            loaded = readable(self, loaded)
             check_loadable(self, loaded)
             with_state.update(param for _, param, saved in pair(self, loaded) if saved)
             self._make_missing_state(with_state)
@@ -622,13 +631,11 @@ class RMSpropAsync(Optimizer):
                 self._lacking_of(index, of_saved, with_state)
             state.update(self.state)
             final.update(loaded)
+            return loaded
 
         def restore(_: Optimizer) -> None:
             # torch has cast state to the parameters' dtype, and made new tensors.
             for group, old in zip(self.param_groups, groups, strict=True):
-                if "centered" in group:  # it is of torch.optim.RMSprop
-                    group.setdefault("eps_inside_sqrt", False)
-                    group.setdefault("decoupled_weight_decay", False)
                 for name in self.defaults:
                     group.setdefault(name, old[name])
                 group["capturable"] = self.capturable
@@ -636,15 +643,22 @@ class RMSpropAsync(Optimizer):
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:
                 counts[1].zero_()
+            for param, loaded in self.state.items():
+                if param in state:  # what a user has put there goes with it
+                    others = loaded.keys() - STATE
+                    state[param].update({name: loaded[name] for name in others})
             self.state.update(state)
             self._make_missing_state(with_state)  # of kinds that these hyperparameters ask for
             for group, param, saved in pair(self, final):
                 own = self.state.get(param, {})  # of a frozen parameter not all, or nothing
-                for name in filter(own.__contains__, Kinds.of_group(group).names(param)):
-                    if saved:
+                wanted = Kinds.of_group(group).names(param)
+                for name in [each for each in STATE if each in own]:
+                    if name in saved:
                         own[name].copy_(as_saved(saved[name]))
-                    else:
-                        as_real(own[name]).fill_(first_value(name, group))
+                        continue
+                    as_real(own[name]).fill_(first_value(name, group))
+                    if name not in wanted:
+                        del own[name]
 
         # After the user's hooks that may change the dict, and before those that may change state.
         hooks = (

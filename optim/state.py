@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -161,9 +162,9 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Checks that a state fits an optimizer.
 
     Raises:
-        TypeError: If a hyperparameter is of a wrong type.
-        ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
-            cannot be honoured.
+        TypeError: If a hyperparameter or value of state is of a wrong type.
+        ValueError: If groups, parameters, names of state or shapes differ, state is complex where
+            its parameter is not, or a hyperparameter cannot be honoured.
     """
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
     sizes = [len(group["params"]) for group in groups]
@@ -178,20 +179,29 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
         if not saved:
             continue
-        if missing := set(names_of[index]) - saved.keys():
+        # What rounding has left is nothing where it was not kept.
+        if missing := set(names_of[index]) - {"kahan_comp"} - saved.keys():
             raise ValueError(
                 f"state of parameter {index} must have {', '.join(names_of[index])}, "
                 f"got none of {sorted(missing)}"
             )
-        for name in names_of[index]:
-            shape = () if name == "step" else tuple(param.shape)
-            value = as_saved(saved[name])
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"{name} of parameter {index} must have shape {shape}, got {tuple(value.shape)}"
-                )
-            if name != "step":
-                check_distributed_alike(value, param, f"{name} of parameter {index}")
+        for name in filter(saved.__contains__, STATE):
+            _check_value(f"{name} of parameter {index}", saved[name], param, is_step=name == "step")
+
+
+def _check_value(name: str, value: Any, param: torch.Tensor, is_step: bool) -> None:
+    if not isinstance(value, (torch.Tensor, Real)):
+        raise TypeError(f"{name} must be a tensor or a number, got {value!r}")
+    shape = () if is_step else tuple(param.shape)
+    value = as_saved(value)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    is_complex = param.is_complex() and not is_step
+    if value.is_complex() != is_complex:
+        kind = "complex" if is_complex else "real"
+        raise ValueError(f"{name} must be {kind}, got {value.dtype}")
+    if not is_step:
+        check_distributed_alike(value, param, name)
 
 
 def as_saved(value: Any) -> torch.Tensor:
