@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from operator import is_, itemgetter
 from types import NoneType
@@ -22,7 +22,8 @@ from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
 from hogstream.optim.grad_factor import Scaling, check_max_grad_norm, scaling_of
 from hogstream.optim.interchange import readable
-from hogstream.optim.options import check_group
+from hogstream.optim.options import NOT_HONOURED, check_group
+from hogstream.optim.parameters import needs_state, own_part
 from hogstream.optim.state import (
     BUFFERS,
     STATE,
@@ -31,7 +32,8 @@ from hogstream.optim.state import (
     as_saved,
     check_loadable,
     first_value,
-    new_buffer,
+    is_outgrown,
+    made_to_fit,
     pair,
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
@@ -54,11 +56,13 @@ class _Settings(NamedTuple):
     """What a group's options come to.
 
     Attributes:
+        keys: Those of the group.
         values: The options.
         taken: What a launch takes for them after its table.
         kinds: What state its updates take.
     """
 
+    keys: list[str]
     values: tuple[Any, ...]
     taken: tuple[Any, ...]
     kinds: Kinds
@@ -113,10 +117,9 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, with
-    ``fullgraph=True`` and under ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator
-    that does the same: as there of torch's optimizers, without hooks, and with steps that count up
-    to 2^24.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, under
+    ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator that does the same: as of
+    torch's optimizers, without hooks, and with steps that count up to 2^24.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
@@ -282,30 +285,39 @@ class RMSpropAsync(Optimizer):
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         with torch.inference_mode(False):  # whose tensors could not be changed elsewhere
-            self._make_state(group)
+            self._make_state(group, filter(needs_state, tensors))
             if self.capturable:
-                group["lr"] = _lr_on(tensors[0].device if tensors else "cpu", group["lr"])
+                group["lr"] = _lr_on(_device_of(group) or "cpu", group["lr"])
         self._flat_buffers += self._make_flat([group]) if self.flat else [[]]
         self._plan = None
 
-    def _check_params(self, params: list[torch.Tensor]) -> None:
-        for index, param in enumerate(params):
-            check_param(as_real(param), f"param {index}")
+    def _check_params(
+        self, params: list[torch.Tensor], loaded: Collection[torch.Tensor] = ()
+    ) -> None:
+        """Checks those that need state, or have it in what is loaded."""
+        checked = [
+            (index, param)
+            for index, param in enumerate(params)
+            if needs_state(param) or param in loaded
+        ]
+        for index, param in checked:
+            check_param(as_real(own_part(param)), f"param {index}")
             backend = select_backend(self.backend, param.device.type).name
             if self.capturable and backend != "triton":
                 raise ValueError(
                     f"capturable=True needs the Triton backend, got {backend} for param {index} "
                     f"on {param.device}"
                 )
-            if self.capturable and param.device != params[0].device:
+            first = checked[0][1]
+            if self.capturable and param.device != first.device:
                 raise ValueError(
-                    f"capturable=True needs one device a group, got {params[0].device} and "
+                    f"capturable=True needs one device a group, got {first.device} and "
                     f"{param.device} for param {index}"
                 )
 
-    def _make_state(self, group: dict[str, Any]) -> None:
-        """Makes what parameters of one group lack of their state."""
-        params = group["params"]
+    def _make_state(self, group: dict[str, Any], lacking: Iterable[torch.Tensor]) -> None:
+        """Makes what some parameters of one group lack of their state, or has been outgrown."""
+        params = list(lacking)
         device = params[0].device if self.capturable and params else torch.device("cpu")
         counts = new_counts(len(params), device)
         self._counts.append(counts)
@@ -313,8 +325,8 @@ class RMSpropAsync(Optimizer):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
             for name in Kinds.of_group(group).buffers(param):
-                if name not in state:
-                    state[name] = new_buffer(param, name, group)
+                if name not in state or is_outgrown(name, param, state):
+                    state[name] = made_to_fit(state.get(name), param, name, group)
 
     def _count_on(self, device: torch.device) -> None:
         """Has steps counted on a device, where alone it is known which are left out."""
@@ -337,8 +349,14 @@ class RMSpropAsync(Optimizer):
             for param, view in zip(buffer.params, views, strict=True):
                 self.state.setdefault(param, {})[name] = view
 
-    def _make_missing_state(self) -> None:
-        """Makes the state of parameters that somebody has removed, or put into a group by hand.
+    def _make_missing_state(self, loaded: Collection[torch.Tensor] = ()) -> None:
+        """Makes the state of parameters that have not all of it, or not for what they are now.
+
+        Somebody has removed it, has put the parameter into a group by hand, has unfrozen it, or has
+        changed its dtype, device or layout: values are kept then.
+
+        Args:
+            loaded: Parameters that state is loaded for, frozen or not.
 
         Raises:
             TypeError: If such a parameter is of a wrong dtype.
@@ -346,16 +364,20 @@ class RMSpropAsync(Optimizer):
             RuntimeError: If the state is shared with other processes. Nothing has changed then.
         """
         groups = self.param_groups
-        lacking = [self._lacking_of(index, group) for index, group in enumerate(groups)]
+        lacking = [self._lacking_of(index, group, loaded) for index, group in enumerate(groups)]
         if any(lacking):
             with torch.inference_mode(False), torch.no_grad():
                 self._make_states(lacking)
 
     def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
         """Makes what parameters of each group lack, in flat memory where all of it is lost."""
-        for group, buffers in zip(self.param_groups, self._flat_buffers, strict=True):
-            kinds = Kinds.of_group(group)
+        for group, buffers, params in zip(
+            self.param_groups, self._flat_buffers, lacking, strict=True
+        ):
+            kinds, to_make = Kinds.of_group(group), set(params)
             for place, buffer in enumerate(buffers):
+                if not to_make.issuperset(buffer.params):
+                    continue
                 wanted = kinds.buffers(buffer.params[0])
                 states = [self.state.get(param, {}) for param in buffer.params]
                 lost = [name for name in wanted if not any(name in state for state in states)]
@@ -364,25 +386,35 @@ class RMSpropAsync(Optimizer):
                     self._take_state_of(buffers[place])
         for group, params in zip(self.param_groups, lacking, strict=True):
             if params:
-                self._make_state({**group, "params": params})
+                self._make_state(group, params)
         self._counts = counts_in_use(self._counts, self.state.values())
         self._plan = None
 
-    def _lacking_of(self, index: int, group: dict[str, Any]) -> list[torch.Tensor]:
-        """Parameters of a group that have no state, or not all of it, and may be given it."""
-        params, names = group["params"], Kinds.of_group(group).names
-        missing = [set(names(param)) - self.state.get(param, {}).keys() for param in params]
-        places = [place for place, each in enumerate(missing) if each]
-        if places and (self._shared or _is_any_shared(self.state.values())):
-            lost = " and no ".join(sorted(missing[places[0]]))
-            raise RuntimeError(
-                f"param {places[0]} in group {index} has no {lost}, and other "
-                "processes would not see a new one: set shared state to 0 in place, and add "
-                "parameters, momentum and centered before state is shared"
-            )
-        if places:
-            self._check_params(params)
-        return [params[place] for place in places]
+    def _lacking_of(
+        self, index: int, group: dict[str, Any], loaded: Collection[torch.Tensor] = ()
+    ) -> list[torch.Tensor]:
+        """Parameters of a group whose state is to be made, in whole or in part, and may be."""
+        kinds = Kinds.of_group(group)
+        lacking: list[torch.Tensor] = []
+        for place, param in enumerate(group["params"]):
+            if not (needs_state(param) or param in loaded):
+                continue
+            state, names = self.state.get(param, {}), kinds.names(param)
+            missing = sorted(name for name in names if name not in state)
+            outgrown = [name for name in names if is_outgrown(name, param, state)]
+            if not missing and not outgrown:
+                continue
+            if self._shared or _is_any_shared(self.state.values()):
+                has = f"no {' and no '.join(missing)}" if missing else f"outgrown {outgrown[0]}"
+                raise RuntimeError(
+                    f"param {place} in group {index} has {has}, and other processes would not see "
+                    "a new one: set shared state to 0 in place, and add parameters, unfreeze or "
+                    "convert them, and turn on momentum and centered before state is shared"
+                )
+            lacking.append(param)
+        if lacking:
+            self._check_params(group["params"], loaded)
+        return lacking
 
     @_not_compiled
     def share_memory(self) -> RMSpropAsync:
@@ -395,24 +427,26 @@ class RMSpropAsync(Optimizer):
             The optimizer itself.
         """
         self._make_missing_state()
-        params = (param for group in self.param_groups for param in group["params"])
-        states = [self.state[param] for param in params]
-        move_to_shared_memory(state[name] for state in states for name in STATE if name in state)
+        states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"]]
+        move_to_shared_memory(
+            own_part(state[name]) for state in states for name in STATE if name in state
+        )
         self._shared = True
         return self
 
     def _settings_of(self, index: int) -> _Settings:
         """A group's settings, checked anew if anything has changed."""
         group = self.param_groups[index]
-        values = _options_of(group)
+        keys, values = list(group), _options_of(group)
         known = self._settings.get(index)
-        if known is not None and all(map(is_, known.values, values)):
+        if known is not None and known.keys == keys and all(map(is_, known.values, values)):
             return known
         taken = self._check_settings(index)
-        settings = _Settings(values, taken, Kinds.of(taken[0]))
+        settings = _Settings(keys, values, taken, Kinds.of(taken[0]))
         # Others may change and stay the same object; but what the device reads is no matter.
         fixed = (int, float, NoneType)
-        if all(isinstance(value, fixed) or value is taken[-1] for value in values):
+        are_fixed = all(isinstance(value, fixed) or value is taken[-1] for value in values)
+        if are_fixed and NOT_HONOURED.keys().isdisjoint(keys):
             self._settings[index] = settings
         return settings
 
@@ -432,8 +466,8 @@ class RMSpropAsync(Optimizer):
                 f"lr of group {index} must stay the tensor that capturable=True made it, to be "
                 f"changed in place by fill_, got {lr!r}"
             )
-        device = group["params"][0].device if group["params"] else lr.device
-        if lr.device != device:
+        device = _device_of(group)
+        if device not in (None, lr.device):
             raise ValueError(f"lr of group {index} must stay on {device}, got one on {lr.device}")
         return check_group({**group, "lr": 0.0}), lr.to(torch.float64)
 
@@ -583,15 +617,18 @@ class RMSpropAsync(Optimizer):
         groups = self.param_groups
         state: dict[torch.Tensor, Any] = {}
         final: dict[str, Any] = {}
+        with_state: set[torch.Tensor] = set()
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             loaded = readable(self, loaded)
             check_loadable(self, loaded)
-            self._make_missing_state()
+            with_state.update(param for _, param, saved in pair(self, loaded) if saved)
+            self._make_missing_state(with_state)
             for index, (group, saved) in enumerate(
                 zip(groups, loaded["param_groups"], strict=True)
             ):
-                self._lacking_of(index, {**group, **saved, "params": group["params"]})
+                of_saved = {**group, **saved, "params": group["params"]}
+                self._lacking_of(index, of_saved, with_state)
             state.update(self.state)
             final.update(loaded)
             return loaded
@@ -611,9 +648,10 @@ class RMSpropAsync(Optimizer):
                     others = loaded.keys() - STATE
                     state[param].update({name: loaded[name] for name in others})
             self.state.update(state)
-            self._make_missing_state()  # of kinds that these hyperparameters ask for
+            self._make_missing_state(with_state)  # of kinds that these hyperparameters ask for
             for group, param, saved in pair(self, final):
-                own, wanted = self.state[param], Kinds.of_group(group).names(param)
+                own = self.state.get(param, {})  # of a frozen parameter not all, or nothing
+                wanted = Kinds.of_group(group).names(param)
                 for name in [each for each in STATE if each in own]:
                     if name in saved:
                         own[name].copy_(as_saved(saved[name]))
@@ -654,7 +692,12 @@ class RMSpropAsync(Optimizer):
 def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
     """Whether some state on the CPU lies where other processes may know it."""
     buffers = (state[name] for state in states for name in BUFFERS if name in state)
-    return any(buffer.device.type == "cpu" and buffer.is_shared() for buffer in buffers)
+    return any(buffer.device.type == "cpu" and own_part(buffer).is_shared() for buffer in buffers)
+
+
+def _device_of(group: dict[str, Any]) -> torch.device | None:
+    """Where a group is updated; None if nothing in it is."""
+    return next((param.device for param in group["params"] if needs_state(param)), None)
 
 
 def _lr_on(device: torch.device | str, lr: float | torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch.optim import Optimizer
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.kernels.operands import COMPUTE_DTYPES, same_layout
 from hogstream.optim.options import Group, check_group
+from hogstream.optim.parameters import check_distributed_alike, is_distributed, own_part
 
 #: What an update takes of state, in the order of ``Operands``, by torch's names.
 BUFFERS = ("square_avg", "grad_avg", "momentum_buffer", "kahan_comp")
@@ -85,6 +86,49 @@ def new_buffer(param: torch.Tensor, name: str, group: Group) -> torch.Tensor:
     return buffer
 
 
+def made_to_fit(
+    buffer: torch.Tensor | None, param: torch.Tensor, name: str, group: Group
+) -> torch.Tensor:
+    """A part of a parameter's state in new memory, with the values that it had if there are any.
+
+    Args:
+        buffer: What there is of it; None for nothing.
+        param: The parameter.
+        name: One of ``BUFFERS``.
+        group: Of the parameter.
+    """
+    new = new_buffer(param, name, group)
+    if buffer is not None and buffer.shape == new.shape:
+        new.copy_(buffer)
+    return new
+
+
+def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any]) -> bool:
+    """Whether a part of a parameter's state is for another dtype, device or layout than it has now.
+
+    So is one of another shape that no step was made with. What no parameter's state could be is
+    not: the step refuses that.
+    """
+    buffer = state.get(name)
+    if name == "step" or not isinstance(buffer, torch.Tensor) or buffer.layout != torch.strided:
+        return False
+    alike = buffer.is_complex() == param.is_complex() and not is_integral(buffer)
+    if not alike or is_distributed(buffer) != is_distributed(param):
+        return False
+    if buffer.shape != param.shape:
+        return not state.get("step", 1)
+    dtype = param.dtype if name == "kahan_comp" else _STATE_DTYPES.get(param.dtype, buffer.dtype)
+    if (buffer.dtype, buffer.device) != (dtype, param.device):
+        return True
+    own, of_param = own_part(buffer), own_part(param)
+    return own.shape != of_param.shape or not same_layout(own, of_param)
+
+
+def is_integral(tensor: torch.Tensor) -> bool:
+    """Whether it holds whole numbers, or truth values."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def first_value(name: str, group: Group) -> float:
     """What a part of state starts at."""
     return float(group["initial_accumulator_value"]) if name == "square_avg" else 0.0
@@ -156,6 +200,8 @@ def _check_value(name: str, value: Any, param: torch.Tensor, is_step: bool) -> N
     if value.is_complex() != is_complex:
         kind = "complex" if is_complex else "real"
         raise ValueError(f"{name} must be {kind}, got {value.dtype}")
+    if not is_step:
+        check_distributed_alike(value, param, name)
 
 
 def as_saved(value: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hogstream.kernels.rmsprop import multi_tensor_rmsprop_
-from hogstream.optim.state import BUFFERS, Kinds, as_real
+from hogstream.optim.state import BUFFERS, as_real
 
 if TYPE_CHECKING:
     from hogstream.optim.rmsprop_async import RMSpropAsync
@@ -24,7 +24,9 @@ Tensors = list[torch.Tensor]
 
 _NUMBERS = "alpha", "eps", "weight_decay", "momentum"
 _SWITCHES = "centered", "lr_in_momentum", "eps_inside_sqrt", "decoupled_weight_decay", "maximize"
-_BUFFERS = ", ".join(f"Tensor({name}!)[] {name}s" for name in BUFFERS)
+_NOT_IN_GRAPHS = "differentiable", "stochastic_rounding", "kahan_sum"
+_KINDS = BUFFERS[:3]  # but for Kahan's
+_BUFFERS = ", ".join(f"Tensor({name}!)[] {name}s" for name in _KINDS)
 
 
 def unwrapped_in_graphs(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +46,8 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
     Steps count up to 2^24, as torch's.
 
     Raises:
-        NotImplementedError: If the optimizer is differentiable or capturable.
+        NotImplementedError: If the optimizer is differentiable or capturable, clips, or rounds
+            otherwise than to nearest.
     """
     loss = None
     if closure is not None:
@@ -52,10 +55,11 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
             loss = closure()
     for group in optimizer.param_groups:
         # Not what the group says of ``capturable``, where compilers see True.
-        if group["differentiable"] or optimizer.capturable:
+        asked = [name for name in _NOT_IN_GRAPHS if group[name]]
+        if asked or optimizer.capturable or optimizer.max_grad_norm is not None:
             raise NotImplementedError(
-                "an optimizer that is differentiable or capturable has no step for graphs: "
-                "compile step itself, not what it wraps"
+                "there is no step for graphs with differentiable, stochastic_rounding, kahan_sum, "
+                "capturable or max_grad_norm: compile step itself, not what it wraps"
             )
         params = [
             param
@@ -63,21 +67,22 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
             if param.grad is not None and (param.requires_grad or not optimizer.flat)
         ]
         states = [optimizer.state[param] for param in params]
-        kinds = Kinds.of_group(group).buffers
+        wanted = True, group["centered"], group["momentum"] != 0
         buffers = [
-            [as_real(state[name]) for state in states] if name in kinds else [] for name in BUFFERS
+            [as_real(state[name]) for state in states] if is_wanted else []
+            for name, is_wanted in zip(_KINDS, wanted, strict=True)
         ]
         if params:
             torch.ops.hogstream.rmsprop_step_(
                 [as_real(param) for param in params],
                 [as_real(param.grad) for param in params],
                 *buffers,
-                [state["step"] for state in states],
                 torch.as_tensor(group["lr"], dtype=torch.float64),
                 [float(group[name]) for name in _NUMBERS],
                 [group[name] for name in _SWITCHES],
                 optimizer.backend,
             )
+            torch._foreach_add_([state["step"] for state in states], 1)
     return loss
 
 
@@ -87,7 +92,6 @@ def _update(
     mss: Tensors,
     grad_avgs: Tensors,
     momentum_buffers: Tensors,
-    steps: Tensors,
     lr: torch.Tensor,
     numbers: list[float],
     switches: list[bool],
@@ -105,7 +109,6 @@ def _update(
         backend=backend,
         **options,
     )
-    torch._foreach_add_(steps, 1)
 
 
 def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
@@ -115,8 +118,8 @@ def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 _operator = torch.library.custom_op(
     "hogstream::rmsprop_step_",
     _update,
-    mutates_args=("params", *(f"{name}s" for name in BUFFERS), "steps"),
-    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, Tensor(step!)[] steps, "
+    mutates_args=("params", *(f"{name}s" for name in _KINDS)),
+    schema=f"(Tensor(param!)[] params, Tensor[] grads, {_BUFFERS}, "
     "Tensor lr, float[] numbers, bool[] switches, str? backend) -> ()",
 )
 _operator.register_fake(lambda *_: None)

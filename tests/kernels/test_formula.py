@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from operator import truediv
-
 import pytest
 import torch
 
-from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.formula import rmsprop
 from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 from update_testing import ALL_VARIANTS, BACKENDS, State, assert_same_bits, normal, worn_state
-
-
-def clamp(number: float) -> float:
-    return 0.0 if number < 0 else number
 
 
 @pytest.mark.parametrize("options", ALL_VARIANTS)
 def test_it_runs_over_the_numbers_of_python(options):
     h = Hyperparameters(**options)
     state, grad = worn_state(7, torch.float64, seed=0, **options), normal(7, torch.float64, seed=5)
-    rmsprop = rmsprop_over(math.sqrt, truediv, clamp)
     operands = [state.param, grad, *state[1:]]
     columns = ([None] * 7 if each is None else each.tolist() for each in operands)
-    rows = [rmsprop(*numbers, h.factors, *h.switches) for numbers in zip(*columns, strict=True)]
+    rows = [
+        rmsprop(*numbers, h.factors, *h.switches.of_formula)
+        for numbers in zip(*columns, strict=True)
+    ]
     new = (
         None if before is None else torch.tensor(after, dtype=torch.float64)
         for before, after in zip(state, zip(*rows, strict=True), strict=True)

@@ -20,6 +20,7 @@ from hogstream.kernels.launch_table import (
     ELEMENTS,
     GRAD,
     GRAD_AVG,
+    KAHAN_COMP,
     MOMENTUM_BUFFER,
     MS,
     PARAM,
@@ -33,6 +34,7 @@ ENTRIES = {
     MS: "ms",
     GRAD_AVG: "grad_avg",
     MOMENTUM_BUFFER: "momentum_buffer",
+    KAHAN_COMP: "kahan_comp",
 }
 
 
@@ -80,7 +82,7 @@ def test_a_table_holds_addresses_and_lengths():
 
 def test_an_address_of_what_is_not_there_is_0():
     table, _ = table_of(3, 7)
-    assert not table.columns[[GRAD_AVG, MOMENTUM_BUFFER]].any()
+    assert not table.columns[[GRAD_AVG, MOMENTUM_BUFFER, KAHAN_COMP]].any()
     assert table.columns[[PARAM, GRAD, MS, ELEMENTS]].all()
 
 
@@ -142,7 +144,7 @@ def test_gradients_that_move_are_sent_to_the_device_anew(monkeypatch):
         with moved._on_device.of(moved, 4) as on:
             assert on.columns.tolist() == moved.columns.tolist()
         sent.append(len(pinned))
-    assert pinned == [12, 6, 2, 2]  # six columns, three blocks of 4 elements, and gradients twice
+    assert pinned == [14, 6, 2, 2]  # seven columns, three blocks of 4 elements, and gradients twice
     assert sent == [2, 2, 3, 4]
 
 

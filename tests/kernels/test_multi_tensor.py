@@ -192,7 +192,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         HALVES.int(),
     ),
     "params[2] must be dense, got layout sparse_coo": (ValueError, "params", HALVES.to_sparse()),
-    "grads[2] must be float32 as params[2], got float64": (TypeError, "grads", HALVES.double()),
+    "grads[2] must be float16, bfloat16, float32 or float64, got int64": (
+        TypeError,
+        "grads",
+        HALVES.long(),
+    ),
     "grads[2] must have the shape of params[2], (2, 3), got (3,)": (
         ValueError,
         "grads",

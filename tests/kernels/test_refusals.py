@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from hogstream.kernels import rmsprop_
-from hogstream.kernels.operands import Operands
 from update_testing import FULL
 
 Arguments = dict[str, Any]
+OPERANDS = ("param", "grad", "ms", "grad_avg", "momentum_buffer")
 
 
 def good_arguments() -> Arguments:
-    return {name: torch.full((2, 3), 0.5) for name in Operands._fields} | FULL
+    return {name: torch.full((2, 3), 0.5) for name in OPERANDS} | FULL
 
 
 def array(dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -69,7 +69,7 @@ WRONG_TYPES: dict[str, Arguments] = {
     f"grad {ARRAYS}, got float32": {"grad": np.float32(1)},
     **{
         f"{name} {PLAIN.format(type(given).__name__)}": {name: given}
-        for name in Operands._fields
+        for name in OPERANDS
         for given in (MASKED, array().view(Metres))
     },
     f"param {DTYPES}, got int32": {"param": ONES.int()},
@@ -78,10 +78,10 @@ WRONG_TYPES: dict[str, Arguments] = {
     f"param {NATIVE}, got int64": {"param": array(np.int64)},
     f"param {NATIVE}, got >f4": {"param": array(">f4")},
     f"ms {NATIVE}, got >f8": {"ms": array(">f8")},
-    "grad must be float32 as param, got float64": {"grad": ONES.double()},
+    f"grad {DTYPES}, got int64": {"grad": ONES.long()},
     "ms must be float32 for float32 params, got float64": {"ms": ONES.double()},
     "ms must be float32 for bfloat16 params, got bfloat16": dict.fromkeys(
-        Operands._fields, ONES.bfloat16()
+        OPERANDS, ONES.bfloat16()
     ),
     f"grad_avg {ARRAYS}, got float": {"grad_avg": 0.5},
     f"momentum_buffer {NATIVE}, got >f4": {"momentum_buffer": array(">f4")},
@@ -99,7 +99,7 @@ WRONG_VALUES: dict[str, Arguments] = {
     "grad must be dense, got layout sparse_coo": {"grad": SPARSE},
     "grad must be on cpu as param, got meta": {"grad": META},
     "ms must be on cpu as param, got meta": {"ms": META},
-    "takes cpu tensors, got one on meta": dict.fromkeys(Operands._fields, META),
+    "takes cpu tensors, got one on meta": dict.fromkeys(OPERANDS, META),
     f"param {BLOCK} with strides (6, 2)": {"param": GAPS},
     f"grad {BLOCK} with strides (6, 2)": {"grad": GAPS},
     f"ms {BLOCK} with strides (6, 2)": {"ms": GAPS},
@@ -123,7 +123,7 @@ WRONG_VALUES: dict[str, Arguments] = {
     "momentum_buffer must be writable, got a read-only array": {"momentum_buffer": read_only()},
     **{
         f"{one} and {other} must not overlap in memory": overlapping(one, other)
-        for one, other in permutations(Operands._fields, 2)
+        for one, other in permutations(OPERANDS, 2)
     },
     "grad_avg must be given with centered, got None": {"grad_avg": None},
     "momentum_buffer must be given with momentum, got None": {"momentum_buffer": None},
@@ -194,7 +194,7 @@ def check_refused(error: type[Exception], message: str, wrong: Arguments) -> Non
 
 
 def contents(arguments: Arguments) -> list[Any]:
-    operands = [arguments[name] for name in Operands._fields]
+    operands = [arguments[name] for name in OPERANDS]
     return [values(operand) for operand in operands if operand is not META and operand is not None]
 
 

@@ -2,7 +2,8 @@
 
 Here is what a step does. Beside this file: ``test_torch_suite_differentiable`` for gradients
 through steps, ``_interface`` for groups, refusals and closures, ``_state`` for what is saved and
-loaded, ``_hooks``, and ``_schedulers`` for schedulers and averages of models.
+loaded, ``_hooks``, ``_schedulers`` for schedulers and averages of models, and ``_courses`` for
+random sequences of all that.
 
 What torch's tests hold of other optimizers, and why it is not here:
 

@@ -133,7 +133,7 @@ def test_hooks_after_loading_see_what_was_loaded(row):
         seen.append((float(each.param_groups[0]["lr"]), each.state[param]["square_avg"]))
         each.state["of the user"] = len(seen)
 
-    saved = optimizer.state_dict()
+    saved = deepcopy(optimizer.state_dict())
     saved["param_groups"][0]["lr"] = 0.125
     optimizer.register_load_state_dict_post_hook(put)
     optimizer.load_state_dict(saved)

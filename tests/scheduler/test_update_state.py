@@ -27,7 +27,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.checkpoints import load_checkpoint, save_checkpoint
 from hogstream.scheduler.update_state import UpdateState
 from process_workers import submit_ones as submit_ones_there
-from scheduler_testing import POLICIES, python_lanes, submit_ones
+from scheduler_testing import POLICIES, RACING, python_lanes, racing_gradients, submit_ones
 
 N = 1001
 FORMS: dict[str, dict[str, Any]] = {
@@ -202,17 +202,16 @@ async def test_telemetry_counts_them_as_others(policy: str) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-async def test_eight_lanes_race_and_all_stays_finite(momentum: float, backend: str) -> None:
+@pytest.mark.parametrize("gradients", RACING)
+async def test_eight_lanes_race_and_all_stays_finite(
+    gradients: str, momentum: float, backend: str
+) -> None:
     """Rounding alone, or a race, makes ``ms - grad_avg**2`` less than 0: its root would be NaN."""
     shared = SharedParameters({"p": torch.zeros(1 << 14)})
-    generator = torch.Generator().manual_seed(0)
-    gradients = [
-        torch.randn(shared.elements, generator=generator) * 10.0 ** (worker - 4)
-        for worker in range(8)
-    ]
     settings: dict[str, Any] = {"workers": 8, "depth": 8, "backend": backend, "alpha": 0.9}
     async with StreamScheduler(shared, centered=True, momentum=momentum, **settings) as scheduler:
-        report = await scheduler.run(SimulatedWorker(gradients, workers=8), updates=2000)
+        worker = SimulatedWorker(racing_gradients(gradients, shared.elements), workers=8)
+        report = await scheduler.run(worker, updates=2000)
     assert report.updates == 2000
     assert shared.flat.isfinite().all()
     for kind, tensor in shared.state.named().items():

@@ -28,15 +28,24 @@ SEEDS = 200
 _VERDICT = Form("finite_kernel", "float16")
 _TABLE = Form("multi_tensor_rmsprop_kernel", "float32", eps_inside_sqrt=True)
 _PLAIN = Form("rmsprop_kernel", "float32", eps_inside_sqrt=True, coupled=True)
+_FULL = Form("rmsprop_kernel", "float32", centered=True, momentum=True)
+_LR_IN = Form("multi_tensor_rmsprop_kernel", "float32", momentum=True, lr_in_momentum=True)
 _BFLOAT16 = Form("rmsprop_kernel", "bfloat16")
 _CHECKED = Form("rmsprop_kernel", "float16", checked=True)
 _ON_DEVICE = Form("rmsprop_kernel", "float64", lr_on_device=True)
 _COUNTED = Form("rmsprop_kernel", "float32", counted=True)
-_FORMS = (_PLAIN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _VERDICT, _COUNTED)
+_FORMS = (_PLAIN, _FULL, _LR_IN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _VERDICT, _COUNTED)
 
 
 def _kernel(old: str, new: str = "") -> Mutation:
     return changed("triton_kernels", old, new)
+
+
+def _formula(old: str, new: str) -> Mutation:
+    return changed("../formula", old, new)
+
+
+_ADDRESSES = "(param | grad | ms | grad_avg | buffer | comp)"
 
 
 def _moved(text: str, behind: str) -> Mutation:
@@ -59,10 +68,37 @@ MUTATIONS = {
     ),
     "a division is approximate": _kernel("tl.div_rn(x, y)", "(x / y)"),
     "a root is approximate": _kernel("tl.sqrt_rn(x)", "tl.sqrt(x)"),
-    "a product in another order": _kernel("(beta * g) * g", "beta * (g * g)"),
-    "epsilon on the other side of the root": _kernel(
-        "_sqrt(ms + eps) if EPS_INSIDE_SQRT else _sqrt(ms) + eps",
-        "_sqrt(ms) + eps if EPS_INSIDE_SQRT else _sqrt(ms + eps)",
+    "a product in another order": _formula("(beta * g) * g", "beta * (g * g)"),
+    "epsilon on the other side of the root": _formula(
+        "sqrt(v + eps) if EPS_INSIDE_SQRT else sqrt(v) + eps",
+        "sqrt(v) + eps if EPS_INSIDE_SQRT else sqrt(v + eps)",
+    ),
+    "no clamp": _formula("clamp(ms - ga * ga)", "ms - ga * ga"),
+    "a clamp that makes 0 of NaN": _kernel("tl.where(x < 0, 0.0, x)", "tl.where(x > 0, x, 0.0)"),
+    "the mean before this gradient": _formula(
+        "        ga = alpha * ga + beta * g\n        v = clamp(ms - ga * ga)",
+        "        v = clamp(ms - ga * ga)\n        ga = alpha * ga + beta * g",
+    ),
+    "the mean of squares without the gradient's mean": _formula("ms - ga * ga", "ms - ga"),
+    "lr twice": _formula(
+        "step = g if MOMENTUM and not LR_IN_MOMENTUM else lr * g", "step = lr * g"
+    ),
+    "lr never": _formula("step = buf if LR_IN_MOMENTUM else lr * buf", "step = buf"),
+    "lr on the other side of momentum": _formula(
+        "MOMENTUM and not LR_IN_MOMENTUM else lr * g", "LR_IN_MOMENTUM else lr * g"
+    ),
+    "momentum of the step": _formula("momentum * buf + step", "momentum * (buf + step)"),
+    "the step without its momentum": _formula(
+        "step = buf if LR_IN_MOMENTUM else lr * buf", "step = step if LR_IN_MOMENTUM else lr * step"
+    ),
+    "the buffer of the update before": _kernel(
+        "            tl.store(buffer_ptr + offsets, buf, mask)\n".replace(
+            "            ", "        "
+        ),
+        "        tl.store(buffer_ptr + offsets, tl.load(buffer_ptr + offsets, mask), mask)\n",
+    ),
+    "the mean in place of the buffer": _kernel(
+        "buf = tl.load(buffer_ptr + offsets, mask)", "buf = tl.load(avg_ptr + offsets, mask)"
     ),
     "the factor of decay in float32": _kernel(
         "shrink = 1.0 - lr * _as_float64(decoupled_decay)",
@@ -88,10 +124,20 @@ MUTATIONS = {
     "a mask with one element too many": _kernel("offsets < elements\n", "offsets <= elements\n"),
     "a mask with one element too few": _kernel("offsets < elements\n", "offsets < elements - 1\n"),
     "the last block passes for full": _kernel(
-        "((param | grad | ms) % 16 == 0) & (start + BLOCK <= elements)",
-        "((param | grad | ms) % 16 == 0) & (start <= elements)",
+        f"({_ADDRESSES} % 16 == 0) & (start + BLOCK <= elements)",
+        f"({_ADDRESSES} % 16 == 0) & (start <= elements)",
     ),
-    "gradients pass for aligned": _kernel("(param | grad | ms) % 16", "(param | ms) % 16"),
+    "gradients pass for aligned": _kernel(_ADDRESSES, _ADDRESSES.replace(" | grad |", " |")),
+    "means of gradients pass for aligned": _kernel(
+        _ADDRESSES, _ADDRESSES.replace(" | grad_avg", "")
+    ),
+    "momentum buffers pass for aligned": _kernel(_ADDRESSES, _ADDRESSES.replace(" | buffer", "")),
+    "loads of means of gradients without a mask": _kernel(
+        "tl.load(avg_ptr + offsets, mask)", "tl.load(avg_ptr + offsets)"
+    ),
+    "stores of momentum buffers without a mask": _kernel(
+        "tl.store(buffer_ptr + offsets, buf, mask)", "tl.store(buffer_ptr + offsets, buf)"
+    ),
     "chunks overlap": _kernel("in range(0, BLOCK, CHUNK)", "in range(0, BLOCK, CHUNK // 2)"),
     "offsets in 32 bits": _kernel(
         "    start = block * BLOCK\n    param_ptr",
@@ -101,7 +147,12 @@ MUTATIONS = {
         "    start = block * BLOCK\n    grad_ptr",
         "    start = block.to(tl.int32) * BLOCK\n    grad_ptr",
     ),
-    "a table read in the wrong row": _kernel("column + 2 * updates", "column + updates"),
+    "a table read in the wrong row": _kernel(
+        "tl.load(column + _MS * updates)", "tl.load(column + _GRAD * updates)"
+    ),
+    "momentum buffers read in the wrong row": _kernel(
+        "tl.load(column + _MOMENTUM_BUFFER * updates)", "tl.load(column + _GRAD_AVG * updates)"
+    ),
     "blocks of a table in the wrong order": _kernel(
         "tl.load(block_ptr + programs)", "tl.load(block_ptr)"
     ),
@@ -233,7 +284,7 @@ def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], 
     for form, each in compiled.items():
         what = "bits" if form.updates else "verdicts"
         yield f"{what} of {form.name}", partial(check_form, each)
-    for form in (_PLAIN, _TABLE, _VERDICT):
+    for form in (_PLAIN, _FULL, _TABLE, _VERDICT):
         yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
     for seed in range(SEEDS):
         yield f"race {seed}", partial(check_race, compiled[_COUNTED], seed)

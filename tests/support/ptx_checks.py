@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from ptx_compiling import Compiled, Form
 from ptx_machine import Launch, execute
 from ptx_updates import Device, Watch
-from update_testing import COMPUTE, State, assert_same_bits, extreme, special
+from update_testing import (
+    COMPUTE,
+    FULL,
+    State,
+    assert_same_bits,
+    extreme,
+    normal,
+    special_operands,
+    update_,
+    worn_state,
+)
+
+#: Of the operands of an update.
+NAMES = Operands._fields[:5]
+
+
+def options_of(form: Form) -> dict[str, Any]:
+    """What an update has that is launched in a form."""
+    return {
+        "eps_inside_sqrt": form.eps_inside_sqrt,
+        "weight_decay": 0.1 if form.coupled else 0.0,
+        "centered": form.centered,
+        "momentum": 0.9 if form.momentum else 0.0,
+        "lr_in_momentum": form.lr_in_momentum,
+    }
 
 
 def _hyperparameters(form: Form) -> list[dict[str, Any]]:
+    options = options_of(form)
     if form.coupled:
-        return [{"weight_decay": 0.1}, {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}]
+        return [options, options | {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}]
     # An update by this is half of the last bit of what lies between 1 and 2: it makes ties.
     half = torch.finfo(getattr(torch, form.dtype)).eps / 2
+    decoupled = {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "lr": 0.02}
     return [
-        {},
-        {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "lr": 0.02},
-        {"lr": half, "alpha": 0.0, "eps": 0.0},
+        options,
+        options | decoupled,
+        options | {"lr": half, "alpha": 0.0, "eps": 0.0},
     ]
 
 
@@ -36,16 +59,14 @@ class Case(NamedTuple):
     """One tensor that is updated, and how.
 
     Attributes:
-        param: Before the update.
+        state: Before the update, with all that there may be.
         grad: Its gradient.
-        ms: Its mean square before the update.
-        offsets: By how many elements each lies off its alignment.
+        offsets: By how many elements each lies off its alignment: parameter, gradient, state.
     """
 
-    param: torch.Tensor
+    state: State
     grad: torch.Tensor
-    ms: torch.Tensor
-    offsets: tuple[int, int, int]
+    offsets: tuple[int, ...]
 
 
 def check_form(compiled: Compiled) -> int:
@@ -55,23 +76,30 @@ def check_form(compiled: Compiled) -> int:
     return check_verdicts(compiled)
 
 
-def check_bits(compiled: Compiled, switches: dict[str, Any]) -> int:
+def check_bits(compiled: Compiled, options: dict[str, Any]) -> int:
     """Compares updates with the NumPy backend's, and returns how many elements it compared."""
-    numbers = {"eps_inside_sqrt": compiled.form.eps_inside_sqrt, **switches}
-    cases = _cases(compiled.form.dtype, compiled.block)
+    cases = [
+        case._replace(state=case.state.needed(options))
+        for case in _cases(compiled.form.dtype, compiled.block)
+    ]
     for group in [cases] if compiled.form.is_multi_tensor else [[case] for case in cases]:
-        for case, (param, _, ms) in zip(group, _updated(compiled, group, numbers), strict=True):
-            expected = State(case.param.clone(), case.ms.clone())
-            rmsprop_(expected.param, case.grad, expected.ms, backend="numpy", **numbers)
-            assert_same_bits(State(param, ms), expected)
-    return sum(case.param.numel() for case in cases)
+        for case, updated in zip(group, _updated(compiled, group, options), strict=True):
+            expected = case.state.map(torch.clone)
+            update_(expected, case.grad, backend="numpy", **options)
+            assert_same_bits(state_of(updated), expected)
+    return sum(case.grad.numel() for case in cases)
+
+
+def state_of(operands: Operands) -> State:
+    """What an update of operands changes."""
+    return State(operands.param, operands.ms, operands.grad_avg, operands.momentum_buffer)
 
 
 def _updated(compiled: Compiled, group: list[Case], numbers: dict[str, Any]) -> list[Operands]:
     """Tensors after one update, of which what watches it has been checked."""
     device, hyperparameters = Device(), Hyperparameters(**numbers)
     operands = [_on_device(device, case) for case in group]
-    blocks = -(-group[0].param.numel() // compiled.block)
+    blocks = -(-group[0].grad.numel() // compiled.block)
     watch = Watch.of(compiled.form, device, hyperparameters.lr, blocks)
     launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
     if watch.verdict is not None:
@@ -101,7 +129,8 @@ def check_verdicts(compiled: Compiled) -> int:
                 [grad] if not compiled.form.is_multi_tensor else [torch.ones(3).to(dtype), grad]
             )
             operands = [
-                _on_device(device, Case(each, each, each, (0, offset, 0))) for each in others
+                _on_device(device, Case(State(each, each), each, (0, offset, 0, 0, 0)))
+                for each in others
             ]
             table = LaunchTable(operands)
             execute(device.check_finite(compiled, table, found), device.memory)
@@ -111,19 +140,17 @@ def check_verdicts(compiled: Compiled) -> int:
 
 
 def _on_device(device: Device, case: Case) -> Operands:
-    tensors = (case.param, case.grad, case.ms)
+    param, *state = case.state
+    put = zip(NAMES, (param, case.grad, *state), case.offsets, strict=True)
     return Operands(
-        *(
-            device.put(name, tensor, offset)
-            for name, tensor, offset in zip(Operands._fields, tensors, case.offsets, strict=True)
-        )
+        *(each if each is None else device.put(name, each, offset) for name, each, offset in put)
     )
 
 
 def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list[Operands]) -> None:
     """Checks that an update is left out as a whole where the verdict says so."""
     assert watch.verdict is not None
-    tensors = [tensor for each in operands for tensor in each]
+    tensors = [tensor for each in operands for tensor in each if tensor is not None]
     if watch.counts is not None:
         tensors.append(watch.counts)
     before = [tensor.clone() for tensor in tensors]
@@ -139,35 +166,33 @@ def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list
 @cache
 def _cases(dtype_name: str, block: int) -> list[Case]:
     dtype = getattr(torch, dtype_name)
-    params, grads, squares = map(torch.cat, zip(*_values(dtype), strict=True))
-    size = len(params)
+    state, grad = _values(dtype)
+    size = len(grad)
     layouts = [
-        (size, (0, 0, 0)),
-        (size, (1, 0, 0)),
-        (2 * block + 1, (0, 1, 0)),
-        (2 * block + 5, (0, 0, 1)),
-        (2 * block, (1, 2, 3)),
-        (1, (0, 0, 0)),
-        (block - 1, (0, 0, 0)),
-        (block, (0, 0, 0)),
-        (block + 1, (0, 0, 0)),
+        (size, (0, 0, 0, 0, 0)),
+        (size, (1, 0, 0, 0, 0)),
+        (2 * block + 1, (0, 1, 0, 0, 0)),
+        (2 * block + 5, (0, 0, 1, 0, 0)),
+        (2 * block, (1, 2, 3, 4, 5)),
+        (2 * block + 3, (0, 0, 0, 1, 0)),
+        (2 * block + 7, (0, 0, 0, 0, 1)),
+        (1, (0, 0, 0, 0, 0)),
+        (block - 1, (0, 0, 0, 0, 0)),
+        (block, (0, 0, 0, 0, 0)),
+        (block + 1, (0, 0, 0, 0, 0)),
     ]
     return [
-        Case(params[:count], grads[:count], squares[:count], offsets) for count, offsets in layouts
+        Case(state.map(lambda each: each[:count]), grad[:count], offsets)  # noqa: B023 - at once
+        for count, offsets in layouts
     ]
 
 
-def _values(dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Parameters, gradients and mean squares: ordinary ones, then all combinations of extremes."""
-    compute = COMPUTE[dtype]
-    size = 1500
-    random = np.random.default_rng(0)
-    normal = torch.from_numpy(random.standard_normal((2, size))).to(dtype)
-    yield normal[0], normal[1], torch.from_numpy(random.standard_exponential(size)).to(compute)
-    yield extreme(size, dtype, 1), extreme(size, dtype, 2), extreme(size, compute, 3).abs()
-    small, large = special(dtype), special(compute)
-    grid = torch.meshgrid(
-        torch.arange(len(small)), torch.arange(len(small)), torch.arange(len(large)), indexing="ij"
-    )
-    of_param, of_grad, of_ms = (each.reshape(-1) for each in grid)
-    yield small[of_param], small[of_grad], large[of_ms]
+def _values(dtype: torch.dtype) -> tuple[State, torch.Tensor]:
+    """State and gradients: ordinary ones, then extremes, then special values."""
+    size, compute = 1500, COMPUTE[dtype]
+    far = State(extreme(size, dtype, 1), *(extreme(size, compute, seed) for seed in (3, 4, 5)))
+    far = far._replace(ms=far.ms.abs())
+    special, grads = special_operands(dtype, **FULL)
+    states = worn_state(size, dtype, 0, **FULL), far, special
+    grad = torch.cat([normal(size, dtype, 6), extreme(size, dtype, 2), grads])
+    return State(*map(torch.cat, zip(*states, strict=True))), grad

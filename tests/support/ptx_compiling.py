@@ -32,7 +32,10 @@ class Form(NamedTuple):
         dtype: Of parameters and gradients.
         eps_inside_sqrt: As in ``Hyperparameters``; the kernels of verdicts have this and what
             follows at False.
-        coupled: Likewise.
+        coupled: As in ``Switches``.
+        centered: Likewise.
+        momentum: Likewise.
+        lr_in_momentum: Likewise; never without momentum.
         lr_on_device: Whether lr is read from memory.
         checked: Whether there is a verdict.
         counted: Whether races are counted.
@@ -42,6 +45,9 @@ class Form(NamedTuple):
     dtype: str
     eps_inside_sqrt: bool = False
     coupled: bool = False
+    centered: bool = False
+    momentum: bool = False
+    lr_in_momentum: bool = False
     lr_on_device: bool = False
     checked: bool = False
     counted: bool = False
@@ -65,11 +71,16 @@ class Form(NamedTuple):
 
 _SWITCHES = (False, True)
 
-#: All forms that there are.
-FORMS = (
-    *starmap(partial(Form, "rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 5)),
-    *starmap(partial(Form, "multi_tensor_rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 4)),
-    *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
+#: All forms that there are, of kernels that round to nearest and take gradients of the dtype of
+#: parameters, without a factor in memory.
+FORMS = tuple(
+    form
+    for form in (
+        *starmap(partial(Form, "rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 8)),
+        *starmap(partial(Form, "multi_tensor_rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 7)),
+        *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
+    )
+    if form.momentum or not form.lr_in_momentum
 )
 
 
@@ -144,6 +155,10 @@ def _compile(target: int, form: Form) -> dict[str, Any]:
     constants = {
         **{name.upper(): value for name, value in form._asdict().items()},
         "STORAGE": STORAGE[dtype],
+        "GRAD_STORAGE": STORAGE[dtype],
+        "STOCHASTIC": False,
+        "COMPENSATED": False,
+        "SCALED": False,
         "BITS": bits,
         "EXPONENT": exponent,
         "BLOCK": BLOCK[dtype],

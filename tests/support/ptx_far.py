@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
-from hogstream.kernels import rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.launch_table import ELEMENTS, LaunchTable
 from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
+from ptx_checks import options_of, state_of
 from ptx_compiling import Compiled
 from ptx_machine import Pretended, execute
 from ptx_machine.scalars import UNSIGNED, Array
 from ptx_updates import Device, Watch
-from update_testing import State, assert_same_bits
+from update_testing import assert_same_bits, update_
 
 #: How many elements: offsets in them need 33 bits, and in bytes more.
 _ELEMENTS = (1 << 32) + (1 << 20) + 77
@@ -38,7 +37,7 @@ def check_far_offsets(compiled: Compiled, aligned: bool = True) -> int:
 
 
 class _Far:
-    """A parameter, gradient and mean square that are pretended.
+    """A parameter, gradient and state that are pretended.
 
     Attributes:
         places: Which elements are looked at.
@@ -48,20 +47,24 @@ class _Far:
         self._compiled = compiled
         self._device = Device()
         dtype = getattr(torch, compiled.form.dtype)
-        self._dtypes = (dtype, dtype, COMPUTE_DTYPES[dtype])
-        self._regions = [
-            self._device.memory.pretend(
+        compute = COMPUTE_DTYPES[dtype]
+        self._dtypes = {"param": dtype, "grad": dtype, "ms": compute}
+        self._dtypes |= {"grad_avg": compute} if compiled.form.centered else {}
+        self._dtypes |= {"momentum_buffer": compute} if compiled.form.momentum else {}
+        self._regions = {
+            name: self._device.memory.pretend(
                 name,
                 _ELEMENTS * each.itemsize,
                 partial(_page, each),
                 0 if aligned else each.itemsize,
             )
-            for name, each in zip(Operands._fields, self._dtypes, strict=True)
-        ]
-        self._table = LaunchTable(
-            [Operands(*(torch.empty(1, dtype=each) for each in self._dtypes))]
-        )
-        self._table.columns[:, 0] = [*(region.base for region in self._regions), _ELEMENTS]
+            for name, each in self._dtypes.items()
+        }
+        one = Operands(**{name: torch.empty(1, dtype=each) for name, each in self._dtypes.items()})
+        self._table = LaunchTable([one])
+        self._table.columns[ELEMENTS] = _ELEMENTS
+        for name, region in self._regions.items():
+            self._table.columns[Operands._fields.index(name)] = region.base
         last = (_ELEMENTS - 1) // compiled.block
         borders = [(1 << bits) // compiled.block for bits in (31, 32)]
         self._blocks = [0, *(border + by for border in borders for by in (-1, 0)), last]
@@ -69,19 +72,15 @@ class _Far:
 
     def check_update(self) -> None:
         """Compares an update with NumPy's."""
-        form = self._compiled.form
-        numbers: dict[str, Any] = {
-            "weight_decay": 0.1 if form.coupled else 0.0,
-            "eps_inside_sqrt": form.eps_inside_sqrt,
-        }
-        device, hyperparameters = self._device, Hyperparameters(**numbers)
-        watch = Watch.of(form, device, hyperparameters.lr)
-        param, grad, ms = self._read()
+        options = options_of(self._compiled.form)
+        device, hyperparameters = self._device, Hyperparameters(**options)
+        watch = Watch.of(self._compiled.form, device, hyperparameters.lr)
+        before = self._read()
         launch = device.update(self._compiled, self._table, hyperparameters, watch)
         execute(launch, device.memory, self._blocks)
-        rmsprop_(param, grad, ms, backend="numpy", **numbers)
-        new_param, _, new_ms = self._read()
-        assert_same_bits(State(new_param, new_ms), State(param, ms))
+        expected = state_of(before)
+        update_(expected, before.grad, backend="numpy", **options)
+        assert_same_bits(state_of(self._read()), expected)
 
     def check_verdict(self) -> None:
         """Hides one infinite element in each block."""
@@ -89,7 +88,7 @@ class _Far:
         launch = self._device.check_finite(self._compiled, self._table, found)
         execute(launch, self._device.memory, self._blocks)
         assert found.item() == 0
-        dtype, grads = self._dtypes[1], self._regions[1]
+        dtype, grads = self._dtypes["grad"], self._regions["grad"]
         infinite = torch.tensor([torch.inf], dtype=dtype).view(torch.uint8).numpy()
         for block in self._blocks:
             address = _addresses(grads, self._elements_of(block)[-1:], dtype)
@@ -104,13 +103,13 @@ class _Far:
         size = self._compiled.block
         return np.arange(block * size, min((block + 1) * size, _ELEMENTS))
 
-    def _read(self) -> list[torch.Tensor]:
-        return [
-            torch.from_numpy(
-                region.load(_addresses(region, self.places, dtype), dtype.itemsize, None)
-            ).view(dtype)
-            for region, dtype in zip(self._regions, self._dtypes, strict=True)
-        ]
+    def _read(self) -> Operands:
+        return Operands(**{name: self._values(name) for name in self._regions})
+
+    def _values(self, name: str) -> torch.Tensor:
+        region, dtype = self._regions[name], self._dtypes[name]
+        octets = region.load(_addresses(region, self.places, dtype), dtype.itemsize, None)
+        return torch.from_numpy(octets).view(dtype)
 
 
 def _addresses(region: Pretended, places: Array, dtype: torch.dtype) -> Array:

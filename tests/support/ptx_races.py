@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
+from hogstream.kernels.operands import Operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
-from ptx_compiling import Compiled
+from ptx_checks import options_of
+from ptx_compiling import Compiled, Form
 from ptx_machine import Event, Journal, Lineage, count_bits, race
 from ptx_machine.scalars import Array
 from ptx_updates import Device, Watch
 from scheduler_testing import COUNTING
+from update_testing import State, fresh_state
 
 #: How many race in one.
 UPDATES = 5
@@ -39,6 +43,16 @@ def check_race(compiled: Compiled, seed: int) -> int:
     return int(run.lost().sum())
 
 
+def _subtracting_1(form: Form) -> dict[str, Any]:
+    """What an update is made with that subtracts 1, of a gradient of 1."""
+    options = {**options_of(form), **COUNTING, "weight_decay": 0.0}
+    if form.centered:  # a variance of 0
+        options["eps"] = 1.0
+    if form.momentum:  # which rounding makes nothing of
+        options["momentum"] = 1e-45
+    return options
+
+
 class _Race:
     """Updates that each subtract 1: so an element says itself how many are in it."""
 
@@ -51,19 +65,30 @@ class _Race:
         self._device = device = Device()
         param = device.put("param", torch.zeros(elements, dtype=dtype), int(random.integers(0, 2)))
         grad = device.put("grad", torch.ones(elements, dtype=dtype))
-        ms = device.put("ms", torch.zeros(elements, dtype=COMPUTE_DTYPES[dtype]))
-        hyperparameters = Hyperparameters(**COUNTING, eps_inside_sqrt=compiled.form.eps_inside_sqrt)
+        options = _subtracting_1(compiled.form)
+        state = fresh_state(param, **options)._replace(param=param)
+        state = State(
+            param,
+            *(
+                each if each is None else device.put(name, each)
+                for name, each in zip(State._fields[1:], state[1:], strict=True)
+            ),
+        )
+        hyperparameters = Hyperparameters(**options)
         watch = Watch.of(compiled.form, device, hyperparameters.lr, self._blocks)
         assert watch.counts is not None
         self._param, self._counts = param, watch.counts
-        self._param_lineage = self._follow("param", param)
-        self._ms_lineage = self._follow("ms", ms)
+        self._lineages = {
+            name: self._follow(name, each)
+            for name, each in zip(State._fields, state, strict=True)
+            if each is not None
+        }
         self._counts_lineage = self._follow("counts", self._counts)
         self._journal = Journal()
         device.memory.region("counts").observers.append(self._journal)
         self._launches = [
             device.update(
-                compiled, LaunchTable([Operands(param, grad, ms)]), hyperparameters, watch
+                compiled, LaunchTable([Operands(param, grad, *state[1:])]), hyperparameters, watch
             )
             for _ in range(UPDATES)
         ]
@@ -75,12 +100,12 @@ class _Race:
 
     def lost(self) -> Array:
         """For each block, how many updates the element lost that lost most: int64, (blocks,)."""
-        lost = np.maximum(self._param_lineage.lost(), self._ms_lineage.lost())
+        lost = np.maximum.reduce([each.lost() for each in self._lineages.values()])
         return np.maximum.reduceat(lost, np.arange(0, len(lost), self._block))
 
     def check_elements(self) -> None:
         """Checks that elements are what the updates in them make."""
-        held = torch.from_numpy(count_bits(self._param_lineage.held))
+        held = torch.from_numpy(count_bits(self._lineages["param"].held))
         assert torch.equal(-self._param.double(), held.double())
 
     def check_counts(self) -> None:

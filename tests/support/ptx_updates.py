@@ -90,7 +90,8 @@ class Device:
         factors = factor_words(hyperparameters)
         if watch.lr is not None:
             factors[0] = watch.lr.data_ptr()
-        arguments = [*where, *factors, _address(watch.verdict)]
+        no_key, no_factor = 0, 0
+        arguments = [*where, *factors, no_key, no_factor, _address(watch.verdict)]
         if not compiled.form.is_multi_tensor:
             arguments.append(_address(watch.counts))
         return self._launch(compiled, programs, arguments)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 
+import torch
+
 from hogstream.kernels.backends.numba_kernels import _kernel, update_function
 from hogstream.kernels.hyperparameters import Switches
 
@@ -23,12 +25,12 @@ SWITCHES = {
 
 def loops() -> dict[str, list[str]]:
     """The instructions of one turn, in which a cache line of ``ms`` is updated."""
-    plain = Switches().bits
+    plain = Switches()
     compiled = {
-        "optimizer, float32": _kernel("float32", plain).compiled,
+        "optimizer, float32": _kernel(torch.float32, torch.float32, plain).compiled,
         **{f"lane, {dtype}": update_function(dtype, plain) for dtype in DTYPES},
         **{
-            f"lane, float32, {words}": update_function("float32", switches.bits)
+            f"lane, float32, {words}": update_function("float32", switches)
             for words, switches in SWITCHES.items()
         },
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import pytest
@@ -19,7 +19,7 @@ from ptx_races import check_race
 pytestmark = pytest.mark.slow
 
 # Some of all forms, others for each device: every switch with every dtype. ``make prove`` has all.
-_SOME = {target: FORMS[7 * index :: 21] for index, target in enumerate(TARGETS)}
+_SOME = {target: FORMS[43 * index :: 145] for index, target in enumerate(TARGETS)}
 _VERDICTS = [
     (target, Form(kernel, dtype))
     for target, kernel, dtype in zip(
@@ -32,14 +32,17 @@ _VERDICTS = [
 CHECKED = list(
     dict.fromkeys([*((target, form) for target in TARGETS for form in _SOME[target]), *_VERDICTS])
 )
+_FULL = {"centered": True, "momentum": True}
 FAR = [
-    *product((90,), [Form("rmsprop_kernel", dtype) for dtype in DTYPES]),
-    (100, Form("multi_tensor_rmsprop_kernel", "float32")),
+    *product((90,), [Form("rmsprop_kernel", dtype, **_FULL) for dtype in DTYPES]),
+    (100, Form("multi_tensor_rmsprop_kernel", "float32", **_FULL)),
     (80, Form("finite_kernel", "float16")),
 ]
 RACING = [
-    (target, Form("rmsprop_kernel", dtype, counted=True))
-    for target, dtype in zip((*TARGETS, 90), DTYPES, strict=True)
+    (target, Form("rmsprop_kernel", dtype, counted=True, **state))
+    for target, dtype, state in zip(
+        (*TARGETS, 90), DTYPES, ({}, {"centered": True}, {"momentum": True}, _FULL), strict=True
+    )
 ]
 
 
@@ -56,6 +59,18 @@ def compiled(
 def named(task: tuple[int, Form]) -> str:
     target, form = task
     return f"sm_{target} {form.name}"
+
+
+def test_every_switch_of_every_dtype_is_among_them():
+    def switches(forms: Iterable[Form]) -> set[tuple[str, str, bool]]:
+        return {
+            (form.dtype, name, value)
+            for form in forms
+            if form.updates
+            for name, value in zip(Form._fields[2:], form[2:], strict=True)
+        }
+
+    assert switches(form for _, form in CHECKED) == switches(FORMS)
 
 
 @pytest.mark.parametrize("task", CHECKED, ids=named)

@@ -22,7 +22,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
-from scheduler_testing import COUNTING, submit_ones
+from scheduler_testing import COUNTING, RACING, racing_gradients, submit_ones
 
 N = 30_001
 
@@ -104,14 +104,13 @@ async def test_updates_with_momentum_and_centered_ones_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("settings", [{}, {"batch": 8, "batch_of": "lanes"}], ids=str)
-async def test_eight_lanes_race_and_all_stays_finite(gpu: Gpu, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", RACING)
+async def test_eight_lanes_race_and_all_stays_finite(
+    gpu: Gpu, kind: str, settings: dict[str, Any]
+) -> None:
     """Rounding alone, or a race, makes ``ms - grad_avg**2`` less than 0: its root would be NaN."""
     shared = gpu.zeros(gpu.medium)
-    generator = torch.Generator().manual_seed(0)
-    gradients = [
-        (torch.randn(gpu.medium, generator=generator) * 10.0 ** (lane - 4)).to(gpu.device)
-        for lane in range(8)
-    ]
+    gradients = [each.to(gpu.device) for each in racing_gradients(kind, gpu.medium)]
     options: dict[str, Any] = {"centered": True, "momentum": 0.9, "alpha": 0.9, **settings}
     async with gpu.scheduler(shared, workers=8, depth=4, **options) as scheduler:
         await scheduler.run(SimulatedWorker(gradients, workers=8), updates=800)
