@@ -18,11 +18,11 @@ numba = pytest.importorskip("numba")
 from numba.core import caching  # noqa: E402
 
 from hogstream.kernels.backends import numba_compile  # noqa: E402
+from hogstream.kernels.backends.numba_kernels import begin_block  # noqa: E402
 
 SOURCE = """
 from numba import types
 from hogstream.kernels.backends.numba_compile import cfunc, njit
-from hogstream.kernels.backends.numba_kernels import begin_block
 
 @njit
 def double(number):
