@@ -179,9 +179,7 @@ def multi_tensor_rmsprop_(
 
 
 def _check_row(index: int, row: tuple[Any, ...]) -> tuple[list[str], Operands]:
-    names = [
-        f"{name}[{index}]" for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers")
-    ]
+    names = [f"{name}s[{index}]" for name in Operands._fields]
     return names, check_operands(*row, names=names)
 
 
