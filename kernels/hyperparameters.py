@@ -251,6 +251,8 @@ _FACTOR_NAMES = (*Factors._fields[:5], "1 - lr*weight_decay", "the sign", "momen
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError

@@ -250,11 +250,15 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def check_disjoint(named: Iterable[tuple[Sequence[str], Operands]]) -> None:
+def check_disjoint(
+    named: Iterable[tuple[Sequence[str], Operands]], *, in_turn: bool = False
+) -> None:
     """Checks that no memory is written by an update of a list and used by anything else in it.
 
     Args:
         named: What errors call each update's operands, and the operands.
+        in_turn: Whether updates that write the same memory come one after the other: parameters
+            may share it then, and so may state of one kind.
 
     Raises:
         ValueError: If a parameter or its state overlaps another tensor.
@@ -265,14 +269,14 @@ def check_disjoint(named: Iterable[tuple[Sequence[str], Operands]]) -> None:
         for kind, name, tensor in zip(Operands._fields, names, operands, strict=True)
         if tensor is not None and tensor.numel() and tensor.data_ptr()  # which meta tensors lack
     )
-    last: dict[bool, tuple[int, str]] = {}  # the span that reaches furthest, written and only read
+    last: dict[str, tuple[int, str]] = {}  # of each kind the span that reaches furthest
     for start, end, kind, name in spans:
-        written = kind != "grad"
-        for other_written, (other_end, other) in last.items():
-            if start < other_end and (written or other_written):
+        for other_kind, (other_end, other) in last.items():
+            may_share = kind == other_kind and (in_turn or kind == "grad")
+            if start < other_end and not may_share:
                 raise ValueError(f"{other} and {name} must not overlap in memory")
-        if written not in last or end > last[written][0]:
-            last[written] = end, name
+        if kind not in last or end > last[kind][0]:
+            last[kind] = end, name
 
 
 def _short(thing: torch.dtype | torch.layout) -> str:

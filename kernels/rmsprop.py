@@ -179,8 +179,12 @@ def multi_tensor_rmsprop_(
 
 
 def _check_row(index: int, row: tuple[Any, ...]) -> tuple[list[str], Operands]:
-    names = [f"{name}s[{index}]" for name in Operands._fields]
-    return names, check_operands(*row, names=names)
+    names = [
+        f"{name}[{index}]"
+        for name in ("params", "grads", "mss", "grad_avgs", "momentum_buffers", "kahan_comps")
+    ]
+    param, grad, ms, grad_avg, momentum_buffer = row
+    return names, check_operands(param, grad, ms, grad_avg, momentum_buffer, names=names)
 
 
 def _check_state(hyperparameters: Hyperparameters, **state: object) -> None:

@@ -19,7 +19,7 @@ PLACES = 1 << 40
 _U64 = (1 << 64) - 1
 
 
-def key_of_step(seed: int, step: int) -> int:
+def key_of_step(seed: int, step: int, launch: int = 0) -> int:
     """What all elements have in common at a step: 64 bits, by SplitMix64.
 
     Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
@@ -27,8 +27,9 @@ def key_of_step(seed: int, step: int) -> int:
     Args:
         seed: The user's.
         step: How many steps there were before.
+        launch: Which of the step's launches it is for.
     """
-    word = (seed + 0x9E3779B97F4A7C15 * (step + 1)) & _U64
+    word = (seed + 0x9E3779B97F4A7C15 * (step + 1) + 0xD1B54A32D192ED03 * launch) & _U64
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & _U64
     word = (word ^ word >> 27) * 0x94D049BB133111EB & _U64
     return word ^ word >> 31
@@ -49,7 +50,7 @@ def mixed(x):  # type: ignore[no-untyped-def]
 
 def random(low, high, key_low, key_high):  # type: ignore[no-untyped-def]
     """32 random bits, by the halves of an element's place and of the step's key."""
-    return mixed(mixed(low ^ key_low) ^ high ^ key_high)
+    return mixed(mixed(low ^ key_low) ^ high ^ key_high)  # type: ignore[no-untyped-call]
 
 
 def bfloat16(bits, random):  # type: ignore[no-untyped-def]

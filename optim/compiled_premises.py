@@ -19,7 +19,7 @@ import torch
 from numba import types
 
 from hogstream.kernels.backends.numba_atomics import atomic_load, plain_store, prefetch
-from hogstream.kernels.backends.numba_compile import njit, with_the_gil
+from hogstream.kernels.backends.numba_compile import part, with_the_gil
 from hogstream.optim.object_access import (
     ANYWHERE,
     FOUND_WORDS,
@@ -244,7 +244,7 @@ def _note_dict(dictionary: dict[Any, Any], names: Collection[str] | None = None)
         yield id(value) if names is None or key in names else _ANY_VALUE
 
 
-@njit
+@part
 def _same_lists(groups: int, noted: int, key: int, list_type: int) -> bool:
     """Whether groups have lists of objects as noted: how many, then each one's size and items."""
     if type_of(groups) != list_type or list_size(groups) != atomic_load(noted):
@@ -261,7 +261,7 @@ def _same_lists(groups: int, noted: int, key: int, list_type: int) -> bool:
     return True
 
 
-@njit
+@part
 def _same_dict(dictionary: int, noted: int, scratch: int) -> bool:
     """Whether a dict is as ``_note_dict`` noted, in the same order."""
     if dict_size(dictionary) != atomic_load(noted):
@@ -278,13 +278,13 @@ def _same_dict(dictionary: int, noted: int, scratch: int) -> bool:
     return True
 
 
-@njit
+@part
 def _after_dict(noted: int) -> int:
     items: int = atomic_load(noted)
     return noted + _WORD + 2 * _WORD * items
 
 
-@njit
+@part
 def _after_param(param: int, noted: int, to_use: int) -> int:
     """The address after a parameter's facts and state; 0 if they are not as noted."""
     scratch, pointer = to_use + _SCRATCH, to_use + _POINTER
@@ -303,7 +303,7 @@ def _after_param(param: int, noted: int, to_use: int) -> int:
     return noted
 
 
-@njit
+@part
 def _is_apart(start: int, size: int, written: int, gap: int) -> bool:
     """Whether memory is apart from spans: how many, then their starts, in order, and ends.
 
@@ -330,7 +330,7 @@ def _is_apart(start: int, size: int, written: int, gap: int) -> bool:
     return True
 
 
-@njit
+@part
 def _is_usable(grad: int, noted: int, written: int, pointer: int, to_use: int) -> bool:
     """Whether a gradient may be read where it is.
 
@@ -350,20 +350,20 @@ def _is_usable(grad: int, noted: int, written: int, pointer: int, to_use: int) -
     return True
 
 
-@njit
+@part
 def _ask_for(address: int, lines: int) -> None:
     """Asks for cache lines from an address on."""
     for line in range(lines):
         prefetch(address + line * _CACHE_LINE)
 
 
-@njit
+@part
 def _ask_for_memory(param: int) -> None:
     for place in range(_ADDRESSES):
         _ask_for(atomic_load(param + _MEMORY + place * _WORD), 2)
 
 
-@njit
+@part
 def _take_gradient(param: int, gradients: int, no_gradient: int) -> bool:
     """Holds a parameter's gradient that may be any; whether there is one, or none, as expected."""
     impl = atomic_load(atomic_load(param + _HANDLE))
@@ -379,7 +379,7 @@ def _take_gradient(param: int, gradients: int, no_gradient: int) -> bool:
     return bool(assign(grad, gradients + atomic_load(param + _HELD)) == 0)
 
 
-@njit
+@part
 def _after_checked(param: int, noted: int, gradients: int, columns: int, premises: int) -> int:
     """The address after a parameter's facts; 0 if it, its state or gradient is not as noted."""
     handle, expected = atomic_load(param + _HANDLE), atomic_load(param + _EXPECTED)

@@ -58,13 +58,13 @@ def _update(param: torch.Tensor, state: dict[str, torch.Tensor], group: Group) -
     wanted = (True, switches.centered, switches.momentum)
     buffers = [
         as_real(state[name]) if is_wanted else None
-        for name, is_wanted in zip(BUFFERS, wanted, strict=True)
+        for name, is_wanted in zip(BUFFERS[: len(wanted)], wanted, strict=True)
     ]
     factors = _factors(hyperparameters, group["lr"], compute)
     assert param.grad is not None
     grad = as_real(param.grad)
     p = real.to(compute, copy=True)  # which autograd may keep, and the parameter changes
-    p, *new = _rmsprop(p, grad.to(compute), *buffers, factors, *switches)
+    p, *new = _rmsprop(p, grad.to(compute), *buffers, factors, *switches.of_formula)
     for buffer, values in zip(buffers, new, strict=True):
         if buffer is not None:
             buffer.copy_(values)

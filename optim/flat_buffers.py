@@ -17,8 +17,10 @@ from hogstream.kernels.operands import (
     check_disjoint,
     lay_flat,
     own_view,
+    same_layout,
 )
 from hogstream.optim.options import Group
+from hogstream.optim.parameters import has_memory, is_distributed
 from hogstream.optim.state import BUFFERS, Kinds, as_real, first_value
 
 # Each parameter starts on a multiple of this, so that kernels may still read it in wide accesses.
@@ -54,7 +56,8 @@ class FlatBuffer:
     def attach_grads(self, mine: Collection[int]) -> bool:
         """Sets all gradients to zero, and makes them the parameters' own.
 
-        A parameter that requires none now, or whose dtype, device or shape has changed, gets None.
+        A parameter that requires none now, or whose dtype, device, shape or layout has changed,
+        gets None.
 
         Args:
             mine: The ``id`` of each parameter of the optimizer: others are left alone.
@@ -71,7 +74,8 @@ class FlatBuffer:
             if id(param) not in mine:
                 continue
             kind = param.dtype, param.device, param.shape
-            if not param.requires_grad or kind != (flat.dtype, flat.device, ms.shape):
+            is_other = kind != (flat.dtype, flat.device, ms.shape) or not same_layout(param, ms)
+            if is_other or not param.requires_grad:
                 param.grad = None
                 continue
             grad = self.grads[index]
@@ -100,7 +104,8 @@ class FlatBuffer:
         """
         operands, state = self.operands, dict(self.state)
         for name in names:
-            flat = torch.full_like(operands.ms, first_value(name, group))
+            like = operands.param if name == "kahan_comp" else operands.ms
+            flat = torch.full_like(like, first_value(name, group))
             operands = operands._replace(**{_OPERAND[name]: flat})
             state[name] = _views(flat, self.state["square_avg"], self.starts)
         return replace(self, operands=operands, state=state)
@@ -158,20 +163,51 @@ def check_movable(groups: list[Group]) -> None:
     """Checks that parameters may be moved, and be the same to everybody who knows them.
 
     Raises:
-        ValueError: If two share memory, which they would do no more; or if one is in memory that is
-            shared with other processes, which would keep the old one.
+        ValueError: If two share memory, which they would do no more; if one is in memory that is
+            shared with other processes, which would keep the old one; or if one is complex.
     """
     named = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
-            flat, name = lay_flat(as_real(param)), f"param {index} in group {group_index}"
-            if param.device.type == "cpu" and param.is_shared():
-                raise ValueError(
-                    f"{name} must not be shared with other processes before flat=True moves it: "
-                    "share the model when its optimizer has been made"
-                )
-            named.append(((name, *Operands._fields[1:]), Operands(flat, flat[:0], flat[:0])))
+            name = f"param {index} in group {group_index}"
+            if param.requires_grad:
+                _check_movable(name, param)
+                flat = lay_flat(as_real(param))
+                named.append(((name, *Operands._fields[1:]), Operands(flat, flat[:0], flat[:0])))
+            elif (span := _span_of(param)) is not None:
+                names = ("", name, *Operands._fields[2:])
+                named.append((names, Operands(span[:0], span, span[:0])))  # read, and not moved
     check_disjoint(named)
+
+
+def _check_movable(name: str, param: torch.Tensor) -> None:
+    if is_distributed(param):
+        raise ValueError(
+            f"{name} must be a plain tensor with flat=True, got a DTensor, whose memory belongs to "
+            "what has distributed it: leave flat out"
+        )
+    if not has_memory(param):
+        raise ValueError(
+            f"{name} must have memory before flat=True moves it: make it, and load it, before the "
+            "optimizer"
+        )
+    if param.device.type == "cpu" and param.is_shared():
+        raise ValueError(
+            f"{name} must not be shared with other processes before flat=True moves it: "
+            "share the model when its optimizer has been made"
+        )
+
+
+def _span_of(frozen: torch.Tensor) -> torch.Tensor | None:
+    """All from a tensor's first element to its last, flat; None if it is no plain memory."""
+    if not has_memory(frozen) or type(frozen) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if frozen.layout != torch.strided or not frozen.numel() or not frozen.data_ptr():
+        return None
+    size = 1 + sum(
+        (size - 1) * stride for size, stride in zip(frozen.shape, frozen.stride(), strict=True)
+    )
+    return frozen.detach().as_strided((size,), (1,))
 
 
 @torch.inference_mode(False)
@@ -182,8 +218,8 @@ def make_flat_buffers(groups: Iterable[Group]) -> list[list[FlatBuffer]]:
     Nothing is moved if there is not enough memory for all.
 
     Args:
-        groups: Parameter groups, checked; of parameters that require gradients, ``data`` and
-            ``grad`` are replaced.
+        groups: Parameter groups, checked; of parameters that require gradients, but for complex
+            ones, ``data`` and ``grad`` are replaced.
 
     Returns:
         Those of each group.
@@ -192,7 +228,7 @@ def make_flat_buffers(groups: Iterable[Group]) -> list[list[FlatBuffer]]:
     for group in groups:
         alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
         for param in group["params"]:
-            if param.requires_grad:
+            if param.requires_grad and not param.is_complex():  # which stay where they are
                 alike.setdefault((param.dtype, param.device), []).append(param)
         buffers.append([_new_flat_buffer(params, group) for params in alike.values()])
     for buffer in (each for of_group in buffers for each in of_group):
@@ -214,7 +250,7 @@ def _new_flat_buffer(params: list[torch.Tensor], group: Group) -> FlatBuffer:
     ]
     state = {"square_avg": _views(operands.ms, params, starts)}
     buffer = FlatBuffer(operands, params, starts, grads, state)
-    return buffer.with_new_state(Kinds.of_group(group).buffers, group)
+    return buffer.with_new_state(Kinds.of_group(group).buffers(first), group)
 
 
 def _views(flat: torch.Tensor, like: list[torch.Tensor], starts: list[int]) -> list[torch.Tensor]:

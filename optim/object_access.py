@@ -19,7 +19,7 @@ from llvmlite import binding
 from numba import types
 
 from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store, local_bytes
-from hogstream.kernels.backends.numba_compile import njit
+from hogstream.kernels.backends.numba_compile import part
 
 _TORCH = ctypes.CDLL(torch._C.__file__)  # and the libraries that it needs, which have the functions
 _I64 = types.int64
@@ -150,14 +150,14 @@ def memory_of_dict(dictionary: dict[Any, Any]) -> list[int]:
     return [address, ctypes.c_int64.from_address(address + _PLACE_OF_KEYS).value]
 
 
-@njit
+@part
 def type_of(an_object: int) -> int:
     """The address of an object's type, which follows the count of its references."""
     address: int = atomic_load(an_object + _WORD)
     return address
 
 
-@njit
+@part
 def data_pointer_of(tensor: int) -> int:
     """Where a tensor's data are; 0 if that cannot be told."""
     pointer = local_bytes(_WORD)
@@ -167,14 +167,14 @@ def data_pointer_of(tensor: int) -> int:
     return address
 
 
-@njit
+@part
 def after_facts(facts: int) -> int:
     """The address that follows facts."""
     dimensions: int = atomic_load(facts + 3 * _WORD)
     return facts + _WORD * (4 + dimensions)
 
 
-@njit
+@part
 def has_facts(tensor: int, facts: int, pointer: int, found: int) -> bool:
     """Whether a strided tensor is as was noted of another: then they are, where their data are.
 
@@ -200,14 +200,14 @@ def has_facts(tensor: int, facts: int, pointer: int, found: int) -> bool:
     return bool(address != 0 or atomic_load(found) == 0)  # elements, that is
 
 
-@njit
+@part
 def is_strided(tensor: int, found: int) -> bool:
     """Whether a tensor is dense: of another, torch says on the standard error what it lacks."""
     found += 3 * _WORD
     return bool(_layout(tensor, found) == 0 and atomic_load(found) == _STRIDED)
 
 
-@njit
+@part
 def is_on_device(tensor: int, device: int, found: int) -> bool:
     """Whether a tensor is where another was, of which ``device_of`` is at an address."""
     found += 4 * _WORD
@@ -215,7 +215,7 @@ def is_on_device(tensor: int, device: int, found: int) -> bool:
     return bool(failed == 0 and _same_words(found, device, 2))
 
 
-@njit
+@part
 def _same_words(one: int, other: int, words: int) -> bool:
     """Whether so many words at two addresses are the same."""
     for word in range(words):
@@ -224,7 +224,7 @@ def _same_words(one: int, other: int, words: int) -> bool:
     return True
 
 
-@njit
+@part
 def bump_version(tensor: int) -> None:
     """Tells autograd that a tensor has changed; not one that keeps no versions."""
     if atomic_load(_version_counter(tensor)) != 0:

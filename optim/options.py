@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from types import NoneType
 from typing import Any
 
 import torch
 
-from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.optim.parameters import needs_state
 
 Group = dict[str, Any]
 _SWITCHES: dict[str, Any] = {
@@ -16,19 +18,52 @@ _SWITCHES: dict[str, Any] = {
     "capturable": bool,
     "foreach": (bool, NoneType),
 }
+#: The names of all options of a group.
+OPTIONS = (*HYPERPARAMETERS, "initial_accumulator_value", *_SWITCHES)
+# Options of relatives that are here by another name.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "rho": "alpha",
+    "epsilon": "eps",
+    "eps_in_sqrt": "eps_inside_sqrt",
+    "decoupled_decay": "decoupled_weight_decay",
+    "initial_scale": "initial_accumulator_value",
+}
+#: Options of relatives that are not here, or not for a group, and why or what to do instead.
+NOT_HONOURED = {
+    "betas": "RMSprop has alpha for the square of gradients, and momentum",
+    "nesterov": "RMSprop has no such momentum",
+    "dampening": "RMSprop has no such momentum",
+    "amsgrad": "RMSprop keeps no maximum of square_avg",
+    "caution": "no updates are masked",
+    "bias_correction": "set initial_accumulator_value instead",
+    "clipnorm": "clip gradients before the step",
+    "clipvalue": "clip gradients before the step",
+    "global_clipnorm": "clip gradients before the step",
+    "use_ema": "average parameters by torch.optim.swa_utils",
+    "flat": "it is of the whole optimizer",
+    "backend": "it is of the whole optimizer",
+}
+_SHORTEST_MISSPELT = 5  # letters: shorter ones are like too many others
 _DOUBLE = (torch.float64, torch.complex128)
 
 
 def check_group(group: Group) -> Hyperparameters:
     """Checks a parameter group's options.
 
+    What users put into a group for themselves is no matter, such as ``name`` or ``lr_scale``.
+
     Raises:
         TypeError: If one is of a wrong type.
         ValueError: If one is out of range, more than an update of a parameter of the group can
-            hold, or does not go with another.
+            hold, or does not go with another; or a key is an option that is not honoured, or one
+            misspelt.
     """
+    for key, value in group.items():
+        if key not in OPTIONS and isinstance(key, str):
+            _check_no_option(key, value)
     hyperparameters = Hyperparameters.from_group(group)
-    double = all(param.dtype in _DOUBLE for param in group["params"])
+    double = all(param.dtype in _DOUBLE for param in group["params"] if needs_state(param))
     hyperparameters.check_held_by(torch.float64 if double else torch.float32)
     first = group["initial_accumulator_value"]
     if isinstance(first, bool) or not isinstance(first, (int, float)) or not 0 <= first < math.inf:
@@ -37,10 +72,52 @@ def check_group(group: Group) -> Hyperparameters:
         if not isinstance(group[name], types):
             allowed = "True, False or None" if name == "foreach" else "True or False"
             raise TypeError(f"{name} must be {allowed}, got {group[name]!r}")
-    for other in ("capturable", "foreach"):
+    seed = group["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if hyperparameters.stochastic_rounding and group["capturable"]:
+        raise ValueError(
+            "stochastic_rounding must be False with capturable=True, whose steps the host does not "
+            "count, got True"
+        )
+    for other in ("capturable", "foreach", "stochastic_rounding", "kahan_sum"):
         if group["differentiable"] and group[other]:
             raise ValueError(
                 f"{other} must be False with differentiable=True, which goes "
                 "through torch's operations one parameter at a time, got True"
             )
     return hyperparameters
+
+
+def _check_no_option(key: str, value: Any) -> None:
+    """Checks that a key of a group asks for nothing that would be left undone."""
+    if key in NOT_HONOURED:
+        if value:
+            reason = NOT_HONOURED[key]
+            raise ValueError(
+                f"{key} must be left out of a parameter group, got {value!r}: {reason}"
+            )
+        return
+    meant = _OTHER_NAMES.get(key) or next((name for name in OPTIONS if _is_meant(key, name)), None)
+    if meant is not None:
+        raise ValueError(
+            f"{key} is no option of a parameter group, got {value!r}: write {meant}, or call it "
+            "something less like it if it is your own"
+        )
+
+
+def _is_meant(key: str, name: str) -> bool:
+    """Whether a key is an option's name but for case and underscores, or one slip of the pen.
+
+    That is a letter too many, too few or another one, or two that have changed places.
+    """
+    key, name = (each.lower().replace("_", "").replace("-", "") for each in (key, name))
+    if key == name:
+        return True
+    if len(name) < _SHORTEST_MISSPELT:
+        return False
+    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(key, name, strict=False)))
+    key, name = key[start:], name[start:]
+    if key[1:] == name or key == name[1:] or key[1:] == name[1:]:
+        return True
+    return key[:2] == name[1::-1] and key[2:] == name[2:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from operator import is_, itemgetter
 from types import NoneType
@@ -16,10 +16,14 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS
 from hogstream.kernels.operands import check_param
+from hogstream.kernels.rounding import key_of_step
 from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
-from hogstream.optim.options import check_group
+from hogstream.optim.grad_factor import Scaling, check_max_grad_norm, scaling_of
+from hogstream.optim.interchange import readable
+from hogstream.optim.options import NOT_HONOURED, check_group
+from hogstream.optim.parameters import needs_state, own_part
 from hogstream.optim.state import (
     BUFFERS,
     STATE,
@@ -28,17 +32,22 @@ from hogstream.optim.state import (
     as_saved,
     check_loadable,
     first_value,
-    new_buffer,
+    is_outgrown,
+    made_to_fit,
     pair,
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_in_graph import unwrapped_in_graphs
 from hogstream.optim.step_plan import StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
-_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach")
+# What is pickled besides what torch knows of.
+_OWN = ("backend", "capturable", "max_grad_norm", "_step_supports_amp_scaling", "_counts")
+_NOTHING: dict[str, Any] = {}
+_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach", "seed")
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -47,11 +56,13 @@ class _Settings(NamedTuple):
     """What a group's options come to.
 
     Attributes:
+        keys: Those of the group.
         values: The options.
         taken: What a launch takes for them after its table.
         kinds: What state its updates take.
     """
 
+    keys: list[str]
     values: tuple[Any, ...]
     taken: tuple[Any, ...]
     kinds: Kinds
@@ -106,7 +117,9 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves ``step`` and ``zero_grad`` as they are.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, under
+    ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator that does the same: as of
+    torch's optimizers, without hooks, and with steps that count up to 2^24.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or
@@ -128,6 +141,15 @@ class RMSpropAsync(Optimizer):
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
+        stochastic_rounding: Round parameters of 16 bits up or down by chance: so a step that is
+            smaller than half of their last place moves them in the mean. The same bits come of the
+            same ``seed`` on every backend, also in a run that is resumed.
+        seed: For ``stochastic_rounding``: an integer of 64 bits.
+        kahan_sum: Keep what rounding leaves of parameters of 16 bits in ``state["kahan_comp"]``, of
+            their dtype, and add it at the next step.
+        max_grad_norm: Multiply all gradients by one factor, so that their norm over all groups is
+            at most this, as ``torch.nn.utils.clip_grad_norm_`` does; the gradients stay as they
+            are. Finite and > 0, or None. It is kept in an attribute, not in the state.
         foreach: True, False or None, as torch has it: it changes nothing here.
         differentiable: Update by torch's own operations, which autograd may go through, ``lr``
             included. Their roots are not rounded to nearest, so the last bits may differ.
@@ -156,6 +178,7 @@ class RMSpropAsync(Optimizer):
         RuntimeError: If ``backend`` is not available here.
     """
 
+    @_not_compiled
     def __init__(
         self,
         params: Any,
@@ -171,6 +194,10 @@ class RMSpropAsync(Optimizer):
         eps_inside_sqrt: bool = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        kahan_sum: bool = False,
+        max_grad_norm: float | None = None,
         foreach: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
@@ -180,10 +207,11 @@ class RMSpropAsync(Optimizer):
         check_backend(backend)
         if not isinstance(flat, bool):
             raise TypeError(f"flat must be True or False, got {flat!r}")
-        if flat and differentiable:
+        if differentiable and (flat or max_grad_norm is not None):
+            name, off = ("flat", False) if flat else ("max_grad_norm", None)
             raise ValueError(
-                "flat must be False with differentiable=True, whose parameters are results of "
-                "other operations, got True"
+                f"{name} must be {off} with differentiable=True, which goes through torch's "
+                f"operations one parameter at a time, got {flat or max_grad_norm}"
             )
         defaults = {
             "lr": lr,
@@ -197,12 +225,19 @@ class RMSpropAsync(Optimizer):
             "eps_inside_sqrt": eps_inside_sqrt,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+            "kahan_sum": kahan_sum,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,
         }
         check_group({**defaults, "params": []})
+        check_max_grad_norm(max_grad_norm)
         self.backend, self.flat, self.capturable = backend, False, capturable
+        self.max_grad_norm = max_grad_norm
+        # Then torch's ``GradScaler`` leaves it to the step to unscale gradients, or to be left out.
+        self._step_supports_amp_scaling = not differentiable
         self._shared = False  # whether other processes may know the state
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
@@ -216,6 +251,7 @@ class RMSpropAsync(Optimizer):
             self._flat_buffers = self._make_flat(self.param_groups)
             self._graph = _graph_position()
 
+    @_not_compiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, and makes their state.
 
@@ -249,39 +285,58 @@ class RMSpropAsync(Optimizer):
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         with torch.inference_mode(False):  # whose tensors could not be changed elsewhere
-            self._make_state(group)
+            self._make_state(group, filter(needs_state, tensors))
             if self.capturable:
-                group["lr"] = _lr_on(tensors[0].device if tensors else "cpu", group["lr"])
+                group["lr"] = _lr_on(_device_of(group) or "cpu", group["lr"])
         self._flat_buffers += self._make_flat([group]) if self.flat else [[]]
         self._plan = None
 
-    def _check_params(self, params: list[torch.Tensor]) -> None:
-        for index, param in enumerate(params):
-            check_param(as_real(param), f"param {index}")
+    def _check_params(
+        self, params: list[torch.Tensor], loaded: Collection[torch.Tensor] = ()
+    ) -> None:
+        """Checks those that need state, or have it in what is loaded."""
+        checked = [
+            (index, param)
+            for index, param in enumerate(params)
+            if needs_state(param) or param in loaded
+        ]
+        for index, param in checked:
+            check_param(as_real(own_part(param)), f"param {index}")
             backend = select_backend(self.backend, param.device.type).name
             if self.capturable and backend != "triton":
                 raise ValueError(
                     f"capturable=True needs the Triton backend, got {backend} for param {index} "
                     f"on {param.device}"
                 )
-            if self.capturable and param.device != params[0].device:
+            first = checked[0][1]
+            if self.capturable and param.device != first.device:
                 raise ValueError(
-                    f"capturable=True needs one device a group, got {params[0].device} and "
+                    f"capturable=True needs one device a group, got {first.device} and "
                     f"{param.device} for param {index}"
                 )
 
-    def _make_state(self, group: dict[str, Any]) -> None:
-        """Makes what parameters of one group lack of their state."""
-        params = group["params"]
+    def _make_state(self, group: dict[str, Any], lacking: Iterable[torch.Tensor]) -> None:
+        """Makes what some parameters of one group lack of their state, or has been outgrown."""
+        params = list(lacking)
         device = params[0].device if self.capturable and params else torch.device("cpu")
         counts = new_counts(len(params), device)
         self._counts.append(counts)
         for param, step in zip(params, counts[0], strict=True):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
-            for name in Kinds.of_group(group).buffers:
-                if name not in state:
-                    state[name] = new_buffer(param, name, group)
+            for name in Kinds.of_group(group).buffers(param):
+                if name not in state or is_outgrown(name, param, state):
+                    state[name] = made_to_fit(state.get(name), param, name, group)
+
+    def _count_on(self, device: torch.device) -> None:
+        """Has steps counted on a device, where alone it is known which are left out."""
+        if all(counts.device == device for counts in self._counts):
+            return
+        states = list(self.state.values())
+        counts = new_counts(len(states), device)
+        for state, step in zip(states, counts[0], strict=True):
+            state["step"] = step.copy_(state["step"])
+        self._counts, self._plan = [counts], None
 
     def _make_flat(self, groups: list[dict[str, Any]]) -> list[list[FlatBuffer]]:
         buffers = make_flat_buffers(groups)
@@ -294,8 +349,14 @@ class RMSpropAsync(Optimizer):
             for param, view in zip(buffer.params, views, strict=True):
                 self.state.setdefault(param, {})[name] = view
 
-    def _make_missing_state(self) -> None:
-        """Makes the state of parameters that somebody has removed, or put into a group by hand.
+    def _make_missing_state(self, loaded: Collection[torch.Tensor] = ()) -> None:
+        """Makes the state of parameters that have not all of it, or not for what they are now.
+
+        Somebody has removed it, has put the parameter into a group by hand, has unfrozen it, or has
+        changed its dtype, device or layout: values are kept then.
+
+        Args:
+            loaded: Parameters that state is loaded for, frozen or not.
 
         Raises:
             TypeError: If such a parameter is of a wrong dtype.
@@ -303,16 +364,21 @@ class RMSpropAsync(Optimizer):
             RuntimeError: If the state is shared with other processes. Nothing has changed then.
         """
         groups = self.param_groups
-        lacking = [self._lacking_of(index, group) for index, group in enumerate(groups)]
+        lacking = [self._lacking_of(index, group, loaded) for index, group in enumerate(groups)]
         if any(lacking):
             with torch.inference_mode(False), torch.no_grad():
                 self._make_states(lacking)
 
     def _make_states(self, lacking: list[list[torch.Tensor]]) -> None:
         """Makes what parameters of each group lack, in flat memory where all of it is lost."""
-        for group, buffers in zip(self.param_groups, self._flat_buffers, strict=True):
-            wanted = Kinds.of_group(group).buffers
+        for group, buffers, params in zip(
+            self.param_groups, self._flat_buffers, lacking, strict=True
+        ):
+            kinds, to_make = Kinds.of_group(group), set(params)
             for place, buffer in enumerate(buffers):
+                if not to_make.issuperset(buffer.params):
+                    continue
+                wanted = kinds.buffers(buffer.params[0])
                 states = [self.state.get(param, {}) for param in buffer.params]
                 lost = [name for name in wanted if not any(name in state for state in states)]
                 if lost:
@@ -320,26 +386,37 @@ class RMSpropAsync(Optimizer):
                     self._take_state_of(buffers[place])
         for group, params in zip(self.param_groups, lacking, strict=True):
             if params:
-                self._make_state({**group, "params": params})
+                self._make_state(group, params)
         self._counts = counts_in_use(self._counts, self.state.values())
         self._plan = None
 
-    def _lacking_of(self, index: int, group: dict[str, Any]) -> list[torch.Tensor]:
-        """Parameters of a group that have no state, or not all of it, and may be given it."""
-        params, wanted = group["params"], set(Kinds.of_group(group).names)
-        states = [self.state.get(param, {}) for param in params]
-        places = [place for place, state in enumerate(states) if not state.keys() >= wanted]
-        if places and (self._shared or _is_any_shared(self.state.values())):
-            missing = sorted(wanted - states[places[0]].keys())
-            raise RuntimeError(
-                f"param {places[0]} in group {index} has no {' and no '.join(missing)}, and other "
-                "processes would not see a new one: set shared state to 0 in place, and add "
-                "parameters, momentum and centered before state is shared"
-            )
-        if places:
-            self._check_params(params)
-        return [params[place] for place in places]
+    def _lacking_of(
+        self, index: int, group: dict[str, Any], loaded: Collection[torch.Tensor] = ()
+    ) -> list[torch.Tensor]:
+        """Parameters of a group whose state is to be made, in whole or in part, and may be."""
+        kinds = Kinds.of_group(group)
+        lacking: list[torch.Tensor] = []
+        for place, param in enumerate(group["params"]):
+            if not (needs_state(param) or param in loaded):
+                continue
+            state, names = self.state.get(param, {}), kinds.names(param)
+            missing = sorted(name for name in names if name not in state)
+            outgrown = [name for name in names if is_outgrown(name, param, state)]
+            if not missing and not outgrown:
+                continue
+            if self._shared or _is_any_shared(self.state.values()):
+                has = f"no {' and no '.join(missing)}" if missing else f"outgrown {outgrown[0]}"
+                raise RuntimeError(
+                    f"param {place} in group {index} has {has}, and other processes would not see "
+                    "a new one: set shared state to 0 in place, and add parameters, unfreeze or "
+                    "convert them, and turn on momentum and centered before state is shared"
+                )
+            lacking.append(param)
+        if lacking:
+            self._check_params(group["params"], loaded)
+        return lacking
 
+    @_not_compiled
     def share_memory(self) -> RMSpropAsync:
         """Moves all state to shared memory, for other processes to update too.
 
@@ -350,24 +427,26 @@ class RMSpropAsync(Optimizer):
             The optimizer itself.
         """
         self._make_missing_state()
-        params = (param for group in self.param_groups for param in group["params"])
-        states = [self.state[param] for param in params]
-        move_to_shared_memory(state[name] for state in states for name in STATE if name in state)
+        states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"]]
+        move_to_shared_memory(
+            own_part(state[name]) for state in states for name in STATE if name in state
+        )
         self._shared = True
         return self
 
     def _settings_of(self, index: int) -> _Settings:
         """A group's settings, checked anew if anything has changed."""
         group = self.param_groups[index]
-        values = _options_of(group)
+        keys, values = list(group), _options_of(group)
         known = self._settings.get(index)
-        if known is not None and all(map(is_, known.values, values)):
+        if known is not None and known.keys == keys and all(map(is_, known.values, values)):
             return known
         taken = self._check_settings(index)
-        settings = _Settings(values, taken, Kinds.of(taken[0]))
+        settings = _Settings(keys, values, taken, Kinds.of(taken[0]))
         # Others may change and stay the same object; but what the device reads is no matter.
         fixed = (int, float, NoneType)
-        if all(isinstance(value, fixed) or value is taken[-1] for value in values):
+        are_fixed = all(isinstance(value, fixed) or value is taken[-1] for value in values)
+        if are_fixed and NOT_HONOURED.keys().isdisjoint(keys):
             self._settings[index] = settings
         return settings
 
@@ -387,8 +466,8 @@ class RMSpropAsync(Optimizer):
                 f"lr of group {index} must stay the tensor that capturable=True made it, to be "
                 f"changed in place by fill_, got {lr!r}"
             )
-        device = group["params"][0].device if group["params"] else lr.device
-        if lr.device != device:
+        device = _device_of(group)
+        if device not in (None, lr.device):
             raise ValueError(f"lr of group {index} must stay on {device}, got one on {lr.device}")
         return check_group({**group, "lr": 0.0}), lr.to(torch.float64)
 
@@ -396,6 +475,7 @@ class RMSpropAsync(Optimizer):
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @unwrapped_in_graphs
     @_not_compiled
     @_with_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -420,6 +500,9 @@ class RMSpropAsync(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type != "cpu":
+            self._count_on(found_inf.device)
         settings = [self._settings_of(index) for index in range(len(groups))]
         kinds = [each.kinds for each in settings]
         step = self._plan.followed(groups, self.state, kinds) if self._plan else None
@@ -440,13 +523,43 @@ class RMSpropAsync(Optimizer):
                 groups, self.state, kinds, self._counts, self._flat_buffers, self.backend
             )
         self._plan = plan = step.plan
+        scaling = self._scaling(groups)
+        if scaling is not None and scaling.is_left_out():
+            step.end()
+            return loss
         plan.premises.bump_versions()
-        for launch, table in zip(plan.launches, step.memory.tables, strict=True):
-            launch.backend.update_(table, *settings[launch.group].taken)
+        for number, (launch, table) in enumerate(
+            zip(plan.launches, step.memory.tables, strict=True)
+        ):
+            taken, more = settings[launch.group].taken, _NOTHING
+            if taken[0].stochastic_rounding:
+                more = {"key": self._key_of(launch.group, number)}
+            if scaling is not None and launch.backend.name == "triton":
+                more = {**more, **scaling.on(table.device)}
+            elif scaling is not None:
+                taken = taken[0].with_grad_factor(float(scaling.factor)), *taken[1:]
+            launch.backend.update_(table, *taken, **more)
         step.end()
         for counter in plan.counters:
-            counter.add_one()
+            counter.add_one(None if scaling is None else scaling.found_inf)
         return loss
+
+    def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
+        """What gradients are multiplied by; None if by nothing."""
+        # As torch's ``GradScaler`` sets them, for one step.
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self.max_grad_norm is None and grad_scale is None and found_inf is None:
+            return None
+        check_max_grad_norm(self.max_grad_norm)
+        params = (param for group in groups for param in group["params"])
+        grads = [param.grad for param in params if param.grad is not None]
+        return scaling_of(grads, self.max_grad_norm, grad_scale, found_inf)
+
+    def _key_of(self, group: int, launch: int) -> int:
+        """For stochastic rounding at this step."""
+        assert self._plan is not None
+        steps = self._plan.counters[0].first()
+        return key_of_step(self.param_groups[group]["seed"], steps, launch)
 
     @_not_compiled
     def zero_grad(self, set_to_none: bool | None = None) -> None:
@@ -456,72 +569,96 @@ class RMSpropAsync(Optimizer):
             set_to_none: To None instead of zero, which saves memory. By default True, and False if
                 ``flat``, where it also brings gradients back that had left the flat memory.
         """
-        if set_to_none is None and self.flat:
-            flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
-            params = {id(param): param for group in self.param_groups for param in group["params"]}
-            for buffer in flat:
-                if buffer.attach_grads(params.keys()):
-                    self._plan = None  # which reaches them one by one
-            for inside in (param for buffer in flat for param in buffer.params):
-                params.pop(id(inside), None)
-            for param in params.values():
-                param.grad = None
-            self._graph = _graph_position()
-            return
-        super().zero_grad(set_to_none is not False)
+        if set_to_none is not None or not self.flat:
+            super().zero_grad(set_to_none is not False)
+        elif _is_profiled() or profiler._is_profiler_enabled:
+            with profiler.record_function(self._zero_grad_profile_name):
+                self._zero_flat_grads()
+        else:
+            self._zero_flat_grads()
 
+    def _zero_flat_grads(self) -> None:
+        flat = [buffer for buffers in self._flat_buffers for buffer in buffers]
+        params = {id(param): param for group in self.param_groups for param in group["params"]}
+        for buffer in flat:
+            if buffer.attach_grads(params.keys()):
+                self._plan = None  # which reaches them one by one
+        for inside in (param for buffer in flat for param in buffer.params):
+            params.pop(id(inside), None)
+        for param in params.values():
+            param.grad = None
+        self._graph = _graph_position()
+
+    @_not_compiled
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads hyperparameters and state, in place: tensors that are shared stay shared.
 
-        A ``torch.optim.RMSprop`` state is taken too, if it is neither centered nor has momentum,
-        and goes on as it began: with ``eps_inside_sqrt`` and ``decoupled_weight_decay`` false.
-        ``backend`` stays as it is, as it is not part of the state.
+        State goes on as it began, with the options that it was made with, whatever this optimizer
+        was made with; but ``capturable`` and ``backend`` stay, as they are no part of it. All keep
+        their dtypes: what is loaded is cast.
+
+        What other libraries made does not say all of that: ``import_state`` does for them. A state
+        of ``torch.optim.RMSprop`` is taken as it is where its meaning is this optimizer's own:
+        ``eps_inside_sqrt``, ``decoupled_weight_decay``, ``lr_in_momentum`` and
+        ``initial_accumulator_value`` are all false, as an ``RMSprop``'s are. (One that pfrl made
+        cannot always be told from torch's, and must be imported.) If it has nothing but options
+        yet, those of this optimizer stay, with a warning.
 
         Args:
-            state_dict: From ``state_dict()``.
+            state_dict: From ``state_dict()`` or ``import_state``.
 
         Raises:
-            TypeError: If a hyperparameter is of a wrong type.
+            TypeError: If a hyperparameter or value is of a wrong type.
             ValueError: If groups, parameters, names of state or shapes differ, a hyperparameter is
-                out of range, or the state has momentum or is centered. Nothing is loaded then.
-            RuntimeError: If state is missing that is shared with other processes.
+                out of range, or an option is not said. Nothing is loaded then.
+            RuntimeError: If state is missing that is shared with other processes. The same.
         """
         groups = self.param_groups
         state: dict[torch.Tensor, Any] = {}
         final: dict[str, Any] = {}
+        with_state: set[torch.Tensor] = set()
 
-        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+        def check(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            loaded = readable(self, loaded)
             check_loadable(self, loaded)
-            self._make_missing_state()
+            with_state.update(param for _, param, saved in pair(self, loaded) if saved)
+            self._make_missing_state(with_state)
             for index, (group, saved) in enumerate(
                 zip(groups, loaded["param_groups"], strict=True)
             ):
-                self._lacking_of(index, {**group, **saved, "params": group["params"]})
+                of_saved = {**group, **saved, "params": group["params"]}
+                self._lacking_of(index, of_saved, with_state)
             state.update(self.state)
             final.update(loaded)
+            return loaded
 
         def restore(_: Optimizer) -> None:
             # torch has cast state to the parameters' dtype, and made new tensors.
             for group, old in zip(self.param_groups, groups, strict=True):
-                if "centered" in group:  # it is of torch.optim.RMSprop
-                    group.setdefault("eps_inside_sqrt", False)
-                    group.setdefault("decoupled_weight_decay", False)
                 for name in self.defaults:
                     group.setdefault(name, old[name])
+                group["capturable"] = self.capturable
                 if self.capturable:  # captured graphs read it where it is
                     group["lr"] = old["lr"].fill_(group["lr"])
             for counts in self._counts:
                 counts[1].zero_()
+            for param, loaded in self.state.items():
+                if param in state:  # what a user has put there goes with it
+                    others = loaded.keys() - STATE
+                    state[param].update({name: loaded[name] for name in others})
             self.state.update(state)
-            self._make_missing_state()  # of kinds that these hyperparameters ask for
+            self._make_missing_state(with_state)  # of kinds that these hyperparameters ask for
             for group, param, saved in pair(self, final):
-                for name in Kinds.of_group(group).names:
-                    own = self.state[param][name]
-                    if saved:
-                        own.copy_(as_saved(saved[name]))
-                    else:
-                        as_real(own).fill_(first_value(name, group))
+                own = self.state.get(param, {})  # of a frozen parameter not all, or nothing
+                wanted = Kinds.of_group(group).names(param)
+                for name in [each for each in STATE if each in own]:
+                    if name in saved:
+                        own[name].copy_(as_saved(saved[name]))
+                        continue
+                    as_real(own[name]).fill_(first_value(name, group))
+                    if name not in wanted:
+                        del own[name]
 
         # After the user's hooks that may change the dict, and before those that may change state.
         hooks = (
@@ -534,11 +671,13 @@ class RMSpropAsync(Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    @_not_compiled
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: torch's state of an optimizer, and how it was made."""
-        own = {name: getattr(self, name) for name in ("backend", "capturable", "_counts")}
+        own = {name: getattr(self, name) for name in _OWN}
         return {**super().__getstate__(), **own, "flat": False}
 
+    @_not_compiled
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
@@ -553,7 +692,12 @@ class RMSpropAsync(Optimizer):
 def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
     """Whether some state on the CPU lies where other processes may know it."""
     buffers = (state[name] for state in states for name in BUFFERS if name in state)
-    return any(buffer.device.type == "cpu" and buffer.is_shared() for buffer in buffers)
+    return any(buffer.device.type == "cpu" and own_part(buffer).is_shared() for buffer in buffers)
+
+
+def _device_of(group: dict[str, Any]) -> torch.device | None:
+    """Where a group is updated; None if nothing in it is."""
+    return next((param.device for param in group["params"] if needs_state(param)), None)
 
 
 def _lr_on(device: torch.device | str, lr: float | torch.Tensor) -> torch.Tensor:

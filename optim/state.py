@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.kernels.operands import COMPUTE_DTYPES, same_layout
 from hogstream.optim.options import Group, check_group
+from hogstream.optim.parameters import check_distributed_alike, is_distributed, own_part
 
 #: What an update takes of state, in the order of ``Operands``, by torch's names.
-BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
+BUFFERS = ("square_avg", "grad_avg", "momentum_buffer", "kahan_comp")
 #: All names of state.
 STATE = ("step", *BUFFERS)
 
@@ -27,32 +29,38 @@ _STATE_DTYPES = {
 
 
 class Kinds(NamedTuple):
-    """Which kinds of state the parameters of a group have, besides ``step`` and ``square_avg``."""
+    """Which kinds of state the parameters of a group have, besides ``step`` and ``square_avg``.
+
+    Attributes:
+        centered: Whether there is ``grad_avg``.
+        momentum: Whether there is ``momentum_buffer``.
+        compensated: Whether there is ``kahan_comp`` of those of 16 bits.
+    """
 
     centered: bool
     momentum: bool
+    compensated: bool
 
     @classmethod
     def of(cls, hyperparameters: Hyperparameters) -> Kinds:
         """Those that updates with these take."""
         switches = hyperparameters.switches
-        return cls(switches.centered, switches.momentum)
+        return cls(switches.centered, switches.momentum, switches.compensated)
 
     @classmethod
     def of_group(cls, group: Group) -> Kinds:
         """Those that a parameter group asks for."""
-        return cls(group["centered"], group["momentum"] != 0)
+        return cls(group["centered"], group["momentum"] != 0, group["kahan_sum"])
 
-    @property
-    def buffers(self) -> tuple[str, ...]:
-        """Names of ``BUFFERS``."""
-        is_wanted = True, self.centered, self.momentum
+    def buffers(self, param: torch.Tensor) -> tuple[str, ...]:
+        """Names of ``BUFFERS``: what a parameter has of them."""
+        compensated = self.compensated and as_real(param).itemsize == 2
+        is_wanted = True, self.centered, self.momentum, compensated
         return tuple(name for name, wanted in zip(BUFFERS, is_wanted, strict=True) if wanted)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names of the state."""
-        return ("step", *self.buffers)
+    def names(self, param: torch.Tensor) -> tuple[str, ...]:
+        """All names of a parameter's state."""
+        return ("step", *self.buffers(param))
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,12 +78,55 @@ def new_buffer(param: torch.Tensor, name: str, group: Group) -> torch.Tensor:
     """
     buffer = torch.zeros_like(
         param,
-        dtype=_STATE_DTYPES[param.dtype],
+        dtype=param.dtype if name == "kahan_comp" else _STATE_DTYPES[param.dtype],
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
     as_real(buffer).fill_(first_value(name, group))
     return buffer
+
+
+def made_to_fit(
+    buffer: torch.Tensor | None, param: torch.Tensor, name: str, group: Group
+) -> torch.Tensor:
+    """A part of a parameter's state in new memory, with the values that it had if there are any.
+
+    Args:
+        buffer: What there is of it; None for nothing.
+        param: The parameter.
+        name: One of ``BUFFERS``.
+        group: Of the parameter.
+    """
+    new = new_buffer(param, name, group)
+    if buffer is not None and buffer.shape == new.shape:
+        new.copy_(buffer)
+    return new
+
+
+def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any]) -> bool:
+    """Whether a part of a parameter's state is for another dtype, device or layout than it has now.
+
+    So is one of another shape that no step was made with. What no parameter's state could be is
+    not: the step refuses that.
+    """
+    buffer = state.get(name)
+    if name == "step" or not isinstance(buffer, torch.Tensor) or buffer.layout != torch.strided:
+        return False
+    alike = buffer.is_complex() == param.is_complex() and not is_integral(buffer)
+    if not alike or is_distributed(buffer) != is_distributed(param):
+        return False
+    if buffer.shape != param.shape:
+        return not state.get("step", 1)
+    dtype = param.dtype if name == "kahan_comp" else _STATE_DTYPES.get(param.dtype, buffer.dtype)
+    if (buffer.dtype, buffer.device) != (dtype, param.device):
+        return True
+    own, of_param = own_part(buffer), own_part(param)
+    return own.shape != of_param.shape or not same_layout(own, of_param)
+
+
+def is_integral(tensor: torch.Tensor) -> bool:
+    """Whether it holds whole numbers, or truth values."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def first_value(name: str, group: Group) -> float:
@@ -111,9 +162,9 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Checks that a state fits an optimizer.
 
     Raises:
-        TypeError: If a hyperparameter is of a wrong type.
-        ValueError: If groups, parameters, names of state or shapes differ, or a hyperparameter
-            cannot be honoured.
+        TypeError: If a hyperparameter or value of state is of a wrong type.
+        ValueError: If groups, parameters, names of state or shapes differ, state is complex where
+            its parameter is not, or a hyperparameter cannot be honoured.
     """
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
     sizes = [len(group["params"]) for group in groups]
@@ -122,21 +173,35 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
     names_of: list[tuple[str, ...]] = []  # by parameter
     for group, saved in zip(groups, saved_groups, strict=True):
-        hyperparameters = check_group({**group, **saved, "params": group["params"]})
-        names_of += [Kinds.of(hyperparameters).names] * len(group["params"])
+        kept = {name: group[name] for name in ("params", "capturable")}
+        hyperparameters = check_group({**group, **saved, **kept})
+        names_of += map(Kinds.of(hyperparameters).names, group["params"])
     for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
         if not saved:
             continue
-        if missing := set(names_of[index]) - saved.keys():
+        # What rounding has left is nothing where it was not kept.
+        if missing := set(names_of[index]) - {"kahan_comp"} - saved.keys():
             raise ValueError(
                 f"state of parameter {index} must have {', '.join(names_of[index])}, "
                 f"got none of {sorted(missing)}"
             )
-        for name in names_of[index]:
-            shape = () if name == "step" else tuple(param.shape)
-            got = tuple(as_saved(saved[name]).shape)
-            if got != shape:
-                raise ValueError(f"{name} of parameter {index} must have shape {shape}, got {got}")
+        for name in filter(saved.__contains__, STATE):
+            _check_value(f"{name} of parameter {index}", saved[name], param, is_step=name == "step")
+
+
+def _check_value(name: str, value: Any, param: torch.Tensor, is_step: bool) -> None:
+    if not isinstance(value, (torch.Tensor, Real)):
+        raise TypeError(f"{name} must be a tensor or a number, got {value!r}")
+    shape = () if is_step else tuple(param.shape)
+    value = as_saved(value)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    is_complex = param.is_complex() and not is_step
+    if value.is_complex() != is_complex:
+        kind = "complex" if is_complex else "real"
+        raise ValueError(f"{name} must be {kind}, got {value.dtype}")
+    if not is_step:
+        check_distributed_alike(value, param, name)
 
 
 def as_saved(value: Any) -> torch.Tensor:

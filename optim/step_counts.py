@@ -37,9 +37,20 @@ class Counter:
     shown: torch.Tensor
     rest: torch.Tensor
 
-    def add_one(self) -> None:
-        """Counts a step."""
-        self._add_one()
+    def add_one(self, found_inf: torch.Tensor | None = None) -> None:
+        """Counts a step.
+
+        Args:
+            found_inf: On a GPU, where the host does not know it: not 0 if the step was left out.
+        """
+        if found_inf is None or found_inf.device.type == "cpu":
+            self._add_one()
+        else:
+            _carry(self.shown, self.rest, (found_inf == 0).to(self.rest).reshape(()))
+
+    def first(self) -> int:
+        """The first of the counts, which are on the CPU."""
+        return int(self.shown[0]) + int(self.rest[0])
 
     @cached_property
     def _add_one(self) -> Callable[[], object]:
@@ -57,9 +68,9 @@ class Counter:
         _carry(counts, more)
 
 
-def _carry(shown: Any, rest: Any) -> None:
-    """Adds one to arrays or tensors, of which ``shown`` takes as much as it can hold."""
-    rest += 1
+def _carry(shown: Any, rest: Any, step: Any = 1) -> None:
+    """Adds a step to arrays or tensors, of which ``shown`` takes as much as it can hold."""
+    rest += step
     total = shown + rest
     rest -= total - shown  # both differences are exact
     shown[...] = total

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends import Backend, select_backend
-from hogstream.kernels.launch_table import GRAD, LaunchTable
+from hogstream.kernels.launch_table import GRAD, Kind, LaunchTable, kind_of
 from hogstream.kernels.operands import (
     Operands,
     check_disjoint,
@@ -22,6 +22,13 @@ from hogstream.kernels.operands import (
 )
 from hogstream.optim.compiled_modules import compiled_module
 from hogstream.optim.flat_buffers import FlatBuffer
+from hogstream.optim.parameters import (
+    check_distributed_alike,
+    is_distributed,
+    own_part,
+    own_part_of_grad,
+    placement_of,
+)
 from hogstream.optim.state import BUFFERS, Kinds, as_real, check_step
 from hogstream.optim.step_counts import Counter, counters_of
 
@@ -51,6 +58,10 @@ class Reached(NamedTuple):
             params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
         return cls(params, reached)
 
+    def own_parts(self) -> Reached:
+        """The same, of distributed ones what this process has."""
+        return Reached(list(map(own_part, self.params)), list(map(own_part, self.grads)))
+
 
 @dataclass(frozen=True)
 class PlannedLaunch:
@@ -68,11 +79,11 @@ class PlannedLaunch:
 
 
 class Written(NamedTuple):
-    """Spans of memory that updates write, none of which overlap, in the order of addresses.
+    """Spans of memory that updates write, in the order of addresses.
 
     Attributes:
         starts: int64, shape (spans + 1,); the first is an empty one at 0.
-        ends: The same.
+        ends: The same; where spans overlap, of the one until then that reaches furthest.
     """
 
     starts: Int64s
@@ -85,7 +96,7 @@ class Written(NamedTuple):
         starts = np.array([0, *(tensor.data_ptr() for tensor in written)])
         order = np.argsort(starts)
         sizes = np.array([0, *(tensor.nbytes for tensor in written)])
-        return cls(starts[order], (starts + sizes)[order])
+        return cls(starts[order], np.maximum.accumulate((starts + sizes)[order]))
 
     def overlaps(self, starts: Int64s, sizes: Int64s) -> bool:
         """Whether any of other spans, of so many bytes, shares memory with one of these."""
@@ -137,6 +148,7 @@ class _ReadPremises(NamedTuple):
     buffers: list[torch.Tensor]  # of all states, and which they are of, by which names
     of_states: list[dict[str, torch.Tensor]]
     names: list[str]
+    names_of_reached: list[tuple[str, ...]]  # the same, for each parameter
     pointers: list[int]  # of parameters and buffers; all the same, of those without elements
     # Of parameters, buffers and gradients:
     sizes: list[int]
@@ -144,6 +156,7 @@ class _ReadPremises(NamedTuple):
     strides: list[tuple[int, ...]]
     devices: list[int]  # of gradients
     flat: list[torch.Tensor]  # parameters whose gradients are in flat memory: all require them
+    placements: list[Any] | None  # of gradients; None if nothing is distributed
 
     @classmethod
     def of(
@@ -158,17 +171,23 @@ class _ReadPremises(NamedTuple):
     ) -> _ReadPremises:
         states = [state[param] for param in reached.params]
         pairs = [
-            (each, name) for each, kind in zip(states, kinds, strict=True) for name in kind.buffers
+            (each, name)
+            for param, each, kind in zip(reached.params, states, kinds, strict=True)
+            for name in kind.buffers(param)
         ]
         buffers = [each[name] for each, name in pairs]
-        tensors = [*reached.params, *buffers, *reached.grads]
+        is_any_distributed = any(map(is_distributed, reached.params))
+        placements = list(map(placement_of, reached.grads)) if is_any_distributed else None
+        params, grads = reached.own_parts()
+        written_here = [*params, *map(own_part, buffers)]
+        tensors = [*written_here, *grads]
         flat = [param for index in in_flat if (param := reached.params[index]).numel()]
         return cls(
             written=written,
             places=places,
             in_flat=in_flat,
-            grad_pointers=_pointers_of(reached.grads),
-            grad_bytes=np.array([grad.nbytes for grad in reached.grads], np.int64),
+            grad_pointers=_pointers_of(grads),
+            grad_bytes=np.array([grad.nbytes for grad in grads], np.int64),
             params=reached.params,
             group_sizes=[len(group["params"]) for group in groups],
             owners=list(state),
@@ -178,21 +197,26 @@ class _ReadPremises(NamedTuple):
             buffers=buffers,
             of_states=[each for each, _ in pairs],
             names=[name for _, name in pairs],
-            pointers=[tensor.data_ptr() for tensor in [*reached.params, *buffers]],
+            names_of_reached=list(map(Kinds.buffers, kinds, reached.params)),
+            pointers=[tensor.data_ptr() for tensor in written_here],
             sizes=[tensor.numel() for tensor in tensors],
             dtypes=[tensor.dtype for tensor in tensors],
             strides=[tensor.stride() for tensor in tensors],
-            devices=[grad.get_device() for grad in reached.grads],
+            devices=[grad.get_device() for grad in grads],
             flat=flat,
+            placements=placements,
         )
 
     def hold_gradients(self, groups: Groups, state: State, memory: StepMemory) -> bool:
         """As in ``Premises``."""
         reached = Reached.of(groups)
+        parts, buffers = reached, self.buffers
+        if self.placements is not None:
+            parts, buffers = reached.own_parts(), list(map(own_part, buffers))
         try:
-            if not self._hold(groups, state, reached):
+            if not self._hold(groups, state, reached, parts, buffers):
                 return False
-            pointers = _pointers_of(reached.grads)
+            pointers = _pointers_of(parts.grads)
         except KeyError:  # a part of a state, which was removed: to be made
             return False
         except RuntimeError:  # a sparse gradient, which has none of these: to be refused
@@ -214,7 +238,7 @@ class _ReadPremises(NamedTuple):
             return self
         try:
             premises: Any = module.CompiledPremises(
-                groups, state, self.written, self.places, self.in_flat, self._names_of_reached()
+                groups, state, self.written, self.places, self.in_flat, self.names_of_reached
             )
         except (KeyError, TypeError) as error:
             _log.debug("Python reads what each step depends on: %r", error)
@@ -223,13 +247,6 @@ class _ReadPremises(NamedTuple):
         if len(reached) != len(self.params) or not all(map(is_, reached, self.params)):
             return self
         return premises if premises.hold_gradients(groups, state, memory) else self
-
-    def _names_of_reached(self) -> list[list[str]]:
-        """The names of each state's buffers."""
-        names: dict[int, list[str]] = {id(each): [] for each in self.states}
-        for of_state, name in zip(self.of_states, self.names, strict=True):
-            names[id(of_state)].append(name)
-        return list(names.values())
 
     def bump_versions(self) -> None:
         """As in ``Premises``."""
@@ -243,16 +260,24 @@ class _ReadPremises(NamedTuple):
             return False
         return not self.written.overlaps(pointers, self.grad_bytes)
 
-    def _hold(self, groups: Groups, state: State, reached: Reached) -> bool:
-        written = [*reached.params, *self.buffers]
-        tensors = [*written, *reached.grads]
+    def _hold(
+        self,
+        groups: Groups,
+        state: State,
+        reached: Reached,
+        parts: Reached,
+        buffers: list[torch.Tensor],
+    ) -> bool:
+        written = [*parts.params, *buffers]
+        tensors = [*written, *parts.grads]
         return (
-            self.pointers == list(map(_pointer, written))
+            (self.placements is None or self.placements == list(map(placement_of, reached.grads)))
+            and self.pointers == list(map(_pointer, written))
             and all(map(is_, reached.params, self.params))
             and self.sizes == list(map(torch.Tensor.numel, tensors))
             and all(map(is_, map(_dtype, tensors), self.dtypes))
             and all(map(eq, map(torch.Tensor.stride, tensors), self.strides))
-            and self.devices == list(map(torch.Tensor.get_device, reached.grads))
+            and self.devices == list(map(torch.Tensor.get_device, parts.grads))
             and all(map(_requires_grad, self.flat))
             and self.group_sizes == [len(group["params"]) for group in groups]
             and len(state) == len(self.owners)
@@ -260,10 +285,10 @@ class _ReadPremises(NamedTuple):
             and all(map(is_, state.values(), self.all_states))
             and all(map(is_, map(itemgetter("step"), self.states), self.steps))
             and all(map(is_, map(getitem, self.of_states, self.names), self.buffers))
-            and not any(map(torch.Tensor.is_neg, reached.params))
-            and not any(map(torch.Tensor.is_neg, reached.grads))
-            and not any(map(torch.Tensor.is_conj, reached.params))
-            and not any(map(torch.Tensor.is_conj, reached.grads))
+            and not any(map(torch.Tensor.is_neg, parts.params))
+            and not any(map(torch.Tensor.is_neg, parts.grads))
+            and not any(map(torch.Tensor.is_conj, parts.params))
+            and not any(map(torch.Tensor.is_conj, parts.grads))
         )
 
 
@@ -391,7 +416,7 @@ def make_plan(
         for index, param in enumerate(group["params"])
         if param.grad is not None
     ]
-    check_disjoint(named)
+    check_disjoint(named, in_turn=True)
     operands = [each for _, each in named]
     launches: list[PlannedLaunch] = []
     counters: list[Counter] = []
@@ -430,21 +455,21 @@ def _checked(
     check_step(f"step of {name}", state["step"])
     assert grad is not None
     names = [name, f"grad of {name}", *(f"{buffer} of {name}" for buffer in BUFFERS)]
-    check_grad(param, grad, names[1], "its param")
+    if grad.is_complex() != param.is_complex():
+        raise TypeError(f"{names[1]} must be complex just as its param is, got {grad.dtype}")
+    check_distributed_alike(grad, param, names[1])
+    grad, param = own_part_of_grad(grad, param), own_part(param)
     if param.is_conj():
         raise ValueError(f"{name} must be memory as it is, got a lazily conjugated view of it")
-    if not same_layout(grad, param) or grad.is_conj():
-        grad = torch.empty_like(param).copy_(grad)
-    buffers = [state[each] if each in kinds.buffers else None for each in BUFFERS]
-    for buffer in buffers:
-        if buffer is not None and not same_layout(buffer, param):
-            raise ValueError(
-                f"{name} must keep the strides that the optimizer was made with, "
-                f"{buffer.stride()}, got {param.stride()}"
-            )
-    ms, ga, buf = (each if each is None else as_real(each) for each in buffers)
+    grad = grad.resolve_conj()
+    check_grad(as_real(param), as_real(grad), names[1], "its param")
+    if not same_layout(grad, param):
+        grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+    wanted = kinds.buffers(param)
+    buffers = [own_part(state[each]) if each in wanted else None for each in BUFFERS]
+    ms, ga, buf, comp = (each if each is None else as_real(each) for each in buffers)
     assert ms is not None
-    return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, names)
+    return names, check_operands(as_real(param), as_real(grad), ms, ga, buf, comp, names)
 
 
 def _tables_of(
@@ -462,19 +487,46 @@ def _tables_of(
         flat_buffers: Those of the group.
 
     Returns:
-        Each table, and for each of its updates which of the reached parameters it is; None for the
-        one update of a flat buffer.
+        Each table, in the order in which they are launched, and for each of its updates which of
+        the reached parameters it is; None for the one update of a flat buffer.
     """
     where = {id(reached.params[position]): position for position in positions}
+    left = set(positions)
     tables: list[tuple[LaunchTable, list[int] | None]] = []
     for buffer in flat_buffers:
         members = [where.get(id(param)) for param in buffer.params]
         if buffer.holds([None if i is None else operands[i] for i in members]):
             tables.append((LaunchTable([buffer.operands]), None))
-            for param in buffer.params:
-                del where[id(param)]
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for position in where.values():
-        param = operands[position].param
-        kinds.setdefault((param.dtype, param.device), []).append(position)
-    return tables + [(LaunchTable([operands[i] for i in kind]), kind) for kind in kinds.values()]
+            left.difference_update(members)
+    alike: dict[tuple[int, Kind], list[int]] = {}
+    in_order = sorted(left)
+    turns = _turns([operands[position].written for position in in_order])
+    for turn, position in sorted(zip(turns, in_order, strict=True)):
+        alike.setdefault((turn, kind_of(operands[position])), []).append(position)
+    return tables + [(LaunchTable([operands[i] for i in each]), each) for each in alike.values()]
+
+
+def _turns(written: list[list[torch.Tensor]]) -> list[int]:
+    """In which launch each update is, so that no two of a launch write the same memory.
+
+    Those that do, as of duplicates and of parameters that are tied, come in their order.
+
+    Args:
+        written: What each writes.
+    """
+    owners = [index for index, one in enumerate(written) for _ in one]
+    tensors = [each for one in written for each in one]
+    starts = np.array([each.data_ptr() for each in tensors], np.int64)
+    ends = starts + np.array([each.nbytes for each in tensors], np.int64)
+    order = np.argsort(starts)
+    furthest = np.maximum.accumulate(ends[order])
+    turns = [0] * len(written)
+    if (furthest[:-1] <= starts[order][1:]).all():
+        return turns
+    owner = np.array(owners, np.int64)
+    for index in range(1, len(written)):
+        own, before = owner == index, owner < index
+        shared = (starts[before, None] < ends[own]) & (starts[own] < ends[before, None])
+        those = np.unique(owner[before][shared.any(axis=1)])
+        turns[index] = 1 + max((turns[each] for each in those), default=-1)
+    return turns

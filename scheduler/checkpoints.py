@@ -1,10 +1,11 @@
 """Checkpoints: all that workers share, saved to one file and loaded from it.
 
 A checkpoint is a safetensors file, so that loading one runs no code. Its tensors are
-``param/<name>``, ``ms``, ``generator/<name>`` and, where there are any, ``worker_ms`` and
-``races``. Its metadata, all strings, are ``hogstream_checkpoint`` (the version of this format),
-``hogstream`` (the version that wrote it), ``content`` (JSON: version, iterations, seeds, and how
-many elements ``races`` count together) and ``crc32`` (a checksum of all the rest).
+``param/<name>``, ``ms``, ``generator/<name>`` and, where there are any, ``grad_avg``,
+``momentum_buffer``, these three of each worker (``worker_ms`` and so on) and ``races``. Its
+metadata, all strings, are ``hogstream_checkpoint`` (the version of this format), ``hogstream`` (the
+version that wrote it), ``content`` (JSON: version, iterations, seeds, and how many elements
+``races`` count together) and ``crc32`` (a checksum of all the rest).
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_integer
 from hogstream.scheduler.files import replace_file
 from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.update_state import KINDS, UpdateState
 
 #: Version of the format; other versions are refused.
 FORMAT = 1
 
 _GENERATOR = "generator/"
+_WORKER = "worker_"
+# What a checkpoint need not have of what shared parameters have.
+_BEGINS_LATER = {
+    "races",
+    *(prefix + kind for prefix in ("", _WORKER) for kind in KINDS),
+}
 _SEEDS = -(1 << 63), (1 << 64) - 1  # what torch.manual_seed takes
 
 
@@ -64,7 +72,7 @@ def save_checkpoint(
 
     Args:
         path: The file to write, or to write anew.
-        shared: Saved with ``ms``, ``worker_ms``, ``races`` and ``version``.
+        shared: Saved with its state, that of its workers, ``races`` and ``version``.
         iterations: How many iterations each worker has finished.
         seeds: Seeds by name.
         generators: Generators by name, whose states are saved.
@@ -104,8 +112,9 @@ def save_checkpoint(
 def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> Checkpoint:
     """Loads a checkpoint into shared parameters, in place: modules that are attached stay so.
 
-    No update may be in flight. ``worker_ms`` and ``races`` are made in ``shared`` if the checkpoint
-    has them. Races that ``shared`` counts and the checkpoint does not are counted from zero.
+    No update may be in flight. State and ``races`` are made in ``shared`` if the checkpoint has
+    them. A ``grad_avg`` or ``momentum_buffer`` that ``shared`` has and the checkpoint has not
+    begins with zeros, as the updates until then had none; so do races.
 
     Args:
         path: A file that ``save_checkpoint`` wrote.
@@ -118,7 +127,9 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
         OSError: If the file cannot be read.
         ValueError: If it is damaged, no checkpoint, of another format or of other parameters;
             nothing has changed then.
-        MemoryError: If ``worker_ms`` or ``races`` do not fit the device; nothing has changed then.
+        RuntimeError: If state would have to be made in a process that others share ``ms`` with;
+            nothing has changed then.
+        MemoryError: If state or ``races`` do not fit the device; nothing has changed then.
     """
     tensors, content = _read(path)
     states = {
@@ -134,15 +145,17 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     with shared.undone_on_error():
+        shared.make_state([kind for kind in KINDS if kind in tensors])
         if "worker_ms" in tensors:
-            shared.make_worker_ms(len(tensors["worker_ms"]))
+            kinds = [kind for kind in KINDS if _WORKER + kind in tensors]
+            shared.make_worker_state(len(tensors["worker_ms"]), kinds)
         if "races" in tensors:
             shared.count_races(block)
-    if "races" not in tensors and shared.races is not None:
-        shared.races.counts.zero_()
-    mine = _tensors_of(shared)
-    for name, tensor in tensors.items():
-        mine[name].copy_(tensor)
+    for name, mine in _tensors_of(shared).items():
+        if name in tensors:
+            mine.copy_(tensors[name])
+        else:
+            mine.zero_()
     shared.versions.zero_()
     shared.versions[shared.slot] = checkpoint.version
     return checkpoint
@@ -151,9 +164,9 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
 def _tensors_of(shared: SharedParameters) -> dict[str, torch.Tensor]:
     """What is saved and loaded of shared parameters, by its name in the file."""
     tensors = {f"param/{name}": view for name, view in shared.views.items()}
-    tensors["ms"] = shared.ms
-    if shared.worker_ms is not None:
-        tensors["worker_ms"] = shared.worker_ms
+    tensors |= shared.state.named()
+    if shared.worker_state is not None:
+        tensors |= shared.worker_state.named(_WORKER)
     if shared.races is not None:
         tensors["races"] = shared.races.counts
     return tensors
@@ -206,19 +219,10 @@ def _check_fits(
     Raises:
         ValueError: If a name, shape or dtype differs.
     """
-    expected = _tensors_of(shared)
-    if "worker_ms" in tensors:  # of any number of workers, if none were made yet
-        workers = max((1, *tensors["worker_ms"].shape[:1]))
-        expected.setdefault("worker_ms", shared.ms.expand(workers, -1))
-    if "races" in tensors:
-        block = check_integer("race_block", race_block, 1)
-        if shared.races is not None and shared.races.block != block:
-            raise ValueError(f"race_block must be {shared.races.block} as here, got {block}")
-        counters = RaceCounters.zeros(shared.elements, block, torch.device("meta"))
-        expected["races"] = counters.counts
-    else:
-        expected.pop("races", None)
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    mine = _tensors_of(shared)
+    expected = mine | _may_be_made(tensors, shared, race_block)
+    missing = mine.keys() - _BEGINS_LATER - tensors.keys()
+    unknown = tensors.keys() - expected.keys()
     if missing or unknown:
         raise ValueError(
             f"it must hold the shared parameters' tensors; "
@@ -229,6 +233,26 @@ def _check_fits(
             raise ValueError(
                 f"{name} must be {_kind(expected[name])} as the shared one, got {_kind(tensor)}"
             )
+
+
+def _may_be_made(
+    tensors: Mapping[str, torch.Tensor], shared: SharedParameters, race_block: Any
+) -> dict[str, torch.Tensor]:
+    """What is made in shared parameters if a file has it, by name: of these shapes and dtypes."""
+    kinds = len(UpdateState._fields)
+    made = UpdateState(*[shared.ms] * kinds).named()
+    if "worker_ms" in tensors:
+        workers = max((1, *tensors["worker_ms"].shape[:1]))
+        if shared.worker_ms is not None:  # else of any number of workers
+            workers = len(shared.worker_ms)
+        made |= UpdateState(*[shared.ms.expand(workers, -1)] * kinds).named(_WORKER)
+    if "races" in tensors:
+        block = check_integer("race_block", race_block, 1)
+        if shared.races is not None and shared.races.block != block:
+            raise ValueError(f"race_block must be {shared.races.block} as here, got {block}")
+        counters = RaceCounters.zeros(shared.elements, block, torch.device("meta"))
+        made["races"] = counters.counts
+    return made
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], str]:

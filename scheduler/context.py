@@ -20,6 +20,7 @@ from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import BoundGate, Passage
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
+from hogstream.scheduler.update_state import UpdateState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class WorkerContext:
         dispatch: Dispatch,
         index: int,
         lane: Lane,
-        ms: torch.Tensor,
+        state: UpdateState,
         snapshot: torch.Tensor | None,
         iteration: int,
         budget: Budget,
@@ -110,7 +111,7 @@ class WorkerContext:
         self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
         self._gradients = _CheckedGradients(
-            shared, ms, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
+            shared, state, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
         )
         self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
@@ -150,7 +151,7 @@ class WorkerContext:
                 device. ``SharedParameters.views_of`` gives views of it by name. Or a list or tuple
                 of such gradients, at least one.
             only: Names of the parameters that have a gradient; None if all do. The others are left
-                alone, their ``ms`` too: no weight decay moves them, as a gradient of zeros would
+                alone, their state too: no weight decay moves them, as a gradient of zeros would
                 let it. What ``grad`` holds for them is not looked at.
 
         Raises:
@@ -484,15 +485,15 @@ class _Kept:
 class _CheckedGradients:
     """Checks a worker's gradients: each once, as long as it has the same memory, all of it."""
 
-    def __init__(self, shared: SharedParameters, ms: torch.Tensor, *, whole_only: bool) -> None:
+    def __init__(self, shared: SharedParameters, state: UpdateState, *, whole_only: bool) -> None:
         """Remembers what gradients must fit.
 
         Args:
             shared: What they update.
-            ms: The worker's, shape (elements,).
+            state: The worker's, of shape (elements,), as its updates have it.
             whole_only: Whether none may update some parameters only.
         """
-        self._shared, self._flat, self._ms = shared, shared.flat, ms
+        self._shared, self._flat, self._state = shared, shared.flat, state
         self._elements = shared.elements
         self._whole_only = whole_only
         self._kept: dict[int, _Kept] = {}
@@ -520,10 +521,13 @@ class _CheckedGradients:
         if not isinstance(grad, torch.Tensor):
             raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
         check_grad(self._flat, grad)
+        if grad.dtype != self._flat.dtype:
+            wanted, got = (str(each.dtype).removeprefix("torch.") for each in (self._flat, grad))
+            raise TypeError(f"grad must be {wanted} as param, got {got}")
         if not grad.is_contiguous():
             raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
         plain = grad.detach().resolve_neg()
-        operands = Operands(self._flat, plain, self._ms)
+        operands = Operands(self._flat, plain, *self._state)
         check_disjoint([(Operands._fields, operands)])
         key = id(grad)
         reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
@@ -552,17 +556,15 @@ class _CheckedGradients:
             raise ValueError(
                 f"only must name shared parameters, got {', '.join(unknown)}, which are none"
             )
-        tensors = self._flat, kept.plain, self._ms
-        checked = Checked(
-            [
-                Operands(*(each[start:stop] for each in tensors))
-                for start, stop in _runs(self._shared, names)
-            ]
-        )
+        checked = Checked([self._part(kept.plain, *run) for run in _runs(self._shared, names)])
         if len(kept.parts) == _CHECKED_PARTS:
             kept.parts.clear()
         kept.parts[names] = checked
         return checked
+
+    def _part(self, plain: torch.Tensor, start: int, stop: int) -> Operands:
+        state = self._state.map(lambda each: each[start:stop])
+        return Operands(self._flat[start:stop], plain[start:stop], *state)
 
 
 def _runs(shared: SharedParameters, names: Collection[str]) -> list[tuple[int, int]]:

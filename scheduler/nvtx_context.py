@@ -13,6 +13,7 @@ from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.tracing.nvtx import Ranges
 from hogstream.scheduler.update import Checked, Snapshot, Work
+from hogstream.scheduler.update_state import UpdateState
 
 T = TypeVar("T")
 
@@ -28,13 +29,13 @@ class RangedContext(ScheduledContext):
         dispatch: Dispatch,
         index: int,
         lane: Lane,
-        ms: torch.Tensor,
+        state: UpdateState,
         snapshot: torch.Tensor | None,
         iteration: int,
         budget: Budget,
         ranges: Ranges,
     ) -> None:
-        super().__init__(dispatch, index, lane, ms, snapshot, iteration, budget)
+        super().__init__(dispatch, index, lane, state, snapshot, iteration, budget)
         self._ranges = ranges
         self._range = ranges.around("iteration", index)
         self._enqueue = self._enqueue_in_range

@@ -1,10 +1,10 @@
-"""The parameters and mean squares that all workers update: flat, with named views."""
+"""The parameters and the state that all workers update: flat, with named views."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -15,19 +15,21 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.kernels.shared_memory import move_to_shared_memory
-from hogstream.scheduler.checks import check_integer
+from hogstream.scheduler.checks import check_choice, check_integer
 from hogstream.scheduler.forks import let_go_in_forks
 from hogstream.scheduler.memory import allocate_zeros, save_parts_alone
+from hogstream.scheduler.update_state import KINDS, UpdateState
 
 
 class SharedParameters:
-    """Flat parameters and ``ms``, one of each, that every worker reads and updates.
+    """Flat parameters and the state of their updates, which every worker reads and updates.
 
     Attributes:
         flat: All parameters, shape (elements,), contiguous.
-        ms: Running mean of squared gradients, shape (elements,), in the compute type: float64 for
-            float64 parameters, else float32. Starts at zero.
-        worker_ms: With ``state="per-worker"`` of a scheduler, each worker's own ``ms``, shape
+        state: Of shape (elements,), in the compute type: float64 for float64 parameters, else
+            float32. At first that is ``ms``; a scheduler that is opened makes what its updates have
+            more. Each starts at zero.
+        worker_state: With ``state="per-worker"`` of a scheduler, each worker's own state, of shape
             (workers, elements); before, None.
         races: With ``telemetry=True`` of a scheduler, what races were counted; before, None.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
@@ -75,8 +77,10 @@ class SharedParameters:
         self.flat = allocate_zeros("parameters", (elements,), first.dtype, first.device)
         with torch.inference_mode(False):
             torch.cat([tensor.reshape(-1) for tensor in tensors.values()], out=self.flat)
-        self.ms = allocate_zeros("ms", (elements,), COMPUTE_DTYPES[first.dtype], first.device)
-        self.worker_ms: torch.Tensor | None = None
+        self.state = UpdateState(
+            allocate_zeros("ms", (elements,), COMPUTE_DTYPES[first.dtype], first.device)
+        )
+        self.worker_state: UpdateState | None = None
         self.races: RaceCounters | None = None
         self.versions = _make_versions(0)
         self.slot = 0
@@ -134,6 +138,26 @@ class SharedParameters:
         return self.flat.numel()
 
     @property
+    def ms(self) -> torch.Tensor:
+        """Running mean of squared gradients, shape (elements,)."""
+        return self.state.ms
+
+    @property
+    def grad_avg(self) -> torch.Tensor | None:
+        """Running mean of gradients, shape (elements,); None before updates were centered."""
+        return self.state.grad_avg
+
+    @property
+    def momentum_buffer(self) -> torch.Tensor | None:
+        """Shape (elements,); None before updates had momentum."""
+        return self.state.momentum_buffer
+
+    @property
+    def worker_ms(self) -> torch.Tensor | None:
+        """Each worker's own ``ms``, shape (workers, elements); None if there are none."""
+        return None if self.worker_state is None else self.worker_state.ms
+
+    @property
     def version(self) -> int:
         """How many updates the parameters have had."""
         versions = self._versions
@@ -153,25 +177,51 @@ class SharedParameters:
             self._versions[self.slot] += 1
         return staleness
 
-    def make_worker_ms(self, workers: int) -> torch.Tensor:
-        """Each worker's own ``ms``: made of zeros at the first call, the same later.
+    def make_state(self, kinds: Collection[str] = KINDS) -> UpdateState:
+        """``ms`` and other kinds of state: made of zeros if it is not there, the same later.
+
+        Args:
+            kinds: What of ``grad_avg`` and ``momentum_buffer``.
+
+        Raises:
+            SettingError: If there is no such kind.
+            RuntimeError: If one would have to be made in a process that others share ``ms`` with.
+            MemoryError: If they do not fit the device.
+        """
+        missing = _missing(self.state, kinds)
+        if missing and self.slot:
+            raise RuntimeError(
+                f"shared must have {' and '.join(missing)} before it is sent to a process, which "
+                f"would have its own: call make_state where it is made"
+            )
+        made = {kind: self._zeros(kind, self.ms.shape) for kind in missing}
+        self.state = self.state._replace(**made)
+        return self.state.only(kinds)
+
+    def make_worker_state(self, workers: int, kinds: Collection[str] = KINDS) -> UpdateState:
+        """Each worker's own ``ms`` and other kinds: made of zeros if not there, the same later.
 
         Args:
             workers: How many.
+            kinds: What of ``grad_avg`` and ``momentum_buffer``.
 
         Raises:
-            ValueError: If they were made for another number of workers.
-            MemoryError: If they do not fit the device.
+            ValueError: If it was made for another number of workers, or there is no such kind.
+            MemoryError: If it does not fit the device.
         """
         workers = check_integer("workers", workers, at_least=1)
-        if self.worker_ms is None:
-            shape = workers, self.elements
-            self.worker_ms = allocate_zeros("worker_ms", shape, self.ms.dtype, self.ms.device)
-        if len(self.worker_ms) != workers:
+        shape = torch.Size((workers, self.elements))
+        state = self.worker_state or UpdateState(self._zeros("worker_ms", shape))
+        if len(state.ms) != workers:
             raise ValueError(
-                f"workers must be {len(self.worker_ms)}, as many as have an ms, got {workers}"
+                f"workers must be {len(state.ms)}, as many as have an ms, got {workers}"
             )
-        return self.worker_ms
+        made = {kind: self._zeros(f"worker_{kind}", shape) for kind in _missing(state, kinds)}
+        self.worker_state = state._replace(**made)
+        return self.worker_state.only(kinds)
+
+    def _zeros(self, name: str, shape: torch.Size) -> torch.Tensor:
+        return allocate_zeros(name, tuple(shape), self.ms.dtype, self.ms.device)
 
     def count_races(self, block: int) -> RaceCounters:
         """The counters of races: made at the first call, the same later.
@@ -207,9 +257,9 @@ class SharedParameters:
         """Moves everything to where other processes can reach it; views and modules follow.
 
         Pickled then, as for a process of ``torch.multiprocessing``, they are the same memory there
-        (over CUDA's inter-process handles, on a GPU). ``worker_ms`` and ``races`` that are made
-        later are not shared. No scheduler may be open: its lanes, or its processes, would go on in
-        the old place.
+        (over CUDA's inter-process handles, on a GPU). State and ``races`` that are made later are
+        not shared: ``make_state`` makes it before. No scheduler may be open: its lanes, or its
+        processes, would go on in the old place.
 
         Args:
             processes: How many others there may be; each writes a slot of ``versions``.
@@ -225,26 +275,27 @@ class SharedParameters:
         processes = check_integer("processes", processes, at_least=1)
         versions = _make_versions(processes)
         versions[0] = self.version
-        made = self.worker_ms, None if self.races is None else self.races.counts
-        tensors = [self.flat, self.ms, versions, *(each for each in made if each is not None)]
+        tensors = [self.flat, *self.state.named().values(), versions]
+        tensors += [] if self.worker_state is None else self.worker_state.named().values()
+        tensors += [] if self.races is None else [self.races.counts]
         move_to_shared_memory(tensors)
         self.versions = versions
         self._look()
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """If the block fails, ``worker_ms`` and ``races`` are again what they were before it."""
-        before = self.worker_ms, self.races
+        """If the block fails, state and ``races`` that were made in it are dropped again."""
+        before = self.state, self.worker_state, self.races
         try:
             yield
         except BaseException:
-            self.worker_ms, self.races = before
+            self.state, self.worker_state, self.races = before
             raise
 
     def enter_process(self, process: int) -> None:
         """Says which of the others this process is: what it works on then is its own part.
 
-        That is a slot of ``versions``, and its workers' rows of ``worker_ms``.
+        That is a slot of ``versions``, and its workers' rows of ``worker_state``.
 
         Args:
             process: Its number among those of ``share_memory_``, from 0.
@@ -255,8 +306,10 @@ class SharedParameters:
         processes = len(self.versions) - 1
         process = check_integer("process", process, at_least=0, at_most=processes - 1)
         self.slot = process + 1
-        if self.worker_ms is not None:
-            self.worker_ms = self.worker_ms.tensor_split(processes)[process]
+        if self.worker_state is not None:
+            self.worker_state = self.worker_state.map(
+                lambda each: each.tensor_split(processes)[process]
+            )
 
     def attach(
         self, module: torch.nn.Module, views: Mapping[str, torch.Tensor] | None = None
@@ -304,6 +357,12 @@ class SharedParameters:
             name: part.view(shape)
             for (name, shape), part in zip(self._shapes.items(), flat.split(sizes), strict=True)
         }
+
+
+def _missing(state: UpdateState, kinds: Collection[str]) -> list[str]:
+    for kind in kinds:
+        check_choice("each of kinds", kind, KINDS)
+    return [kind for kind in kinds if kind not in state.named()]
 
 
 def _signature(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,6 +50,8 @@ class RunReport:
             parameters; else None.
         lost_block_updates: How many of those were lost.
         overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
+        state_kinds: How many numbers of state an element has: 1 for ``ms``, and 1 more each if
+            updates are centered, and if they have momentum.
     """
 
     policy: str
@@ -71,6 +73,7 @@ class RunReport:
     block_updates: int | None = None
     lost_block_updates: int | None = None
     overwritten_block_updates: int | None = None
+    state_kinds: int = 1
 
     @property
     def updates(self) -> int:
@@ -86,10 +89,12 @@ class RunReport:
     def bytes_per_update(self) -> int:
         """The least memory traffic that an update needs.
 
-        It reads grad, ms and param and writes ms and param: 20 bytes an element in float32.
+        It reads grad, state and param and writes state and param: 20 bytes an element in float32,
+        and 8 more for each kind of state besides ``ms``.
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
-        return self.elements * (3 * dtype.itemsize + 2 * COMPUTE_DTYPES[dtype].itemsize)
+        state = self.state_kinds * COMPUTE_DTYPES[dtype].itemsize
+        return self.elements * (3 * dtype.itemsize + 2 * state)
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -203,6 +208,7 @@ def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
     return RunReport(
         **{
             **{each.name: getattr(first, each.name) for each in fields(RunReport)[:6]},
+            "state_kinds": first.state_kinds,
             "latencies": Latencies.merged([report.latencies for report in reports]),
             "staleness": sum((report.staleness for report in reports), Counter()),
             "dead": [pid for report in reports for pid in report.dead],
@@ -230,7 +236,7 @@ def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
 
 
 def described(
-    settings: SchedulerSettings, shared: SharedParameters, backend: Backend
+    settings: SchedulerSettings, shared: SharedParameters, backend: Backend, kinds: Collection[str]
 ) -> dict[str, Any]:
     """What runs, as attributes of a report.
 
@@ -238,6 +244,7 @@ def described(
         settings: How.
         shared: What is updated.
         backend: With which kernels.
+        kinds: Of the state that updates have besides ``ms``.
     """
     return {
         "policy": settings.policy,
@@ -246,6 +253,7 @@ def described(
         "dtype": str(shared.flat.dtype).removeprefix("torch."),
         "backend": backend.name,
         "device": str(shared.flat.device),
+        "state_kinds": 1 + len(kinds),
     }
 
 

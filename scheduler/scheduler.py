@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import itemgetter
 from types import TracebackType
 from typing import Any
 
@@ -25,9 +26,10 @@ from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.nvtx_context import RangedContext
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
-from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
+from hogstream.scheduler.update_state import UpdateState, kinds_of
 
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
@@ -104,14 +106,18 @@ class StreamScheduler:
         """What updates are made with.
 
         Assign others, even while workers run, and updates submitted from then on use them:
-        ``dataclasses.replace(..., lr=1e-4)``.
+        ``dataclasses.replace(..., lr=1e-4)``. While the scheduler is open its updates have the
+        state that it was opened with: momentum may change or end then, but not begin, nor may
+        ``centered``.
         """
         return self._dispatch.hyperparameters
 
     @hyperparameters.setter
     def hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        check_type("hyperparameters", hyperparameters, Hyperparameters)
+        check_hyperparameters(hyperparameters)
         hyperparameters.check_held_by(self.shared.flat.dtype)
+        if self._opened:
+            self._check_has_state(hyperparameters)
         self._dispatch.hyperparameters = hyperparameters
 
     async def __aenter__(self) -> StreamScheduler:
@@ -120,6 +126,7 @@ class StreamScheduler:
             raise RuntimeError("the scheduler is open already: enter it once")
         self._opened, self._closing = True, False
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._kinds = kinds_of(self.hyperparameters.switches)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         try:
             with self.shared.undone_on_error():
@@ -227,7 +234,7 @@ class StreamScheduler:
         for index, task in self._tasks.items():  # what ended a worker's task
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
-        ran = described(self.settings, self.shared, self.backend)
+        ran = described(self.settings, self.shared, self.backend, self._kinds)
         return record.report(**ran, partial=not whole)
 
     async def _watch(self, contexts: Sequence[ScheduledContext], record: RunRecord) -> None:
@@ -333,12 +340,29 @@ class StreamScheduler:
             )
         return [check_integer("iterations", each, at_least=0) for each in iterations]
 
+    def _check_has_state(self, hyperparameters: Hyperparameters) -> None:
+        """Checks that workers have the state that these updates need."""
+        needed = kinds_of(hyperparameters.switches)
+        for name, kind, without in (
+            ("centered", "grad_avg", False),
+            ("momentum", "momentum_buffer", 0),
+        ):
+            if kind in needed and kind not in self._kinds:
+                raise ValueError(
+                    f"{name} must be {without} in a scheduler that was opened without {kind}, got "
+                    f"{getattr(hyperparameters, name)!r}: assign it before the scheduler is "
+                    f"opened, and {without} then for updates that shall have none"
+                )
+
     def _allocate(self) -> None:
         """Makes what the settings ask for and memory may not hold."""
         shared, workers = self.shared, self.settings.workers
-        self._ms = [shared.ms] * workers
+        self._states: list[UpdateState]
         if self.settings.state == "per-worker":
-            self._ms = list(shared.make_worker_ms(workers))
+            states = shared.make_worker_state(workers, self._kinds)
+            self._states = [states.map(itemgetter(worker)) for worker in range(workers)]
+        else:
+            self._states = [shared.make_state(self._kinds)] * workers
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat
@@ -351,8 +375,8 @@ class StreamScheduler:
         if self._ranges is not None:
             make = partial(RangedContext, ranges=self._ranges)
         return [
-            make(self._dispatch, index, lane, ms, snapshot, iteration, budget)
-            for index, (lane, ms, snapshot, iteration) in enumerate(
-                zip(lanes.lanes, self._ms, self._snapshots, iterations, strict=True)
+            make(self._dispatch, index, lane, state, snapshot, iteration, budget)
+            for index, (lane, state, snapshot, iteration) in enumerate(
+                zip(lanes.lanes, self._states, self._snapshots, iterations, strict=True)
             )
         ]

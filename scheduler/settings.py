@@ -39,7 +39,8 @@ class SchedulerSettings:
             ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
             ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
-        hyperparameters: What updates are made with.
+        hyperparameters: What updates are made with. Momentum, and centered updates, have a state
+            of their own, which the scheduler makes when it is opened.
         depth: How many updates of one worker may be in flight, at least 1. A worker needs as many
             gradient buffers.
         batch: How many updates are launched at once, at least 1. On a GPU, those of the same lanes
@@ -48,8 +49,9 @@ class SchedulerSettings:
         batch_of: ``"lane"``: a batch is of one worker's updates, at most ``depth``, one after the
             other. ``"lanes"``: it is of all workers' updates, at most ``depth`` times ``workers``,
             each down its lane, beside each other.
-        state: ``"shared"``: one ``ms`` for all, as RMSpropAsync. ``"per-worker"``: each its own, as
-            A3C's unshared RMSProp (Mnih et al. 2016, arXiv 1602.01783).
+        state: ``"shared"``: one ``ms`` for all, as RMSpropAsync, and so for what else updates have.
+            ``"per-worker"``: each its own, as A3C's unshared RMSProp (Mnih et al. 2016, arXiv
+            1602.01783).
         read: ``"live"``: workers read parameters that change under them (Hogwild).
             ``"snapshot"``: they read a copy, made at the start of each iteration (A3C).
         staleness_aware: Divide ``lr`` by an update's staleness (Zhang et al. 2016, arXiv
@@ -108,7 +110,7 @@ class SchedulerSettings:
             checked["deadline"] = check_number("deadline", self.deadline, above=0)
         if self.backend is not None:
             check_choice("backend", self.backend, tuple(available_backends()))
-        check_type("hyperparameters", self.hyperparameters, Hyperparameters)
+        check_hyperparameters(self.hyperparameters)
         for name, value in checked.items():  # NumPy's numbers as Python's
             object.__setattr__(self, name, value)
         self._check_batch()
@@ -182,6 +184,21 @@ class SchedulerSettings:
                 "batch",
                 f"must be 1 with policy {self.policy!r}, which waits for each update, "
                 f"got {self.batch}",
+            )
+
+
+def check_hyperparameters(hyperparameters: Hyperparameters) -> None:
+    """Checks that they are such, and that lanes can do what they say.
+
+    Raises:
+        TypeError: If they are something else.
+        SettingError: If parameters would be rounded otherwise than to nearest.
+    """
+    check_type("hyperparameters", hyperparameters, Hyperparameters)
+    for name in ("stochastic_rounding", "kahan_sum"):
+        if getattr(hyperparameters, name):
+            raise SettingError(
+                name, "must be False in a scheduler, whose updates round to nearest, got True"
             )
 
 

@@ -19,7 +19,7 @@ class Checked:
     """A gradient that has been checked, and what it updates; holds no tensor.
 
     Attributes:
-        table: The flat parameters, the gradient and its worker's ``ms``, as kernels take them:
+        table: The flat parameters, the gradient and its worker's state, as kernels take them:
             whole, or the parts of them that are updated.
         address: Of ``table.columns``.
         memory: The bytes of the table: equal for updates of the same memory.

@@ -45,15 +45,18 @@ from hogstream.scheduler.lanes.cuda_driver import (
     WAIT_EVENT,
     WRITE_VALUE,
 )
-from hogstream.scheduler.lanes.cuda_graphs import Node, UpdateGraph
+from hogstream.scheduler.lanes.cuda_graphs import SCRATCH, Node, UpdateGraph
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
+from hogstream.scheduler.lanes.cuda_launch import UNUSED
 
 CALLS, ROUNDS = 100, 15
 DEVICE = torch.device("cuda", 0)
 ELEMENTS_BLOCK = BLOCK[torch.float32]
 CONSTANTS: dict[str, Any] = {
     "STORAGE": STORAGE[torch.float32],
+    "GRAD_STORAGE": STORAGE[torch.float32],
     **switch_constants(Hyperparameters().switches),
+    "SCALED": False,
     "LR_ON_DEVICE": False,
     "CHECKED": False,
     "BLOCK": ELEMENTS_BLOCK,
@@ -112,7 +115,9 @@ class Calls:
     def launch(self, elements: int, stream: int) -> tuple[int, ...]:
         """The arguments of a launch of an update."""
         numbers = factor_words(Hyperparameters())
-        values = np.array([*self._columns(elements), *numbers, 0, 0, 0, 0], np.int64)
+        values = np.array(
+            [*self._columns(elements), *numbers, *[0] * (UNUSED + 2 + SCRATCH)], np.int64
+        )
         places = values.ctypes.data + 8 * np.arange(len(values))
         self._kept.append((values, places))
         function, threads, shared = self.kernels.update

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import epsilon
 from hogstream.profiling.report import answers, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
 from hogstream.profiling.results.profile_schema import GpuRun, NcuProfile
@@ -41,12 +42,13 @@ def updated(name: str, text: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Rewrites the documents in place, and draws README's picture."""
+    """Rewrites the documents in place, and draws their pictures."""
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(updated(name, path.read_text("utf-8"), RESULTS), encoding="utf-8")
     for _, sweep in _last_sweep(RESULTS):
         plots.write_gain(sweep, RESULTS / PICTURE)
+    epsilon.draw(RESULTS / epsilon.PICTURE)
 
 
 def result(folder: Path) -> list[str]:
@@ -182,6 +184,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "README.md": ("result", result),
     "docs/results.md": ("results", results),
     "docs/lock-free.md": ("races", races),
+    "docs/guide/migrate.md": ("epsilon", epsilon.told),
 }
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numba
 from numba.core import caching, sigutils
 from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -33,6 +34,25 @@ _warned = False
 def njit(function: Function) -> Function:
     """``numba.njit`` that releases the GIL, checks no divisor, and keeps what it compiled."""
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = _cache_of(function)
+    typed: Function = compiled
+    return typed
+
+
+class _Part(CPUDispatcher):  # type: ignore[misc]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} is called by compiled code alone")
+
+
+def part(function: Function) -> Function:
+    """As ``njit``, of what compiled code alone calls: half the time to compile.
+
+    The other half Numba takes for what would call the function from Python.
+    """
+    options = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": None}
+    compiled: Any = _Part(
+        function, targetoptions={**options, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    )
     compiled._cache = _cache_of(function)
     typed: Function = compiled
     return typed

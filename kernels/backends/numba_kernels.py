@@ -27,7 +27,7 @@ from hogstream.kernels.backends.numba_atomics import (
     atomic_store,
     prefetch,
 )
-from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_compile import cfunc, part
 from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
     COLUMNS,
@@ -284,7 +284,7 @@ def finite_function(dtype: str) -> Any:
     return all_finite
 
 
-@njit
+@part
 def begin_block(counts: int, blocks: int, block: int) -> tuple[int, int]:
     """Notes how often a block has been updated; to be called before any of it is read.
 
@@ -301,7 +301,7 @@ def begin_block(counts: int, blocks: int, block: int) -> tuple[int, int]:
     return version, witness
 
 
-@njit
+@part
 def end_block(counts: int, blocks: int, block: int, version: int, witness: int) -> None:
     """Counts an update of a block; to be called after all of it has been written.
 

@@ -16,7 +16,7 @@ from numba import types
 from hogstream.kernels.backends.cpu_threads import PIECE_ELEMENTS, call_on, pool_threads
 from hogstream.kernels.backends.floating_point import ENVIRONMENT_BYTES, write_environment
 from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, call, local_bytes
-from hogstream.kernels.backends.numba_compile import cfunc, njit
+from hogstream.kernels.backends.numba_compile import cfunc, part
 from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.backends.openmp import torch_threads
 from hogstream.kernels.launch_table import LaunchTable
@@ -126,7 +126,7 @@ def _job_class(shares: int) -> Any:
     return ctypes.c_int64 * (_TAKEN + shares * _LINE)
 
 
-@njit
+@part
 def take_piece(job: int) -> tuple[int, int, int]:
     """Takes the next piece, as a share and where in it the piece starts and stops.
 
@@ -153,7 +153,7 @@ def take_piece(job: int) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-@njit
+@part
 def in_update(job: int, share: int, start: int, stop: int, elements: int) -> tuple[int, int, int]:
     """Where a piece begins and ends in an update, and how many elements each share has of it.
 

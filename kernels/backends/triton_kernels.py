@@ -84,7 +84,7 @@ def rmsprop_kernel(
     momentum: tl.int64,  # what stays of the momentum buffer
     key: tl.int64,  # of the step, if STOCHASTIC
     grad_factor: tl.int64,  # address of what gradients are multiplied by, if SCALED: float64, (1,)
-    verdict: tl.int64,  # address of what ``finite_kernel`` set, if CHECKED: int32, (1,)
+    verdict: tl.int64,  # address of what ``finite_kernel`` set, if CHECKED: 32 bits, (1,)
     counts: tl.int64,  # address of ``RaceCounters.counts``, if COUNTED: int64, (3, programs)
     STORAGE: tl.constexpr,  # how the parameter is stored: int16 is bfloat16
     GRAD_STORAGE: tl.constexpr,  # how its gradient is
@@ -157,7 +157,7 @@ def multi_tensor_rmsprop_kernel(
     momentum: tl.int64,  # what stays of the momentum buffer
     key: tl.int64,  # of the step, if STOCHASTIC
     grad_factor: tl.int64,  # address of what gradients are multiplied by, if SCALED: float64, (1,)
-    verdict: tl.int64,  # address of what the finite kernel set, if CHECKED: int32, (1,)
+    verdict: tl.int64,  # address of what the finite kernel set, if CHECKED: 32 bits, (1,)
     STORAGE: tl.constexpr,  # how parameters are stored: int16 is bfloat16
     GRAD_STORAGE: tl.constexpr,  # how gradients are
     EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and six that follow as in ``Switches``

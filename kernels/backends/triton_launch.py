@@ -74,6 +74,7 @@ def update_(
     verdict: torch.Tensor | None = None,
     key: int = 0,
     grad_factor: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """Updates the parameters and ``ms`` of a table in place, in one launch on the current stream.
 
@@ -91,6 +92,8 @@ def update_(
         key: Of the step, from ``key_of_step``, for stochastic rounding.
         grad_factor: What gradients are multiplied by, where the kernel reads it: float64, of one
             element, on the device of the table.
+        found_inf: As torch's ``GradScaler`` has it, in place of a verdict: float32, of one element,
+            on the device of the table; if it is not 0, nothing is changed.
 
     Raises:
         TypeError: If ``verdict`` is of another dtype.
@@ -109,14 +112,15 @@ def update_(
         **switch_constants(hyperparameters.switches.of_dtype(table.dtype)),
         "SCALED": grad_factor is not None,
         "LR_ON_DEVICE": lr_on_device is not None,
-        "CHECKED": verdict is not None,
+        "CHECKED": verdict is not None or found_inf is not None,
         "BLOCK": block,
     }
     factors = factor_words(hyperparameters)
     if lr_on_device is not None:
         factors[0] = lr_on_device.data_ptr()
     with _programs(table, block) as (programs, where):
-        arguments = [*where, *factors, _signed(key), _address(grad_factor), _address(verdict)]
+        arguments = [*where, *factors, _signed(key), _address(grad_factor)]
+        arguments.append(_address(found_inf if verdict is None else verdict))
         if table.updates == 1:
             arguments.append(_address(None if counters is None else counters.counts))
             constants["COUNTED"] = counters is not None

@@ -12,6 +12,7 @@ from hogstream.kernels.launch_table import ELEMENTS, GRAD
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, DeviceMemory, Function
 from hogstream.scheduler.lanes.cuda_driver import CudaError, address, address_array
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
+from hogstream.scheduler.lanes.cuda_launch import UNUSED
 from hogstream.scheduler.lanes.rings import WORD
 
 #: Arguments that every kernel of Triton's takes after its own: where its scratch is.
@@ -167,7 +168,7 @@ class UpdateGraph:
                 arguments = [grad, elements, verdict]
                 looks = self._add_kernel(graph, kernels.finite, elements, arguments, [cleared])
                 after.append(looks)
-            arguments = [*columns, *factors, verdict, counts]
+            arguments = [*columns, *factors, *[0] * UNUSED, verdict, counts]
             last[branch] = self._add_kernel(graph, kernels.update, elements, arguments, after)
 
     def _clear_verdicts(self, graph: int, count: int) -> int:

@@ -52,7 +52,9 @@ def update_kernels(device: CudaDevice, settings: LaneSettings, switches: Switche
     block = race_block(dtype, settings.shared.flat.device)
     constants = {
         "STORAGE": STORAGE[dtype],
+        "GRAD_STORAGE": STORAGE[dtype],
         **switch_constants(switches),
+        "SCALED": False,
         "LR_ON_DEVICE": False,
         "CHECKED": settings.check_finite,
         "BLOCK": block,

@@ -98,6 +98,10 @@ DEFAULT_STREAM = 0
 FUNCTION, THREADS, SHARED, FINITE_FUNCTION, FINITE_THREADS, FINITE_SHARED, PROGRAM = range(7)
 KERNEL = 8
 
+#: Arguments of the kernel of the update, behind the factors, that lanes have no use for: the key of
+#: stochastic rounding, and what gradients are multiplied by.
+UNUSED = 2
+
 
 @njit
 def driver(settings: int, function: int, arguments: Any) -> Any:
@@ -314,6 +318,9 @@ def set_update_arguments(row: int, part: int, verdict: int, thread: int, setting
         stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
         float_store(lr, float_load(lr) / max(stale, 1))
     others = lr + WORD * FACTOR_WORDS
+    for place in range(UNUSED):
+        atomic_store(others + place * WORD, 0)
+    others += WORD * UNUSED
     atomic_store(others, verdict)
     atomic_store(others + WORD, atomic_load(settings + WORD * RACES))
     for place in range(2, 4):  # the scratch that every kernel of Triton's takes

@@ -10,6 +10,7 @@ from hogstream.kernels.operands import Operands
 from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.base import Deliver, Lanes, LaneSettings
 from hogstream.scheduler.lanes.mutex import has_timed_lock
+from hogstream.scheduler.update_state import UpdateState
 
 
 def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> Lanes:
@@ -56,8 +57,9 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
         native.warm_up(settings, hyperparameters)
     elif device.type == "cpu":
         shared = settings.shared
+        state = (shared.ms,) * len(UpdateState._fields)
         spare = Operands(
-            *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, shared.ms))
+            *(torch.zeros_like(each[:1]) for each in (shared.flat, shared.flat, *state))
         )
         settings.backend.update_(LaunchTable([spare]), hyperparameters)
 

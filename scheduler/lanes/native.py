@@ -124,7 +124,7 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
 
 
 def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:
-    update = update_function(dtype, hyperparameters.switches.bits).address
+    update = update_function(dtype, hyperparameters.switches).address
     return Form(update, np.array(hyperparameters.factors).view(np.int64).tolist())
 
 

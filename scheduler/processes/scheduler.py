@@ -33,6 +33,7 @@ from hogstream.scheduler.processes.process import (
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
 from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.update_state import kinds_of
 
 POLICIES = ("lock-free", "locked", "awaited")
 
@@ -43,7 +44,7 @@ class ProcessScheduler:
     """Runs asynchronous workers in several processes, which update the same shared parameters.
 
     Models that are run by Python do not scale over threads; over processes they do. Each process
-    has an event loop and a ``StreamScheduler`` of its own; parameters, ``ms`` and counts are in
+    has an event loop and a ``StreamScheduler`` of its own; parameters, state and counts are in
     shared memory from the start (on a GPU, shared by CUDA's inter-process handles)::
 
         async with ProcessScheduler(shared, processes=4, policy="lock-free") as scheduler:
@@ -224,8 +225,11 @@ class ProcessScheduler:
         with shared.undone_on_error():
             if settings.telemetry:
                 shared.count_races_with(self._backend)
+            kinds = kinds_of(settings.hyperparameters.switches)
             if settings.state == "per-worker":
-                shared.make_worker_ms(self.processes * settings.workers)
+                shared.make_worker_state(self.processes * settings.workers, kinds)
+            else:
+                shared.make_state(kinds)
             shared.share_memory_(self.processes)
         shared.users += 1
 
@@ -237,7 +241,8 @@ class ProcessScheduler:
         self._started.clear()
 
     def _divide(self, budget: Budget) -> list[_Share]:
-        ran = described(self.settings, self.shared, self._backend)
+        kinds = kinds_of(self.settings.hyperparameters.switches)
+        ran = described(self.settings, self.shared, self._backend, kinds)
         return [
             _Share(
                 index,

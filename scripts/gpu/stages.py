@@ -24,7 +24,7 @@ TOOLS = (SANITIZER, NSYS, NCU)
 MACHINE_SECONDS = 22
 _UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 # What a file says that has tests of a GPU: their mark, or tables of variants with the mark in them.
-_ON_GPU = re.compile(r"mark\.gpu|triton_testing|(?<!CPU_)BACKENDS")
+_ON_GPU = re.compile(r"mark\.gpu|triton_testing|torch_suite|(?<!CPU_)BACKENDS")
 # How much longer anything may take in a rehearsal.
 _PATIENCE = 6
 # It would tell nothing there: what its processes share is a segment of torch's, in which an access

@@ -18,7 +18,8 @@ from process_testing import run_python
 # README's Python is run by test_readme.py, what examples.md includes by test_examples.py, and what
 # ptx.md does below, where Triton does not interpret.
 PYTHON_PAGES = (
-    *("docs/guide/asynchronous.md", "docs/guide/decide.md", "docs/guide/pytorch.md"),
+    *("docs/guide/asynchronous.md", "docs/guide/decide.md", "docs/guide/migrate.md"),
+    "docs/guide/pytorch.md",
     *("docs/guide/tune.md", "docs/lanes.md", "docs/scheduler.md"),
 )
 SHELL_PAGES = (

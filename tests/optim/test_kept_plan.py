@@ -218,18 +218,6 @@ def test_a_gradient_that_moves_onto_a_parameter_is_refused():
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
-def test_parameters_that_share_memory_are_refused():
-    storage = torch.ones(10)
-    params = [Parameter(storage[:6]), Parameter(storage[4:])]
-    optimizer = RMSpropAsync(params)
-    for param in params:
-        param.grad = torch.ones(6)
-    message = "param 0 in group 0 and param 1 in group 0 must not overlap in memory"
-    with pytest.raises(ValueError, match=message):
-        optimizer.step()
-    assert torch.all(storage == 1)
-
-
 def shorten_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
     assert param.grad is not None
     param.grad.data = torch.ones(2, 4)
@@ -237,23 +225,12 @@ def shorten_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
 
 def convert_data_of_gradient(optimizer: RMSpropAsync, param: Parameter) -> None:
     assert param.grad is not None
-    param.grad.data = torch.ones(4, 4, dtype=torch.float16)
-
-
-def transpose_parameter(optimizer: RMSpropAsync, param: Parameter) -> None:
-    param.data = param.data.T  # the same address, and a gradient in the old order
-
-
-def transpose_state(optimizer: RMSpropAsync, param: Parameter) -> None:
-    state = optimizer.state[param]
-    state["square_avg"] = state["square_avg"].T
+    param.grad.data = torch.ones(4, 4, dtype=torch.int32)
 
 
 REFUSED: list[tuple[Callable[[RMSpropAsync, Parameter], None], type[Exception], str]] = [
     (shorten_data_of_gradient, ValueError, "grad of param 1 in group 0 must have the shape of"),
-    (convert_data_of_gradient, TypeError, "grad of param 1 in group 0 must be float32 as"),
-    (transpose_parameter, ValueError, "param 1 in group 0 must keep the strides"),
-    (transpose_state, ValueError, "param 1 in group 0 must keep the strides"),
+    (convert_data_of_gradient, TypeError, "grad of param 1 in group 0 must be float16, bfloat16"),
 ]
 
 

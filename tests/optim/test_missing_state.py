@@ -226,3 +226,14 @@ def test_an_appended_parameter_that_cannot_be_updated_is_refused():
     with pytest.raises(ValueError, match="param 1 must fill one block of memory"):
         optimizer.step()
     assert good.tolist() == [1.0] * 3
+
+
+def test_a_parameter_that_has_left_flat_memory_gets_no_state_again():
+    old, new = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = RMSpropAsync([old], flat=True)
+    optimizer.param_groups[0]["params"] = [new]
+    optimizer.state.clear()
+    new.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state.keys() == {new}
+    assert optimizer.state_dict()["state"].keys() == {0}

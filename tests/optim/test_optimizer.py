@@ -216,8 +216,9 @@ def test_an_expanded_gradient():
 
 
 ONES = Parameter(torch.ones(3))
-INTEGERS = torch.ones(3).int()
-META = torch.ones(3, device="meta")
+FLOAT8 = Parameter(torch.ones(3).to(torch.float8_e4m3fn))
+SPARSE = torch.ones(3).to_sparse().requires_grad_()
+GAPS = Parameter(torch.ones(6)[::2])
 DTYPES = "must be float16, bfloat16, float32 or float64"
 FINITE = "must be a finite number >= 0"
 
@@ -228,7 +229,7 @@ WRONG_TYPES: dict[str, dict[str, Any]] = {
     "centered must be True or False, got 1": {"centered": 1},
     "differentiable must be True or False, got 'yes'": {"differentiable": "yes"},
     "foreach must be True, False or None, got 'yes'": {"foreach": "yes"},
-    f"param 1 {DTYPES}, got int32": {"params": [ONES, INTEGERS]},
+    f"param 1 {DTYPES}, got float8_e4m3fn": {"params": [ONES, FLOAT8]},
     "ordered collections": {"params": [{"params": {ONES, Parameter(torch.ones(3))}}]},
 }
 WRONG_VALUES: dict[str, dict[str, Any]] = {
@@ -242,9 +243,8 @@ WRONG_VALUES: dict[str, dict[str, Any]] = {
     "capturable must be False with differentiable": {"capturable": True, "differentiable": True},
     f"eps {FINITE}, got nan": {"eps": nan},
     "backend must be one of triton, numba, numpy or None, got 'cuda'": {"backend": "cuda"},
-    "param 0 must be dense, got layout sparse_coo": {"params": [torch.ones(3).to_sparse()]},
-    "param 1 must fill one block of memory": {"params": [ONES, torch.ones(6)[::2]]},
-    "takes cpu tensors, got one on meta": {"params": [META]},
+    "param 0 must be dense, got layout sparse_coo": {"params": [SPARSE]},
+    "param 1 must fill one block of memory": {"params": [ONES, GAPS]},
 }
 
 
@@ -262,13 +262,13 @@ def test_refuses_arguments_out_of_range(message, arguments):
 
 @pytest.mark.parametrize(
     "group",
-    [{"params": [ONES], "lr": -1}, {"params": [ONES, INTEGERS]}, {"params": [ONES, META]}],
-    ids=["lr", "dtype", "device"],
+    [{"params": [ONES], "lr": -1}, {"params": [ONES, FLOAT8]}, {"params": [ONES, GAPS]}],
+    ids=["lr", "dtype", "layout"],
 )
 def test_a_refused_group_is_not_added(group):
     (param,) = parameters((3,))
     optimizer = RMSpropAsync([param])
-    with pytest.raises((TypeError, ValueError), match=r"lr must|param 1 must|takes cpu tensors"):
+    with pytest.raises((TypeError, ValueError), match=r"lr must|param 1 must"):
         optimizer.add_param_group(group)
     assert len(optimizer.param_groups) == 1
     assert set(optimizer.state) == {param}
@@ -288,10 +288,6 @@ def make_longer(_: RMSpropAsync, bad: Parameter) -> None:
     bad.grad = torch.ones(2, 4)
 
 
-def make_transposed(_: RMSpropAsync, bad: Parameter) -> None:
-    bad.data = bad.detach().T.contiguous().T
-
-
 def make_lr_negative(optimizer: RMSpropAsync, _: Parameter) -> None:
     optimizer.param_groups[1]["lr"] = -1.0
 
@@ -301,7 +297,6 @@ BAD_STEPS: dict[Callable[[RMSpropAsync, Parameter], None], str] = {
     make_alias: "must not overlap in memory",
     make_longer: "square_avg of param 0 in group 1 must be dense and have the shape of "
     "param 0 in group 1, (2, 4), got strided, (2, 3)",
-    make_transposed: "param 0 in group 1 must keep the strides that the optimizer was made with",
     make_lr_negative: "lr must be a finite number >= 0, got -1.0",
 }
 

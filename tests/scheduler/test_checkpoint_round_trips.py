@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.checkpoints import load_checkpoint, save_checkpoint
+from hogstream.scheduler.update_state import KINDS
 from update_testing import COMPUTE, bits, normal, special
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -23,6 +24,7 @@ def values(elements: int, dtype: torch.dtype) -> torch.Tensor:
     shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=5),
     dtype=st.sampled_from(list(COMPUTE)),
     workers=st.integers(0, 3),
+    kinds=st.sets(st.sampled_from(KINDS)),
     counts_races=st.booleans(),
     version=st.integers(0, 2**63 - 1),
     seeds=st.dictionaries(NAMES, st.integers(-(2**63), 2**64 - 1), max_size=3),
@@ -31,6 +33,7 @@ def test_what_is_saved_comes_back(
     shapes: dict[str, tuple[int, ...]],
     dtype: torch.dtype,
     workers: int,
+    kinds: set[str],
     counts_races: bool,
     version: int,
     seeds: dict[str, int],
@@ -40,11 +43,13 @@ def test_what_is_saved_comes_back(
         for _ in range(2)
     )
     saved.flat.copy_(values(saved.elements, dtype))
-    saved.ms.copy_(values(saved.elements, saved.ms.dtype))
     saved.versions[0] = version
+    states = [saved.make_state(kinds)]
     if workers:
-        worker_ms = saved.make_worker_ms(workers)
-        worker_ms.copy_(values(worker_ms.numel(), worker_ms.dtype).view_as(worker_ms))
+        states.append(saved.make_worker_state(workers, kinds))
+    for state in states:
+        for tensor in state.named().values():
+            tensor.copy_(values(tensor.numel(), tensor.dtype).view_as(tensor))
     if counts_races:
         saved.count_races(3).counts.fill_(version)
 
@@ -54,13 +59,16 @@ def test_what_is_saved_comes_back(
         checkpoint = load_checkpoint(path, loaded)
 
     assert torch.equal(bits(loaded.flat), bits(saved.flat))
-    assert torch.equal(bits(loaded.ms), bits(saved.ms))
     assert checkpoint.version == loaded.version == version
     assert checkpoint.iterations == tuple(range(workers))
     assert checkpoint.seeds == seeds
-    assert (loaded.worker_ms is None) == (not workers)
-    if saved.worker_ms is not None and loaded.worker_ms is not None:
-        assert torch.equal(bits(loaded.worker_ms), bits(saved.worker_ms))
+    assert (loaded.worker_state is None) == (not workers)
+    for before, after in ((saved.state, loaded.state), (saved.worker_state, loaded.worker_state)):
+        if before is None or after is None:
+            continue
+        assert before.named().keys() == after.named().keys() == {"ms", *kinds}
+        for name, tensor in before.named().items():
+            assert torch.equal(bits(after.named()[name]), bits(tensor))
     assert (loaded.races is None) == (not counts_races)
     if saved.races is not None and loaded.races is not None:
         assert torch.equal(loaded.races.counts, saved.races.counts)

@@ -46,10 +46,12 @@ def make_shared(seed: int, *, dtype: torch.dtype = torch.float32) -> SharedParam
 
 
 def with_all(seed: int, workers: int = 2) -> SharedParameters:
-    """The same with a state for each worker, and races."""
+    """The same with all kinds of state, for all and for each worker, and races."""
     shared = make_shared(seed)
-    worker_ms = shared.make_worker_ms(workers)
-    worker_ms.copy_(normal(worker_ms.numel(), worker_ms.dtype, seed + 20).view_as(worker_ms))
+    for state in (shared.make_state(), shared.make_worker_state(workers)):
+        for place, tensor in enumerate(state.named().values()):
+            numbers = normal(tensor.numel(), tensor.dtype, seed + 20 + place)
+            tensor.copy_(numbers.view_as(tensor))
     counts = shared.count_races(2).counts
     counts.copy_(torch.arange(counts.numel()).view_as(counts) + seed)
     return shared
@@ -60,8 +62,10 @@ def state_of(shared: SharedParameters) -> dict[str, Any]:
     races = shared.races
     return {
         "parameters": {name: view.tolist() for name, view in shared.views.items()},
-        "ms": shared.ms.tolist(),
-        "worker_ms": None if shared.worker_ms is None else shared.worker_ms.tolist(),
+        "state": {name: each.tolist() for name, each in shared.state.named().items()},
+        "worker_state": None
+        if shared.worker_state is None
+        else {name: each.tolist() for name, each in shared.worker_state.named().items()},
         "races": None if races is None else races.counts.tolist(),
         "version": shared.version,
     }
@@ -99,6 +103,22 @@ def test_state_of_each_worker_and_races_come_back(tmp_path: Path) -> None:
     for loaded in (make_shared(50), with_all(50)):
         assert load_checkpoint(tmp_path / "file", loaded).iterations == (5, 6)
         assert state_of(loaded) == state_of(saved)
+
+
+def test_state_that_was_not_saved_begins_with_zeros(tmp_path: Path) -> None:
+    """As the updates before, of an older version say, had none."""
+    saved = make_shared(0)
+    saved.make_worker_state(2, []).ms.fill_(2)
+    save_checkpoint(tmp_path / "file", saved)
+    loaded = with_all(50)
+    load_checkpoint(tmp_path / "file", loaded)
+    assert torch.equal(loaded.ms, saved.ms)
+    assert loaded.worker_state is not None
+    assert loaded.worker_state.ms.eq(2).all()
+    for state in (loaded.state, loaded.worker_state):
+        assert state.named().keys() == {"ms", "grad_avg", "momentum_buffer"}
+        for kind in ("grad_avg", "momentum_buffer"):
+            assert not state.named()[kind].any()
 
 
 def test_races_that_were_not_saved_are_counted_from_zero(tmp_path: Path) -> None:
@@ -155,7 +175,8 @@ def test_loading_into_shared_memory_reaches_other_processes(tmp_path: Path) -> N
 def test_loads_onto_another_device(tmp_path: Path) -> None:
     on_cpu = make_shared(0)
     on_gpu = SharedParameters({name: view.cuda() for name, view in make_shared(50).views.items()})
-    on_cpu.make_worker_ms(3).copy_(normal(3 * on_cpu.elements, torch.float32, 20).view(3, -1))
+    for tensor in on_cpu.make_worker_state(3).named().values():
+        tensor.copy_(normal(3 * on_cpu.elements, torch.float32, 20).view(3, -1))
     generator = torch.Generator("cuda").manual_seed(3)
     save_checkpoint(tmp_path / "from_cpu", on_cpu, generators={"noise": generator})
     noise = torch.randn(5, generator=generator, device="cuda")
@@ -305,6 +326,18 @@ CHANGES: dict[str, tuple[Callable[[Tensors, dict[str, str], dict[str, Any]], Any
     "worker-ms-missing": (
         lambda tensors, metadata, content: tensors.pop("worker_ms"),
         ["missing: ['worker_ms'], unknown: []"],
+    ),
+    "momentum-of-another-dtype": (
+        lambda tensors, metadata, content: tensors.update(
+            momentum_buffer=tensors["momentum_buffer"].double()
+        ),
+        ["momentum_buffer must be float32 of shape (21,)", "got float64 of shape (21,)"],
+    ),
+    "momentum-of-other-workers": (
+        lambda tensors, metadata, content: tensors.update(
+            worker_momentum_buffer=torch.zeros(3, 21)
+        ),
+        ["worker_momentum_buffer must be float32 of shape (2, 21)", "got float32 of shape (3, 21)"],
     ),
     "tensor-unknown": (
         lambda tensors, metadata, content: tensors.update(extra=torch.zeros(1)),

@@ -172,6 +172,9 @@ async def test_all_is_made_where_and_as_it_belongs_in_any_mode(
     with MODES[mode]():
         shared = SharedParameters(given)
         attached = SharedParameters.from_module(module)
+        for each in (shared, attached):
+            each.make_state()
+            each.make_worker_state(2)
         await train(shared)
         save_checkpoint(tmp_path / "in", shared, generators={"g": torch.Generator("cpu")})
         load_checkpoint(tmp_path / "in", shared)
@@ -185,7 +188,10 @@ async def test_all_is_made_where_and_as_it_belongs_in_any_mode(
     load_checkpoint(tmp_path / "out", shared)
     assert shared.version == 8
     assert shared.worker_ms is not None
-    for tensor in (shared.flat, shared.ms, shared.worker_ms):
+    assert shared.worker_state is not None
+    tensors = shared.flat, *shared.state.named().values(), *shared.worker_state.named().values()
+    assert len(tensors) == 7
+    for tensor in tensors:
         assert (tensor.dtype, tensor.device.type) == (torch.float32, "cpu")
     attached.flat.fill_(2.0)
     module(torch.ones(2)).sum().backward()
@@ -196,7 +202,7 @@ async def test_all_is_made_where_and_as_it_belongs_in_any_mode(
 def test_parameters_without_elements_are_shared() -> None:
     shared = SharedParameters({"none": torch.zeros(0, 3, dtype=torch.bfloat16)})
     shared.share_memory_(1)
-    assert shared.make_worker_ms(2).shape == (2, 0)
+    assert shared.make_worker_state(2).ms.shape == (2, 0)
     assert shared.views["none"].shape == (0, 3)
 
 
@@ -284,20 +290,22 @@ async def test_move_that_fails_has_changed_nothing(shortage: str, step: str, bac
     assert module.weight.eq(-6).all()
 
 
+@pytest.mark.parametrize("state", [{"state": "shared"}, {"state": "per-worker"}], ids=str)
 @pytest.mark.parametrize("kind", [StreamScheduler, ProcessScheduler])
-async def test_scheduler_that_does_not_open_leaves_no_state_behind(kind: Any) -> None:
+async def test_scheduler_that_does_not_open_leaves_no_state_behind(kind: Any, state: Any) -> None:
     """Races are counted in blocks already that its backend does not count in."""
     shared = SharedParameters({"w": torch.zeros(64)})
     races = shared.count_races(16)
-    settings = {"telemetry": True, "state": "per-worker", "workers": 2, "backend": "numba"}
+    settings = {"telemetry": True, "workers": 2, "backend": "numba", "centered": True, **state}
     if kind is ProcessScheduler:
         settings["processes"] = 2
     with pytest.raises(ValueError, match="block must be 16"):
         await kind(shared, **settings).__aenter__()
-    assert shared.worker_ms is None
+    assert shared.worker_state is None
+    assert shared.grad_avg is None
     assert shared.races is races
     assert not shared.flat.is_shared()
-    assert len(shared.make_worker_ms(3)) == 3
+    assert len(shared.make_worker_state(3).ms) == 3
 
 
 async def test_parameters_stay_while_a_scheduler_is_open_over_them() -> None:

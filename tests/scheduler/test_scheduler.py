@@ -465,6 +465,7 @@ async def test_gradient_is_kept_until_it_has_landed(backend: str) -> None:
             TypeError,
             r"hyperparameters must be among lr, .*, got \['nesterov'\]",
         ),
+        ({"kahan_sum": True}, ValueError, "kahan_sum must be False in a scheduler, .* got True"),
         ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],
 )

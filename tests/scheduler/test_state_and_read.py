@@ -404,4 +404,4 @@ async def test_model_trains_from_what_its_worker_reads(read: str) -> None:
 def test_memory_that_cannot_be_had_is_an_error_that_says_how_much() -> None:
     shared = SharedParameters({"p": torch.zeros(1 << 20)})
     with pytest.raises(MemoryError, match=r"worker_ms needs [0-9,]{15,} bytes on cpu"):
-        shared.make_worker_ms(1 << 30)
+        shared.make_worker_state(1 << 30)

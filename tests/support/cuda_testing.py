@@ -353,11 +353,15 @@ def image_of(kernel_name: str, constants: Mapping[str, Any]) -> bytes:
         constants: The kernel's, by name; for "fill_kernel" STORAGE and BLOCK.
 
     Raises:
-        ValueError: If there is no such kernel, or elements are neither float32 nor float64.
+        ValueError: If there is no such kernel, or elements are neither float32 nor float64, or the
+            kernel does what this driver does not.
     """
     if kernel_name not in _KERNELS:
         raise ValueError(f"kernel_name must be one of {sorted(_KERNELS)}, got {kernel_name!r}")
     elements = str(constants.get("STORAGE", constants.get("BITS")))
+    for name in ("STOCHASTIC", "COMPENSATED", "SCALED"):
+        if constants.get(name):
+            raise ValueError(f"{name} must be False on this driver, got True")
     if elements not in _STORAGE:
         raise ValueError(f"elements must be float32 or float64 on this driver, got {elements}")
     switches = (

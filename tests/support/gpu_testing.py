@@ -17,6 +17,7 @@ from hogstream.scheduler import SharedParameters, StreamScheduler
 from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Image
 from hogstream.scheduler.lanes.cuda_driver import CudaDriver
+from hogstream.scheduler.update_state import kinds_of
 
 if TYPE_CHECKING:  # it needs Numba and Triton
     from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
@@ -132,11 +133,13 @@ class Gpu:
         """A scheduler there; only a policy without a lock may have races."""
         if self._tests is None:
             return StreamScheduler(shared, **settings)
-        policy = settings.get("policy", "lock-free")
+        scheduler = scheduler_on(shared, **settings)
+        policy = scheduler.settings.policy
         if policy == "lock-free" or policy.startswith("bounded"):
-            for tensor in (shared.flat, shared.ms):
+            state = shared.make_state(kinds_of(scheduler.hyperparameters.switches))
+            for tensor in (shared.flat, *state.named().values()):
                 self._tests.tests.allow_races(tensor.data_ptr(), tensor.nbytes)
-        return scheduler_on(shared, **settings)
+        return scheduler
 
 
 @contextmanager

@@ -299,6 +299,7 @@ class OptimizerCase:
 
     def add_group(self) -> None:
         param = self._new_param()
+        param.requires_grad_(param.requires_grad or self.shared)
         named = "param_names" in self.optimizer.param_groups[0]
         self.optimizer.add_param_group(
             {
@@ -313,9 +314,11 @@ class OptimizerCase:
                 param.requires_grad_(not param.requires_grad)
 
     def share(self) -> None:
-        if all(map(self.optimizer.state.get, self.params)):  # else what is missing could not be
-            self.optimizer.share_memory()
-            self.shared = True
+        """With state of all parameters, as none can be made once it is shared."""
+        for param in self.params:
+            param.requires_grad_(True)
+        self.optimizer.share_memory()
+        self.shared = True
 
     def schedule(self) -> None:
         groups = self.optimizer.param_groups

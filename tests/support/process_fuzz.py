@@ -66,7 +66,7 @@ class ProcessCase:
         seed: Of this, and of what workers do.
         loop: Kind of the event loop.
         processes: How many.
-        settings: Of the scheduler of each.
+        settings: Of the scheduler of each, and hyperparameters.
         elements: How many parameters there are.
         habits: Of the workers.
         runs: One after the other.
@@ -109,6 +109,8 @@ def draw(seed: int) -> ProcessCase:
             "on_error": chance.choice(["stop", "continue", "restart"]),
             "on_nonfinite": chance.choice(["skip", "raise"]),
             "deadline": deadline,
+            "centered": chance.some(0.3),
+            "momentum": chance.choice([0, 0, 0.9]),
         },
         elements=chance.choice([1, 100, 20_000]),
         habits=Habits(

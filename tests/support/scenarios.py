@@ -231,6 +231,9 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
             "eps_inside_sqrt": chance.some(0.5),
             "decoupled_weight_decay": chance.some(0.3),
             "maximize": chance.some(0.2),
+            "centered": chance.some(0.3),
+            "momentum": chance.choice([0, 0, 0.5, 0.9]),
+            "lr_in_momentum": chance.some(0.3),
         }
     makers = chance.choice([["default"], ["own"], ["lane"], ["default", "own", "lane", "loop"]])
     habits = Habits(

@@ -18,6 +18,22 @@ POLICIES = ["lock-free", "locked", "ordered", "awaited", "bounded:2"]
 COUNTING: dict[str, Any] = {"lr": 1.0, "alpha": 0.0, "eps": 0.0}
 
 
+#: Kinds of ``racing_gradients``.
+RACING = ["alike", "far apart"]
+
+
+def racing_gradients(kind: str, elements: int) -> list[torch.Tensor]:
+    """One for each of eight lanes, whose centered updates are near the root of a negative number.
+
+    Where all are alike, rounding makes it negative; where they are far apart, what one lane writes
+    of its two means between the writes of another.
+    """
+    if kind == "alike":
+        return [torch.full((elements,), 1000 / 3) for _ in range(8)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(elements, generator=generator) * 10.0 ** (lane - 4) for lane in range(8)]
+
+
 def small() -> SharedParameters:
     """64 zeros."""
     return SharedParameters({"p": torch.zeros(64)})

@@ -24,8 +24,10 @@ import torch
 from fuzzing import Chance, run_in_loop, try_seed
 from gpu_testing import BLOCK, TestGpu, faults, gpu_of_tests, scheduler_on
 from gradient_making import Memory, Streams, within
-from hogstream.kernels import rmsprop_
-from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.kernels.backends import numpy_kernels
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.operands import Operands
 from hogstream.scheduler import (
     RunReport,
     SharedParameters,
@@ -36,6 +38,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.lanes import cuda, cuda_loop
 from hogstream.scheduler.lanes.compiled import compile_loop
 from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.update_state import UpdateState, kinds_of
 from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
 
@@ -249,9 +252,12 @@ class _Program:
 
     def make_parameters(self) -> None:
         """Has the default stream make them, zeros, when nobody waits for it but lanes."""
-        for tensor in (self._shared.flat, self._shared.ms):
+        for tensor in (self._shared.flat, *self._make_state().named().values()):
             tensor.fill_(math.nan)
             self._gpu.torch.launch_fill(0, tensor, 0.0)
+
+    def _make_state(self) -> UpdateState:
+        return self._shared.make_state(kinds_of(self._scheduler.hyperparameters.switches))
 
     async def main(self) -> None:
         """All runs."""
@@ -282,7 +288,8 @@ class _Program:
         allow = self._gpu.tests.allow_races
         allow(self._shared.flat.data_ptr(), self._shared.flat.nbytes)
         if self._plan.settings["state"] == "shared":
-            allow(self._shared.ms.data_ptr(), self._shared.ms.nbytes)
+            for tensor in self._make_state().named().values():
+                allow(tensor.data_ptr(), tensor.nbytes)
 
     def _begin(self, run: Run) -> _Begun:
         self._contexts.clear()
@@ -524,9 +531,11 @@ class _Program:
             return
         assert self._shared.flat.isfinite().all(), f"not finite: {self._shared.flat}"
         if exact and self._plan.orders and not self._scenario.same:
-            expected, ms = self._replay(landed)
+            expected, states = self._replay(landed)
             assert torch.equal(self._shared.flat, expected), f"{self._shared.flat}, not {expected}"
-            assert ms is None or torch.equal(self._shared.ms, ms)
+            if self._plan.settings["state"] == "shared" and 0 in states:
+                for kind, tensor in states[0].named().items():
+                    assert torch.equal(self._shared.state.named()[kind], tensor), kind
         elif exact and all(plan.counts for plan in plans):
             for name, part in self._shared.views.items():
                 gone = sum(e.numbers.lr for e in landed if e.only is None or name in e.only)
@@ -541,19 +550,26 @@ class _Program:
                 f"less than {least} gone: {self._shared.flat}"
             )
 
-    def _replay(self, landed: Sequence[Submitted]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The parameters after updates in the order of their submission, and ``ms``."""
+    def _replay(self, landed: Sequence[Submitted]) -> tuple[torch.Tensor, dict[int, UpdateState]]:
+        """The parameters after updates in the order of their submission, and whose state."""
         by_worker = self._plan.settings["state"] == "per-worker"
         model = self._simulation.make_parameters()
-        states: dict[int, torch.Tensor] = {}
+        state = model.make_state(kinds_of(self._scheduler.hyperparameters.switches))
+        states: dict[int, UpdateState] = {}
         for entry in sorted(landed):
-            ms = states.setdefault(entry.worker if by_worker else 0, torch.zeros_like(model.ms))
+            worker = entry.worker if by_worker else 0
+            states.setdefault(worker, state.map(torch.zeros_like))
             for name, view in model.views_of(model.flat).items():
                 if entry.only is None or name in entry.only:
+                    part = states[worker].map(partial(_part_of, model, name))
                     grad = torch.full_like(view, entry.value)
-                    numbers = {each: getattr(entry.numbers, each) for each in HYPERPARAMETERS}
-                    rmsprop_(view, grad, model.views_of(ms)[name], backend="numpy", **numbers)
-        return model.flat, None if by_worker else states.get(0, model.ms)
+                    table = LaunchTable([Operands(view, grad, *part)])
+                    numpy_kernels.update_(table, entry.numbers)
+        return model.flat, states
+
+
+def _part_of(shared: SharedParameters, name: str, flat: torch.Tensor) -> torch.Tensor:
+    return shared.views_of(flat)[name]
 
 
 @cache

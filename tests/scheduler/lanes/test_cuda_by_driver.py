@@ -235,7 +235,7 @@ def test_batch_is_used_again_once_it_has_landed_and_its_times_were_read(gpu: Tes
     addresses = [row.data_ptr() for row in memory]
     constants = {"STORAGE": "fp32", "BLOCK": BLOCK}
     kernels = UpdateKernels(gpu.function("rmsprop_kernel", constants), None, BLOCK)
-    nodes = [Node([*addresses, 0, 0, BLOCK], branch=0)] * 2
+    nodes = [Node([*addresses, 0, 0, 0, BLOCK], branch=0)] * 2
     graph = UpdateGraph(gpu, kernels, nodes, factor_words(Hyperparameters()), 0)
     events = [DeviceEvent(gpu, timed=True) for _ in range(2)]
     for times in ([], events):

@@ -22,7 +22,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
-from scheduler_testing import COUNTING, submit_ones
+from scheduler_testing import COUNTING, RACING, racing_gradients, submit_ones
 
 N = 30_001
 
@@ -39,13 +39,14 @@ def normal_gradients(count: int) -> list[torch.Tensor]:
     return [torch.randn(N, generator=generator) for _ in range(count)]
 
 
-def assert_made_by(shared: SharedParameters, gradients: list[torch.Tensor]) -> None:
+def assert_made_by(shared: SharedParameters, gradients: list[torch.Tensor], **options: Any) -> None:
     """The state is that of updates with these gradients, one after the other, on the CPU."""
-    param, ms = torch.zeros(N), torch.zeros(N)
+    param, state = torch.zeros(N), shared.state.map(lambda each: torch.zeros(N))
     for gradient in gradients:
-        rmsprop_(param, gradient, ms, backend="numpy")
+        rmsprop_(param, gradient, **state._asdict(), **options, backend="numpy")
     assert torch.equal(shared.flat.cpu(), param)
-    assert torch.equal(shared.ms.cpu(), ms)
+    for kind, tensor in state.named().items():
+        assert torch.equal(shared.state.named()[kind].cpu(), tensor), kind
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,45 @@ async def test_one_worker_makes_the_updates_of_the_cpu(
     assert report.updates == shared.version == 30
     assert_made_by(shared, gradients * 10)
     assert len(graphs) == (3 if "batch" in options else 0)  # for each pair of gradients
+
+
+@pytest.mark.parametrize("settings", [{}, {"on_nonfinite": "skip"}, {"batch": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"centered": True},
+        {"momentum": 0.9},
+        {"centered": True, "momentum": 0.9, "eps_inside_sqrt": False, "weight_decay": 0.1},
+        {"momentum": 0.9, "lr_in_momentum": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+async def test_updates_with_momentum_and_centered_ones_are_those_of_the_cpu(
+    gpu: Gpu, options: dict[str, Any], settings: dict[str, Any], graphs: list[UpdateGraph]
+) -> None:
+    gradients = normal_gradients(2)
+    shared = gpu.zeros(N)
+    worker = SimulatedWorker([gradient.to(gpu.device) for gradient in gradients], workers=1)
+    async with gpu.scheduler(shared, workers=1, depth=4, **settings, **options) as scheduler:
+        await scheduler.run(worker, updates=12)
+    assert_made_by(shared, gradients * 6, **options)
+    assert len(shared.state.named()) == 1 + len(options.keys() & {"centered", "momentum"})
+    assert len(graphs) == ("batch" in settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch": 8, "batch_of": "lanes"}], ids=str)
+@pytest.mark.parametrize("kind", RACING)
+async def test_eight_lanes_race_and_all_stays_finite(
+    gpu: Gpu, kind: str, settings: dict[str, Any]
+) -> None:
+    """Rounding alone, or a race, makes ``ms - grad_avg**2`` less than 0: its root would be NaN."""
+    shared = gpu.zeros(gpu.medium)
+    gradients = [each.to(gpu.device) for each in racing_gradients(kind, gpu.medium)]
+    options: dict[str, Any] = {"centered": True, "momentum": 0.9, "alpha": 0.9, **settings}
+    async with gpu.scheduler(shared, workers=8, depth=4, **options) as scheduler:
+        await scheduler.run(SimulatedWorker(gradients, workers=8), updates=800)
+    for tensor in (shared.flat, *shared.state.named().values()):
+        assert tensor.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ class Update:
         return [
             *LaunchTable([operands]).columns[:, 0].tolist(),
             *factors,
+            *(0, 0),  # the key, and the factor of gradients, which are not used
             0 if verdict is None else self.host.kept(verdict),
             0 if counters is None else self.host.kept(counters.counts),
         ]
@@ -115,7 +116,9 @@ def operands_for(
 
 def update_by_numpy(operands: Operands, options: dict[str, Any]) -> None:
     """The same update, by the backend that all are held to."""
-    rmsprop_(**operands._asdict(), **options, backend="numpy")
+    param, grad, ms, grad_avg, buffer, _ = operands
+    state: dict[str, Any] = {"grad_avg": grad_avg, "momentum_buffer": buffer}
+    rmsprop_(param, grad, ms, **state, **options, backend="numpy")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -222,6 +225,7 @@ def test_updates_one_after_the_other_are_not_lost():
         ("multi_tensor_rmsprop_kernel", {}, "kernel_name must be one of"),
         ("rmsprop_kernel", {"STORAGE": "fp16", "BLOCK": 8}, "elements must be float32 or float64"),
         ("finite_kernel", {"BITS": "int16", "BLOCK": 8}, "elements must be float32 or float64"),
+        ("rmsprop_kernel", {"STORAGE": "fp32", "SCALED": True}, "SCALED must be False"),
     ],
 )
 def test_there_is_no_image_of_others(kernel, constants, message):

@@ -53,7 +53,7 @@ enum function {
 
 enum {
     MAX_STREAMS = 128,   /* in use since the reset */
-    MAX_ARGUMENTS = 16,  /* of a kernel, without the two scratch pointers that Triton adds */
+    MAX_ARGUMENTS = 19,  /* of a kernel, without the two scratch pointers that Triton adds */
     REMEMBERED = 256     /* operations of a stream whose end is remembered: a power of 2 */
 };
 
@@ -225,10 +225,11 @@ void end_device(void);
 extern const char *const kernel_names[KERNELS];
 extern const int kernel_arguments[KERNELS];
 /* Arguments of rmsprop_kernel, as triton_kernels.py has them; all others begin with an address
- * and a count of elements, finite_kernel with a verdict after them, fill_kernel with an element. */
+ * and a count of elements, finite_kernel with a verdict after them, fill_kernel with an element.
+ * Of no account here: COMP, KEY and FACTOR, as lanes neither compensate, round by chance nor scale. */
 enum argument {
-    PARAM, GRAD, MS, GRAD_AVG, BUFFER, ELEMENTS,
-    LR, ALPHA, BETA, EPS, WEIGHT_DECAY, DECAY, SIGN, MOMENTUM, VERDICT, COUNTS
+    PARAM, GRAD, MS, GRAD_AVG, BUFFER, COMP, ELEMENTS,
+    LR, ALPHA, BETA, EPS, WEIGHT_DECAY, DECAY, SIGN, MOMENTUM, KEY, FACTOR, VERDICT, COUNTS
 };
 int64_t elements_of(const struct work *work); /* of a kernel */
 struct run { /* of a work */
