@@ -117,9 +117,10 @@ class RMSpropAsync(Optimizer):
     group by hand has not, is made by the next step; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
-    ``torch.compile`` leaves all methods as they are, between its graphs. Within one, under
-    ``torch.no_grad()``, ``step.__wrapped__.__wrapped__`` is an operator that does the same: as of
-    torch's optimizers, without hooks, and with steps that count up to 2^24.
+    ``torch.compile`` leaves all methods as they are, between its graphs. Within one,
+    ``step.__wrapped__.__wrapped__`` is an operator that does the same, slower: as of torch's
+    optimizers, without hooks, and with steps that count up to 2^24. It writes copies back, so
+    it is not for state that others update at the same time.
 
     Args:
         params: Parameters, named parameters or groups; float16, bfloat16, float32, float64 or

@@ -39,7 +39,7 @@ def njit(function: Function) -> Function:
     return typed
 
 
-class _Part(CPUDispatcher):  # type: ignore[misc]
+class _Part(CPUDispatcher):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{self.py_func.__name__} is called by compiled code alone")
 

@@ -12,6 +12,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -56,10 +57,12 @@ def compile_variant(target: str, stages: list[str], variant: Variant) -> dict[st
     kernel, watched = _KERNELS[variant.kernel]
     bits, exponent = EXPONENTS[dtype]
     constants = {
+        **{name.upper(): value for name, value in asdict(variant).items()},
         "STORAGE": STORAGE[dtype],
-        "EPS_INSIDE_SQRT": variant.eps_inside_sqrt,
-        "COUPLED": variant.coupled,
-        "LR_ON_DEVICE": variant.lr_on_device,
+        "GRAD_STORAGE": STORAGE[dtype],
+        "STOCHASTIC": False,
+        "COMPENSATED": False,
+        "SCALED": False,
         "CHECKED": watched,
         "COUNTED": watched,
         "BITS": bits,

@@ -42,6 +42,9 @@ class Variant:
         dtype: Of parameters and gradients.
         eps_inside_sqrt: As in ``rmsprop_``; None, as what follows, if the kernel updates nothing.
         coupled: Whether weight decay goes through the gradient.
+        centered: Whether there is a mean of gradients.
+        momentum: Whether there is a momentum buffer.
+        lr_in_momentum: Whether what goes into that has been multiplied by lr.
         lr_on_device: Whether the kernel reads lr from the device's memory.
     """
 
@@ -49,6 +52,9 @@ class Variant:
     dtype: str
     eps_inside_sqrt: bool | None = None
     coupled: bool | None = None
+    centered: bool | None = None
+    momentum: bool | None = None
+    lr_in_momentum: bool | None = None
     lr_on_device: bool | None = None
 
     @property
@@ -58,26 +64,39 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Words, such as ``rmsprop float32 inside coupled host-lr`` or ``finite float32``."""
+        """Words, such as ``rmsprop float32 inside coupled uncentered plain host-lr``."""
         words = [self.kernel, self.dtype]
         if self.updates:
             words.append("inside" if self.eps_inside_sqrt else "outside")
             words.append("coupled" if self.coupled else "uncoupled")
+            words.append("centered" if self.centered else "uncentered")
+            if self.momentum:
+                words.append("lr-in-momentum" if self.lr_in_momentum else "momentum")
+            else:
+                words.append("plain")
             words.append("device-lr" if self.lr_on_device else "host-lr")
         return " ".join(words)
 
 
 _DTYPES = DTYPE_NAMES.values()
 
+_BOTH = (True, False)
+# With momentum or without, and where lr goes with it.
+_MOMENTA = ((False, False), (True, False), (True, True))
+
 #: All that an update may take, and of what watches it those that take the most registers.
 VARIANTS = (
-    *starmap(
-        Variant,
-        product(("rmsprop", "multi_tensor"), _DTYPES, (True, False), (True, False), (False, True)),
+    *(
+        Variant(kernel, dtype, inside, coupled, centered, *momentum, lr_on_device)
+        for kernel, dtype in product(("rmsprop", "multi_tensor"), _DTYPES)
+        for inside, coupled, centered in product(_BOTH, _BOTH, _BOTH)
+        for momentum in _MOMENTA
+        for lr_on_device in (False, True)
     ),
-    *starmap(
-        Variant,
-        product(("watched_rmsprop", "watched_multi_tensor"), _DTYPES, (True,), (True,), (True,)),
+    *(
+        Variant(kernel, dtype, True, True, centered, momentum, False, True)
+        for kernel, dtype in product(("watched_rmsprop", "watched_multi_tensor"), _DTYPES)
+        for centered, momentum in product(_BOTH, _BOTH)
     ),
     *starmap(Variant, product(("finite", "multi_tensor_finite"), _DTYPES)),
 )

@@ -26,6 +26,9 @@ class CompiledKernel(Record):
         dtype: Of parameters and gradients.
         eps_inside_sqrt: Where epsilon goes; null, as what follows, if the kernel updates nothing.
         coupled: Whether weight decay goes through the gradient.
+        centered: Whether there is a mean of gradients.
+        momentum: Whether there is a momentum buffer.
+        lr_in_momentum: Whether what goes into that has been multiplied by lr.
         lr_on_device: Whether lr is read from the device's memory.
         registers: On AMD, vector registers.
         spills: What does not fit them: bytes on NVIDIA, registers on AMD.
@@ -42,6 +45,9 @@ class CompiledKernel(Record):
     dtype: str
     eps_inside_sqrt: bool | None
     coupled: bool | None
+    centered: bool | None
+    momentum: bool | None
+    lr_in_momentum: bool | None
     lr_on_device: bool | None
     registers: Count
     spills: Count

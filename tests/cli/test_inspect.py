@@ -14,7 +14,7 @@ from hogstream.cli.main import main
 
 Command = Callable[..., tuple[int, str, str]]
 
-ONE_KERNEL = ("--kernel", "float32 rmsprop inside coupled host-lr")
+ONE_KERNEL = ("--kernel", "float32 rmsprop inside coupled uncentered plain host-lr")
 
 
 @pytest.fixture
@@ -36,11 +36,13 @@ def hogstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_inspect_prints_a_table_and_writes_what_it_says(hogstream: Command, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     json_file = tmp_path / "inspect.json"
-    status, out, err = hogstream("--target", "gfx942", "--kernel", "float64", "--json", json_file)
+    status, out, err = hogstream(
+        "--target", "gfx942", "--kernel", "float64 coupled inside", "--json", json_file
+    )
     assert (status, err) == (0, "")
     assert f"wrote {json_file}" in out
     results = json.loads(json_file.read_text())["results"]
-    assert len(results) == 2 * 2 * 2 * 2 + 2 + 2
+    assert len(results) == 2 * 2 * 3 * 2 + 2 * 4
     for kernel in ("rmsprop", "multi_tensor"):
         found = [result for result in results if result["kernel"] == kernel]
         low, high = (pick(result["registers"] for result in found) for pick in (min, max))
@@ -62,7 +64,7 @@ def test_inspect_emits_assembly(hogstream: Command, target: str, emit: str, patt
     status, out, _ = hogstream("--target", target, "--emit", emit, *ONE_KERNEL)
     assert status == 0
     assert re.findall("^// (.*host-lr)$", out, re.MULTILINE) == [
-        "rmsprop float32 inside coupled host-lr"
+        "rmsprop float32 inside coupled uncentered plain host-lr"
     ]
     assert re.search(pattern, out)
     assert "Kernels for" not in out

@@ -92,10 +92,8 @@ MUTATIONS = {
         "step = buf if LR_IN_MOMENTUM else lr * buf", "step = step if LR_IN_MOMENTUM else lr * step"
     ),
     "the buffer of the update before": _kernel(
-        "            tl.store(buffer_ptr + offsets, buf, mask)\n".replace(
-            "            ", "        "
-        ),
-        "        tl.store(buffer_ptr + offsets, tl.load(buffer_ptr + offsets, mask), mask)\n",
+        "tl.store(buffer_ptr + offsets, buf, mask)",
+        "tl.store(buffer_ptr + offsets, tl.load(buffer_ptr + offsets, mask), mask)",
     ),
     "the mean in place of the buffer": _kernel(
         "buf = tl.load(buffer_ptr + offsets, mask)", "buf = tl.load(avg_ptr + offsets, mask)"
@@ -116,7 +114,7 @@ MUTATIONS = {
         "g = tl.load(grad_ptr + offsets, mask)", "g = tl.load(grad_ptr + offsets)"
     ),
     "stores of parameters without a mask": _kernel(
-        "tl.store(param_ptr + offsets, p, mask)", "tl.store(param_ptr + offsets, p)"
+        "tl.store(param_ptr + offsets, stored, mask)", "tl.store(param_ptr + offsets, stored)"
     ),
     "stores of mean squares without a mask": _kernel(
         "tl.store(ms_ptr + offsets, ms, mask)", "tl.store(ms_ptr + offsets, ms)"

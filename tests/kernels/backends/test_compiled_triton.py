@@ -13,11 +13,11 @@ import torch
 from hogstream.kernels import rmsprop_
 from hogstream.profiling.assembly.inspection import (
     TARGETS,
-    VARIANTS,
     Code,
     Variant,
     compile_kernels,
     inspect_kernel,
+    variants_named,
 )
 from update_testing import DTYPES, Backend, State, assert_same_bits, extreme, fresh_state, normal
 from update_testing import VARIANTS as OPTIONS
@@ -28,30 +28,54 @@ CodeOf = Callable[[str, Variant], Code]
 
 NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 
-for_each_kernel = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-for_each_update = pytest.mark.parametrize(
-    "variant",
-    [variant for variant in VARIANTS if variant.updates],
-    ids=lambda variant: variant.name,
+# Words of the kernels that are looked at here: on each target others, with all dtypes,
+# centered or not and with either momentum or none. ``hogstream inspect`` has all.
+OTHERS = ("watched_rmsprop", "finite", "multi_tensor_finite")
+LOOKED_AT = {
+    "sm_80": ("outside uncoupled host-lr", *OTHERS),
+    "sm_90": ("inside coupled device-lr", *OTHERS),
+    "sm_100": ("outside coupled device-lr", *OTHERS),
+    "gfx942": ("inside uncoupled host-lr", *OTHERS),
+}
+KERNELS = list(
+    dict.fromkeys(
+        (target, variant)
+        for target, several in LOOKED_AT.items()
+        for words in several
+        for variant in variants_named(words)
+    )
 )
+
+
+def for_each(*, updates: bool = False, nvidia: bool | None = None) -> pytest.MarkDecorator:
+    """All kernels that are looked at, or some of them, each with its target."""
+    chosen = [
+        pytest.param(target, variant, id=f"{target} {variant.name}")
+        for target, variant in KERNELS
+        if (variant.updates or not updates) and nvidia in (None, target in NVIDIA)
+    ]
+    return pytest.mark.parametrize(("target", "variant"), chosen)
 
 
 @pytest.fixture(scope="module")
 def code_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeOf]:
-    """The code of a kernel; all kernels of a target are compiled when its first is asked for."""
+    """The code of a kernel; all that a target has here are compiled when the first is asked for."""
     pytest.importorskip("triton")
 
     @cache
     def compile_for(target: str) -> dict[Variant, Code]:
-        return dict(compile_kernels(target))
+        return {
+            variant: code
+            for words in LOOKED_AT[target]
+            for variant, code in compile_kernels(target, words)
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield lambda target, variant: compile_for(target)[variant]
 
 
-@for_each_update
-@pytest.mark.parametrize("target", NVIDIA)
+@for_each(updates=True, nvidia=True)
 def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
     code = code_of(target, variant)
     kind = "f64" if variant.dtype == "float64" else "f32"
@@ -61,8 +85,7 @@ def test_ptx_rounds_every_operation_by_itself(code_of, target, variant):
     assert (findings.fused, findings.approximate) == (0, 0)
 
 
-@for_each_kernel
-@pytest.mark.parametrize("target", NVIDIA)
+@for_each(nvidia=True)
 def test_kernels_take_integers_of_64_bits_then_what_triton_adds(code_of, target, variant):
     """Lanes and graphs launch them by the driver, with an array of such arguments."""
     from hogstream.kernels.backends import triton_kernels
@@ -77,8 +100,7 @@ def test_kernels_take_integers_of_64_bits_then_what_triton_adds(code_of, target,
     assert parameters == ["u64"] * (ours + SCRATCH)
 
 
-@for_each_kernel
-@pytest.mark.parametrize("target", NVIDIA)
+@for_each(nvidia=True)
 def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, variant):
     from hogstream.kernels.backends.triton_compile import COMPILE_OPTIONS
     from hogstream.kernels.backends.triton_launch import BLOCK
@@ -86,10 +108,11 @@ def test_full_blocks_are_read_and_written_128_bits_at_a_time(code_of, target, va
     dtype = getattr(torch, variant.dtype)
     threads = 32 * COMPILE_OPTIONS["num_warps"]
     param = grad = BLOCK[dtype] // threads * dtype.itemsize  # bytes of each that a thread takes
-    ms = BLOCK[dtype] // threads * max(dtype.itemsize, 4)
+    of_state = 1 + bool(variant.centered) + bool(variant.momentum)
+    state = BLOCK[dtype] // threads * max(dtype.itemsize, 4) * of_state
     findings = inspect_kernel(target, code_of(target, variant))
-    assert findings.loads == {128: (param + grad + ms if variant.updates else grad) // 16}
-    assert findings.stores == ({128: (param + ms) // 16} if variant.updates else {})
+    assert findings.loads == {128: (param + grad + state if variant.updates else grad) // 16}
+    assert findings.stores == ({128: (param + state) // 16} if variant.updates else {})
     assert findings.masked_loads
     assert findings.masked_stores
 
@@ -100,7 +123,9 @@ def test_a_block_is_read_and_written_between_reading_and_writing_its_witness(
     code_of, target, dtype
 ):
     name = str(dtype).removeprefix("torch.")
-    ptx = code_of(target, Variant("watched_rmsprop", name, True, True, True))["ptx"]
+    ptx = code_of(target, Variant("watched_rmsprop", name, True, True, True, True, False, True))[
+        "ptx"
+    ]
     accesses = re.findall(r"\b(?:ld|st|atom|red)\.global\S*|\bbar\.sync\b", ptx)
     of_block = [at for at, access in enumerate(accesses) if ".v" in access]
     read = max(at for at, access in enumerate(accesses) if ".gpu.acquire." in access)
@@ -112,25 +137,24 @@ def test_a_block_is_read_and_written_between_reading_and_writing_its_witness(
     assert "bar.sync" in accesses[of_block[-1] : write]
 
 
-@for_each_kernel
-@pytest.mark.parametrize("target", TARGETS)
+@for_each()
 def test_kernels_fit_the_registers(code_of, target, variant):
     findings = inspect_kernel(target, code_of(target, variant))
     assert findings.spills == 0
     assert findings.registers <= 64  # eight blocks of 128 threads at once on a multiprocessor
 
 
-@for_each_update
-def test_hip_rounds_every_operation_by_itself(code_of, variant):
+@for_each(updates=True, nvidia=False)
+def test_hip_rounds_every_operation_by_itself(code_of, target, variant):
     # The instructions of a correctly rounded root and division are fused ones, so LLVM's language
     # is read: no operation may be relaxed, and these two are not the device's approximations.
-    code = code_of("gfx942", variant)
+    code = code_of(target, variant)
     operations = re.findall(r"= (f(?:add|sub|mul|div)) (\S+)", code["llir"])
     assert {name for name, _ in operations} == {"fadd", "fsub", "fmul", "fdiv"}
     assert all(re.fullmatch(r"float|double|<\d+", kind) for _, kind in operations)  # or vectors
     # Triton 3.6 refines the root by itself.
     assert "@llvm.sqrt." in code["llir"] or "@llvm.fma." in code["llir"]
-    findings = inspect_kernel("gfx942", code)
+    findings = inspect_kernel(target, code)
     assert (findings.fused, findings.approximate) == (0, 0)
     assert ".amdhsa_float_denorm_mode_32 3" in code["amdgcn"]  # kept, in operands and in results
 

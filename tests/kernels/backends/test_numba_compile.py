@@ -18,6 +18,7 @@ numba = pytest.importorskip("numba")
 from numba.core import caching  # noqa: E402
 
 from hogstream.kernels.backends import numba_compile  # noqa: E402
+from hogstream.kernels.backends.numba_kernels import begin_block  # noqa: E402
 
 SOURCE = """
 from numba import types
@@ -159,3 +160,8 @@ def test_a_full_disk_is_told_once(cache, compile_anew, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_part_is_called_by_compiled_code_alone():
+    with pytest.raises(TypeError, match="begin_block is called by compiled code alone"):
+        begin_block(0, 0, 0)
