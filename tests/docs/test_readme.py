@@ -19,7 +19,7 @@ def run_example(word: str) -> dict[str, object]:
 
 
 def test_example_of_the_optimizer_learns() -> None:
-    loss = run_example("RMSpropAsync")["loss"]
+    loss = run_example("hogstream.optim import RMSprop")["loss"]
     assert isinstance(loss, torch.Tensor)
     assert loss.item() < 1.0  # untrained, it is about 8
 
