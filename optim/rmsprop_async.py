@@ -184,8 +184,8 @@ class RMSpropAsync(Optimizer):
         ValueError: If a parameter that requires a gradient cannot be updated in place, or moved if
             ``flat`` (where it shares memory with another, or with other processes, has none yet or
             is distributed); a number is out of range; options do not go together; a group's key is
-            an option that is not honoured; ``backend`` is unknown or cannot take a parameter's device; or
-            ``capturable`` cannot be honoured for a group.
+            an option that is not honoured; ``backend`` is unknown or cannot take a parameter's
+            device; or ``capturable`` cannot be honoured for a group.
         RuntimeError: If ``backend`` is not available here.
     """
 
