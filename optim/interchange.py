@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from hogstream.optim.options import Group
+from hogstream.optim.parameters import needs_state
 from hogstream.optim.state import STATE, Kinds, as_real, new_buffer
 
 StateDict = dict[str, Any]
@@ -125,7 +126,8 @@ def export_state(optimizer: Optimizer, to: str) -> StateDict:
     """The state of one of our optimizers, as another library's RMSprop keeps it.
 
     What loads it goes on as ours would have, but for rounding: all values of state have the dtypes
-    of their parameters there. ``max_grad_norm`` is no part of it: clip gradients yourself.
+    of their parameters there. ``max_grad_norm`` is no part of it: clip gradients yourself. Nor have
+    frozen parameters a part in it: the other starts their state as it does.
 
     Args:
         optimizer: An ``RMSprop`` or ``RMSpropAsync``.
@@ -251,7 +253,7 @@ def _check_expressible(library: _Library, group: Group, index: int) -> None:
         *(["decoupled_weight_decay"] if not group["weight_decay"] else []),
         *(["lr_in_momentum"] if not group["momentum"] else []),
     }
-    if any(as_real(param).dtype.itemsize == 2 for param in group["params"]):
+    if any(as_real(p).dtype.itemsize == 2 for p in group["params"] if needs_state(p)):
         fixed = {**library.fixed, "stochastic_rounding": False, "kahan_sum": False}
     else:
         fixed = library.fixed
@@ -266,8 +268,7 @@ def _check_expressible(library: _Library, group: Group, index: int) -> None:
 def _first_state(library: _Library, param: torch.Tensor, group: Group) -> dict[str, Any]:
     """What a parameter without state would start from, if the other would start it otherwise."""
     first = library.fixed["initial_accumulator_value"]
-    trainable = param.is_floating_point() or param.is_complex()
-    if group["initial_accumulator_value"] == first or not trainable:
+    if group["initial_accumulator_value"] == first or not needs_state(param):
         return {}
     kinds = Kinds.of_group(group)
     buffers = {name: new_buffer(param, name, group) for name in kinds.buffers(param)}

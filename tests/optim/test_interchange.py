@@ -248,6 +248,17 @@ def test_what_has_no_effect_is_exported(options):
     go_on_alike(theirs, ours, torch.float64)
 
 
+def test_frozen_parameters_are_exported_as_nothing():
+    frozen = [
+        Parameter(torch.zeros(3).to(dtype), requires_grad=False)
+        for dtype in (torch.float8_e4m3fn, torch.uint8, torch.bfloat16)
+    ]
+    ours = RMSpropAsync([*frozen, *made_params(F32)], kahan_sum=True, backend="numpy")
+    exported = export_state(ours, to="timm")
+    assert list(exported["state"]) == [3, 4, 5]
+    assert exported["param_groups"][0]["params"] == [0, 1, 2, 3, 4, 5]
+
+
 HOW_STEPS_ARE_DONE = {
     *("foreach", "differentiable", "capturable"),
     *("stochastic_rounding", "seed", "kahan_sum"),

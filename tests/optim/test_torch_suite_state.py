@@ -13,6 +13,7 @@ import torch
 from torch.nn import Parameter
 from torch.testing import assert_close
 
+from hogstream.optim import import_state
 from torch_suite import (
     TORCH,
     LeastSquares,
@@ -267,7 +268,7 @@ def test_we_go_on_from_torchs_state(row):
 
 
 @each_info
-def test_torchs_state_says_how_it_was_made(info):
+def test_torchs_state_that_is_imported_says_how_it_was_made(info):
     # An optimizer without options takes those of what it loads, as torch's do.
     kwargs: dict[str, Any] = {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "lr": 0.02}
     problem = LeastSquares.made("cpu")
@@ -275,7 +276,7 @@ def test_torchs_state_says_how_it_was_made(info):
     problem.train(theirs, 3)
     twin = twin_of(problem)
     ours = info.optim_cls(twin.params)
-    ours.load_state_dict(deepcopy(theirs.state_dict()))
+    ours.load_state_dict(import_state(theirs.state_dict(), made_by="torch"))
     assert {name: ours.param_groups[0][name] for name in kwargs} == kwargs
     problem.train(theirs, 3)
     twin.train(ours, 3)
