@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hogstream.optim.parameters import in_whole, placement_of
 from hogstream.optim.state import as_real
 
 # As torch has it in ``clip_grad_norm_``.
@@ -80,12 +81,12 @@ def check_max_grad_norm(value: Any) -> None:
 
 def _norm_of(grads: list[torch.Tensor]) -> torch.Tensor:
     """The norm of all together; those of 16 bits are added in float32."""
-    alike: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    alike: dict[tuple[torch.device, torch.dtype, Any], list[torch.Tensor]] = {}
     for grad in map(as_real, grads):
-        alike.setdefault((grad.device, grad.dtype), []).append(grad)
+        alike.setdefault((grad.device, grad.dtype, placement_of(grad)), []).append(grad)
     norms = [
-        norm
-        for (_, dtype), each in alike.items()
+        in_whole(norm)
+        for (_, dtype, _), each in alike.items()
         for norm in torch._foreach_norm(each, 2, dtype=max(dtype, torch.float32, key=_size_of))
     ]
     there = norms[0].device

@@ -19,7 +19,7 @@ _SWITCHES: dict[str, Any] = {
     "foreach": (bool, NoneType),
 }
 #: The names of all options of a group.
-OPTIONS = (*HYPERPARAMETERS, "initial_accumulator_value", *_SWITCHES)
+OPTIONS = (*HYPERPARAMETERS, "initial_accumulator_value", "seed", *_SWITCHES)
 # Options of relatives that are here by another name.
 _OTHER_NAMES = {
     "learning_rate": "lr",
@@ -39,7 +39,8 @@ NOT_HONOURED = {
     "bias_correction": "set initial_accumulator_value instead",
     "clipnorm": "clip gradients before the step",
     "clipvalue": "clip gradients before the step",
-    "global_clipnorm": "clip gradients before the step",
+    "global_clipnorm": "the optimizer has max_grad_norm",
+    "max_grad_norm": "it is of the whole optimizer",
     "use_ema": "average parameters by torch.optim.swa_utils",
     "flat": "it is of the whole optimizer",
     "backend": "it is of the whole optimizer",

@@ -37,6 +37,14 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
+def in_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A distributed tensor as each process has it when all have asked; any other as it is."""
+    if not is_distributed(tensor):
+        return tensor
+    whole: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
 def placement_of(tensor: torch.Tensor) -> Any:
     """How a distributed tensor is placed, over which processes; None of any other."""
     if not is_distributed(tensor):

@@ -109,13 +109,23 @@ class RMSpropAsync(Optimizer):
     ``momentum`` and ``centered`` are as in torch; ``RMSprop`` is this class with the arguments and
     defaults of torch. A complex parameter is updated as its real and imaginary parts.
 
-    State is made here, not at the first step, so that it can be shared before workers start. Its
+    State is made here, not at the first step, so that it can be shared before workers start: of
+    parameters that require gradients and have memory. One that is frozen, lazy or on the meta
+    device may be of any kind, and has no state until a step finds a gradient of it. Its
     names are those of ``torch.optim.RMSprop``: ``step`` (float32 scalar, the nearest to the count
     beyond 2^24), ``square_avg``, ``momentum_buffer`` if there is momentum, and ``grad_avg`` if
     centered (shape of the parameter; float64 for float64 parameters, else float32; complex of
     complex ones). State that has been removed (``state.clear()``), or that a parameter put into a
-    group by hand has not, is made by the next step; not where it is shared with other processes,
+    group by hand has not, is made by the next step, and what no longer fits a parameter's dtype,
+    device or layout is made anew with its values; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
+
+    Parameters that share memory, and one that is in a group twice, are updated one after the other.
+    Of a ``DTensor`` (FSDP2, tensor parallel) each process updates its own part, and its state is
+    one too; a gradient that is placed otherwise is brought to its parameter's placements first.
+
+    Keys of groups that are no options are left to their users, but not one that is an option
+    misspelt, or one of other optimizers that would be ignored: those are refused.
 
     ``torch.compile`` leaves all methods as they are, between its graphs. Within one,
     ``step.__wrapped__.__wrapped__`` is an operator that does the same, slower: as of torch's
@@ -172,10 +182,11 @@ class RMSpropAsync(Optimizer):
 
     Raises:
         TypeError: If a parameter or number is of a wrong type or dtype.
-        ValueError: If a parameter cannot be updated in place, or moved if ``flat`` (where it shares
-            memory with another, or with other processes); a number is out of range; options do not
-            go together; ``backend`` is unknown or cannot take a parameter's device; or
-            ``capturable`` cannot be honoured for a group.
+        ValueError: If a parameter that requires a gradient cannot be updated in place, or moved if
+            ``flat`` (where it shares memory with another, or with other processes, has none yet or
+            is distributed); a number is out of range; options do not go together; a group's key is
+            an option that is not honoured; ``backend`` is unknown or cannot take a parameter's
+            device; or ``capturable`` cannot be honoured for a group.
         RuntimeError: If ``backend`` is not available here.
     """
 

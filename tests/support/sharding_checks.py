@@ -105,6 +105,15 @@ def fsdp_follows_one_process(mesh: DeviceMesh, _: Path) -> None:
             assert type(state["step"]) is torch.Tensor
 
 
+def clipping_in_the_step_follows_torch(mesh: DeviceMesh, _: Path) -> None:
+    clipped = sharded(model_of(), mesh), sharded(model_of(), mesh)
+    ours = RMSprop(clipped[0].parameters(), lr=0.01, momentum=0.5, max_grad_norm=0.1)
+    theirs = torch.optim.RMSprop(clipped[1].parameters(), lr=0.01, momentum=0.5)
+    train(clipped[0], ours, range(4))
+    train(clipped[1], theirs, range(4), clip=True)
+    assert_follows(values_of(clipped[0], ours), values_of(clipped[1], theirs))
+
+
 def fsdp_in_mixed_precision_follows_torch(mesh: DeviceMesh, _: Path) -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     results = []
@@ -114,6 +123,24 @@ def fsdp_in_mixed_precision_follows_torch(mesh: DeviceMesh, _: Path) -> None:
         train(model, optimizer, range(4), clip=True)
         results.append(values_of(model, optimizer))
     assert_follows(*results)
+
+
+def fsdp_in_half_precision_keeps_what_rounding_leaves(mesh: DeviceMesh, _: Path) -> None:
+    whole, parts = Linear(5, 7).bfloat16(), Linear(5, 7).bfloat16()
+    for model in (whole, parts):
+        for param in model.parameters():
+            torch.nn.init.constant_(param, 0.1)
+    fully_shard(parts, mesh=mesh)
+    for model in (whole, parts):
+        optimizer = RMSprop(model.parameters(), lr=1e-4, kahan_sum=True)
+        for __ in range(4):
+            for param in model.parameters():
+                param.grad = torch.ones_like(param)
+            optimizer.step()
+        for param in model.parameters():
+            assert placement_of(optimizer.state[param]["kahan_comp"]) == placement_of(param)
+    pairs = zip(whole.parameters(), parts.parameters(), strict=True)
+    assert all(torch.equal(one, full(other)) for one, other in pairs)
 
 
 def fsdp_of_a_model_that_was_on_meta(mesh: DeviceMesh, _: Path) -> None:
@@ -361,7 +388,9 @@ CHECKS: dict[str, Callable[[DeviceMesh, Path], None]] = {
     check.__name__: check
     for check in (
         fsdp_follows_one_process,
+        clipping_in_the_step_follows_torch,
         fsdp_in_mixed_precision_follows_torch,
+        fsdp_in_half_precision_keeps_what_rounding_leaves,
         fsdp_of_a_model_that_was_on_meta,
         fsdp_with_frozen_layers,
         converted_between_steps,
