@@ -32,6 +32,8 @@ class Pfrls(torch.optim.RMSprop):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for param, group in reached(self):
+            if not self.state[param]:  # as in what it inherits
+                self.state[param] = new_state(param, group, first=0.0)
             update(param, self.state[param], group, param.grad + group["weight_decay"] * param)
 
 
@@ -228,6 +230,24 @@ def test_the_other_goes_on_as_ours(name, dtype):
         go_on_alike(theirs, ours, dtype)
 
 
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_parameter_without_state_starts_as_the_other_starts_it(name):
+    params = made_params(torch.float64)
+    theirs = LIBRARIES[name].make(params, **NUMBERS)
+    theirs.state.clear()
+    params[1].grad = torch.ones_like(params[1])
+    theirs.step()
+    ours = RMSpropAsync(copied(params), **OTHERWISE, backend="numpy")
+    ours.load_state_dict(import_state(theirs.state_dict(), made_by=name))
+    go_on_alike(ours, theirs, torch.float64)
+    again = LIBRARIES[name].ours_alike(copied(params), NUMBERS)
+    again.param_groups[0]["initial_accumulator_value"] = 0.4
+    again.state.clear()
+    theirs = LIBRARIES[name].make(copied(params), **NUMBERS)
+    theirs.load_state_dict(export_state(again, to=name))
+    go_on_alike(theirs, again, torch.float64)
+
+
 # What has no effect may be anything.
 WITHOUT_EFFECT = {
     "eps": {"eps": 0.0, "eps_inside_sqrt": True},
@@ -274,6 +294,7 @@ def test_what_else_a_group_has_is_kept():
         exported = export_state(ours, to=name)
         (group,) = exported["param_groups"]
         assert (group["lr"], group["name"], group["initial_lr"]) == (0.25, "all", 0.25)
+        assert isinstance(group["lr"], float)
         (group,) = import_state(exported, made_by=name)["param_groups"]
         assert (group["name"], group["initial_lr"]) == ("all", 0.25)
         assert ours.defaults.keys() - group.keys() <= HOW_STEPS_ARE_DONE
