@@ -18,7 +18,7 @@ from hogstream.cli.output import (
 from hogstream.cli.pictures import plots
 from hogstream.cli.tables import console_table
 from hogstream.profiling.measure import compare as job
-from hogstream.profiling.measure.peers import PEERS
+from hogstream.profiling.measure.peers import DEFAULT_PEERS, PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
 from hogstream.profiling.report import rows, sentences
 from hogstream.profiling.results.files import write_result
@@ -37,8 +37,8 @@ from hogstream.profiling.results.files import write_result
     "--peers",
     type=options.peers,
     metavar="NAME,...",
-    default=",".join(PEERS),
-    help=f"Optimizers to measure: {', '.join(PEERS)}.  [default: all]",
+    default=",".join(DEFAULT_PEERS),
+    help=f"Optimizers to measure: {', '.join(PEERS)}.  [default: all without options]",
 )
 @click.option(
     "--seconds",

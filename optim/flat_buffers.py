@@ -186,6 +186,8 @@ def _check_movable(name: str, param: torch.Tensor) -> None:
             f"{name} must be a plain tensor with flat=True, got a DTensor, whose memory belongs to "
             "what has distributed it: leave flat out"
         )
+    if param.is_complex():
+        raise ValueError(f"{name} must be real with flat=True, got {param.dtype}")
     if not has_memory(param):
         raise ValueError(
             f"{name} must have memory before flat=True moves it: make it, and load it, before the "

@@ -15,6 +15,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from hogstream.kernels.backends.select import check_backend, select_backend
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS
+from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import check_param
 from hogstream.kernels.rounding import key_of_step
 from hogstream.kernels.shared_memory import move_to_shared_memory
@@ -38,7 +39,7 @@ from hogstream.optim.state import (
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
 from hogstream.optim.step_in_graph import unwrapped_in_graphs
-from hogstream.optim.step_plan import StepPlan, make_plan
+from hogstream.optim.step_plan import PlannedLaunch, PlannedStep, StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -46,7 +47,6 @@ _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 # What is pickled besides what torch knows of.
 _OWN = ("backend", "capturable", "max_grad_norm", "_step_supports_amp_scaling", "_counts")
-_NOTHING: dict[str, Any] = {}
 _options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach", "seed")
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -526,14 +526,7 @@ class RMSpropAsync(Optimizer):
                 return loss
             self._settings.clear()  # which were checked for other parameters, maybe
             settings = [self._settings_of(index) for index in range(len(groups))]
-            # After a backward it may be what was frozen since ``zero_grad`` that is zero.
-            if self.flat and _graph_position() != self._graph:
-                for buffer in (each for buffers in self._flat_buffers for each in buffers):
-                    buffer.drop_grads_of_frozen()
-            self._make_missing_state()
-            step = make_plan(
-                groups, self.state, kinds, self._counts, self._flat_buffers, self.backend
-            )
+            step = self._first_step_by_new_plan(kinds)
         self._plan = plan = step.plan
         scaling = self._scaling(groups)
         if scaling is not None and scaling.is_left_out():
@@ -543,18 +536,45 @@ class RMSpropAsync(Optimizer):
         for number, (launch, table) in enumerate(
             zip(plan.launches, step.memory.tables, strict=True)
         ):
-            taken, more = settings[launch.group].taken, _NOTHING
-            if taken[0].stochastic_rounding:
-                more = {"key": self._key_of(launch.group, number)}
-            if scaling is not None and launch.backend.name == "triton":
-                more = {**more, **scaling.on(table.device)}
-            elif scaling is not None:
-                taken = taken[0].with_grad_factor(float(scaling.factor)), *taken[1:]
-            launch.backend.update_(table, *taken, **more)
+            taken = settings[launch.group].taken
+            if scaling is None and not taken[0].stochastic_rounding:
+                launch.backend.update_(table, *taken)
+            else:
+                self._launch_with(scaling, number, launch, table, taken)
         step.end()
         for counter in plan.counters:
             counter.add_one(None if scaling is None else scaling.found_inf)
         return loss
+
+    def _first_step_by_new_plan(self, kinds: list[Kinds]) -> PlannedStep:
+        # After a backward it may be what was frozen since ``zero_grad`` that is zero.
+        if self.flat and _graph_position() != self._graph:
+            for buffer in (each for buffers in self._flat_buffers for each in buffers):
+                buffer.drop_grads_of_frozen()
+        self._make_missing_state()
+        groups, buffers = self.param_groups, self._flat_buffers
+        return make_plan(groups, self.state, kinds, self._counts, buffers, self.backend)
+
+    def _launch_with(
+        self,
+        scaling: Scaling | None,
+        number: int,
+        launch: PlannedLaunch,
+        table: LaunchTable,
+        taken: tuple[Any, ...],
+    ) -> None:
+        """Launches an update that is scaled, or rounded stochastically."""
+        more: dict[str, Any] = {}
+        hyperparameters, *lr_on_device = taken
+        if hyperparameters.stochastic_rounding:
+            assert self._plan is not None
+            steps = self._plan.counters[0].first()
+            more["key"] = key_of_step(self.param_groups[launch.group]["seed"], steps, number)
+        if scaling is not None and launch.backend.name == "triton":
+            more |= scaling.on(table.device)
+        elif scaling is not None:
+            hyperparameters = hyperparameters.with_grad_factor(float(scaling.factor))
+        launch.backend.update_(table, hyperparameters, *lr_on_device, **more)
 
     def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
         """What gradients are multiplied by; None if by nothing."""
@@ -566,12 +586,6 @@ class RMSpropAsync(Optimizer):
         params = (param for group in groups for param in group["params"])
         grads = [param.grad for param in params if param.grad is not None]
         return scaling_of(grads, self.max_grad_norm, grad_scale, found_inf)
-
-    def _key_of(self, group: int, launch: int) -> int:
-        """For stochastic rounding at this step."""
-        assert self._plan is not None
-        steps = self._plan.counters[0].first()
-        return key_of_step(self.param_groups[group]["seed"], steps, launch)
 
     @_not_compiled
     def zero_grad(self, set_to_none: bool | None = None) -> None:

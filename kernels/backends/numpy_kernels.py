@@ -230,6 +230,8 @@ def _update_block(
     p, g = (_widened(each, scratch) for each in (param, grad))
     if switches.compensated:
         p = p + _widened(comp, scratch)
+    is_used = True, switches.centered, switches.momentum
+    state = [each if used else None for each, used in zip(state, is_used, strict=True)]
     numbers = [each if each is None else _Numbers(scratch, each) for each in state]
     p, *new = _rmsprop(p, g, *numbers, factors, *switches.of_formula)
     # Each is written once, whole: who updates it at the same time finds no product yet to be added

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Adagrad, Adam, RMSprop
 
 from hogstream.kernels.reference import plain_expression_
+from hogstream.optim import RMSprop as OurRMSprop
 from hogstream.optim import RMSpropAsync
 from hogstream.profiling.ceilings.passes import copy_pass, update_shaped_passes
 
@@ -161,6 +162,22 @@ def _pytorch_optimizer_laprop(params: Params) -> Optimizer:
     return optimizer
 
 
+# What both RMSprops may be asked for: each kind of state is read and written, 8 bytes an element.
+_OPTIONS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "momentum": (28, 11, {"momentum": 0.9}),
+    "centered": (28, 15, {"centered": True}),
+    "momentum-centered": (36, 17, {"momentum": 0.9, "centered": True}),
+}
+
+
+def _with_options() -> Iterator[Peer]:
+    for name, (size, operations, options) in _OPTIONS.items():
+        ours = partial(OurRMSprop, lr=LEARNING_RATE, **options)
+        theirs = partial(RMSprop, lr=LEARNING_RATE, foreach=True, **options)
+        yield Peer(f"{HOGSTREAM}-{name}", size, operations, ours)
+        yield Peer(f"{TORCH_FOREACH}-{name}", size, operations, theirs)
+
+
 # Adam and LaProp keep a running mean of gradients beside that of squares: optimi and
 # pytorch-optimizer have no RMSprop of their own, and these are what comes nearest.
 PEERS = {
@@ -178,8 +195,11 @@ PEERS = {
         Peer("bitsandbytes-rmsprop", 20, 9, _bitsandbytes_rmsprop),
         Peer("optimi-adam", 28, 13, _optimi_adam),
         Peer("pytorch-opt-laprop", 28, 13, _pytorch_optimizer_laprop),
+        *_with_options(),
     )
 }
+#: Those that are measured unless others are named: all but those with options.
+DEFAULT_PEERS = tuple(name for name in PEERS if not name.endswith(tuple(_OPTIONS)))
 #: What memory can do, on as many elements in one tensor.
 MEMORY = {
     each.name: each

@@ -18,7 +18,7 @@ import torch
 from torch.nn import Parameter
 from torch.testing import assert_close
 
-from hogstream.optim import RMSprop
+from hogstream.optim import RMSprop, export_state, import_state
 from torch_suite import SHAPES, each_info, filled, params_in
 
 #: What a group may ask for. ``eps`` is well above what is left of a variance where it is centered.
@@ -94,12 +94,13 @@ class Course:
     def take_torchs_state(self) -> None:
         """A new optimizer of ours goes on from torch's state."""
         self.ours = self.makes[0](without_options(self.ours))
-        self.ours.load_state_dict(deepcopy(self.theirs.state_dict()))
+        saved = import_state(deepcopy(self.theirs.state_dict()), made_by="torch")
+        self.ours.load_state_dict(saved)
 
     def give_torch_our_state(self) -> None:
         """A new optimizer of torch's goes on from the state of ours."""
         self.theirs = self.makes[1](without_options(self.theirs))
-        self.theirs.load_state_dict(deepcopy(self.ours.state_dict()))
+        self.theirs.load_state_dict(export_state(self.ours, to="torch"))
 
     def copy(self) -> None:
         copied: Callable[[Any], Any] = self.random.choice(
