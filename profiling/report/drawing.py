@@ -225,7 +225,9 @@ def save(
             picture.legend(loc="lower left", bbox_to_anchor=corner, borderpad=0, borderaxespad=0)
         for artist in picture.findobj(lambda each: bool(each.get_gid())):
             artist.set_gid("")  # only the page shows tips
-        picture.savefig(path, dpi=200, facecolor=DAY["back"])
+        # Which has a date otherwise, and is another file each time.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        picture.savefig(path, dpi=200, facecolor=DAY["back"], metadata=metadata)
 
 
 def _picture(plots: Sequence[Plot], columns: int, margin: int = 0, below: int = 0) -> Figure:

@@ -341,9 +341,10 @@ def of_compare(compare: Compare) -> list[str]:
         said += _flat_iterations(compare)
         said.append(
             "A step comes after a backward that makes new gradients. Bytes/s count its least "
-            "traffic, 20 bytes an element, and for Adam and LaProp 28. Noise: the 95 % interval of "
-            "the ratio holds 1. Ratios in tables are of times, over those of hogstream. What "
-            "memory can do is measured in a loop, in which what fits the caches stays there."
+            "traffic, 20 bytes an element, and 8 more for each further mean or momentum. Noise: "
+            "the 95 % interval of the ratio holds 1. Ratios in tables are of times, over those of "
+            "hogstream. What memory can do is measured in a loop, in which what fits the caches "
+            "stays there."
         )
     return said + compare.warnings
 
