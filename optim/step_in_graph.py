@@ -59,8 +59,8 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
         asked = [name for name in _NOT_IN_GRAPHS if group[name]]
         if asked or optimizer.capturable or optimizer.max_grad_norm is not None:
             raise NotImplementedError(
-                "an optimizer has no step for graphs with differentiable, stochastic_rounding, kahan_sum, "
-                "capturable or max_grad_norm: compile step itself, not what it wraps"
+                "an optimizer has no step for graphs with differentiable, stochastic_rounding, "
+                "kahan_sum, capturable or max_grad_norm: compile step itself, not what it wraps"
             )
         params = [
             param

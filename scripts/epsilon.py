@@ -76,7 +76,7 @@ def draw(path: Path) -> None:
         for values, each, look in zip(curves, marked, _LOOK_OF.values(), strict=True):
             axes.plot(gradients, values, **look.line)
             axes.plot(_MARKED, each, look.marker, color=DAY[look.color])
-        axes.vlines(_MARKED, *sorted(marked), color=DAY["quiet"], linewidth=1)
+        axes.vlines(_MARKED, min(marked), max(marked), color=DAY["quiet"], linewidth=1)
         text = f"{marked[0] / marked[1]:.0f} times, at {_short(_MARKED)}  "
         axes.text(_MARKED, marked[1] * 3, text, ha="right", color=DAY["quiet"])
         drawing.logarithmic(axes, "x", gradients)

@@ -278,4 +278,5 @@ def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array:
     bits = wide.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     rounded[np.isnan(wide)] = 0x7FC0
-    return rounded.astype(np.uint16)
+    narrow: Array = rounded.astype(np.uint16)
+    return narrow
