@@ -254,7 +254,7 @@ def _rounded_by_chance(wide: Array, places: _Places, dtype: np.dtype[Any]) -> Ar
     low, high = place.astype(np.uint32), (place >> np.uint64(32)).astype(np.uint32)
     keys = (np.uint32(places.key & 0xFFFF_FFFF), np.uint32(places.key >> 32))
     to_bits = _bfloat16 if dtype == np.uint16 else _float16
-    bits = to_bits(wide.view(np.uint32), _random(low, high, *keys)).astype(np.uint16)
+    bits: Array = to_bits(wide.view(np.uint32), _random(low, high, *keys)).astype(np.uint16)
     return bits.view(dtype)
 
 

@@ -31,12 +31,12 @@ NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 
 # Words of the kernels that are looked at here: on each target others, with all dtypes,
 # centered or not and with either momentum or none. ``hogstream inspect`` has all.
-OTHERS = ("watched_rmsprop", "finite", "multi_tensor_finite")
+OTHERS = ("watched_rmsprop centered momentum", "finite", "multi_tensor_finite")
 LOOKED_AT = {
-    "sm_80": ("outside uncoupled host-lr", *OTHERS),
-    "sm_90": ("inside coupled device-lr", *OTHERS),
-    "sm_100": ("outside coupled device-lr", *OTHERS),
-    "gfx942": ("inside uncoupled host-lr", *OTHERS),
+    "sm_80": ("rmsprop outside uncoupled host-lr", *OTHERS),
+    "sm_90": ("multi_tensor inside coupled device-lr", "watched_rmsprop", *OTHERS),
+    "sm_100": ("rmsprop outside coupled device-lr", "watched_multi_tensor", *OTHERS),
+    "gfx942": ("multi_tensor inside uncoupled host-lr", *OTHERS),
 }
 KERNELS = list(
     dict.fromkeys(
