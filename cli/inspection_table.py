@@ -26,7 +26,7 @@ COLUMNS = (
 def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:
     """What the variants of each kernel and dtype take and do: the most of any of them.
 
-    Registers are a range; loads and stores are all that occur.
+    Registers, loads and stores are ranges.
     """
     table = new_table(f"Kernels for {target}", *COLUMNS, text_columns=2)
     for key, group in groupby(inspected, lambda variant: (variant.kernel, variant.dtype)):
@@ -36,8 +36,8 @@ def inspection_table(target: str, inspected: dict[Variant, Findings]) -> Table:
             *key,
             _range([findings.registers for findings in found]),
             str(max(findings.spills for findings in found)),
-            _counts([findings.loads for findings in found]),
-            _counts([findings.stores for findings in found]),
+            _counts([findings.loads for findings in found]) or "-",
+            _counts([findings.stores for findings in found]) or "-",
             ",".join(map(str, sorted(masked))) or "-",
             str(max(findings.fused for findings in found)),
             str(max(findings.approximate for findings in found)),
@@ -51,8 +51,6 @@ def _range(values: list[int]) -> str:
 
 
 def _counts(widths: list[Widths]) -> str:
-    """Such as ``2x64 1x128``: two accesses of 64 bits and one of 128."""
-    different = [
-        " ".join(f"{each[bits]}x{bits}" for bits in sorted(each)) or "-" for each in widths
-    ]
-    return " or ".join(dict.fromkeys(different))
+    """Such as ``0-2x64 4x128``: of 64 bits two accesses or fewer, of 128 always four."""
+    every = sorted({bits for each in widths for bits in each})
+    return " ".join(f"{_range([each.get(bits, 0) for each in widths])}x{bits}" for bits in every)

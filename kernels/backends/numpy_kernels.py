@@ -256,7 +256,7 @@ def _rounded_by_chance(wide: Array, places: _Places, dtype: np.dtype[Any]) -> Ar
     low, high = place.astype(np.uint32), (place >> np.uint64(32)).astype(np.uint32)
     keys = (np.uint32(places.key & 0xFFFF_FFFF), np.uint32(places.key >> 32))
     to_bits = _bfloat16 if dtype == np.uint16 else _float16
-    bits = to_bits(wide.view(np.uint32), _random(low, high, *keys)).astype(np.uint16)
+    bits: Array = to_bits(wide.view(np.uint32), _random(low, high, *keys)).astype(np.uint16)
     return bits.view(dtype)
 
 
@@ -280,4 +280,5 @@ def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array:
     bits = wide.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     rounded[np.isnan(wide)] = 0x7FC0
-    return rounded.astype(np.uint16)
+    narrow: Array = rounded.astype(np.uint16)
+    return narrow

@@ -9,16 +9,28 @@ import threading
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hogstream.kernels.backends.triton_cache import ensure_folder
 
-#: How kernels are compiled: no operation is fused with another.
-COMPILE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-
 #: Held while anything compiles: Triton's compiler is not safe from several threads.
 compiling = threading.Lock()
+
+
+def compile_options(constants: dict[str, Any]) -> dict[str, Any]:
+    """How a kernel is compiled: for how many warps, and no operation is fused with another.
+
+    An update with state besides ``ms`` has twice as many threads, of half as many elements each:
+    else it would take more than 64 registers a thread. Blocks of float64 are small enough.
+
+    Args:
+        constants: The values of its constexprs by name.
+    """
+    more_state = constants.get("CENTERED", False) or constants.get("MOMENTUM", False)
+    wide = constants.get("STORAGE") == tl.float64
+    return {"num_warps": 8 if more_state and not wide else 4, "enable_fp_fusion": False}
 
 
 def compile_for(kernel: Any, constants: dict[str, Any], target: GPUTarget) -> Any:
@@ -33,7 +45,8 @@ def compile_for(kernel: Any, constants: dict[str, Any], target: GPUTarget) -> An
     signature = {name: "constexpr" if name in values else "i64" for name in kernel.arg_names}
     with compiling:
         ensure_folder()
-        return triton.compile(ASTSource(kernel, signature, values), target, COMPILE_OPTIONS)
+        source = ASTSource(kernel, signature, values)
+        return triton.compile(source, target, compile_options(values))
 
 
 def cuda_target(capability: int) -> GPUTarget:

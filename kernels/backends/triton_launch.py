@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from hogstream.kernels.backends.triton_cache import ensure_folder
-from hogstream.kernels.backends.triton_compile import COMPILE_OPTIONS, compiling
+from hogstream.kernels.backends.triton_compile import compile_options, compiling
 from hogstream.kernels.backends.triton_kernels import (
     finite_kernel,
     multi_tensor_finite_kernel,
@@ -227,7 +227,7 @@ def _launch(
         return
     with compiling:
         ensure_folder()
-        compiled = kernel[programs,](*arguments, **constants, **COMPILE_OPTIONS)
+        compiled = kernel[programs,](*arguments, **constants, **compile_options(constants))
     if compiled is not None:  # the interpreter has nothing to keep
         _compiled[key] = compiled
 

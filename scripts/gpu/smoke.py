@@ -72,7 +72,7 @@ def update(dtype: torch.dtype, gpu: Gpu) -> None:
                     state.param, grad.to(state.param.device), state.ms, backend=backend, **options
                 )
         expected, updated = states
-        assert_same_bits(State(*(tensor.cpu() for tensor in updated)), expected)
+        assert_same_bits(updated.map(torch.Tensor.cpu), expected)
 
 
 def update_list(gpu: Gpu) -> None:

@@ -77,7 +77,8 @@ def test_is_within_rounding_of_the_reference(backend, dtype, case):
 
     h = Hyperparameters(**case.options)
     p, g = (tensor.double().numpy() for tensor in (param, grad))
-    ms, ga, buf = (each if each is None else each.double().numpy() for each in before[1:])
+    arrays: list[Any] = [each if each is None else each.double().numpy() for each in before[1:]]
+    ms, ga, buf = arrays
     exact = reference(p, g, ms, h, ga, buf)
     bounds = errors(p, g, ga, buf, exact, h, torch.finfo(compute).eps / 2)
     # Then one rounding to the parameter's dtype, which a denormal or zero feels as an absolute one.
@@ -149,4 +150,5 @@ def errors(
 def of_root(number: Array, error: Array) -> Array:
     """How far roots may be apart of numbers that are so far apart."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.fmin(np.sqrt(error), error / np.sqrt(number))
+        bound: Array = np.fmin(np.sqrt(error), error / np.sqrt(number))
+    return bound

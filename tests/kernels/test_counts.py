@@ -22,9 +22,14 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
     params, grads, mss, grad_avgs, buffers = (
         [torch.ones(5, device=backend.device) for _ in range(tensors)] for _ in range(5)
     )
-    state = {"grad_avgs": grad_avgs, "momentum_buffers": buffers}
     with counted_calls() as counts:
-        multi_tensor_rmsprop_(params, grads, mss, **state, backend=backend.name, **FULL)
+        multi_tensor_rmsprop_(
+            *(params, grads, mss),
+            grad_avgs=grad_avgs,
+            momentum_buffers=buffers,
+            backend=backend.name,
+            **FULL,
+        )
     assert counts[LAUNCH[backend.name]] == 1
     if backend.name == "triton" and backend.device == "cpu":
         # The interpreter calls the kernel for each program: one for each of these small tensors.
@@ -37,8 +42,8 @@ def test_a_list_is_one_launch(backend: Backend, tensors: int) -> None:
 
 # Python calls of ours for each tensor of a list: its operands named and checked (5), made tensors
 # (3), two found not to be negated (2) and two compared (4), each found dense (6) and laid flat (3),
-# and each held against all others (3).
-CALLS_FOR_EACH_TENSOR = 26
+# and each held against all others (3); then the table is found that it goes into.
+CALLS_FOR_EACH_TENSOR = 27
 # And for one by itself: the same, what it is made with and whether float32 holds that, its backend,
 # its table, and the update, with the threads that it is worth (2).
 CALLS = 57

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,17 +17,17 @@ def test_it_runs_over_the_numbers_of_python(options):
     h = Hyperparameters(**options)
     state, grad = worn_state(7, torch.float64, seed=0, **options), normal(7, torch.float64, seed=5)
     operands = [state.param, grad, *state[1:]]
-    columns = ([None] * 7 if each is None else each.tolist() for each in operands)
+    columns: list[list[Any]] = [[None] * 7 if each is None else each.tolist() for each in operands]
     rows = [
-        rmsprop(*numbers, h.factors, *h.switches.of_formula)
-        for numbers in zip(*columns, strict=True)
+        rmsprop(p, g, ms, ga, buf, h.factors, *h.switches.of_formula)
+        for p, g, ms, ga, buf in zip(*columns, strict=True)
     ]
     new = (
         None if before is None else torch.tensor(after, dtype=torch.float64)
         for before, after in zip(state, zip(*rows, strict=True), strict=True)
     )
     backend = BACKENDS[0].values[0]
-    assert_same_bits(State(*new), backend.update(state, grad, **options))
+    assert_same_bits(State.of(new), backend.update(state, grad, **options))
 
 
 # With alpha = 1 state stays as it is; with lr = eps = 1 and a gradient of 1, a parameter of 0

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from hogstream.kernels import multi_tensor_rmsprop_
 from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import ProcessScheduler, SharedParameters, StreamScheduler
-from update_testing import fresh_state, update_
+from update_testing import fresh_state, update_, update_list_
 
 Numbers = dict[str, Any]
 NARROW = [torch.float16, torch.bfloat16, torch.float32]
@@ -26,11 +25,11 @@ def one_tensor(param: torch.Tensor, numbers: Numbers) -> None:
 
 def list_of_tensors(param: torch.Tensor, numbers: Numbers) -> None:
     params = [torch.ones(3, dtype=torch.float64), param]
-    states = [fresh_state(each, **numbers) for each in params]
-    mss, buffers = ([state[place] for state in states] for place in (1, 3))
-    momentum_buffers = buffers if numbers.get("momentum") else None
-    grads = [torch.zeros_like(each) for each in params]
-    multi_tensor_rmsprop_(params, grads, mss, momentum_buffers=momentum_buffers, **numbers)
+    update_list_(
+        [fresh_state(each, **numbers) for each in params],
+        [torch.zeros_like(each) for each in params],
+        **numbers,
+    )
 
 
 def optimizer(param: torch.Tensor, numbers: Numbers) -> None:
@@ -42,7 +41,9 @@ def flat_optimizer(param: torch.Tensor, numbers: Numbers) -> None:
 
 
 def group(param: torch.Tensor, numbers: Numbers) -> None:
-    RMSpropAsync([Parameter(param)]).add_param_group({"params": [param.clone()], **numbers})
+    RMSpropAsync([Parameter(param)]).add_param_group(
+        {"params": [Parameter(param.clone())], **numbers}
+    )
 
 
 def stepped(param: torch.Tensor, change: Callable[[RMSpropAsync], None]) -> None:

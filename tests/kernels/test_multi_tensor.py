@@ -26,6 +26,7 @@ from update_testing import (
     formula,
     fresh_state,
     normal,
+    update_list_,
     worn_state,
 )
 
@@ -40,29 +41,14 @@ def update_all(
     """The states after one call for all of them, each in the middle of a guarded buffer."""
     guarded = [state.map(lambda tensor: _guarded(tensor, backend)) for state in states]
     grads = [grad.to(backend.device) for grad in grads]
-    update_list_([buffers.map(_inside) for buffers in guarded], grads, backend.name, **options)
+    update_list_(
+        [buffers.map(_inside) for buffers in guarded], grads, backend=backend.name, **options
+    )
     for buffers in guarded:
         for buffer in buffers:
             assert buffer is None or torch.all(buffer[:GUARD] == 7)
             assert buffer is None or torch.all(buffer[-GUARD:] == 7)
     return [buffers.map(_inside).map(torch.Tensor.cpu) for buffers in guarded]
-
-
-def update_list_(
-    states: list[State], grads: list[torch.Tensor], backend: str, **options: Any
-) -> None:
-    """Calls ``multi_tensor_rmsprop_`` with the tensors of states."""
-    columns: list[Any] = [
-        None if column[0] is None else list(column) for column in zip(*states, strict=True)
-    ]
-    params, mss, grad_avgs, buffers = columns
-    multi_tensor_rmsprop_(
-        *(params, grads, mss),
-        grad_avgs=grad_avgs,
-        momentum_buffers=buffers,
-        backend=backend,
-        **options,
-    )
 
 
 def _guarded(tensor: torch.Tensor, backend: Backend) -> torch.Tensor:
@@ -103,9 +89,10 @@ def test_tensors_at_any_alignment(backend, dtype, shift):
     aligned, others = (state.map(lambda t: t.to(backend.device, copy=True)) for state in states)
     lists = [
         [aligned, others.map(shifted)],
-        [aligned, others._replace(param=shifted(others.param))],
-        [aligned, State(*others[:2], shifted(others[2]), others[3])],
-        [aligned, State(*others[:3], shifted(others[3]))],
+        *(
+            [aligned, others._replace(**{name: shifted(getattr(others, name))})]
+            for name in ("param", "grad_avg", "momentum_buffer")
+        ),
     ]
     for on_device in lists:
         on_device = [state.map(torch.clone) if state is aligned else state for state in on_device]
@@ -113,7 +100,7 @@ def test_tensors_at_any_alignment(backend, dtype, shift):
             formula(state.map(torch.Tensor.cpu), grad, **FULL)
             for state, grad in zip(on_device, grads, strict=True)
         ]
-        update_list_(on_device, [g.to(backend.device) for g in grads], backend.name, **FULL)
+        update_list_(on_device, [g.to(backend.device) for g in grads], backend=backend.name, **FULL)
         for actual, wanted in zip(on_device, expected, strict=True):
             assert_same_bits(actual.map(torch.Tensor.cpu), wanted)
 
@@ -176,7 +163,7 @@ def test_an_empty_list_is_nothing_to_do():
     multi_tensor_rmsprop_([], [], [])
 
 
-def lists_of(count: int) -> dict[str, list[Any]]:
+def lists_of(count: int) -> dict[str, Any]:
     return {name: [torch.full((2, 3), 0.5) for _ in range(count)] for name in NAMES}
 
 
@@ -297,14 +284,17 @@ def test_refuses_lists_that_are_none_or_of_other_lengths():
 
 def test_state_is_given_if_it_is_used_and_only_then():
     tensors = [torch.ones(3)]
-    for name, option, value in (
-        ("grad_avgs", "centered", True),
-        ("momentum_buffers", "momentum", 0.5),
-    ):
+    needed: dict[str, dict[str, Any]] = {
+        "grad_avgs": {"centered": True},
+        "momentum_buffers": {"momentum": 0.5},
+    }
+    for name, options in needed.items():
+        (option,) = options
+        state: dict[str, Any] = {name: tensors}
         with pytest.raises(ValueError, match=f"{name} must be given with {option}, got None"):
-            multi_tensor_rmsprop_(*[tensors] * 3, **{option: value})
+            multi_tensor_rmsprop_(*[tensors] * 3, **options)
         with pytest.raises(ValueError, match=f"{name} must be None without {option}, got list"):
-            multi_tensor_rmsprop_(*[tensors] * 3, **{name: tensors})
+            multi_tensor_rmsprop_(*[tensors] * 3, **state)
 
 
 def test_a_device_that_a_backend_cannot_take_stops_all():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,16 +14,35 @@ from hypothesis import strategies as st
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED, RaceCounters
 
 
+@cache
+def compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What compiled code does before and after an update of a block, to be called from here."""
+    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
+    from hogstream.kernels.backends.numba_compile import njit
+
+    begin_block, end_block = numba_kernels.begin_block, numba_kernels.end_block
+
+    @njit
+    def begin(counts: int, blocks: int, block: int) -> Any:
+        return begin_block(counts, blocks, block)
+
+    @njit
+    def end(counts: int, blocks: int, block: int, version: int, witness: int) -> None:
+        end_block(counts, blocks, block, version, witness)
+
+    return begin, end
+
+
 def play(interleaving: str, counters: RaceCounters, block: int = 0) -> None:
     """Begins an update of a block at the first mention of a letter, and ends it at the second."""
-    numba_kernels = pytest.importorskip("hogstream.kernels.backends.numba_kernels")
+    begin, end = compiled()
     where = counters.counts.data_ptr(), counters.blocks, block
     under_way: dict[str, tuple[int, int]] = {}
     for update in interleaving:
         if update in under_way:
-            numba_kernels.end_block(*where, *under_way.pop(update))
+            end(*where, *under_way.pop(update))
         else:
-            under_way[update] = numba_kernels.begin_block(*where)
+            under_way[update] = begin(*where)
 
 
 @pytest.mark.parametrize(

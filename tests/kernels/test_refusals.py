@@ -173,10 +173,16 @@ def test_refuses_alpha_greater_than_1(alpha):
     check_refused(ValueError, f"alpha must be {NUMBERS['alpha']}, got {alpha}", {"alpha": alpha})
 
 
-@pytest.mark.parametrize("value", ["0.1", None, True, 0.1j, [0.1], torch.ones(2)], ids=repr)
+@pytest.mark.parametrize("value", ["0.1", None, True, 0.1j, [0.1]], ids=repr)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_refuses_what_is_not_a_number(name, value):
     check_refused(TypeError, f"{name} must be {NUMBERS[name]}, got {value!r}", {name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_refuses_a_tensor_of_several_numbers(name):
+    message = f"Tensor {name} must be 1-element, got shape (2,)"  # as torch has it
+    check_refused(ValueError, message, {name: torch.ones(2)})
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hogstream.kernels import available_backends, rmsprop_
-from hogstream.kernels.operands import Operands
 from update_testing import (
     BACKENDS,
     CPU_BACKENDS,
@@ -23,22 +22,22 @@ from update_testing import (
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_updates_in_place_and_returns_none(backend):
-    operands = Operands(*(torch.full((2, 3), 0.5, device=backend.device) for _ in range(5)))
-    pointers = [each.data_ptr() for each in operands[:5]]
+    operands = [torch.full((2, 3), 0.5, device=backend.device) for _ in range(5)]
+    param, grad, ms, grad_avg, momentum_buffer = operands
+    pointers = [each.data_ptr() for each in operands]
     returned = rmsprop_(  # type: ignore[func-returns-value]
-        *operands[:3],
-        grad_avg=operands.grad_avg,
-        momentum_buffer=operands.momentum_buffer,
+        *(param, grad, ms),
+        grad_avg=grad_avg,
+        momentum_buffer=momentum_buffer,
         backend=backend.name,
         alpha=0.9,
         **FULL,
     )
     assert returned is None
-    assert [each.data_ptr() for each in operands[:5]] == pointers
-    assert torch.all(operands.param < 0.5)
-    assert all(torch.all(each != 0.5) for each in (operands.ms, operands.momentum_buffer))
-    assert torch.all(operands.grad_avg == 0.5)  # as the gradient is
-    assert torch.all(operands.grad == 0.5)
+    assert [each.data_ptr() for each in operands] == pointers
+    assert torch.all(param < 0.5)
+    assert all(torch.all(each != 0.5) for each in (ms, momentum_buffer))
+    assert all(torch.all(each == 0.5) for each in (grad, grad_avg))  # as the gradient is
 
 
 def test_picks_a_backend_for_the_cpu():
@@ -74,8 +73,8 @@ def test_autograd_notices_the_update():
         operands = [torch.ones(3) for _ in range(5)]
         operands[place].requires_grad_()
         loss = operands[place].square().sum()
-        state = {"grad_avg": operands[3], "momentum_buffer": operands[4]}
-        rmsprop_(*operands[:3], **state, **FULL)
+        param, grad, *state = operands
+        update_(State(param, *state), grad, **FULL)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,8 +75,8 @@ def test_rounding_by_chance_is_right_in_the_mean(backend, dtype):
     """A step of a tenth of the distance to the next number: one of ten is rounded away."""
     for start in (1.0, -3.0, 2.0**-16):  # the last one is denormal in float16
         param = torch.full((40_000,), start).to(dtype)
-        step = 0.1 * float(torch.finfo(dtype).eps) * 2.0 ** torch.tensor(start).abs().log2().floor()
-        step = max(float(step), 0.1 * 2.0**-24 if dtype == torch.float16 else 0.0)
+        step = 0.1 * torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(abs(start)))
+        step = max(step, 0.1 * 2.0**-24 if dtype == torch.float16 else 0.0)
         optimizer = RMSpropAsync(
             [param], lr=step, alpha=0.0, eps=0.0, stochastic_rounding=True, backend=backend.name
         )
@@ -94,8 +95,7 @@ def test_what_is_not_finite_is_rounded_to_itself(dtype):
     start = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, limits.max, -limits.max])
     for backend in ("numpy", "numba"):
         param = start.to(dtype)
-        options = {"lr": 0.0, "backend": backend}
-        optimizer = RMSpropAsync([param], stochastic_rounding=True, **options)
+        optimizer = RMSpropAsync([param], lr=0.0, stochastic_rounding=True, backend=backend)
         param.grad = torch.ones_like(param)
         optimizer.step()
         assert torch.equal(bits(param), bits(start.to(dtype)))
@@ -133,7 +133,8 @@ def test_a_resumed_run_rounds_as_one_that_went_on():
 def test_small_steps_are_not_lost(dtype, options, flat):
     """Without either they are: each is less than half of the last place."""
     ends = []
-    for each in (options, {}):
+    either: list[dict[str, Any]] = [options, {}]
+    for each in either:
         param = Parameter(torch.full((200,), 8.0, dtype=dtype))
         optimizer = RMSpropAsync([param], lr=1e-3, alpha=0.0, eps=0.0, flat=flat, **each)
         for _ in range(200):
@@ -183,12 +184,11 @@ def in_the_kernel(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_scales_and_clips_as_torch_does(dtype, flat):
     ours, theirs = parameters(*SHAPES, dtype=dtype), parameters(*SHAPES, dtype=dtype)
-    pairs: list[tuple[torch.optim.Optimizer, Callable[..., None], torch.amp.GradScaler]] = []
-    for optimizer, step in (
+    optimizers: list[tuple[torch.optim.Optimizer, Callable[..., None]]] = [
         (RMSprop(ours, momentum=0.9, max_grad_norm=0.5, flat=flat), in_the_kernel),
         (torch.optim.RMSprop(theirs, momentum=0.9), unscaled_and_clipped),
-    ):
-        pairs.append((optimizer, step, torch.amp.GradScaler("cpu", init_scale=1024.0)))
+    ]
+    pairs = [(*each, torch.amp.GradScaler("cpu", init_scale=1024.0)) for each in optimizers]
     for number in range(6):
         for params, (optimizer, step, scaler) in zip((ours, theirs), pairs, strict=True):
             optimizer.zero_grad()

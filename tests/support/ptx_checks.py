@@ -142,9 +142,10 @@ def check_verdicts(compiled: Compiled) -> int:
 def _on_device(device: Device, case: Case) -> Operands:
     param, *state = case.state
     put = zip(NAMES, (param, case.grad, *state), case.offsets, strict=True)
-    return Operands(
-        *(each if each is None else device.put(name, each, offset) for name, each, offset in put)
-    )
+    tensors: list[Any] = [
+        each if each is None else device.put(name, each, offset) for name, each, offset in put
+    ]
+    return Operands(*tensors)
 
 
 def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list[Operands]) -> None:
@@ -195,4 +196,5 @@ def _values(dtype: torch.dtype) -> tuple[State, torch.Tensor]:
     special, grads = special_operands(dtype, **FULL)
     states = worn_state(size, dtype, 0, **FULL), far, special
     grad = torch.cat([normal(size, dtype, 6), extreme(size, dtype, 2), grads])
-    return State(*map(torch.cat, zip(*states, strict=True))), grad
+    tensors: Any = zip(*states, strict=True)
+    return State.of(map(torch.cat, tensors)), grad

@@ -67,12 +67,9 @@ class _Race:
         grad = device.put("grad", torch.ones(elements, dtype=dtype))
         options = _subtracting_1(compiled.form)
         state = fresh_state(param, **options)._replace(param=param)
-        state = State(
-            param,
-            *(
-                each if each is None else device.put(name, each)
-                for name, each in zip(State._fields[1:], state[1:], strict=True)
-            ),
+        named = zip(State._fields[1:], state[1:], strict=True)
+        state = State.of(
+            [param, *(each if each is None else device.put(name, each) for name, each in named)]
         )
         hyperparameters = Hyperparameters(**options)
         watch = Watch.of(compiled.form, device, hyperparameters.lr, self._blocks)

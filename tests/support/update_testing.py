@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import triton_testing
-from hogstream.kernels import available_backends, rmsprop_
+from hogstream.kernels import available_backends, multi_tensor_rmsprop_, rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import LANDED, SURVIVED, RaceCounters
 
@@ -32,9 +32,17 @@ class State(NamedTuple):
     grad_avg: torch.Tensor | None = None
     momentum_buffer: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, tensors: Iterable[torch.Tensor | None]) -> State:
+        """Of its tensors in their order, of which the first two are there."""
+        param, ms, *more = tensors
+        assert param is not None
+        assert ms is not None
+        return cls(param, ms, *more)
+
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> State:
         """What a function makes of each tensor that there is."""
-        return State(*(each if each is None else function(each) for each in self))
+        return State.of(each if each is None else function(each) for each in self)
 
     def needed(self, options: Mapping[str, Any]) -> State:
         """Without what an update with such options has none of."""
@@ -62,6 +70,17 @@ def update_(state: State, grad: torch.Tensor, **options: Any) -> None:
     """Calls ``rmsprop_`` with the tensors of a state."""
     param, ms, grad_avg, buffer = state
     rmsprop_(param, grad, ms, grad_avg=grad_avg, momentum_buffer=buffer, **options)
+
+
+def update_list_(states: Sequence[State], grads: list[torch.Tensor], **options: Any) -> None:
+    """Calls ``multi_tensor_rmsprop_`` with the tensors of states, which are of the same kinds."""
+    columns: list[Any] = [
+        None if column[0] is None else list(column) for column in zip(*states, strict=True)
+    ]
+    params, mss, grad_avgs, buffers = columns
+    multi_tensor_rmsprop_(
+        params, grads, mss, grad_avgs=grad_avgs, momentum_buffers=buffers, **options
+    )
 
 
 def _on_cpu(name: str) -> Any:
@@ -194,7 +213,8 @@ def formula(
     """The design's formula in plain NumPy, an operation at a time; torch converts the dtypes."""
     compute = COMPUTE[state.param.dtype]
     p, g = (tensor.to(compute).numpy() for tensor in (state.param, grad))
-    ms, ga, buf = (tensor if tensor is None else tensor.numpy() for tensor in state[1:])
+    arrays: list[Any] = [each if each is None else each.numpy() for each in state[1:]]
+    ms, ga, buf = arrays
     with np.errstate(all="ignore"):
         if maximize:
             g = -g
@@ -217,10 +237,8 @@ def formula(
         else:
             buf = momentum * buf + g / d
             p = p - lr * buf
-    return State(
-        torch.from_numpy(p).to(state.param.dtype),
-        *(each if each is None else torch.from_numpy(each) for each in (ms, ga, buf)),
-    )
+    new = (each if each is None else torch.from_numpy(each) for each in (ms, ga, buf))
+    return State.of([torch.from_numpy(p).to(state.param.dtype), *new])
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hogstream.kernels import rmsprop_
 from hogstream.kernels.backends import cpu_threads
 from hogstream.kernels.backends.cpu_threads import (
     MIN_BYTES_PER_THREAD,
@@ -40,6 +39,7 @@ from update_testing import (
     extreme,
     fresh_state,
     normal,
+    update_,
 )
 
 pytestmark = pytest.mark.usefixtures("several_threads")
@@ -72,15 +72,14 @@ def test_many_threads_may_update_at_once(backend):
 @may_fork_with_threads
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_forked_child_may_update(backend):
-    (param, ms), grad = splittable(torch.float32, seed=0)
-    expected = backend.update(State(param, ms), grad)  # its threads are running by now
-    for tensor in (param, ms):
-        tensor.share_memory_()
+    state, grad = splittable(torch.float32, seed=0)
+    expected = backend.update(state, grad)  # its threads are running by now
+    state.map(torch.Tensor.share_memory_)
     child = multiprocessing.get_context("fork").Process(
-        target=rmsprop_, args=(param, grad, ms), kwargs={"backend": backend.name}
+        target=update_, args=(state, grad), kwargs={"backend": backend.name}
     )
     assert run_to_end(child) == 0
-    assert_same_bits(State(param, ms), expected)
+    assert_same_bits(state, expected)
 
 
 class Refused(ArithmeticError):

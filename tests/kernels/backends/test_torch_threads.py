@@ -29,6 +29,7 @@ from update_testing import (
 )
 
 numba_pieces = pytest.importorskip("hogstream.kernels.backends.numba_pieces")
+numba_compile = pytest.importorskip("hogstream.kernels.backends.numba_compile")
 torch_threads = openmp.torch_threads()
 pytestmark = [
     pytest.mark.skipif(torch_threads is None, reason="torch has no OpenMP threads here"),
@@ -76,10 +77,24 @@ def run_in_pieces(function: Callable[[int], object], elements: int) -> None:
     numba_pieces.run_in_pieces(call_in_c(function), table)
 
 
+# Compiled code alone calls them.
+_take_piece, _in_update = numba_pieces.take_piece, numba_pieces.in_update
+
+
+@numba_compile.njit
+def take_piece(job: int) -> Any:
+    return _take_piece(job)
+
+
+@numba_compile.njit
+def in_update(job: int, share: int, start: int, stop: int, elements: int) -> Any:
+    return _in_update(job, share, start, stop, elements)
+
+
 def pieces_of(job: int, elements: int) -> Iterator[tuple[int, int]]:
     """Takes pieces of one update until there is none left, as where they begin and end in it."""
-    while (piece := numba_pieces.take_piece(job)) != (0, 0, 0):
-        begin, end, _ = numba_pieces.in_update(job, *piece, elements)
+    while (piece := take_piece(job)) != (0, 0, 0):
+        begin, end, _ = in_update(job, *piece, elements)
         if begin < end:
             yield begin, end
 
@@ -165,7 +180,7 @@ def test_pieces_cover_an_update_once_and_are_empty_beside_it(elements, shares, s
     for share in range(shares):
         for first in range(start, 250, size):  # beyond the share's end
             piece = share, first, first + size
-            begin, end, _ = numba_pieces.in_update(ctypes.addressof(job), *piece, elements)
+            begin, end, _ = in_update(ctypes.addressof(job), *piece, elements)
             assert begin <= end
             seen += range(begin, end)
     assert sorted(seen) == list(range(elements))

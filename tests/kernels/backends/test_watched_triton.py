@@ -49,8 +49,8 @@ class Launch:
 
     @property
     def operands(self) -> Operands:
-        param, *state = self.updated
-        return check_operands(param, self.grad, *state)
+        param, ms, grad_avg, momentum_buffer = self.updated
+        return check_operands(param, self.grad, ms, grad_avg, momentum_buffer)
 
     @property
     def state(self) -> State:
