@@ -190,6 +190,10 @@ class RMSpropAsync(Optimizer):
         RuntimeError: If ``backend`` is not available here.
     """
 
+    # As torch's ``GradScaler`` sets them, for one step.
+    grad_scale: torch.Tensor | None
+    found_inf: torch.Tensor | None
+
     @_not_compiled
     def __init__(
         self,
@@ -578,7 +582,6 @@ class RMSpropAsync(Optimizer):
 
     def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
         """What gradients are multiplied by; None if by nothing."""
-        # As torch's ``GradScaler`` sets them, for one step.
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if self.max_grad_norm is None and grad_scale is None and found_inf is None:
             return None

@@ -9,7 +9,8 @@ import asyncio
 import faulthandler
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from typing import Any
@@ -23,9 +24,19 @@ from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import ProcessScheduler, RunReport, SharedParameters, WorkerContext
 from process_workers import submit_ones as make_submit_ones
 from scheduler_testing import COUNTING, submit_ones
-from update_testing import COMPUTE, State, assert_same_bits, extreme, normal, special
+from update_testing import (
+    COMPUTE,
+    State,
+    assert_same_bits,
+    extreme,
+    fresh_state,
+    normal,
+    special,
+    update_,
+)
 
 UPDATES = 200
+_STATE = ("square_avg", "grad_avg", "momentum_buffer")
 # Of its time; the rest is for imports.
 _SHOWN_AT = 0.6
 _SHAPES = ((3,), (), (17, 33), (4099,))
@@ -33,6 +44,13 @@ _VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"eps_inside_sqrt": False, "weight_decay": 0.1},
     {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    {"momentum": 0.9, "centered": True},
+    {"momentum": 0.5, "lr_in_momentum": True, "weight_decay": 0.1},
+)
+# And what is for parameters of 16 bits.
+_ROUNDINGS: tuple[dict[str, Any], ...] = (
+    {"stochastic_rounding": True, "seed": 1 << 63},
+    {"kahan_sum": True, "momentum": 0.9},
 )
 
 
@@ -59,19 +77,15 @@ def update(dtype: torch.dtype, gpu: Gpu) -> None:
     pairs = torch.tensor(list(product(range(len(values)), repeat=2)))
     param = torch.cat([values[pairs[:, 0]], normal(10_007, dtype, seed=0)])
     for options in _VARIANTS:
-        states = [
-            State(
-                param.to(where, copy=True), torch.zeros_like(param, dtype=COMPUTE[dtype]).to(where)
-            )
-            for where in ("cpu", gpu.device)
-        ]
+        start = fresh_state(param, **options)
+        expected, updated = (
+            start.map(partial(torch.Tensor.to, device=where, copy=True))
+            for where in (torch.device("cpu"), gpu.device)
+        )
         for step in range(3):
             grad = torch.cat([values[pairs[:, 1]], extreme(10_007, dtype, seed=1 + step)])
-            for state, backend in zip(states, ("numpy", None), strict=True):
-                rmsprop_(
-                    state.param, grad.to(state.param.device), state.ms, backend=backend, **options
-                )
-        expected, updated = states
+            update_(expected, grad, backend="numpy", **options)
+            update_(updated, grad.to(gpu.device), **options)
         assert_same_bits(updated.map(torch.Tensor.cpu), expected)
 
 
@@ -95,16 +109,72 @@ def update_list(gpu: Gpu) -> None:
 
 def step(gpu: Gpu) -> None:
     """Steps of the optimizer, flat and not, have the bits of NumPy's."""
-    for flat in (False, True):
-        params, expected = _parameters(gpu.device), _parameters(torch.device("cpu"))
-        ours = RMSpropAsync(params, weight_decay=0.1, flat=flat)
-        numpys = RMSpropAsync(expected, weight_decay=0.1, backend="numpy")
+    for flat, options in product((False, True), (*_VARIANTS, *_ROUNDINGS)):
+        dtype = torch.bfloat16 if options in _ROUNDINGS else torch.float32
+        ours, numpys = _beside_numpy(gpu, dtype, flat=flat, **options)
         for seed in range(3):
-            _give_gradients(params, seed)
-            _give_gradients(expected, seed)
-            ours.step()
-            numpys.step()
+            for optimizer in (ours, numpys):
+                _give_gradients(optimizer.param_groups[0]["params"], seed)
+                optimizer.step()
         _check_same(ours, numpys)
+
+
+def scaled(gpu: Gpu) -> None:
+    """Steps read a loss's scale, and what was found, on the device: the host waits for nothing."""
+    ours, numpys = _beside_numpy(gpu, torch.float32, flat=False)
+    for seed, found in enumerate((0.0, 1.0, 0.0)):
+        for optimizer in (ours, numpys):
+            params = optimizer.param_groups[0]["params"]
+            _give_gradients(params, seed)
+            optimizer.grad_scale = torch.tensor(1024.0, device=params[0].device)
+            optimizer.found_inf = torch.tensor(found, device=params[0].device)
+        numpys.step()
+        with _no_waits(gpu):
+            ours.step()
+    _check_same(ours, numpys)
+    counts = [
+        float(optimizer.state[optimizer.param_groups[0]["params"][0]]["step"])
+        for optimizer in (ours, numpys)
+    ]
+    _require(counts == [2.0, 2.0], f"two steps must be counted, got {counts}")
+
+
+def clipped(gpu: Gpu) -> None:
+    """Gradients are clipped as torch clips them, by a factor on the device."""
+    ours, others = _parameters(gpu.device), _parameters(gpu.device)
+    optimizer = RMSpropAsync(ours, max_grad_norm=0.5)
+    other = RMSpropAsync(others)
+    for seed in range(2):
+        _give_gradients(ours, seed)
+        _give_gradients(others, seed)
+        with _no_waits(gpu):
+            optimizer.step()
+        torch.nn.utils.clip_grad_norm_(others, 0.5)
+        other.step()
+    torch.testing.assert_close(ours, others, rtol=1e-5, atol=1e-5)
+
+
+@contextmanager
+def _no_waits(gpu: Gpu) -> Iterator[None]:
+    """Has torch raise where the host would wait for the device."""
+    if gpu.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if gpu.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def _beside_numpy(
+    gpu: Gpu, dtype: torch.dtype, *, flat: bool, **options: Any
+) -> tuple[RMSpropAsync, RMSpropAsync]:
+    ours, expected = _parameters(gpu.device, dtype), _parameters(torch.device("cpu"), dtype)
+    return (
+        RMSpropAsync(ours, flat=flat, **options),
+        # As flat: a place in flat memory is what stochastic rounding goes by.
+        RMSpropAsync(expected, flat=flat, backend="numpy", **options),
+    )
 
 
 def capturable(gpu: Gpu) -> None:
@@ -206,11 +276,9 @@ def _run(gpu: Gpu, shared: Any, worker: Any, **settings: Any) -> RunReport:
     return asyncio.run(run())
 
 
-def _parameters(device: torch.device) -> list[Parameter]:
+def _parameters(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Parameter]:
     return [
-        Parameter(
-            normal(max(1, torch.Size(shape).numel()), torch.float32, seed).view(shape).to(device)
-        )
+        Parameter(normal(max(1, torch.Size(shape).numel()), dtype, seed).view(shape).to(device))
         for seed, shape in enumerate(_SHAPES)
     ]
 
@@ -228,7 +296,10 @@ def _check_same(optimizer: RMSpropAsync, expected: RMSpropAsync) -> None:
     groups = (optimizer.param_groups[0]["params"], expected.param_groups[0]["params"])
     for mine, theirs in zip(*groups, strict=True):
         states = (
-            State(param.detach().cpu(), owner.state[param]["square_avg"].cpu())
+            State(
+                param.detach(),
+                *(owner.state[param].get(name) for name in _STATE),
+            ).map(torch.Tensor.cpu)
             for owner, param in ((optimizer, mine), (expected, theirs))
         )
         assert_same_bits(*states)
@@ -243,6 +314,8 @@ CHECKS: dict[str, Callable[[Gpu], object]] = {
     **{str(dtype).removeprefix("torch."): partial(update, dtype) for dtype in COMPUTE},
     "list": update_list,
     "step": step,
+    "scaled": scaled,
+    "clipped": clipped,
     "capturable": capturable,
     **{name: partial(policy, name) for name in ("lock-free", "locked", "ordered", "awaited")},
     "bounded": partial(policy, "bounded:4"),
