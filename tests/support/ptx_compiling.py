@@ -93,6 +93,7 @@ FORMS = tuple(
 )
 
 
+_HALVES = ("float16", "bfloat16")
 _UPDATES = ("rmsprop_kernel", "multi_tensor_rmsprop_kernel")
 #: Forms of kernels that round otherwise, or take other gradients. What they share with ``FORMS`` is
 #: shown there, so not every switch is combined with every other.
@@ -101,22 +102,23 @@ MIXED_FORMS = (
     *(
         form._replace(stochastic=not compensated, compensated=compensated)
         for form in FORMS
-        if form.dtype in ("float16", "bfloat16") and form.updates and not any(form[7:])
+        if form.dtype in _HALVES and form.updates and not any(form[7:])
         for compensated in _SWITCHES
     ),
     # Each pair of dtypes, with a factor and without; among them those of 16 bits that round so.
     *(
         Form(
             *(kernel, dtype, True, True, full, full),
-            **dict.fromkeys(rounding, half),
+            stochastic=stochastic,
+            compensated=compensated,
             scaled=scaled,
             grad_dtype=grad_dtype if grad_dtype != dtype else "",
         )
         for kernel, dtype, grad_dtype in product(_UPDATES, DTYPES, DTYPES)
-        for half in [dtype in ("float16", "bfloat16")]
         for full, scaled in product(_SWITCHES, _SWITCHES)
-        for rounding in ((), ("stochastic",), ("compensated",))
-        if (half or not rounding) and (scaled or grad_dtype != dtype)
+        for stochastic, compensated in ((False, False), (True, False), (False, True))
+        if dtype in _HALVES or not (stochastic or compensated)
+        if scaled or grad_dtype != dtype
     ),
     # What else is in memory.
     *(
