@@ -293,6 +293,16 @@ def test_what_goes_wrong_is_told(body, message):
         run(body, out)
 
 
+def test_a_part_that_was_never_written_may_be_joined_to_one_that_is_used():
+    out = words(32)
+    run(
+        "mov.b64 %d0, {%r31, %r0}; mov.b64 {%r1, _}, %d0;"
+        "mad.wide.u32 %d1, %r31, 4, %d31; st.global.b32 [%d1], %r1;",
+        out,
+    )
+    assert out.tolist() == list(range(32))
+
+
 def test_arrays_may_not_overlap():
     array = np.zeros(16, np.uint8)
     memory = GlobalMemory()

@@ -11,7 +11,7 @@ from itertools import groupby, product
 import kernel_mutations
 from kernel_mutations import MUTATIONS, PTX_MUTATIONS
 from ptx_checks import check_form
-from ptx_compiling import DTYPES, FORMS, TARGETS, Compiled, Form, compile_forms
+from ptx_compiling import DTYPES, FORMS, MIXED_FORMS, TARGETS, Compiled, Form, compile_forms
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
 from ptx_races import UPDATES, check_race
@@ -37,8 +37,9 @@ class Proof:
             "Forms of kernels, and elements whose bits are NumPy's, or verdicts that are right",
             *("kernel", "dtype", "forms", *_DEVICES),
         )
-        compiled = _compile(FORMS)
-        for (kernel, dtype), group in groupby(FORMS, lambda form: form[:2]):
+        every = sorted([*FORMS, *MIXED_FORMS])
+        compiled = _compile(every)
+        for (kernel, dtype), group in groupby(every, lambda form: form[:2]):
             forms = list(group)
             cells = (
                 self._counted([compiled[target, form] for form in forms], check_form)

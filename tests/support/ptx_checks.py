@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 
+from hogstream.kernels.backends.numpy_kernels import update_ as update_by_numpy_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from ptx_compiling import Compiled, Form
 from ptx_machine import Launch, execute
-from ptx_updates import Device, Watch
+from ptx_updates import GRAD_FACTOR, KEY, Device, Watch
 from update_testing import (
     COMPUTE,
     FULL,
@@ -22,16 +24,12 @@ from update_testing import (
     extreme,
     normal,
     special_operands,
-    update_,
     worn_state,
 )
 
-#: Of the operands of an update.
-NAMES = Operands._fields[:5]
-
 
 def options_of(form: Form) -> dict[str, Any]:
-    """What an update has that is launched in a form."""
+    """What an update has that is launched in a form, but for how parameters are rounded."""
     return {
         "eps_inside_sqrt": form.eps_inside_sqrt,
         "weight_decay": 0.1 if form.coupled else 0.0,
@@ -43,6 +41,7 @@ def options_of(form: Form) -> dict[str, Any]:
 
 def _hyperparameters(form: Form) -> list[dict[str, Any]]:
     options = options_of(form)
+    options |= {"stochastic_rounding": form.stochastic, "kahan_sum": form.compensated}
     if form.coupled:
         return [options, options | {"weight_decay": 0.3, "maximize": True, "alpha": 0.5}]
     # An update by this is half of the last bit of what lies between 1 and 2: it makes ties.
@@ -59,13 +58,11 @@ class Case(NamedTuple):
     """One tensor that is updated, and how.
 
     Attributes:
-        state: Before the update, with all that there may be.
-        grad: Its gradient.
-        offsets: By how many elements each lies off its alignment: parameter, gradient, state.
+        operands: Before the update, with all that there may be.
+        offsets: By how many elements each of them lies off its alignment.
     """
 
-    state: State
-    grad: torch.Tensor
+    operands: Operands
     offsets: tuple[int, ...]
 
 
@@ -78,16 +75,34 @@ def check_form(compiled: Compiled) -> int:
 
 def check_bits(compiled: Compiled, options: dict[str, Any]) -> int:
     """Compares updates with the NumPy backend's, and returns how many elements it compared."""
-    cases = [
-        case._replace(state=case.state.needed(options))
-        for case in _cases(compiled.form.dtype, compiled.block)
-    ]
-    for group in [cases] if compiled.form.is_multi_tensor else [[case] for case in cases]:
-        for case, updated in zip(group, _updated(compiled, group, options), strict=True):
-            expected = case.state.map(torch.clone)
-            update_(expected, case.grad, backend="numpy", **options)
-            assert_same_bits(state_of(updated), expected)
-    return sum(case.grad.numel() for case in cases)
+    form, cases = (
+        compiled.form,
+        _cases(compiled.form.dtype, compiled.form.grad_dtype, compiled.block),
+    )
+    h = Hyperparameters(**options)
+    cases = [case._replace(operands=_needed(case.operands, form)) for case in cases]
+    for group in [cases] if form.is_multi_tensor else [[case] for case in cases]:
+        expected = [_each(torch.clone, case.operands) for case in group]
+        scaled = h.with_grad_factor(GRAD_FACTOR) if form.scaled else h
+        update_by_numpy_(LaunchTable(expected), scaled, KEY % 2**64)
+        for updated, wanted in zip(_updated(compiled, group, h), expected, strict=True):
+            assert_same_bits(updated, wanted)
+    return sum(case.operands.grad.numel() for case in cases)
+
+
+def _each(function: Callable[[torch.Tensor], torch.Tensor], operands: Operands) -> Operands:
+    """What a function makes of each tensor that there is."""
+    tensors: list[Any] = [each if each is None else function(each) for each in operands]
+    return Operands(*tensors)
+
+
+def _needed(operands: Operands, form: Form) -> Operands:
+    """Without what a form has none of."""
+    return operands._replace(
+        grad_avg=operands.grad_avg if form.centered else None,
+        momentum_buffer=operands.momentum_buffer if form.momentum else None,
+        kahan_comp=operands.kahan_comp if form.compensated else None,
+    )
 
 
 def state_of(operands: Operands) -> State:
@@ -95,11 +110,13 @@ def state_of(operands: Operands) -> State:
     return State(operands.param, operands.ms, operands.grad_avg, operands.momentum_buffer)
 
 
-def _updated(compiled: Compiled, group: list[Case], numbers: dict[str, Any]) -> list[Operands]:
+def _updated(
+    compiled: Compiled, group: list[Case], hyperparameters: Hyperparameters
+) -> list[Operands]:
     """Tensors after one update, of which what watches it has been checked."""
-    device, hyperparameters = Device(), Hyperparameters(**numbers)
+    device = Device()
     operands = [_on_device(device, case) for case in group]
-    blocks = -(-group[0].grad.numel() // compiled.block)
+    blocks = -(-group[0].operands.grad.numel() // compiled.block)
     watch = Watch.of(compiled.form, device, hyperparameters.lr, blocks)
     launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
     if watch.verdict is not None:
@@ -129,7 +146,7 @@ def check_verdicts(compiled: Compiled) -> int:
                 [grad] if not compiled.form.is_multi_tensor else [torch.ones(3).to(dtype), grad]
             )
             operands = [
-                _on_device(device, Case(State(each, each), each, (0, offset, 0, 0, 0)))
+                _on_device(device, Case(Operands(each, each, each), (0, offset, 0, 0, 0, 0)))
                 for each in others
             ]
             table = LaunchTable(operands)
@@ -140,8 +157,7 @@ def check_verdicts(compiled: Compiled) -> int:
 
 
 def _on_device(device: Device, case: Case) -> Operands:
-    param, *state = case.state
-    put = zip(NAMES, (param, case.grad, *state), case.offsets, strict=True)
+    put = zip(Operands._fields, case.operands, case.offsets, strict=True)
     tensors: list[Any] = [
         each if each is None else device.put(name, each, offset) for name, each, offset in put
     ]
@@ -155,46 +171,52 @@ def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list
     if watch.counts is not None:
         tensors.append(watch.counts)
     before = [tensor.clone() for tensor in tensors]
-    watch.verdict.fill_(1)
-    execute(launch, device.memory)
-    watch.verdict.fill_(0)
-    for tensor, kept in zip(tensors, before, strict=True):
-        assert torch.equal(tensor.view(torch.uint8), kept.view(torch.uint8)), (
-            "an update that a verdict forbids"
-        )
+    for verdict in (watch.verdict, watch.verdict.view(torch.float32)):  # as torch has it
+        verdict.fill_(1)
+        execute(launch, device.memory)
+        verdict.fill_(0)
+        for tensor, kept in zip(tensors, before, strict=True):
+            assert torch.equal(tensor.view(torch.uint8), kept.view(torch.uint8)), (
+                "an update that a verdict forbids"
+            )
 
 
 @cache
-def _cases(dtype_name: str, block: int) -> list[Case]:
+def _cases(dtype_name: str, grad_dtype_name: str, block: int) -> list[Case]:
     dtype = getattr(torch, dtype_name)
-    state, grad = _values(dtype)
-    size = len(grad)
+    operands = _values(dtype, getattr(torch, grad_dtype_name) if grad_dtype_name else dtype)
+    size = operands.grad.numel()
     layouts = [
-        (size, (0, 0, 0, 0, 0)),
-        (size, (1, 0, 0, 0, 0)),
-        (2 * block + 1, (0, 1, 0, 0, 0)),
-        (2 * block + 5, (0, 0, 1, 0, 0)),
-        (2 * block, (1, 2, 3, 4, 5)),
-        (2 * block + 3, (0, 0, 0, 1, 0)),
-        (2 * block + 7, (0, 0, 0, 0, 1)),
-        (1, (0, 0, 0, 0, 0)),
-        (block - 1, (0, 0, 0, 0, 0)),
-        (block, (0, 0, 0, 0, 0)),
-        (block + 1, (0, 0, 0, 0, 0)),
+        (size, (0, 0, 0, 0, 0, 0)),
+        (size, (1, 0, 0, 0, 0, 0)),
+        (2 * block + 1, (0, 1, 0, 0, 0, 0)),
+        (2 * block + 5, (0, 0, 1, 0, 0, 0)),
+        (2 * block, (1, 2, 3, 4, 5, 6)),
+        (2 * block + 3, (0, 0, 0, 1, 0, 0)),
+        (2 * block + 7, (0, 0, 0, 0, 1, 0)),
+        (2 * block + 9, (0, 0, 0, 0, 0, 1)),
+        (1, (0, 0, 0, 0, 0, 0)),
+        (block - 1, (0, 0, 0, 0, 0, 0)),
+        (block, (0, 0, 0, 0, 0, 0)),
+        (block + 1, (0, 0, 0, 0, 0, 0)),
     ]
     return [
-        Case(state.map(lambda each: each[:count]), grad[:count], offsets)  # noqa: B023 - at once
+        Case(_each(lambda each: each[:count], operands), offsets)  # noqa: B023 - at once
         for count, offsets in layouts
     ]
 
 
-def _values(dtype: torch.dtype) -> tuple[State, torch.Tensor]:
-    """State and gradients: ordinary ones, then extremes, then special values."""
+def _values(dtype: torch.dtype, grad_dtype: torch.dtype) -> Operands:
+    """Operands of ordinary values, then of extremes, then of special ones."""
     size, compute = 1500, COMPUTE[dtype]
-    far = State(extreme(size, dtype, 1), *(extreme(size, compute, seed) for seed in (3, 4, 5)))
-    far = far._replace(ms=far.ms.abs())
-    special, grads = special_operands(dtype, **FULL)
-    states = worn_state(size, dtype, 0, **FULL), far, special
-    grad = torch.cat([normal(size, dtype, 6), extreme(size, dtype, 2), grads])
-    tensors: Any = zip(*states, strict=True)
-    return State.of(map(torch.cat, tensors)), grad
+    param, *state = worn_state(size, dtype, 0, **FULL)
+    left = (0.3 * torch.finfo(dtype).eps * normal(size, torch.float64, 7)).to(dtype)
+    worn: Any = [param, normal(size, grad_dtype, 6), *state, left]
+    far = [extreme(size, compute, seed) for seed in (3, 4, 5)]
+    far = [extreme(size, dtype, 1), extreme(size, grad_dtype, 2), *far, extreme(size, dtype, 8)]
+    far[2] = far[2].abs()  # the mean square
+    (param, *state), grad = special_operands(dtype, grad_dtype, **FULL)
+    # Of the parameter the combinations with what is left of it are all there too.
+    left = param.reshape(17, 17, 17).permute(1, 2, 0).flatten()
+    special: Any = [param, grad, *state, left]
+    return Operands(*map(torch.cat, zip(worn, far, special, strict=True)))

@@ -29,7 +29,7 @@ class Form(NamedTuple):
 
     Attributes:
         kernel: Its name in ``triton_kernels``.
-        dtype: Of parameters and gradients.
+        dtype: Of parameters.
         eps_inside_sqrt: As in ``Hyperparameters``; the kernels of verdicts have this and what
             follows at False.
         coupled: As in ``Switches``.
@@ -39,6 +39,10 @@ class Form(NamedTuple):
         lr_on_device: Whether lr is read from memory.
         checked: Whether there is a verdict.
         counted: Whether races are counted.
+        stochastic: As in ``Switches``.
+        compensated: Likewise.
+        scaled: Whether gradients are multiplied by a factor in memory.
+        grad_dtype: Of gradients; if "", that of parameters.
     """
 
     kernel: str
@@ -51,6 +55,10 @@ class Form(NamedTuple):
     lr_on_device: bool = False
     checked: bool = False
     counted: bool = False
+    stochastic: bool = False
+    compensated: bool = False
+    scaled: bool = False
+    grad_dtype: str = ""
 
     @property
     def updates(self) -> bool:
@@ -66,13 +74,14 @@ class Form(NamedTuple):
     def name(self) -> str:
         """In words."""
         switches = [name for name, value in self._asdict().items() if value is True]
-        return " ".join([self.kernel.removesuffix("_kernel"), self.dtype, *switches])
+        dtypes = f"{self.dtype} {self.grad_dtype and f'by {self.grad_dtype}'}".rstrip()
+        return " ".join([self.kernel.removesuffix("_kernel"), dtypes, *switches])
 
 
 _SWITCHES = (False, True)
 
-#: All forms that there are, of kernels that round to nearest and take gradients of the dtype of
-#: parameters, without a factor in memory.
+#: All forms of kernels that round to nearest and take gradients of the dtype of parameters, without
+#: a factor in memory.
 FORMS = tuple(
     form
     for form in (
@@ -81,6 +90,41 @@ FORMS = tuple(
         *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
     )
     if form.momentum or not form.lr_in_momentum
+)
+
+
+_HALVES = ("float16", "bfloat16")
+_UPDATES = ("rmsprop_kernel", "multi_tensor_rmsprop_kernel")
+#: Forms of kernels that round otherwise, or take other gradients. What they share with ``FORMS`` is
+#: shown there, so not every switch is combined with every other.
+MIXED_FORMS = (
+    # Each rounding with all that the formula takes.
+    *(
+        form._replace(stochastic=not compensated, compensated=compensated)
+        for form in FORMS
+        if form.dtype in _HALVES and form.updates and not any(form[7:])
+        for compensated in _SWITCHES
+    ),
+    # Each pair of dtypes, with a factor and without; among them those of 16 bits that round so.
+    *(
+        Form(
+            *(kernel, dtype, True, True, full, full),
+            stochastic=stochastic,
+            compensated=compensated,
+            scaled=scaled,
+            grad_dtype=grad_dtype if grad_dtype != dtype else "",
+        )
+        for kernel, dtype, grad_dtype in product(_UPDATES, DTYPES, DTYPES)
+        for full, scaled in product(_SWITCHES, _SWITCHES)
+        for stochastic, compensated in ((False, False), (True, False), (False, True))
+        if dtype in _HALVES or not (stochastic or compensated)
+        if scaled or grad_dtype != dtype
+    ),
+    # What else is in memory.
+    *(
+        Form(kernel, dtype, lr_on_device=on_device, checked=True, scaled=True)
+        for kernel, dtype, on_device in product(_UPDATES, DTYPES, _SWITCHES)
+    ),
 )
 
 
@@ -151,14 +195,12 @@ def _compile(target: int, form: Form) -> dict[str, Any]:
     from hogstream.kernels.backends.triton_launch import BLOCK, EXPONENTS, STORAGE
 
     dtype = getattr(torch, form.dtype)
-    bits, exponent = EXPONENTS[dtype]
+    grad_dtype = getattr(torch, form.grad_dtype or form.dtype)
+    bits, exponent = EXPONENTS[grad_dtype]
     constants = {
         **{name.upper(): value for name, value in form._asdict().items()},
         "STORAGE": STORAGE[dtype],
-        "GRAD_STORAGE": STORAGE[dtype],
-        "STOCHASTIC": False,
-        "COMPENSATED": False,
-        "SCALED": False,
+        "GRAD_STORAGE": STORAGE[grad_dtype],
         "BITS": bits,
         "EXPONENT": exponent,
         "BLOCK": BLOCK[dtype],

@@ -14,6 +14,9 @@ from ptx_machine import GlobalMemory, Launch
 
 #: What every kernel of Triton's takes besides: two addresses of scratch, which ours need none of.
 _SCRATCH = [0, 0]
+#: The key of a step, as a signed integer, and what gradients are multiplied by, of forms that take
+#: either.
+KEY, GRAD_FACTOR = -0x0EDC_BA98_7654_3211, 0.3
 #: Bytes around a tensor that no thread may touch.
 _MARGIN = 4096
 
@@ -22,12 +25,16 @@ class Watch(NamedTuple):
     """What an update may take besides.
 
     Attributes:
+        key: Of the step.
         lr: Where the kernel reads it: float64, ().
+        grad_factor: The same, of the factor of gradients.
         verdict: Where it finds whether to do anything: int32, (1,).
         counts: ``RaceCounters.counts``.
     """
 
+    key: int = 0
     lr: torch.Tensor | None = None
+    grad_factor: torch.Tensor | None = None
     verdict: torch.Tensor | None = None
     counts: torch.Tensor | None = None
 
@@ -42,8 +49,11 @@ class Watch(NamedTuple):
             blocks: How many the parameter has, if they are counted.
         """
         counts = torch.arange(3 * blocks).reshape(3, blocks)
+        of_lr, of_grad = (torch.tensor(each, dtype=torch.float64) for each in (lr, GRAD_FACTOR))
         return cls(
-            device.put("lr", torch.tensor(lr, dtype=torch.float64)) if form.lr_on_device else None,
+            KEY if form.stochastic else 0,
+            device.put("lr", of_lr) if form.lr_on_device else None,
+            device.put("grad_factor", of_grad) if form.scaled else None,
             device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
             device.put("counts", counts) if form.counted else None,
         )
@@ -90,8 +100,12 @@ class Device:
         factors = factor_words(hyperparameters)
         if watch.lr is not None:
             factors[0] = watch.lr.data_ptr()
-        no_key, no_factor = 0, 0
-        arguments = [*where, *factors, no_key, no_factor, _address(watch.verdict)]
+        arguments = [
+            *where,
+            *factors,
+            watch.key,
+            *map(_address, (watch.grad_factor, watch.verdict)),
+        ]
         if not compiled.form.is_multi_tensor:
             arguments.append(_address(watch.counts))
         return self._launch(compiled, programs, arguments)

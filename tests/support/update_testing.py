@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import torch
 import triton_testing
 from hogstream.kernels import available_backends, multi_tensor_rmsprop_, rmsprop_
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import Operands
 from hogstream.kernels.race_counters import LANDED, SURVIVED, RaceCounters
 
 
@@ -180,17 +181,19 @@ def special(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([signed, all_ones])
 
 
-def special_operands(dtype: torch.dtype, **options: Any) -> tuple[State, torch.Tensor]:
+def special_operands(
+    dtype: torch.dtype, grad_dtype: torch.dtype | None = None, **options: Any
+) -> tuple[State, torch.Tensor]:
     """A state and a gradient of special values, of which any three operands have all combinations.
 
     There are 17, a prime: so two polynomials of degree 2 over them agree in two places at most.
     """
-    narrow, wide = special(dtype), special(COMPUTE[dtype])
+    narrow, of_grad, wide = map(special, (dtype, grad_dtype or dtype, COMPUTE[dtype]))
     count = len(narrow)
     of_0, of_1, of_2 = torch.cartesian_prod(*[torch.arange(count)] * 3).T
     param, grad, *state = (
         values[(of_0 + of_1 * x + of_2 * x * x) % count]
-        for x, values in enumerate((narrow, narrow, wide, wide, wide))
+        for x, values in enumerate((narrow, of_grad, wide, wide, wide))
     )
     return State(param, *state).needed(options), grad
 
@@ -247,9 +250,12 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return canonical.view(_BITS[tensor.element_size()])
 
 
-def assert_same_bits(actual: State, expected: State) -> None:
+Tensors = TypeVar("Tensors", State, Operands)
+
+
+def assert_same_bits(actual: Tensors, expected: Tensors) -> None:
     """Every element is equal to the bit, the sign of zeros included; any NaN equals any other."""
-    for name, got, want in zip(State._fields, actual, expected, strict=True):
+    for name, got, want in zip(expected._fields, actual, expected, strict=True):
         assert (got is None) == (want is None), f"{name}: {got} instead of {want}"
         if got is None or want is None:
             continue

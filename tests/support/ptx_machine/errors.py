@@ -38,3 +38,7 @@ class ThreadError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.position = position
+
+
+class UnwrittenError(ThreadError):
+    """A register is read that no thread of the strand has written."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ptx_machine.errors import ThreadError, UnknownInstructionError
+from ptx_machine.errors import UnknownInstructionError, UnwrittenError
 from ptx_machine.scalars import SCALARS, UNSIGNED, Array, Scalar, constant
-from ptx_machine.strands import WARP, Strand
+from ptx_machine.strands import NEVER_WRITTEN, WARP, Strand
 from ptx_machine.syntax import (
     SINK,
     Address,
@@ -163,7 +163,9 @@ class Operands:
     def _join(
         self, write: Writer, parts: Vector, scalar: Scalar, part: Scalar
     ) -> Callable[[Strand], None]:
-        readers = [self.reader(each, part) for each in parts.elements]
+        readers = [
+            _or_never_written(self.reader(each, part), part.dtype) for each in parts.elements
+        ]
 
         def run(strand: Strand) -> None:
             values = scalar.dtype.type(0)
@@ -185,13 +187,26 @@ class Operands:
         return lambda values: values.astype(signed).view(UNSIGNED[bits])
 
 
+def _or_never_written(read: Reader, dtype: np.dtype[Any]) -> Reader:
+    """Also reads what was never written: compilers join that to what they use a part of alone."""
+    pattern = np.array(NEVER_WRITTEN, np.uint64).astype(dtype)
+
+    def read_or_not(strand: Strand) -> Any:
+        try:
+            return read(strand)
+        except UnwrittenError:
+            return pattern
+
+    return read_or_not
+
+
 def _register(name: str, slot: int, scalar: Scalar) -> Reader:
     raw, dtype = scalar.raw, scalar.dtype
 
     def read(strand: Strand) -> Array:
         values = strand.registers[slot]
         if values is None:
-            raise ThreadError(f"register {name} is read before it is written")
+            raise UnwrittenError(f"register {name} is read before it is written")
         if values.dtype.itemsize > raw.itemsize:
             values = values.astype(raw)
         return values.view(dtype)

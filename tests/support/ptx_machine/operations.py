@@ -100,12 +100,14 @@ def is_operation(opcode: str) -> bool:
 
 
 def _arithmetic(compute: Callable[..., Array]) -> Callable[[_Qualifiers], Operation]:
-    """Of two numbers of one type."""
+    """Of two numbers of one type; the first of float32 may be of float16, which is widened."""
 
     def make(qualifiers: _Qualifiers) -> Operation:
         known = _FLOATS if qualifiers.take("rn") else (*_INTEGERS, *_FLOATS)
-        scalar = qualifiers.scalar(*known)
-        return Operation((scalar, scalar), scalar, compute)
+        scalar = first = qualifiers.scalar(*known)
+        if scalar.name == "f32" and qualifiers.take("f16"):
+            first = SCALARS["f16"]
+        return Operation((first, scalar), scalar, compute)
 
     return make
 

@@ -22,7 +22,7 @@ from ptx_machine.syntax import Instruction
 WARP = 32
 
 #: What a register holds in those threads that have not written it.
-_NEVER_WRITTEN = 0xA5A5_A5A5_A5A5_A5A5
+NEVER_WRITTEN = 0xA5A5_A5A5_A5A5_A5A5
 
 
 class Kind(Enum):
@@ -229,7 +229,7 @@ class Strand:
     def _before(self, register: int, dtype: Any) -> Array:
         old = self.registers[register]
         if old is None:
-            old = np.full(len(self.thread), _NEVER_WRITTEN, np.uint64).astype(dtype)
+            old = np.full(len(self.thread), NEVER_WRITTEN, np.uint64).astype(dtype)
         return old
 
     def _narrow(self, step: Step) -> bool:
