@@ -34,7 +34,14 @@ _BFLOAT16 = Form("rmsprop_kernel", "bfloat16")
 _CHECKED = Form("rmsprop_kernel", "float16", checked=True)
 _ON_DEVICE = Form("rmsprop_kernel", "float64", lr_on_device=True)
 _COUNTED = Form("rmsprop_kernel", "float32", counted=True)
-_FORMS = (_PLAIN, _FULL, _LR_IN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _VERDICT, _COUNTED)
+_STOCHASTIC = Form("multi_tensor_rmsprop_kernel", "bfloat16", stochastic=True)
+_COMPENSATED = Form(
+    "rmsprop_kernel", "float16", compensated=True, scaled=True, grad_dtype="float32"
+)
+_FORMS = (
+    *(_PLAIN, _FULL, _LR_IN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _STOCHASTIC, _COMPENSATED),
+    *(_VERDICT, _COUNTED),
+)
 
 
 def _kernel(old: str, new: str = "") -> Mutation:
@@ -106,6 +113,31 @@ MUTATIONS = {
     "bfloat16 is cut off": _kernel("(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
     "bfloat16 rounds halves up": _kernel("0x7FFF + ((bits >> 16) & 1)", "0x8000"),
     "bfloat16 has no NaN": _kernel("tl.where(x != x, 0x7FC0, rounded)", "rounded"),
+    # Rounding, and gradients of another kind
+    "the place in a table is of no account": _kernel(
+        "index * _PLACES + block * BLOCK", "block * BLOCK"
+    ),
+    "the place of a block is of no account": _kernel(
+        "index * _PLACES + block * BLOCK", "index * _PLACES"
+    ),
+    "half of the key is of no account": _kernel(
+        "key.to(tl.uint32), (key >> 32).to(tl.uint32))", "key.to(tl.uint32), 0)"
+    ),
+    "one random bit too few": changed("../rounding", "(random >> 16)", "(random >> 17)"),
+    "what is left is subtracted": _kernel(
+        "p = p + _widened(tl.load(comp_ptr", "p = p - _widened(tl.load(comp_ptr"
+    ),
+    "what is left of infinity is NaN": _kernel("tl.where(left - left == 0, left, 0.0)", "left"),
+    "stores of what is left without a mask": _kernel(
+        "tl.store(comp_ptr + offsets, _narrowed(left, storage), mask)",
+        "tl.store(comp_ptr + offsets, _narrowed(left, storage))",
+    ),
+    "what is left passes for aligned": _kernel(_ADDRESSES, _ADDRESSES.replace(" | comp", "")),
+    "a factor in place of the sign": _kernel("of_grad *= tl.load(", "of_grad = tl.load("),
+    "gradients are read as parameters": _kernel(
+        "grad.to(tl.pointer_type(GRAD_STORAGE)) + start\n    ms_ptr",
+        "grad.to(tl.pointer_type(STORAGE)) + start\n    ms_ptr",
+    ),
     # Addresses
     "loads of parameters without a mask": _kernel(
         "p = tl.load(param_ptr + offsets, mask)", "p = tl.load(param_ptr + offsets)"

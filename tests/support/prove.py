@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby, product
+
+import torch
 
 import kernel_mutations
 from kernel_mutations import MUTATIONS, PTX_MUTATIONS
@@ -86,27 +90,50 @@ class Proof:
 
     def _counted(self, kernels: list[Compiled], check: Callable[[Compiled], int]) -> str:
         """The sum of what a check returns of each kernel."""
-        total, failed = 0, 0
-        for compiled in kernels:
-            try:
-                total += check(compiled)
-            except (AssertionError, PtxError) as error:
-                failed += 1
-                self.failures.append(f"{compiled.form.name}, sm_{compiled.target}: {error}")
-        return f"{failed} FAILED" if failed else f"{total:,}"
+        return self._sum(
+            {f"{each.form.name}, sm_{each.target}": partial(check, each) for each in kernels}
+        )
 
     def _lost(self, kernels: list[Compiled]) -> str:
         """How many updates races lost, of one kernel after the other."""
-        total, failed = 0, 0
-        for seed in range(self._seeds):
-            compiled = kernels[seed % len(kernels)]
-            try:
-                total += check_race(compiled, seed)
-            except (AssertionError, PtxError) as error:
-                failed += 1
-                name = f"{compiled.form.name}, sm_{compiled.target}"
-                self.failures.append(f"race {seed} of {name}: {error}")
-        return f"{failed} FAILED" if failed else f"{total:,}"
+        chosen = [(seed, kernels[seed % len(kernels)]) for seed in range(self._seeds)]
+        return self._sum(
+            {
+                f"race {seed} of {each.form.name}, sm_{each.target}": partial(
+                    check_race, each, seed
+                )
+                for seed, each in chosen
+            }
+        )
+
+    def _sum(self, work: dict[str, Callable[[], int]]) -> str:
+        """Does all work, in as many processes as there are cores."""
+        fork, inherited = multiprocessing.get_context("fork"), list(work.values())
+        with fork.Pool(initializer=_inherit, initargs=(inherited,)) as pool:
+            results = pool.map(_do, range(len(work)), chunksize=1)
+        failed = {name: each for name, each in zip(work, results, strict=True) if type(each) is str}
+        self.failures += [f"{name}: {problem}" for name, problem in failed.items()]
+        if failed:
+            return f"{len(failed)} FAILED"
+        return f"{sum(each for each in results if type(each) is int):,}"
+
+
+# What processes of a pool have to do, which they inherit: programs that are ready to run cannot be
+# sent to them.
+_work: list[Callable[[], int]] = []
+
+
+def _inherit(work: list[Callable[[], int]]) -> None:
+    torch.set_num_threads(1)
+    _work[:] = work
+
+
+def _do(index: int) -> int | str:
+    """What a piece of work returns, or how it fails."""
+    try:
+        return _work[index]()
+    except (AssertionError, PtxError) as error:
+        return str(error)
 
 
 def _compile(forms: Iterable[Form]) -> dict[tuple[int, Form], Compiled]:

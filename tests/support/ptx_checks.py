@@ -131,7 +131,7 @@ def _updated(
 
 def check_verdicts(compiled: Compiled) -> int:
     """Looks for one element that is not finite, anywhere; returns how many places were tried."""
-    dtype = getattr(torch, compiled.form.dtype)
+    dtype = getattr(torch, compiled.form.grad_dtype or compiled.form.dtype)
     block, tried = compiled.block, 0
     for size, offset in product((1, block - 1, block, 2 * block + 17), (0, 1)):
         places = {0, size // 2, size - 1, min(block, size) - 1}

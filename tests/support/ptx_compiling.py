@@ -79,6 +79,9 @@ class Form(NamedTuple):
 
 
 _SWITCHES = (False, True)
+_HALVES = ("float16", "bfloat16")
+_UPDATES = ("rmsprop_kernel", "multi_tensor_rmsprop_kernel")
+_VERDICTS = ("finite_kernel", "multi_tensor_finite_kernel")
 
 #: All forms of kernels that round to nearest and take gradients of the dtype of parameters, without
 #: a factor in memory.
@@ -87,14 +90,11 @@ FORMS = tuple(
     for form in (
         *starmap(partial(Form, "rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 8)),
         *starmap(partial(Form, "multi_tensor_rmsprop_kernel"), product(DTYPES, *[_SWITCHES] * 7)),
-        *starmap(Form, product(("finite_kernel", "multi_tensor_finite_kernel"), DTYPES)),
+        *starmap(Form, product(_VERDICTS, DTYPES)),
     )
     if form.momentum or not form.lr_in_momentum
 )
 
-
-_HALVES = ("float16", "bfloat16")
-_UPDATES = ("rmsprop_kernel", "multi_tensor_rmsprop_kernel")
 #: Forms of kernels that round otherwise, or take other gradients. What they share with ``FORMS`` is
 #: shown there, so not every switch is combined with every other.
 MIXED_FORMS = (
@@ -124,6 +124,12 @@ MIXED_FORMS = (
     *(
         Form(kernel, dtype, lr_on_device=on_device, checked=True, scaled=True)
         for kernel, dtype, on_device in product(_UPDATES, DTYPES, _SWITCHES)
+    ),
+    # Verdicts on gradients of another dtype, which are looked at in blocks of the parameter's.
+    *(
+        Form(kernel, dtype, grad_dtype=grad_dtype)
+        for kernel, dtype, grad_dtype in product(_VERDICTS, DTYPES, DTYPES)
+        if grad_dtype != dtype
     ),
 )
 
