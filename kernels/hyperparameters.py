@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -126,7 +127,9 @@ class Hyperparameters:
 
     def with_grad_factor(self, factor: float) -> Hyperparameters:
         """These, with gradients multiplied by a factor before all else."""
-        scaled = replace(self)
+        scaled = copy(self)
+        for rounded in ("in_float32", "in_float64", "in_memory"):
+            vars(scaled).pop(rounded, None)
         vars(scaled)["factors"] = self.factors._replace(sign=self.factors.sign * factor)
         return scaled
 

@@ -43,7 +43,7 @@ def rmsprop_(
     Args:
         param: Any shape; float16, bfloat16 (tensors only), float32 or float64. Contiguous, or a
             permutation of that. A NumPy array or a tensor.
-        grad: Gradient, with the shape, dtype, device and memory layout of ``param``.
+        grad: Gradient, with the shape, device and memory layout of ``param``; any of these dtypes.
         ms: Running mean of squared gradients, in the compute type: float64 for float64
             parameters, else float32. Starts at zero.
         grad_avg: Running mean of gradients, as ``ms``, if ``centered``; else None.

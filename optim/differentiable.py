@@ -8,7 +8,7 @@ import torch
 
 from hogstream.kernels.formula import rmsprop_over
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
-from hogstream.kernels.operands import COMPUTE_DTYPES
+from hogstream.kernels.operands import COMPUTE_DTYPES, check_grad
 from hogstream.optim.state import BUFFERS, as_real, check_step
 from hogstream.optim.step_counts import counters_of
 
@@ -31,7 +31,7 @@ def differentiable_step(
 
     Raises:
         TypeError: If a step cannot count.
-        ValueError: If a gradient is sparse.
+        ValueError: If a gradient is sparse, or of another shape or device.
     """
     reached = [
         (f"param {index} in group {place}", group, param)
@@ -41,8 +41,7 @@ def differentiable_step(
     ]
     for name, _, param in reached:
         check_step(f"step of {name}", state[param]["step"])
-        if param.grad.layout != torch.strided:
-            raise ValueError(f"grad of {name} must be dense, got layout {param.grad.layout}")
+        check_grad(param, param.grad, f"grad of {name}", "its param")
     for _, group, param in reached:
         _update(param, state[param], group)
     with torch.no_grad():
@@ -62,7 +61,7 @@ def _update(param: torch.Tensor, state: dict[str, torch.Tensor], group: Group) -
     ]
     factors = _factors(hyperparameters, group["lr"], compute)
     assert param.grad is not None
-    grad = as_real(param.grad)
+    grad = as_real(param.grad.resolve_conj())
     p = real.to(compute, copy=True)  # which autograd may keep, and the parameter changes
     p, *new = _rmsprop(p, grad.to(compute), *buffers, factors, *switches.of_formula)
     for buffer, values in zip(buffers, new, strict=True):
@@ -81,6 +80,6 @@ def _factors(
     if hyperparameters.decoupled_weight_decay:
         shrink = 1 - lr.to(torch.float64) * hyperparameters.weight_decay
     return tuple(
-        each.to(compute) if isinstance(each, torch.Tensor) else each
+        each.to(compute).reshape(()) if isinstance(each, torch.Tensor) else each
         for each in factors._replace(lr=lr, shrink=shrink)  # type: ignore[arg-type]
     )

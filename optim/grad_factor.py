@@ -30,10 +30,14 @@ class Scaling(NamedTuple):
     factor: torch.Tensor
     found_inf: torch.Tensor | None
 
-    def is_left_out(self) -> bool:
-        """Whether the host knows that the step is left out."""
+    def is_left_out(self, on_host: bool) -> bool:
+        """Whether the host knows that the step is left out.
+
+        Args:
+            on_host: Whether some of it is computed there: then it waits for what a GPU has found.
+        """
         found = self.found_inf
-        return found is not None and found.device.type == "cpu" and bool(found)
+        return found is not None and (on_host or found.device.type == "cpu") and bool(found)
 
     def on(self, device: torch.device) -> dict[str, torch.Tensor]:
         """What a launch on a GPU takes besides."""
@@ -82,7 +86,7 @@ def check_max_grad_norm(value: Any) -> None:
 def _norm_of(grads: list[torch.Tensor]) -> torch.Tensor:
     """The norm of all together; those of 16 bits are added in float32."""
     alike: dict[tuple[torch.device, torch.dtype, Any], list[torch.Tensor]] = {}
-    for grad in map(as_real, grads):
+    for grad in (as_real(each.resolve_conj()) for each in grads):
         alike.setdefault((grad.device, grad.dtype, placement_of(grad)), []).append(grad)
     norms = [
         in_whole(norm)

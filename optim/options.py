@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import takewhile
 from types import NoneType
 from typing import Any
@@ -61,7 +62,7 @@ def check_group(group: Group) -> Hyperparameters:
             misspelt.
     """
     for key, value in group.items():
-        if key not in OPTIONS and isinstance(key, str):
+        if key not in OPTIONS and key != "params" and isinstance(key, str):
             _check_no_option(key, value)
     hyperparameters = Hyperparameters.from_group(group)
     double = all(param.dtype in _DOUBLE for param in group["params"] if needs_state(param))
@@ -99,12 +100,18 @@ def _check_no_option(key: str, value: Any) -> None:
                 f"{key} must be left out of a parameter group, got {value!r}: {reason}"
             )
         return
-    meant = _OTHER_NAMES.get(key) or next((name for name in OPTIONS if _is_meant(key, name)), None)
+    meant = _meant_by(key)
     if meant is not None:
         raise ValueError(
             f"{key} is no option of a parameter group, got {value!r}: write {meant}, or call it "
             "something less like it if it is your own"
         )
+
+
+@cache
+def _meant_by(key: str) -> str | None:
+    """The option that a key seems to mean, if any."""
+    return _OTHER_NAMES.get(key) or next((name for name in OPTIONS if _is_meant(key, name)), None)
 
 
 def _is_meant(key: str, name: str) -> bool:

@@ -28,7 +28,8 @@ class RMSprop(RMSpropAsync):
         maximize: Ascend the gradient.
         differentiable: Autograd may go through a step.
         options: ``lr_in_momentum``, ``initial_accumulator_value``, ``decoupled_weight_decay``,
-            ``eps_inside_sqrt``, ``flat`` and ``backend``, by name.
+            ``stochastic_rounding``, ``seed``, ``kahan_sum``, ``max_grad_norm``, ``flat`` and
+            ``backend``, by name.
 
     Raises:
         TypeError: As ``RMSpropAsync``.

@@ -39,14 +39,14 @@ from hogstream.optim.state import (
 )
 from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
 from hogstream.optim.step_in_graph import unwrapped_in_graphs
-from hogstream.optim.step_plan import PlannedLaunch, PlannedStep, StepPlan, make_plan
+from hogstream.optim.step_plan import PlannedStep, StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 # Autograd counts this up with each operation that a backward may go through.
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 # What is pickled besides what torch knows of.
-_OWN = ("backend", "capturable", "max_grad_norm", "_step_supports_amp_scaling", "_counts")
+_OWN = ("backend", "capturable", "max_grad_norm", "_counts")
 _options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach", "seed")
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
@@ -86,10 +86,16 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
         )
-        # torch wraps the step of a subclass itself, which calls the hooks then.
-        if noticed and type(self).step is RMSpropAsync.step:
-            return marked(self, *args, **kwargs)
-        return step(self, *args, **kwargs)
+        try:
+            # torch wraps the step of a subclass itself, which calls the hooks then.
+            if noticed and type(self).step is RMSpropAsync.step:
+                return marked(self, *args, **kwargs)
+            return step(self, *args, **kwargs)
+        except BaseException:
+            # ``GradScaler`` leaves them behind then, and would multiply the next scale by this one.
+            vars(self).pop("grad_scale", None)
+            vars(self).pop("found_inf", None)
+            raise
 
     hooked_step.hooked = True  # type: ignore[attr-defined]  # else torch wraps it once more
     return hooked_step
@@ -154,10 +160,11 @@ class RMSpropAsync(Optimizer):
         maximize: Ascend the gradient.
         stochastic_rounding: Round parameters of 16 bits up or down by chance: so a step that is
             smaller than half of their last place moves them in the mean. The same bits come of the
-            same ``seed`` on every backend, also in a run that is resumed.
+            same ``seed`` on every backend, also in a run that is resumed; others with ``flat``.
+            With a loss scale on a GPU the host waits there once a launch.
         seed: For ``stochastic_rounding``: an integer of 64 bits.
         kahan_sum: Keep what rounding leaves of parameters of 16 bits in ``state["kahan_comp"]``, of
-            their dtype, and add it at the next step.
+            their dtype, and add it at the next step. Who overwrites such parameters sets it to 0.
         max_grad_norm: Multiply all gradients by one factor, so that their norm over all groups is
             at most this, as ``torch.nn.utils.clip_grad_norm_`` does; the gradients stay as they
             are. Finite and > 0, or None. It is kept in an attribute, not in the state.
@@ -193,6 +200,11 @@ class RMSpropAsync(Optimizer):
     # As torch's ``GradScaler`` sets them, for one step.
     grad_scale: torch.Tensor | None
     found_inf: torch.Tensor | None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``GradScaler`` leaves it to the step to unscale gradients, or to be left out."""
+        return not any(group["differentiable"] for group in self.param_groups)
 
     @_not_compiled
     def __init__(
@@ -252,8 +264,6 @@ class RMSpropAsync(Optimizer):
         check_max_grad_norm(max_grad_norm)
         self.backend, self.flat, self.capturable = backend, False, capturable
         self.max_grad_norm = max_grad_norm
-        # Then torch's ``GradScaler`` leaves it to the step to unscale gradients, or to be left out.
-        self._step_supports_amp_scaling = not differentiable
         self._shared = False  # whether other processes may know the state
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
@@ -348,7 +358,8 @@ class RMSpropAsync(Optimizer):
         """Has steps counted on a device, where alone it is known which are left out."""
         if all(counts.device == device for counts in self._counts):
             return
-        states = list(self.state.values())
+        self._make_missing_state()
+        states = [state for state in self.state.values() if "step" in state]
         counts = new_counts(len(states), device)
         for state, step in zip(states, counts[0], strict=True):
             state["step"] = step.copy_(state["step"])
@@ -357,12 +368,12 @@ class RMSpropAsync(Optimizer):
     def _make_flat(self, groups: list[dict[str, Any]]) -> list[list[FlatBuffer]]:
         buffers = make_flat_buffers(groups)
         for buffer in (each for of_group in buffers for each in of_group):
-            self._take_state_of(buffer)
+            self._take_state_of(buffer, buffer.state)
         return buffers
 
-    def _take_state_of(self, buffer: FlatBuffer) -> None:
-        for name, views in buffer.state.items():
-            for param, view in zip(buffer.params, views, strict=True):
+    def _take_state_of(self, buffer: FlatBuffer, names: Iterable[str]) -> None:
+        for name in names:
+            for param, view in zip(buffer.params, buffer.state[name], strict=True):
                 self.state.setdefault(param, {})[name] = view
 
     def _make_missing_state(self, loaded: Collection[torch.Tensor] = ()) -> None:
@@ -399,7 +410,7 @@ class RMSpropAsync(Optimizer):
                 lost = [name for name in wanted if not any(name in state for state in states)]
                 if lost:
                     buffers[place] = buffer.with_new_state(lost, group)
-                    self._take_state_of(buffers[place])
+                    self._take_state_of(buffers[place], lost)
         for group, params in zip(self.param_groups, lacking, strict=True):
             if params:
                 self._make_state(group, params)
@@ -412,6 +423,7 @@ class RMSpropAsync(Optimizer):
         """Parameters of a group whose state is to be made, in whole or in part, and may be."""
         kinds = Kinds.of_group(group)
         lacking: list[torch.Tensor] = []
+        is_shared: bool | None = None
         for place, param in enumerate(group["params"]):
             if not (needs_state(param) or param in loaded):
                 continue
@@ -420,7 +432,9 @@ class RMSpropAsync(Optimizer):
             outgrown = [name for name in names if is_outgrown(name, param, state)]
             if not missing and not outgrown:
                 continue
-            if self._shared or _is_any_shared(self.state.values()):
+            if is_shared is None:
+                is_shared = self._shared or _is_any_shared(self.state.values())
+            if is_shared:
                 has = f"no {' and no '.join(missing)}" if missing else f"outgrown {outgrown[0]}"
                 raise RuntimeError(
                     f"param {place} in group {index} has {has}, and other processes would not see "
@@ -506,7 +520,7 @@ class RMSpropAsync(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            TypeError: If a gradient has another dtype than its parameter.
+            TypeError: If a gradient is not of a dtype that can be read.
             ValueError: If a gradient is sparse, or of another shape or device, or a group's
                 hyperparameter is out of range.
             RuntimeError: If state is missing that is shared with other processes.
@@ -517,13 +531,14 @@ class RMSpropAsync(Optimizer):
                 loss = closure()
         groups = self.param_groups
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.device.type != "cpu":
+        if isinstance(found_inf, torch.Tensor) and found_inf.device.type != "cpu":
             self._count_on(found_inf.device)
         settings = [self._settings_of(index) for index in range(len(groups))]
         kinds = [each.kinds for each in settings]
         step = self._plan.followed(groups, self.state, kinds) if self._plan else None
         if step is None:
             if any(group["differentiable"] for group in groups):
+                self._check_differentiable()
                 self._make_missing_state()
                 with torch.enable_grad():
                     differentiable_step(groups, self.state, self._counts)
@@ -533,7 +548,9 @@ class RMSpropAsync(Optimizer):
             step = self._first_step_by_new_plan(kinds)
         self._plan = plan = step.plan
         scaling = self._scaling(groups)
-        if scaling is not None and scaling.is_left_out():
+        if scaling is not None and scaling.is_left_out(
+            on_host=any(launch.backend.name != "triton" for launch in plan.launches)
+        ):
             step.end()
             return loss
         plan.premises.bump_versions()
@@ -544,11 +561,30 @@ class RMSpropAsync(Optimizer):
             if scaling is None and not taken[0].stochastic_rounding:
                 launch.backend.update_(table, *taken)
             else:
-                self._launch_with(scaling, number, launch, table, taken)
+                self._launch_with(scaling, plan, number, table, taken)
         step.end()
         for counter in plan.counters:
             counter.add_one(None if scaling is None else scaling.found_inf)
         return loss
+
+    def _check_differentiable(self) -> None:
+        """Checks that a step through torch's operations is asked for nothing that it has not."""
+        asked = [
+            name
+            for name in ("max_grad_norm", "grad_scale", "found_inf")
+            if getattr(self, name, None) is not None
+        ]
+        asked += ["flat"] * self.flat
+        asked += [
+            name
+            for name in ("stochastic_rounding", "kahan_sum")
+            if any(group[name] for group in self.param_groups)
+        ]
+        if asked:
+            raise ValueError(
+                f"{asked[0]} must be off where a group is differentiable: its step goes through "
+                "torch's operations one parameter at a time"
+            )
 
     def _first_step_by_new_plan(self, kinds: list[Kinds]) -> PlannedStep:
         # After a backward it may be what was frozen since ``zero_grad`` that is zero.
@@ -557,22 +593,27 @@ class RMSpropAsync(Optimizer):
                 buffer.drop_grads_of_frozen()
         self._make_missing_state()
         groups, buffers = self.param_groups, self._flat_buffers
+        for group in groups:
+            if not group["kahan_sum"]:  # what was left is of older values from now on
+                for param in group["params"]:
+                    self.state.get(param, {}).pop("kahan_comp", None)
         return make_plan(groups, self.state, kinds, self._counts, buffers, self.backend)
 
     def _launch_with(
         self,
         scaling: Scaling | None,
+        plan: StepPlan,
         number: int,
-        launch: PlannedLaunch,
         table: LaunchTable,
         taken: tuple[Any, ...],
     ) -> None:
         """Launches an update that is scaled, or rounded stochastically."""
+        launch = plan.launches[number]
         more: dict[str, Any] = {}
         hyperparameters, *lr_on_device = taken
         if hyperparameters.stochastic_rounding:
-            assert self._plan is not None
-            steps = self._plan.counters[0].first()
+            # Of all parameters together: greater after each step, whichever it reaches.
+            steps = int(sum(float(counts.double().sum()) for counts in self._counts))
             more["key"] = key_of_step(self.param_groups[launch.group]["seed"], steps, number)
         if scaling is not None and launch.backend.name == "triton":
             more |= scaling.on(table.device)
@@ -583,11 +624,13 @@ class RMSpropAsync(Optimizer):
     def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
         """What gradients are multiplied by; None if by nothing."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if not isinstance(found_inf, torch.Tensor):  # but a number: there are no gradients
+            found_inf = None
         if self.max_grad_norm is None and grad_scale is None and found_inf is None:
             return None
         check_max_grad_norm(self.max_grad_norm)
         params = (param for group in groups for param in group["params"])
-        grads = [param.grad for param in params if param.grad is not None]
+        grads = [grad for param in params if (grad := param.grad) is not None]
         return scaling_of(grads, self.max_grad_norm, grad_scale, found_inf)
 
     @_not_compiled

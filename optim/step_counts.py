@@ -48,10 +48,6 @@ class Counter:
         else:
             _carry(self.shown, self.rest, (found_inf == 0).to(self.rest).reshape(()))
 
-    def first(self) -> int:
-        """The first of the counts, which are on the CPU."""
-        return int(self.shown[0]) + int(self.rest[0])
-
     @cached_property
     def _add_one(self) -> Callable[[], object]:
         if self.shown.device.type != "cpu":

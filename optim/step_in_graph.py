@@ -57,10 +57,12 @@ def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = 
     for group in optimizer.param_groups:
         # Not what the group says of ``capturable``, where compilers see True.
         asked = [name for name in _NOT_IN_GRAPHS if group[name]]
-        if asked or optimizer.capturable or optimizer.max_grad_norm is not None:
+        is_scaled = getattr(optimizer, "found_inf", None) is not None
+        if asked or optimizer.capturable or is_scaled or optimizer.max_grad_norm is not None:
             raise NotImplementedError(
                 "an optimizer has no step for graphs with differentiable, stochastic_rounding, "
-                "kahan_sum, capturable or max_grad_norm: compile step itself, not what it wraps"
+                "kahan_sum, capturable, max_grad_norm or a loss scale: compile step itself, not "
+                "what it wraps"
             )
         params = [
             param
@@ -126,7 +128,11 @@ def _updated(
 
 
 def _laid_out_as(param: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+    return (
+        grad
+        if grad.stride() == param.stride()
+        else torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+    )
 
 
 def _like_updated(params: Tensors, _: Tensors, *buffers: Any) -> Tensors:

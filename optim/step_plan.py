@@ -405,7 +405,7 @@ def make_plan(
         The first step by the plan: gradients that were not laid out as their parameters are copies.
 
     Raises:
-        TypeError: If a gradient has another dtype than its parameter, or a step cannot count.
+        TypeError: If a gradient is not of a dtype that can be read, or a step cannot count.
         ValueError: If a gradient is sparse or of another shape or device, if a parameter's strides
             are no longer those of its state, or if two tensors overlap.
     """

@@ -20,8 +20,8 @@ class Backend:
     Attributes:
         name: As in ``backend=``.
         kernel: Updates the parameters and ``ms`` of a table in place, on the calling thread or on
-            the current stream. Triton's takes ``lr_on_device``, ``counters`` and ``verdict``
-            besides.
+            the current stream. All take the ``key`` of a step; Triton's ``lr_on_device``,
+            ``counters``, ``verdict``, ``grad_factor`` and ``found_inf`` besides.
         update_: The same with all CPU threads that the update is worth.
         race_block: How many elements of a parameter ``RaceCounters`` count together, by its dtype
             and device; None if this backend has no atomic operations to count with.

@@ -277,3 +277,87 @@ def test_a_copy_clips_as_its_original():
         optimizer.param_groups[0]["params"], twin.param_groups[0]["params"], strict=True
     ):
         assert torch.equal(one, other)
+
+
+DIFFERENTIABLE: dict[str, tuple[dict[str, Any], Any]] = {
+    "max_grad_norm": ({"max_grad_norm": 0.5}, None),
+    "flat": ({"flat": True}, None),
+    "grad_scale": ({}, lambda optimizer: setattr(optimizer, "grad_scale", torch.tensor(8.0))),
+    "kahan_sum": ({}, lambda optimizer: optimizer.param_groups[1].update(kahan_sum=True)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_differentiable_group_leaves_nothing_out_without_a_word(name):
+    options, ask = DIFFERENTIABLE[name]
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(3))]
+    groups = [{"params": [params[0]]}, {"params": [params[1]]}]
+    optimizer = RMSpropAsync(groups, **options)
+    optimizer.param_groups[0]["differentiable"] = True
+    assert not optimizer._step_supports_amp_scaling
+    if ask is not None:
+        ask(optimizer)
+    for param in params:
+        param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=f"{name} must be off where a group is differentiable"):
+        optimizer.step()
+    assert all(torch.equal(param, torch.ones(3)) for param in params)
+
+
+def test_a_step_that_fails_leaves_no_scale_behind():
+    (param,) = parameters((3,))
+    optimizer = RMSpropAsync([param])
+    for failing in (True, False):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        optimizer.param_groups[0]["alpha"] = 2.0 if failing else 0.0
+        param.grad = torch.full((3,), 8.0)
+        scaler.scale(torch.ones(()))
+        if failing:
+            with pytest.raises(ValueError, match="alpha must be"):
+                scaler.step(optimizer)
+        else:
+            scaler.step(optimizer)
+    assert optimizer.state[param]["square_avg"].tolist() == [1.0] * 3
+
+
+def test_a_scaler_over_no_gradients_does_nothing():
+    (param,) = parameters((3,))
+    before = param.detach().clone()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    scaler.step(RMSpropAsync([param]))
+    assert torch.equal(param, before)
+
+
+def test_what_rounding_left_is_forgotten_without_kahan_sum():
+    param = Parameter(torch.full((3,), 8.0, dtype=torch.bfloat16))
+    optimizer = RMSpropAsync([param], lr=1e-3, alpha=0.0, eps=0.0, kahan_sum=True)
+    for kahan_sum, lr in ((True, 1e-3), (False, 0.0), (True, 0.0)):
+        optimizer.param_groups[0].update(kahan_sum=kahan_sum, lr=lr)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert not optimizer.state[param]["kahan_comp"].any()
+
+
+def test_state_that_was_replaced_stays_when_momentum_is_turned_on():
+    (param,) = parameters((3,))
+    optimizer = RMSpropAsync([param], flat=True, alpha=1.0)
+    optimizer.state[param]["square_avg"] = torch.full((3,), 7.0)
+    assert param.grad is not None
+    for momentum in (0.0, 0.9):
+        optimizer.param_groups[0]["momentum"] = momentum
+        param.grad.fill_(1.0)
+        optimizer.step()
+    assert optimizer.state[param]["square_avg"].tolist() == [7.0] * 3
+
+
+def test_updates_that_are_not_reached_together_are_rounded_by_other_chances():
+    params = [Parameter(torch.ones(500, dtype=torch.bfloat16)) for _ in range(2)]
+    optimizer = RMSpropAsync(params, lr=2e-3, alpha=0.0, eps=0.0, stochastic_rounding=True)
+    steps = []
+    for reached in (params[0], params[1]):
+        optimizer.zero_grad()
+        reached.grad = torch.ones_like(reached)
+        optimizer.step()
+        steps.append(reached.detach().clone())
+    assert not torch.equal(*steps)
