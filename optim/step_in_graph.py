@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hogstream.kernels.rmsprop import multi_tensor_rmsprop_
 from hogstream.optim.state import BUFFERS, as_real
-
-if TYPE_CHECKING:
-    from hogstream.optim.rmsprop_async import RMSpropAsync
 
 Tensors = list[torch.Tensor]
 
@@ -34,14 +31,14 @@ def unwrapped_in_graphs(step: Callable[..., Any]) -> Callable[..., Any]:
     """Has ``step.__wrapped__``, and what that wraps, be a step for graphs."""
 
     @wraps(_step_in_graph)
-    def without_hooks(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = None) -> Any:
+    def without_hooks(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
         return _step_in_graph(optimizer, closure)
 
     step.__wrapped__ = without_hooks  # type: ignore[attr-defined]
     return step
 
 
-def _step_in_graph(optimizer: RMSpropAsync, closure: Callable[[], Any] | None = None) -> Any:
+def _step_in_graph(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
     """``RMSpropAsync.step`` of an optimizer that has all of its state, in what a compiler can read.
 
     Steps count up to 2^24, as torch's.
