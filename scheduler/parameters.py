@@ -220,6 +220,18 @@ class SharedParameters:
         self.worker_state = state._replace(**made)
         return self.worker_state.only(kinds)
 
+    def make_worker_ms(self, workers: int) -> torch.Tensor:
+        """Each worker's own ``ms`` alone, for updates without momentum that are not centered.
+
+        Args:
+            workers: How many.
+
+        Raises:
+            ValueError: As ``make_worker_state``.
+            MemoryError: As ``make_worker_state``.
+        """
+        return self.make_worker_state(workers, ()).ms
+
     def _zeros(self, name: str, shape: torch.Size) -> torch.Tensor:
         return allocate_zeros(name, tuple(shape), self.ms.dtype, self.ms.device)
 

@@ -202,7 +202,7 @@ async def test_all_is_made_where_and_as_it_belongs_in_any_mode(
 def test_parameters_without_elements_are_shared() -> None:
     shared = SharedParameters({"none": torch.zeros(0, 3, dtype=torch.bfloat16)})
     shared.share_memory_(1)
-    assert shared.make_worker_state(2).ms.shape == (2, 0)
+    assert shared.make_worker_ms(2).shape == (2, 0)
     assert shared.views["none"].shape == (0, 3)
 
 
