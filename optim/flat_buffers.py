@@ -220,8 +220,8 @@ def make_flat_buffers(groups: Iterable[Group]) -> list[list[FlatBuffer]]:
     Nothing is moved if there is not enough memory for all.
 
     Args:
-        groups: Parameter groups, checked; of parameters that require gradients, but for complex
-            ones, ``data`` and ``grad`` are replaced.
+        groups: Parameter groups, checked; of parameters that require gradients, ``data`` and
+            ``grad`` are replaced.
 
     Returns:
         Those of each group.
@@ -230,7 +230,7 @@ def make_flat_buffers(groups: Iterable[Group]) -> list[list[FlatBuffer]]:
     for group in groups:
         alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
         for param in group["params"]:
-            if param.requires_grad and not param.is_complex():  # which stay where they are
+            if param.requires_grad:
                 alike.setdefault((param.dtype, param.device), []).append(param)
         buffers.append([_new_flat_buffer(params, group) for params in alike.values()])
     for buffer in (each for of_group in buffers for each in of_group):
