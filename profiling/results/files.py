@@ -17,7 +17,7 @@ from hogstream.profiling.results.profile_schema import (
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
-from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
+from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, ModelRates, Train
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ AnyResult = (
     Bench
     | Train
     | Compare
+    | ModelRates
     | MachineCeilings
     | Inspection
     | NsysProfile
