@@ -11,7 +11,8 @@ from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
+from hogstream.scheduler.workers.model_worker import ModelWorker
+from hogstream.scheduler.workers.simulated_worker import SimulatedWorker
 
 __all__ = [
     "Checkpoint",

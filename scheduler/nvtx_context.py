@@ -44,10 +44,11 @@ class RangedContext(ScheduledContext):
         self,
         grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
         only: Collection[str] | None = None,
+        loss: float | None = None,
     ) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
-            await super().submit(grad, only)
+            await super().submit(grad, only, loss)
 
     def begin(self) -> bool:
         """As ``ScheduledContext.begin``."""

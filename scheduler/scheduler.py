@@ -198,6 +198,8 @@ class StreamScheduler:
             self.settings.workers, self.shared.races if self.settings.telemetry else None
         )
         self._running, self._stopping = True, False
+        if self.settings.buffers == "average":
+            self.shared.reset_worker_buffers()
         self._dispatch.begin_run(record)
         budget.start()
         self._tasks = {
@@ -235,7 +237,10 @@ class StreamScheduler:
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
         ran = described(self.settings, self.shared, self.backend, self._kinds)
-        return record.report(**ran, partial=not whole)
+        report = record.report(**ran, partial=not whole)
+        if self.settings.buffers == "average" and not self.shared.slot:  # else its parent does it
+            self.shared.average_worker_buffers(report.updates_by_worker)
+        return report
 
     async def _watch(self, contexts: Sequence[ScheduledContext], record: RunRecord) -> None:
         """Waits for the workers, and has those fail that take longer than they may."""
@@ -363,6 +368,8 @@ class StreamScheduler:
             self._states = [states.map(itemgetter(worker)) for worker in range(workers)]
         else:
             self._states = [shared.make_state(self._kinds)] * workers
+        if self.settings.buffers != "shared":
+            shared.make_worker_buffers(workers)
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat

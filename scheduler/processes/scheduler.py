@@ -211,6 +211,8 @@ class ProcessScheduler:
         finally:
             self._tasks = []
             self.report = run.report()
+            if self.settings.buffers == "average":
+                self.shared.average_worker_buffers(self.report.updates_by_worker)
         failures = self.report.failures
         if failures and (self.settings.on_error == "stop" or not self.report.updates):
             raise WorkerError(failures) from next(iter(failures.values()))
@@ -230,6 +232,8 @@ class ProcessScheduler:
                 shared.make_worker_state(self.processes * settings.workers, kinds)
             else:
                 shared.make_state(kinds)
+            if settings.buffers != "shared":
+                shared.make_worker_buffers(self.processes * settings.workers)
             shared.share_memory_(self.processes)
         shared.users += 1
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from hogstream.scheduler import (
     SharedParameters,
     SimulatedWorker,
     StreamScheduler,
+    WorkerContext,
     WorkerError,
 )
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 #: With these and float64, an update subtracts its gradient: ms stays near 0, as gradients weigh
 #: 1 - alpha = 2**-53, that the divisor is sqrt(eps) = 1.
 SUBTRACTING: dict[str, Any] = {"lr": 1.0, "alpha": 1 - 2**-53, "eps": 1.0}
@@ -46,15 +48,24 @@ def squared_error(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return (error**2).mean()
 
 
+def noted(loss: Loss, losses: list[float]) -> Loss:
+    """A loss that notes its values."""
+
+    def note(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        value = loss(model, batch)
+        losses.append(value.item())
+        return value
+
+    return note
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 async def test_one_model_worker_trains_like_a_plain_loop(depth: int) -> None:
     """With depth 2 an iteration reads parameters that may lack the update in flight."""
     model, plain = make_model(), make_model()
     shared = SharedParameters.from_module(model)
     losses: list[float] = []
-    worker = ModelWorker(
-        shared, model, squared_error, make_batches(), lambda _index, loss: losses.append(loss)
-    )
+    worker = ModelWorker(shared, model, noted(squared_error, losses), make_batches())
     async with StreamScheduler(shared, workers=1, depth=depth, **OPTIONS) as scheduler:
         await scheduler.run(worker, updates=100)
 
@@ -106,9 +117,7 @@ async def test_many_model_workers_learn(policy: str) -> None:
     model = make_model()
     shared = SharedParameters.from_module(model)
     losses: list[float] = []
-    worker = ModelWorker(
-        shared, model, squared_error, make_batches(), lambda worker, loss: losses.append(loss)
-    )
+    worker = ModelWorker(shared, model, noted(squared_error, losses), make_batches())
     before = squared_error(model, next(make_batches(seed=2))).item()
     async with StreamScheduler(shared, workers=4, depth=2, policy=policy, **OPTIONS) as scheduler:
         report = await scheduler.run(worker, updates=400)
@@ -289,7 +298,8 @@ async def test_replicas_follow_what_is_frozen_in_the_model() -> None:
     moved: list[list[bool]] = []
     before = shared.flat.clone()
 
-    def note(worker: int, loss: float) -> None:
+    async def worker(context: WorkerContext) -> None:
+        await model_worker(context)
         was, now = shared.views_of(before), shared.views
         moved.append([not torch.equal(was[key], now[key]) for key in ("0.bias", "2.bias")])
         before.copy_(shared.flat)
@@ -304,7 +314,7 @@ async def test_replicas_follow_what_is_frozen_in_the_model() -> None:
             model[2].requires_grad_(False)  # type: ignore[index]
         return squared_error(model, batch)
 
-    worker = ModelWorker(shared, model, loss, make_batches(), note)
+    model_worker = ModelWorker(shared, model, loss, make_batches())
     async with StreamScheduler(shared, workers=1, **OPTIONS) as scheduler:
         await scheduler.run(worker, updates=4)
         await scheduler.run(worker, updates=4)
@@ -333,7 +343,7 @@ def freeze_all(model: torch.nn.Module) -> None:
     ("change", "message"),
     [
         (replace_parameter, r"loss must leave the model its parameters, got another 0\.weight"),
-        (add_parameter, "loss must leave the model its parameters, got another scale"),
+        (add_parameter, "loss must leave the model its parameters and buffers, got another scale"),
         (replace_data, r"loss must leave 2\.bias in shared memory, got other data in it"),
         (freeze_all, "loss must depend on a parameter of the model that requires a gradient"),
     ],
