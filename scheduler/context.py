@@ -268,7 +268,7 @@ class WorkerContext:
         current: Iteration,
         grads: Sequence[torch.Tensor],
         only: Collection[str] | None,
-        losses: float | Sequence[float] | None,
+        loss: float | Sequence[float] | None,
     ) -> None:
         """Submits an update of each gradient: at once, as many as the lane has room for."""
         if not grads:
@@ -276,10 +276,8 @@ class WorkerContext:
         if len(grads) > 1 and isinstance(self._gate, BoundGate):
             policy = self._dispatch.settings.policy
             raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
-        gradients = [
-            (*self._gradients.check(grad, only), loss)
-            for grad, loss in zip(grads, _checked_losses(losses, len(grads)), strict=True)
-        ]
+        gradients = [self._gradients.check(each, only) for each in grads]
+        losses = None if loss is None else _checked_losses(loss, len(grads))
         submitted_ns = perf_counter_ns()
         current.submitted = True
         current.updates += self._budget.take_more(len(gradients) - 1)
@@ -290,7 +288,7 @@ class WorkerContext:
                     numbers = rate.apply(numbers)  # it may raise: not with the gate's passage
                 if self._goes_alone or self._in_flight >= self.depth:
                     await self._wait_to_enqueue(current)
-                self._enqueue_several(current, gradients, numbers, submitted_ns)
+                self._enqueue_several(current, gradients, losses, numbers, submitted_ns)
                 if self._in_flight >= self.depth:
                     await self._wait(self._landing(), "landing")
                 if self._error is not None:
@@ -301,7 +299,8 @@ class WorkerContext:
     def _enqueue_several(
         self,
         current: Iteration,
-        gradients: Sequence[tuple[torch.Tensor, Checked, float | None]],
+        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        losses: Sequence[float] | None,
         numbers: Hyperparameters,
         submitted_ns: int,
     ) -> None:
@@ -317,10 +316,12 @@ class WorkerContext:
                 checked,
                 numbers,
                 current.read_version,
-                loss,
             )
-            for grad, checked, loss in gradients[first:last]
+            for grad, checked in gradients[first:last]
         ]
+        if losses is not None:
+            for update, loss in zip(updates, losses[first:last], strict=True):
+                update.loss = loss
         self._dispatch.enqueue_several(updates)
         current.enqueued = last
         self._in_flight += len(updates)
@@ -618,10 +619,8 @@ def _checked_loss(loss: Any) -> float:
     return float(loss)
 
 
-def _checked_losses(losses: Any, count: int) -> Sequence[float | None]:
+def _checked_losses(losses: Any, count: int) -> Sequence[float]:
     """The losses of so many updates."""
-    if losses is None:
-        return [None] * count
     if not isinstance(losses, (list, tuple)):
         raise TypeError(f"loss must be a list or tuple of numbers or None, got {losses!r}")
     if len(losses) != count:

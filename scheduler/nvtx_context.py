@@ -74,12 +74,13 @@ class RangedContext(ScheduledContext):
     def _enqueue_several(
         self,
         current: Iteration,
-        gradients: Sequence[tuple[torch.Tensor, Checked, float | None]],
+        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        losses: Sequence[float] | None,
         numbers: Hyperparameters,
         submitted_ns: int,
     ) -> None:
         with self._ranges.around("updates", self.index):
-            super()._enqueue_several(current, gradients, numbers, submitted_ns)
+            super()._enqueue_several(current, gradients, losses, numbers, submitted_ns)
 
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         with self._ranges.around(f"wait {reason}", self.index):
