@@ -15,7 +15,7 @@ from hogstream.scheduler import ModelWorker, SharedParameters, StreamScheduler, 
 from hogstream.scheduler.workers.batches import moved
 
 Pair = namedtuple("Pair", ["x", "y"])
-GOES_ALONG = {"lr": 1e-3}
+GOES_ALONG: dict[str, Any] = {"lr": 1e-3}
 
 
 def make_worker(batches: Any) -> tuple[SharedParameters, ModelWorker, list[float]]:

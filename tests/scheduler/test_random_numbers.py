@@ -15,11 +15,13 @@ from hogstream.scheduler.workers.random_numbers import NothingDrawn, RandomNumbe
 from model_testing import OPTIONS, Batch, classified, make_classifier, points
 
 ONES = torch.ones(4, 6)
+EYE = torch.eye(6)[None, None]
 
 
 def in_layers(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     result = layer.train()(x)
-    return result[0] if isinstance(result, tuple) else result
+    first: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return first
 
 
 LSTM = torch.nn.LSTM(6, 6, num_layers=2, dropout=0.5)
@@ -44,9 +46,7 @@ DRAWS: dict[str, Callable[[], torch.Tensor]] = {
     "alpha_dropout": lambda: functional.alpha_dropout(ONES, training=True),
     "rrelu": lambda: functional.rrelu(-ONES, training=True),
     "gumbel": lambda: functional.gumbel_softmax(ONES),
-    "attention": lambda: functional.scaled_dot_product_attention(
-        *[torch.eye(6)[None, None]] * 3, dropout_p=0.5
-    ),
+    "attention": lambda: functional.scaled_dot_product_attention(EYE, EYE, EYE, dropout_p=0.5),
     "gamma": lambda: torch.distributions.Gamma(ONES, ONES).rsample(),
     "lstm": lambda: in_layers(LSTM, torch.ones(3, 2, 6)),
     "encoder": lambda: in_layers(ENCODER, torch.eye(6)[:, None]),
