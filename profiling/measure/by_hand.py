@@ -442,7 +442,7 @@ class Hogwild:
         loss_of, batches = self.prepare(run)
         optimizer = torch.optim.RMSprop(run.model.parameters(), **self.hyperparameters)
         guard = run.lock if self.locked else nullcontext()
-        for batch in _again_and_again(batches):
+        for batch in again_and_again(batches):
             if not run.going():
                 return
             optimizer.zero_grad()
@@ -453,7 +453,12 @@ class Hogwild:
             run.landed(loss.item())
 
 
-def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+def again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches for ever, begun anew when they end.
+
+    Raises:
+        RuntimeError: If there are none any more.
+    """
     empty = False
     while not empty:
         empty = True

@@ -17,7 +17,7 @@ from hogstream.profiling.results.profile_schema import (
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
-from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
+from hogstream.profiling.results.schema import Bench, Compare, Decision, MachineCeilings, Train
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 AnyResult = (
     Bench
     | Train
+    | Decision
     | Compare
     | MachineCeilings
     | Inspection
