@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := kernels optim scheduler profiling cli
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test versions test-quick fuzz simulate prove lint gpu gpu-wheels gpu-results format docs results wheel clean
+.PHONY: help bench models test versions test-quick fuzz simulate prove lint gpu gpu-wheels gpu-results format docs results wheel clean
 
 # Tests of a file stay in one process, as they share what they compile. Not `python -m pytest`: that
 # puts the root, and so our folders' bare names, on sys.path.
@@ -48,6 +48,10 @@ help: ## list the targets
 bench: $(STAMP) ## measure this machine: bench.json and report.html in OUT
 	@mkdir -p '$(OUT)'
 	$(VENV)/bin/hogstream bench --today --json '$(OUT)/bench.json' --report '$(OUT)/report.html' $(ARGS)
+
+models: $(STAMP) ## measure training of small models against the same by hand: models.json in OUT
+	@mkdir -p '$(OUT)'
+	$(VENV)/bin/python scripts/model_rates.py --json '$(OUT)/models.json' $(ARGS)
 
 test: $(STAMP) ## run all tests
 	$(PYTEST) $(ARGS)

@@ -9,15 +9,18 @@ from hogstream.scheduler.processes.process import ProcessDied
 from hogstream.scheduler.processes.scheduler import ProcessScheduler
 from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.schedules import LinearDecay, Progress
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
 
 __all__ = [
     "Checkpoint",
+    "LinearDecay",
     "ModelWorker",
     "ProcessDied",
     "ProcessScheduler",
+    "Progress",
     "RunReport",
     "SchedulerSettings",
     "SettingError",

@@ -26,25 +26,30 @@ class Budget:
             raise ValueError("updates or seconds must be given, got neither")
         self.updates = None if updates is None else check_integer("updates", updates, at_least=1)
         self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
-        self._deadline = float("inf")
+        self._deadline: float | None = None
+        self._closes: float | None = None  # when no iteration begins any more
         self._under_way = 0
         self._waiting: list[asyncio.Future[None]] = []
 
     def start(self) -> None:
         """Starts the clock."""
         if self._seconds is not None:
-            self._deadline = time.perf_counter() + self._seconds
+            self._deadline = self._closes = time.perf_counter() + self._seconds
+
+    def stop(self) -> None:
+        """Has no iteration begin any more; those under way may take all that is left."""
+        self._closes = float("-inf")
 
     @property
     def seconds(self) -> float | None:
         """How long they may still be started; None if there is no limit."""
-        if self._seconds is None:
-            return None
-        return min(self._deadline - time.perf_counter(), self._seconds)
+        if self._deadline is None:
+            return self._seconds
+        return self._deadline - time.perf_counter()
 
     def take(self) -> bool:
         """Takes an update, and begins an iteration for it, if there is one left."""
-        if self._seconds is not None and time.perf_counter() >= self._deadline:
+        if self._closes is not None and time.perf_counter() >= self._closes:
             return False
         if self.updates is not None:
             if self.updates == 0:
@@ -99,9 +104,9 @@ class Budget:
         return each
 
     def is_spent(self) -> bool:
-        """Whether no iteration may be started any more."""
+        """Whether all was done that it is for: ``stop`` does not spend it."""
         return self.updates == 0 or (
-            self._seconds is not None and time.perf_counter() >= self._deadline
+            self._deadline is not None and time.perf_counter() >= self._deadline
         )
 
     def _wake(self) -> None:

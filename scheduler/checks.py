@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import operator
-from typing import Any
+from typing import Any, TypeVar
+
+C = TypeVar("C")
 
 
 class SettingError(ValueError):
@@ -89,6 +92,17 @@ def check_type(name: str, value: Any, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
+
+
+def check_callable(name: str, value: C) -> C:
+    """A function that is called, and not awaited.
+
+    Raises:
+        TypeError: If it cannot be called, or what it returns must be awaited.
+    """
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        raise TypeError(f"{name} must be a plain function, got {value!r}")
+    return value
 
 
 def check_loop(what: str, loop: asyncio.AbstractEventLoop) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from time import perf_counter, perf_counter_ns
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import Operands, check_disjoint, check_grad
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import error_text
@@ -132,6 +133,7 @@ class WorkerContext:
         self,
         grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
         only: Collection[str] | None = None,
+        loss: float | Sequence[float] | None = None,
     ) -> None:
         """Submits this iteration's update, to go down the worker's lane; or several.
 
@@ -153,39 +155,49 @@ class WorkerContext:
             only: Names of the parameters that have a gradient; None if all do. The others are left
                 alone, their state too: no weight decay moves them, as a gradient of zeros would
                 let it. What ``grad`` holds for them is not looked at.
+            loss: A number for the run's ``on_loss``, which is called with it once the update has
+                landed; of several gradients, a list or tuple of as many.
 
         Raises:
-            TypeError: If ``grad`` is of another type or dtype, or ``only`` is no collection.
+            TypeError: If ``grad`` is of another type or dtype, ``only`` is no collection, or
+                ``loss`` no number.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters; if there are none, or several with a policy ``bounded:K``,
-                which must know of each update when its parameters are read; or if ``only`` is
-                empty, names what is no parameter, or is given with ``telemetry`` on a GPU, where
-                races of whole updates are counted. Nothing was submitted then.
+                which must know of each update when its parameters are read; if there are not as
+                many losses as gradients; or if ``only`` is empty, names what is no parameter, or is
+                given with ``telemetry`` on a GPU, where races of whole updates are counted. Nothing
+                was submitted then.
             RuntimeError: If this iteration has called ``submit`` already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
                 ``on_nonfinite="raise"``.
-            Exception: Whatever an earlier update of this worker failed with on its lane.
+            Exception: Whatever an earlier update of this worker failed with on its lane, or the
+                run's ``lr_schedule`` raises.
         """
         current = self._current
         if current is None or current.submitted or get_ident() != self._thread:
             raise self._why_refused("submit")
         if type(grad) is not torch.Tensor and isinstance(grad, (list, tuple)):
-            await self._submit_several(current, grad, only)
+            await self._submit_several(current, grad, only, loss)
             return
         grad, checked = self._gradients.check(grad, only)
+        if loss is not None:
+            loss = _checked_loss(loss)
         submitted_ns = perf_counter_ns()
         current.submitted = True
         if self._goes_alone or self._in_flight >= self.depth:
             await self._wait_to_enqueue(current)
+        dispatch = self._dispatch
+        numbers, rate = dispatch.hyperparameters, dispatch.rate
         update = Update(
             self.index,
             submitted_ns,
             current.passage,
             grad,
             checked,
-            self._dispatch.hyperparameters,
+            numbers if rate is None else rate.apply(numbers),
             current.read_version,
+            loss,
         )
         self._enqueue(update)
         current.enqueued = 1
@@ -194,6 +206,23 @@ class WorkerContext:
             await self._wait(self._landing(), "landing")
         if self._error is not None:
             self._raise_error()
+
+    def send(self, value: Any) -> None:
+        """Sends a value to the ``on_result`` of the run, which drops it if it has none.
+
+        Args:
+            value: Anything. Over processes it is pickled here and now, and on its way for some
+                hundredths of a second.
+
+        Raises:
+            TypeError: If it has to be pickled and cannot be.
+            RuntimeError: If the worker's run has ended, or this is not the thread of the
+                scheduler's event loop.
+        """
+        if self._retired or get_ident() != self._thread:
+            raise self._why_refused("send")
+        assert self._dispatch.callbacks is not None
+        self._dispatch.callbacks.report_result(self.index, value)
 
     async def run_blocking(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -235,7 +264,11 @@ class WorkerContext:
         return RuntimeError(f"worker {self.index} {reason}")
 
     async def _submit_several(
-        self, current: Iteration, grads: Sequence[torch.Tensor], only: Collection[str] | None
+        self,
+        current: Iteration,
+        grads: Sequence[torch.Tensor],
+        only: Collection[str] | None,
+        loss: float | Sequence[float] | None,
     ) -> None:
         """Submits an update of each gradient: at once, as many as the lane has room for."""
         if not grads:
@@ -244,14 +277,18 @@ class WorkerContext:
             policy = self._dispatch.settings.policy
             raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
         gradients = [self._gradients.check(each, only) for each in grads]
+        losses = None if loss is None else _checked_losses(loss, len(grads))
         submitted_ns = perf_counter_ns()
         current.submitted = True
         current.updates += self._budget.take_more(len(gradients) - 1)
         try:
             while current.enqueued < current.updates:
+                numbers, rate = self._dispatch.hyperparameters, self._dispatch.rate
+                if rate is not None:
+                    numbers = rate.apply(numbers)  # it may raise: not with the gate's passage
                 if self._goes_alone or self._in_flight >= self.depth:
                     await self._wait_to_enqueue(current)
-                self._enqueue_several(current, gradients, submitted_ns)
+                self._enqueue_several(current, gradients, losses, numbers, submitted_ns)
                 if self._in_flight >= self.depth:
                     await self._wait(self._landing(), "landing")
                 if self._error is not None:
@@ -263,12 +300,13 @@ class WorkerContext:
         self,
         current: Iteration,
         gradients: Sequence[tuple[torch.Tensor, Checked]],
+        losses: Sequence[float] | None,
+        numbers: Hyperparameters,
         submitted_ns: int,
     ) -> None:
         """Enqueues the updates that come next: one, if others must land in between."""
         room = 1 if self._goes_alone else self.depth - self._in_flight
         first, last = current.enqueued, min(current.enqueued + room, current.updates)
-        hyperparameters = self._dispatch.hyperparameters
         updates = [
             Update(
                 self.index,
@@ -276,11 +314,14 @@ class WorkerContext:
                 current.passage,
                 grad,
                 checked,
-                hyperparameters,
+                numbers,
                 current.read_version,
             )
             for grad, checked in gradients[first:last]
         ]
+        if losses is not None:
+            for update, loss in zip(updates, losses[first:last], strict=True):
+                update.loss = loss
         self._dispatch.enqueue_several(updates)
         current.enqueued = last
         self._in_flight += len(updates)
@@ -565,6 +606,26 @@ class _CheckedGradients:
     def _part(self, plain: torch.Tensor, start: int, stop: int) -> Operands:
         state = self._state.map(lambda each: each[start:stop])
         return Operands(self._flat[start:stop], plain[start:stop], *state)
+
+
+def _checked_loss(loss: Any) -> float:
+    """A loss that goes with an update: any number, also if it is not finite.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if isinstance(loss, bool) or not hasattr(loss, "__float__"):
+        raise TypeError(f"loss must be a number or None, got {loss!r}")
+    return float(loss)
+
+
+def _checked_losses(losses: Any, count: int) -> Sequence[float]:
+    """The losses of so many updates."""
+    if not isinstance(losses, (list, tuple)):
+        raise TypeError(f"loss must be a list or tuple of numbers or None, got {losses!r}")
+    if len(losses) != count:
+        raise ValueError(f"loss must be {count} numbers, one of each gradient, got {len(losses)}")
+    return [_checked_loss(loss) for loss in losses]
 
 
 def _runs(shared: SharedParameters, names: Collection[str]) -> list[tuple[int, int]]:

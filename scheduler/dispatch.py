@@ -22,6 +22,7 @@ from functools import partial
 from typing import TypeVar
 
 from hogstream.kernels.backends.select import Backend
+from hogstream.scheduler.callbacks import Callbacks
 from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
@@ -30,6 +31,7 @@ from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
 from hogstream.scheduler.report import RunRecord
+from hogstream.scheduler.schedules import ScheduledRate
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.thread_state import ThreadState, share_of_cores
 from hogstream.scheduler.tracing.timeline import Timeline
@@ -51,6 +53,8 @@ class Dispatch:
         settings: How.
         shared: What is updated.
         hyperparameters: What updates are made with that are submitted from now on.
+        rate: What gives them the learning rate of a run's schedule, if it has one.
+        callbacks: Who hears of the run that goes on; None before the first.
         timeline: Takes down each update and wait, if there is one.
         process_lock: Held by a lane around each update, if there is one.
         low_water: A worker that has filled its lane goes on when no more updates than so many are
@@ -70,6 +74,8 @@ class Dispatch:
         self.settings = settings
         self.shared = shared
         self.hyperparameters = settings.hyperparameters
+        self.rate: ScheduledRate | None = None
+        self.callbacks: Callbacks | None = None
         self.timeline = timeline
         self.process_lock = process_lock
         # When half of its lane is free: so neither wakes the other for each update. Where updates
@@ -82,6 +88,7 @@ class Dispatch:
         self._batch = settings.batch
         self._raises_nonfinite = settings.on_nonfinite == "raise"
         self._record: RunRecord | None = None
+        self._hears_losses = False
         self._threads: list[WorkerThread] = []
         self._nothing_under_way()
 
@@ -142,14 +149,23 @@ class Dispatch:
         self._forked = True
         self._idle.set()
 
-    def begin_run(self, record: RunRecord) -> None:
-        """Takes down in a record what is delivered from here on; all workers submit."""
-        self._record = record
+    def begin_run(
+        self, record: RunRecord, callbacks: Callbacks, rate: ScheduledRate | None
+    ) -> None:
+        """All workers submit from here on.
+
+        Args:
+            record: Takes down what is delivered.
+            callbacks: Who hears of it.
+            rate: What gives updates their learning rate, if not the hyperparameters.
+        """
+        self._record, self.callbacks, self.rate = record, callbacks, rate
+        self._hears_losses = callbacks.hears_losses
         self._submitting = self.settings.workers
 
     def end_run(self) -> None:
         """Ends that; nothing may be under way."""
-        self._record = None
+        self._record = self.rate = None
 
     def leave(self) -> None:
         """One worker less submits, for now or for good: no batch waits for it."""
@@ -244,6 +260,8 @@ class Dispatch:
                 for work in landed:
                     if isinstance(work, Update):
                         _add_to_timeline(self.timeline, work)
+            if self._hears_losses and self.callbacks is not None:
+                self.callbacks.note_landed(landed)
         finally:
             self.receivers[lane](landed)
             self._end(len(landed))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.context import Iteration, ScheduledContext
 from hogstream.scheduler.dispatch import Dispatch
@@ -44,10 +45,11 @@ class RangedContext(ScheduledContext):
         self,
         grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
         only: Collection[str] | None = None,
+        loss: float | Sequence[float] | None = None,
     ) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
-            await super().submit(grad, only)
+            await super().submit(grad, only, loss)
 
     def begin(self) -> bool:
         """As ``ScheduledContext.begin``."""
@@ -73,10 +75,12 @@ class RangedContext(ScheduledContext):
         self,
         current: Iteration,
         gradients: Sequence[tuple[torch.Tensor, Checked]],
+        losses: Sequence[float] | None,
+        numbers: Hyperparameters,
         submitted_ns: int,
     ) -> None:
         with self._ranges.around("updates", self.index):
-            super()._enqueue_several(current, gradients, submitted_ns)
+            super()._enqueue_several(current, gradients, losses, numbers, submitted_ns)
 
     async def _wait(self, wait: Awaitable[T], reason: str) -> T:
         with self._ranges.around(f"wait {reason}", self.index):

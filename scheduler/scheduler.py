@@ -16,6 +16,7 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.callbacks import Callbacks, OnLoss, OnResult
 from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import check_integer, check_loop, check_type
 from hogstream.scheduler.context import ScheduledContext, Worker, WorkerError
@@ -26,6 +27,7 @@ from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.nvtx_context import RangedContext
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
+from hogstream.scheduler.schedules import LrSchedule, ScheduledRate
 from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
@@ -98,6 +100,7 @@ class StreamScheduler:
         self._closing = False
         self._running = False
         self._stopping = False
+        self._budget: Budget | None = None
         self._dispatch = Dispatch(self.settings, shared, timeline, process_lock)
         self._ranges = open_ranges(self.settings.policy)
 
@@ -106,9 +109,9 @@ class StreamScheduler:
         """What updates are made with.
 
         Assign others, even while workers run, and updates submitted from then on use them:
-        ``dataclasses.replace(..., lr=1e-4)``. While the scheduler is open its updates have the
-        state that it was opened with: momentum may change or end then, but not begin, nor may
-        ``centered``.
+        ``dataclasses.replace(..., lr=1e-4)``. In a run with an ``lr_schedule``, that says ``lr``.
+        While the scheduler is open its updates have the state that it was opened with: momentum may
+        change or end then, but not begin, nor may ``centered``.
         """
         return self._dispatch.hyperparameters
 
@@ -161,8 +164,11 @@ class StreamScheduler:
         updates: int | None = None,
         seconds: float | None = None,
         iterations: Sequence[int] | None = None,
+        on_loss: OnLoss | None = None,
+        on_result: OnResult | None = None,
+        lr_schedule: LrSchedule | None = None,
     ) -> RunReport:
-        """Runs the workers until enough updates have landed, or for a time.
+        """Runs the workers until enough updates have landed, for a time, or until ``stop``.
 
         Each worker calls ``worker(context)`` again and again: one iteration, which reads the
         parameters, makes a gradient and submits it once. What was submitted lands, or is reported
@@ -174,19 +180,50 @@ class StreamScheduler:
             seconds: How long to start iterations; > 0. With both, what ends first.
             iterations: How many iterations each worker has finished before this run, as from a
                 checkpoint; None for zeros. Who has finished least starts first.
+            on_loss: Called on this event loop with a worker's index and the loss that it has
+                submitted with an update, once that has landed; for each worker in order.
+            on_result: Called here with a worker's index and what it has sent; in order too.
+            lr_schedule: Called on this event loop for each update that is submitted, with how far
+                the run has come: returns the learning rate of the update.
 
         Returns:
             What was done and how fast. After an error or a cancellation, it is in ``report``.
 
         Raises:
-            TypeError: If a number is of a wrong type.
+            Exception: Whatever ``on_loss`` or ``on_result`` has raised: that ends the run, and
+                what was submitted lands first.
+            TypeError: If a number is of a wrong type, or a function cannot be called.
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed
                 before the updates were made. A worker also fails if it returns without submitting
                 a gradient.
         """
-        budget = Budget(updates, seconds)
+        callbacks = Callbacks(on_loss, on_result, self._end_workers)
+        return await self._run(worker, Budget(updates, seconds), iterations, callbacks, lr_schedule)
+
+    def stop(self) -> None:
+        """Has no iteration of the run begin any more; those under way finish, and ``run`` returns.
+
+        Its report is partial if there was more to do. Without a run, or when it ends already,
+        nothing happens. From any task or callback of the event loop.
+
+        Raises:
+            RuntimeError: If a run goes on in another thread's event loop.
+        """
+        if self._budget is not None:
+            check_loop("the scheduler", self._loop)
+            self._budget.stop()
+
+    async def _run(
+        self,
+        worker: Worker,
+        budget: Budget,
+        iterations: Sequence[int] | None,
+        callbacks: Callbacks,
+        lr_schedule: LrSchedule | None,
+    ) -> RunReport:
+        """As ``run``, and so for whoever hears of it in another way."""
         finished = self._check_iterations(iterations)
         if self._dispatch.lanes is None or self._closing:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
@@ -197,8 +234,9 @@ class StreamScheduler:
         record = RunRecord(
             self.settings.workers, self.shared.races if self.settings.telemetry else None
         )
-        self._running, self._stopping = True, False
-        self._dispatch.begin_run(record)
+        rate = None if lr_schedule is None else ScheduledRate(lr_schedule, self.shared)
+        self._running, self._stopping, self._budget = True, False, budget
+        self._dispatch.begin_run(record, callbacks, rate)
         budget.start()
         self._tasks = {
             context.index: asyncio.create_task(self._work(worker, context, budget, record))
@@ -216,6 +254,8 @@ class StreamScheduler:
                 finally:
                     whole = spent and budget.is_spent()  # and nothing was given back meanwhile
                     report = self.report = self._finish(contexts, record, whole)
+                    if callbacks.error is not None:  # of which nobody else would hear
+                        raise callbacks.error
         all_failed = len(record.failures) == self.settings.workers and report.partial
         if record.failures and (self.settings.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
@@ -227,7 +267,7 @@ class StreamScheduler:
         self, contexts: Sequence[ScheduledContext], record: RunRecord, whole: bool
     ) -> RunReport:
         """Ends a run of which nothing is under way any more, and reports it."""
-        self._running = False
+        self._running, self._budget = False, None
         self._dispatch.end_run()
         for context in contexts:
             context.retire()
@@ -318,11 +358,15 @@ class StreamScheduler:
 
     async def _drain(self) -> None:
         """Ends all workers, and waits for all that is under way; may be begun again."""
-        self._stopping = True
-        self._cancel_workers()
+        self._end_workers()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         await self._dispatch.drain()
+
+    def _end_workers(self) -> None:
+        """Has all workers give up what they do."""
+        self._stopping = True
+        self._cancel_workers()
 
     def _cancel_workers(self) -> None:
         for task in self._tasks.values():

@@ -65,6 +65,7 @@ class Update(_OnLane):
         checked: The gradient as lanes take it.
         hyperparameters: The numbers and switches of the update.
         read_version: Version of the parameters that the gradient was made from.
+        loss: What goes with it to ``on_loss``, if anything.
         staleness: Versions that went by between the read and the landing.
         nonfinite: It was left out, because the gradient holds an infinity or NaN.
     """
@@ -73,6 +74,7 @@ class Update(_OnLane):
     checked: Checked
     hyperparameters: Hyperparameters
     read_version: int
+    loss: float | None = None
     staleness: int = field(default=0, init=False)
     nonfinite: bool = field(default=False, init=False)
 

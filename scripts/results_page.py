@@ -12,12 +12,21 @@ import epsilon
 from hogstream.profiling.report import answers, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
 from hogstream.profiling.results.profile_schema import GpuRun, NcuProfile
-from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, Train
+from hogstream.profiling.results.records import Ratio
+from hogstream.profiling.results.schema import (
+    Bench,
+    Compare,
+    MachineCeilings,
+    ModelRate,
+    ModelRates,
+    Train,
+)
 from hogstream.profiling.wording import counted, number_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PICTURE = "gain.png"
+_ONE_OF = {"threads": "thread", "processes": "process"}
 
 R = TypeVar("R", bound=AnyResult)
 
@@ -94,6 +103,42 @@ def races(folder: Path) -> list[str]:
         table = rows.races(bench)
         parts += _section(name, bench, sentences.of_bench(bench), [table] if table else [])
     return parts or ["Nothing was measured yet."]
+
+
+def models(folder: Path) -> list[str]:
+    """What ``docs/guide/asynchronous.md`` shows of ``*-models.json``."""
+    parts = []
+    for name, measured in _read(folder, "models", ModelRates):
+        command = f"`{measured.command}` on {measured.environment.device_name}"
+        parts += [f"{command} ([JSON](../results/{name})):", _table(_models(measured))]
+    return parts or ["Nothing was measured yet."]
+
+
+def _models(measured: ModelRates) -> rows.Table:
+    """A row for each model and setup: our updates/s, and over those of each other way."""
+    ways = list(dict.fromkeys(each.way for each in measured.results))
+    ours, *others = ways
+    columns = "model", "workers", f"updates/s of {ours}", *(f"over {way}" for way in others)
+    places: dict[tuple[str, str], dict[str, ModelRate]] = {}
+    for each in measured.results:
+        one = _ONE_OF[each.spread_over]
+        workers = f"1 {one}" if each.workers == 1 else f"{each.workers} {each.spread_over}"
+        places.setdefault((each.model, workers), {})[each.way] = each
+    lines = [
+        (
+            *place,
+            number_text(each[ours].updates_per_second.median),
+            *(_ratio_text(each[way].hogstream_ratio) for way in others),
+        )
+        for place, each in places.items()
+    ]
+    return rows.Table("Updates/s, and their ratios with 95 % intervals", columns, lines, 2, 1)
+
+
+def _ratio_text(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio.median:.2f}x ({rows.range_text(ratio.estimate, 2)})"
 
 
 def _read(folder: Path, job: str, type_: type[R]) -> Iterator[tuple[str, R]]:
@@ -184,6 +229,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "README.md": ("result", result),
     "docs/results.md": ("results", results),
     "docs/lock-free.md": ("races", races),
+    "docs/guide/asynchronous.md": ("models", models),
     "docs/guide/migrate.md": ("epsilon", epsilon.told),
 }
 

@@ -17,7 +17,14 @@ from hogstream.profiling.results.profile_schema import (
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
-from hogstream.profiling.results.schema import Bench, Compare, Decision, MachineCeilings, Train
+from hogstream.profiling.results.schema import (
+    Bench,
+    Compare,
+    Decision,
+    MachineCeilings,
+    ModelRates,
+    Train,
+)
 
 T = TypeVar("T")
 
@@ -27,6 +34,7 @@ AnyResult = (
     | Train
     | Decision
     | Compare
+    | ModelRates
     | MachineCeilings
     | Inspection
     | NsysProfile

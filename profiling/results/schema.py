@@ -3,7 +3,8 @@
 A file is one object, tagged by ``kind``. Writers build these types, and readers get them back: what
 is not in a type is in no file. Null means that something was not measured; it is never 0.
 
-Here are those of what is measured: ``bench``, ``train``, ``decide``, ``compare`` and ``ceilings``.
+Here are those of what is measured: ``bench``, ``train``, ``decide``, ``compare``, ``models`` and
+``ceilings``.
 ``profile_schema`` has those of what is looked into, and ``records`` what all are made of.
 """
 
@@ -282,6 +283,26 @@ class PeerTime(Record):
     host_us: Number | None
 
 
+class ModelRate(Record):
+    """Trainings of a model in one way, beside the other ways in the same rounds.
+
+    Attributes:
+        model: Its name.
+        spread_over: ``threads`` or ``processes``: what workers are.
+        workers: How many.
+        way: ``hogstream``, or what one would do by hand.
+        updates_per_second: A sample a round.
+        hogstream_ratio: Hogstream's updates/s over these; null of its own.
+    """
+
+    model: str
+    spread_over: Literal["threads", "processes"]
+    workers: Size
+    way: str
+    updates_per_second: PositiveSpread
+    hogstream_ratio: Ratio | None
+
+
 class Skipped(Record):
     """An optimizer that could not be measured at a shape (``all``: none), and why."""
 
@@ -545,6 +566,29 @@ class Compare(Measurement, kw_only=True, tag="compare"):
         """Checks that optimizers took turns: at one shape all have as many rounds."""
         _check_turns(
             "milliseconds", ((time.peer, time.shape, time.milliseconds) for time in self.results)
+        )
+
+
+class ModelRates(Measurement, kw_only=True, tag="models"):
+    """``make models``.
+
+    Attributes:
+        rounds: In which ways took turns.
+        seconds: Of each way, in each round.
+    """
+
+    rounds: Size
+    seconds: Positive
+    results: list[ModelRate]
+
+    def __post_init__(self) -> None:
+        """Checks that ways took turns: at one place all have as many rounds, and one result."""
+        _check_turns(
+            "updates_per_second",
+            (
+                (rate.way, (rate.model, rate.spread_over, rate.workers), rate.updates_per_second)
+                for rate in self.results
+            ),
         )
 
 

@@ -20,7 +20,12 @@ MARKS = "before\n<!-- {0}: made by `make results` -->\nold\n<!-- end of {0} -->\
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("README.md", "result"), ("docs/results.md", "results"), ("docs/lock-free.md", "races")],
+    [
+        ("README.md", "result"),
+        ("docs/results.md", "results"),
+        ("docs/lock-free.md", "races"),
+        ("docs/guide/asynchronous.md", "models"),
+    ],
 )
 def test_only_what_is_between_the_marks_is_made_anew(name: str, part: str) -> None:
     text = MARKS.format(part)
