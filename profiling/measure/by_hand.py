@@ -179,7 +179,7 @@ class ByHand:
     """
 
     def __init__(
-        self, work: Work, model: torch.nn.Module, *, processes: int, extra: Any = None
+        self, work: Work, model: torch.nn.Module, processes: int, *, extra: Any = None
     ) -> None:
         """Starts nothing.
 

@@ -189,10 +189,9 @@ class _Costs:
             [each.detach().reshape(-1) for each in problem.model.parameters() if each.requires_grad]
         )
         grad, ms = torch.ones_like(flat), torch.zeros_like(flat, dtype=COMPUTE_DTYPES[flat.dtype])
+        self._operands = check_operands(flat, grad, ms)  # kept, as the table does not hold them
         kernel = select_backend(None, flat.device.type).kernel
-        self._update = partial(
-            kernel, LaunchTable([check_operands(flat, grad, ms)]), Hyperparameters(lr=0.0)
-        )
+        self._update = partial(kernel, LaunchTable([self._operands]), Hyperparameters(lr=0.0))
         self.measure(0.0)
 
     def measure(self, seconds: float) -> tuple[float, float]:

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 from hogstream.profiling.report.rows import Table, machine_text, range_text, spread_texts
+from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.records import SignedSpread
 from hogstream.profiling.results.schema import Decision, UnderLock, Way
 from hogstream.profiling.wording import counted, number_text
 
 
 def tables(decision: Decision) -> list[Table]:
-    """Every way, and what would be under a lock."""
-    return [_ways(decision), _under_lock(decision)]
+    """How fast each way is, how it learns, and what would be under a lock."""
+    return [_speeds(decision), _losses(decision), _under_lock(decision)]
 
 
-def _ways(decision: Decision) -> Table:
+def _speeds(decision: Decision) -> Table:
     columns = (
-        *("way", "updates per s", "95 % interval", "landing us", "staleness mean/max"),
-        *("loss", "over a loop's", "95 % interval", "after updates"),
+        *(*_PLACE, "updates per s", "95 % interval", "landing us"),
+        *("waits for lock us", "staleness mean/max"),
     )
     rows = [
         (
-            way.name + (" (use this)" if index == decision.use else ""),
+            *_place(way),
             *spread_texts(way.updates_per_second, 0 if way.updates_per_second.median > 99 else 1),
             number_text(None if way.latency_us is None else way.latency_us.median),
+            number_text(None if way.lock_wait_us is None else way.lock_wait_us.median),
             _staleness(way),
+        )
+        for way in decision.results
+    ]
+    return Table("Ways to train", columns, rows, len(_PLACE))
+
+
+def _losses(decision: Decision) -> Table:
+    columns = (*_PLACE, "after updates", "loss", "over a loop's", "95 % interval")
+    rows = [
+        (
+            *_place(way),
+            number_text(way.updates_compared),
             number_text(None if way.loss is None else way.loss.median, 4),
             *_difference(way.loss_over_loop),
-            number_text(way.updates_compared),
         )
-        for index, way in enumerate(decision.results)
+        for way in decision.results
     ]
-    return Table("Ways to train", columns, rows)
+    return Table("Loss after as many updates", columns, rows, len(_PLACE))
+
+
+_PLACE = ("run by", "policy", "workers")
+
+
+def _place(way: Way) -> tuple[str, str, str]:
+    run_by = {"loop": "a plain loop", "hand": "processes by hand"}.get(way.run_by, way.run_by)
+    return run_by, "-" if way.workers == 1 else str(way.policy), str(way.workers)
 
 
 def _staleness(way: Way) -> str:
@@ -47,20 +68,20 @@ def _difference(difference: SignedSpread | None) -> tuple[str, str]:
 
 def _under_lock(decision: Decision) -> Table:
     columns = (
-        *("workers", "torch threads", "gradient ms", "95 % interval", "update ms"),
-        *("95 % interval", "lock-free gains at most", "95 % interval"),
+        *("workers", "torch threads", "gradient ms", "update ms"),
+        *("lock-free gains at most", "95 % interval"),
     )
     rows = [
         (
             str(each.workers),
             str(each.torch_threads),
-            *spread_texts(each.gradient_ms, 3),
-            *spread_texts(each.update_ms, 4),
+            number_text(each.gradient_ms.median, 3),
+            number_text(each.update_ms.median, 4),
             *spread_texts(each.most_gain, 3),
         )
         for each in decision.under_lock
     ]
-    return Table("Under a lock", columns, rows)
+    return Table("What would be under a lock", columns, rows, 0)
 
 
 def said(decision: Decision) -> list[str]:
@@ -81,34 +102,34 @@ def said(decision: Decision) -> list[str]:
 
 
 def _bound(cost: UnderLock) -> str:
-    iteration = cost.gradient_ms.median + cost.update_ms.median
-    share = 100 * cost.update_ms.median / iteration
-    interval = cost.most_gain.estimate
-    sure = "" if interval.bounds is None else f" (95 %: {range_text(interval, 3)})"
+    gradient, update, gain = (
+        each.estimate for each in (cost.gradient_ms, cost.update_ms, cost.most_gain)
+    )
+    share = 100 * update.median / (gradient.median + update.median)
     return (
         f"With {counted(cost.workers, 'worker')} lock-free could make at most "
-        f"{interval.median:.3f} times{sure} the updates/s of locked, by Amdahl's law: of an "
-        f"iteration of {iteration:.3g} ms a lock would be held for {cost.update_ms.median:.3g} ms, "
-        f"the update ({share:.1f} %)."
+        f"{_estimate(gain, 3, ' times')} the updates/s of locked, by Amdahl's law: a lock would be "
+        f"held for an update, {_estimate(update, 4, ' ms')}, which is {share:.1f} % of an "
+        f"iteration with its gradient, {_estimate(gradient, 3, ' ms')}."
     )
 
 
 def _waits(decision: Decision) -> list[str]:
     """What updates have waited for the lock, where that was measured."""
     waits = [
-        f"{_microseconds(way.lock_wait_us)} over {way.run_by} with {way.workers} workers"
+        f"{_estimate(way.lock_wait_us.estimate, 0, ' us')} over {way.run_by} with {way.workers} "
+        f"workers{'' if way.lock_wait_us.estimate.excludes(0) else ', which may be noise'}"
         for way in decision.results
         if way.lock_wait_us is not None
     ]
     if not waits:
         return []
     return [
-        f"Measured, an update waits for the lock for {'; '.join(waits)}: so much longer do those "
-        f"of locked take to land than those of lock-free."
+        f"By so much longer than those of lock-free did updates of locked take to land, as they "
+        f"waited for the lock: {'; '.join(waits)}."
     ]
 
 
-def _microseconds(wait: SignedSpread) -> str:
-    bounds = wait.estimate.bounds
-    sure = "" if bounds is None else f" (95 %: {range_text(wait.estimate, 0)})"
-    return f"{wait.median:,.0f} us{sure}"
+def _estimate(interval: Interval, digits: int, unit: str) -> str:
+    said = f"{interval.median:,.{digits}f}{unit}"
+    return said if interval.bounds is None else f"{said} (95 %: {range_text(interval, digits)})"

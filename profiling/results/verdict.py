@@ -47,8 +47,9 @@ def simplicity(way: Way) -> tuple[int, bool, int, int]:
 def decided(ways: Sequence[Way]) -> Verdict:
     """The simplest of the ways that are not clearly slower than the fastest.
 
-    Clearly slower: by 5 % or more, and beyond noise. A way whose loss after the same time is beyond
-    noise above that of a plain loop, or not finite while the loop's is, is out of the question.
+    Clearly slower: by 5 % or more, and beyond noise. A way that makes more updates/s than a plain
+    loop is out of the question if they come to nothing: if its loss after the same time is beyond
+    noise above the loop's, or not finite while the loop's is.
 
     Args:
         ways: At least one.
@@ -148,10 +149,11 @@ def _costs(way: Way) -> list[str]:
 
 
 def _learns(way: Way, loop: Way) -> bool:
+    """Whether more updates than a plain loop's are worth as much."""
     if way.loss is None:
         return loop.loss is None
     difference = way.loss_over_loop_in_time
-    return difference is None or not difference.estimate.low > 0
+    return difference is None or _speed(way) <= _speed(loop) or not difference.estimate.low > 0
 
 
 def _speed(way: Way) -> float:

@@ -94,6 +94,12 @@ CASES = {
     "it does not learn": Case(
         [way(*LOOP, 100), way(*THREADS, 120), way(*LOCK_FREE, 200, in_time=WORSE)], 1, "Use locked"
     ),
+    "it learns less as it is slower": Case(
+        [way(*LOOP, 100), way(*THREADS, 50), way(*LOCK_FREE, 80, in_time=WORSE)],
+        0,
+        "Use a plain loop: it makes 100 updates/s, 1.25 times (95 %: 1.25 to 1.25) those of the "
+        "next best, lock-free over threads with 2 workers.",
+    ),
     "perhaps it does not": Case(
         [way(*LOOP, 100), way(*LOCK_FREE, 200, in_time=UNSURE)],
         1,
