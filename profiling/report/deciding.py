@@ -16,12 +16,13 @@ def tables(decision: Decision) -> list[Table]:
 
 def _speeds(decision: Decision) -> Table:
     columns = (
-        *(*_PLACE, "updates per s", "95 % interval", "landing us"),
+        *(*_PLACE, "torch threads", "updates per s", "95 % interval", "landing us"),
         *("waits for lock us", "staleness mean/max"),
     )
     rows = [
         (
             *_place(way),
+            str(way.torch_threads),
             *spread_texts(way.updates_per_second, 0 if way.updates_per_second.median > 99 else 1),
             number_text(None if way.latency_us is None else way.latency_us.median),
             number_text(None if way.lock_wait_us is None else way.lock_wait_us.median),

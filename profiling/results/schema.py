@@ -323,6 +323,8 @@ class Way(Record):
             ``torch.optim.RMSprop``, under a lock.
         policy: What an update waits for; null of a plain loop.
         workers: How many.
+        torch_threads: How many torch had for each; a plain loop has all cores or one, whichever was
+            faster.
         updates_per_second: Of all workers.
         latency_us: From an update's submission to its landing, on average; null where there is no
             scheduler.
@@ -342,6 +344,7 @@ class Way(Record):
     run_by: RunBy
     policy: str | None
     workers: Size
+    torch_threads: Size
     updates_per_second: PositiveSpread
     latency_us: Spread | None
     lock_wait_us: SignedSpread | None

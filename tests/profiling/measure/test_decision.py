@@ -31,7 +31,7 @@ def turn(updates: int, loss: float, latency_us: float | None = None) -> Turn:
     """So many updates, whose loss falls by 1 with each, down to ``loss``."""
     losses = [loss + updates - 1 - index for index in range(updates)]
     staleness = None if latency_us is None else 1.5
-    return Turn(10.0 * updates, losses, latency_us, staleness, None if latency_us is None else 4)
+    return Turn(10.0 * updates, losses, 1, latency_us, staleness, None if latency_us is None else 4)
 
 
 def test_losses_are_of_as_many_updates_and_of_the_same_time() -> None:
@@ -122,6 +122,7 @@ def check(decision: Decision, kinds: list[Kind]) -> None:
     for way in decision.results:
         assert len(way.updates_per_second.samples) == job.ROUNDS
         assert way.updates_per_second.interval is not None
+        assert way.torch_threads in (1, usable_cores())
         assert way.loss is not None
         assert way.loss.median >= 0
         scheduled = way.run_by in ("threads", "processes")
@@ -169,8 +170,8 @@ def test_what_cannot_be_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("problems", "must be MODULE:NAME, such as my_module:make, got 'problems'"),
-        ("no-module:make", "must be MODULE:NAME, such as my_module:make, got 'no-module:make'"),
+        ("problems", "must be MODULE:NAME, such as my_module:name, got 'problems'"),
+        ("no-module:make", "must be MODULE:NAME, such as my_module:name, got 'no-module:make'"),
         ("no_module:make", "cannot import no_module: ModuleNotFoundError: No module named"),
         ("problems:nothing", "problems has no nothing"),
         ("problems:not_three", "must return (model, loss, batches), got a tuple of 2"),
