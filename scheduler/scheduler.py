@@ -31,7 +31,7 @@ from hogstream.scheduler.schedules import LrSchedule, ScheduledRate
 from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.update_state import UpdateState, kinds_of
+from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds_of
 
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
@@ -120,7 +120,7 @@ class StreamScheduler:
         check_hyperparameters(hyperparameters)
         hyperparameters.check_held_by(self.shared.flat.dtype)
         if self._opened:
-            self._check_has_state(hyperparameters)
+            check_has_state(hyperparameters, self._kinds)
         self._dispatch.hyperparameters = hyperparameters
 
     async def __aenter__(self) -> StreamScheduler:
@@ -383,20 +383,6 @@ class StreamScheduler:
                 f"iterations must be {workers}, one of each worker, got {len(iterations)}"
             )
         return [check_integer("iterations", each, at_least=0) for each in iterations]
-
-    def _check_has_state(self, hyperparameters: Hyperparameters) -> None:
-        """Checks that workers have the state that these updates need."""
-        needed = kinds_of(hyperparameters.switches)
-        for name, kind, without in (
-            ("centered", "grad_avg", False),
-            ("momentum", "momentum_buffer", 0),
-        ):
-            if kind in needed and kind not in self._kinds:
-                raise ValueError(
-                    f"{name} must be {without} in a scheduler that was opened without {kind}, got "
-                    f"{getattr(hyperparameters, name)!r}: assign it before the scheduler is "
-                    f"opened, and {without} then for updates that shall have none"
-                )
 
     def _allocate(self) -> None:
         """Makes what the settings ask for and memory may not hold."""
