@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ import torch
 import problems
 from hogstream import profiling
 from hogstream.profiling.environment import usable_cores
+from hogstream.profiling.event_loop import run
 from hogstream.profiling.measure import decision as job
-from hogstream.profiling.measure.ways import Kind, PlainLoop, Turn, kinds_of
+from hogstream.profiling.measure.problem import checked_problem
+from hogstream.profiling.measure.ways import Kind, PlainLoop, Turn, kinds_of, way_of
 from hogstream.profiling.report import deciding
 from hogstream.profiling.results.files import decoded
 from hogstream.profiling.results.schema import Decision
+from process_testing import interrupt_hogstream
 
 Command = Callable[..., tuple[int, str, str]]
 LOOP = PlainLoop.kind
@@ -139,16 +143,44 @@ def check(decision: Decision, kinds: list[Kind]) -> None:
 
 
 @pytest.mark.slow
-def test_a_user_decides_over_processes_and_threads() -> None:
-    steps: list[str] = []
-    decision = profiling.decide(
-        problems.line, workers=[2], seconds=0.5, lr=0.05, on_step=steps.append
-    )
-    kinds = kinds_of([2], processes=True)
-    assert decision.warnings == [] or "spread" in decision.warnings[0]
-    check(decision, kinds)
-    assert len(steps) == len(kinds) * (1 + job.ROUNDS)
+def test_processes_take_turns_and_end_with_their_ways() -> None:
+    make = problems.two_batches
+    problem = checked_problem(make)
+
+    async def turns() -> list[list[Turn]]:
+        async with AsyncExitStack() as stack:
+            ways = [
+                await stack.enter_async_context(way_of(kind, problem, make, 0.05))
+                for kind in (Kind("processes", "lock-free", 1), HAND)
+            ]
+            return [[await way.turn(0.1) for _ in range(2)] for way in ways]
+
+    scheduled, by_hand = run(turns())
     assert multiprocessing.active_children() == []
+    for first, second in (scheduled, by_hand):
+        assert first.updates_per_second > 0
+        for turn_ in (first, second):  # each begins with a weight of 0
+            assert {9.0, 36.0} & {*turn_.losses}
+    assert scheduled[0].staleness == 0
+    assert by_hand[0].staleness is None
+
+
+@pytest.mark.slow
+def test_an_interrupted_decision_tells_of_its_rounds(tmp_path: Path) -> None:
+    json_file = tmp_path / "decision.json"
+    status, out, err = interrupt_hogstream(
+        "round 3: a plain loop",
+        *("decide", "problems:line", "--no-processes", "--workers", "2", "--seconds", "1"),
+        *("--json", json_file),
+    )
+    assert status == 130
+    assert err.endswith("hogstream: interrupted\n")
+    said = " ".join(out.split())
+    assert "2 of 5 rounds tell nothing for sure: until then use a plain loop" in said
+    assert "these are only the results that there were by then" in said
+    decision = decoded(json_file.read_text("utf-8"), Decision)
+    assert (decision.partial, decision.error) == (True, None)
+    assert {len(way.updates_per_second.samples) for way in decision.results} == {2}
 
 
 def test_a_loss_that_diverges_is_no_reason_to_fail() -> None:

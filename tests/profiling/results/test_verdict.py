@@ -7,47 +7,9 @@ from random import Random
 
 import pytest
 
-from hogstream.profiling.results.records import PositiveSpread, SignedSpread, Spread
-from hogstream.profiling.results.schema import RunBy, Way
+from decisions import CALM, HAND, LOCK_FREE, LOOP, PROCESSES, THREADS, WILD, Kind, way
+from hogstream.profiling.results.schema import Way
 from hogstream.profiling.results.verdict import answer, decided, most_gain, simplicity
-
-CALM = (0.98, 0.99, 1.0, 1.01, 1.02)
-WILD = (0.5, 1.6, 1.0, 0.7, 1.4)
-Kind = tuple[RunBy, str | None, int]
-LOOP: Kind = "loop", None, 1
-THREADS: Kind = "threads", "locked", 2
-LOCK_FREE: Kind = "threads", "lock-free", 2
-PROCESSES: Kind = "processes", "locked", 2
-HAND: Kind = "hand", "locked", 2
-
-
-def way(
-    run_by: RunBy,
-    policy: str | None,
-    workers: int,
-    speed: float,
-    *,
-    rounds: tuple[float, ...] = CALM,
-    in_time: tuple[float, ...] | None = None,
-    diverged: bool = False,
-) -> Way:
-    """A way that makes so many updates/s in its median round."""
-    differences = None if in_time is None else SignedSpread.of(in_time)
-    return Way(
-        run_by=run_by,
-        policy=policy,
-        workers=workers,
-        torch_threads=2 // workers,
-        updates_per_second=PositiveSpread.of([speed * each for each in rounds]),
-        latency_us=None,
-        lock_wait_us=None,
-        staleness=None if run_by in ("loop", "hand") else Spread.of([1.0] * len(rounds)),
-        most_staleness=None if run_by in ("loop", "hand") else 3,
-        updates_compared=1234,
-        loss=None if diverged else SignedSpread.of([0.5] * len(rounds)),
-        loss_over_loop=differences,
-        loss_over_loop_in_time=differences,
-    )
 
 
 @dataclass
