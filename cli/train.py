@@ -87,7 +87,7 @@ def train_digits(
 ) -> None:
     """Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8)."""
     check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
-    check_outputs_over(processes, {"--trace": trace, "--plot": plot})
+    check_outputs_over(processes, {"--plot": plot})
     policies = policies or policies_over(processes)
     resolved = options.resolve_backend(backend, device)
     settings = job.TrainSettings(

@@ -29,6 +29,7 @@ from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.schedules import LrSchedule, ScheduledRate
 from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
+from hogstream.scheduler.thread_state import bounded_torch_threads
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds_of
@@ -244,7 +245,10 @@ class StreamScheduler:
         }
         spent = closed = False
         policy, ranges = self.settings.policy, self._ranges
-        with nullcontext() if ranges is None else ranges.around(f"run {policy}"):
+        with (
+            nullcontext() if ranges is None else ranges.around(f"run {policy}"),
+            bounded_torch_threads(self._dispatch.torch_threads),  # for who computes on this thread
+        ):
             try:
                 await self._watch(contexts, record)
                 closed, spent = self._stopping, budget.is_spent()
@@ -274,7 +278,8 @@ class StreamScheduler:
         for index, task in self._tasks.items():  # what ended a worker's task
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
-        ran = described(self.settings, self.shared, self.backend, self._kinds)
+        threads = self._dispatch.torch_threads
+        ran = described(self.settings, self.shared, self.backend, self._kinds, threads)
         return record.report(**ran, partial=not whole)
 
     async def _watch(self, contexts: Sequence[ScheduledContext], record: RunRecord) -> None:

@@ -291,7 +291,11 @@ class _Training:
         settings, shared = self._settings, SharedParameters.from_module(self._model)
         if settings.processes > 1:
             scheduler = ProcessScheduler(
-                shared, self._scheduling, processes=settings.processes, lr=LEARNING_RATE
+                shared,
+                self._scheduling,
+                processes=settings.processes,
+                timeline=timeline,
+                lr=LEARNING_RATE,
             )
             return scheduler, partial(make_worker_of_process, settings)
         batches = shuffled(self._digits.train, settings.seed)

@@ -88,7 +88,7 @@ class Staleness(Record):
     histogram: dict[Count, Count] | None
 
 
-class Run(Record):
+class Run(Record, kw_only=True):
     """The scheduler's runs under one policy, at one size and worker count, over all rounds.
 
     Attributes:
@@ -116,6 +116,8 @@ class Run(Record):
         dead: Process ids of workers that were killed.
         partial: Whether a run ended early.
         share_of_ceilings: Of the machine's.
+        torch_threads: How many torch used for operations of a worker; null in files from before it
+            was noted.
     """
 
     policy: str
@@ -142,6 +144,7 @@ class Run(Record):
     dead: list[Count]
     partial: bool
     share_of_ceilings: Shares
+    torch_threads: Size | None = None
 
 
 class BenchRun(Run):

@@ -167,6 +167,7 @@ class ProcessScheduler:
         self._share()
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._seeds = itertools.count(int(torch.empty((), dtype=torch.int64).random_()))
+        self._torch_threads = share_of_cores(self.processes * self.settings.workers)
         self._open = True
         self._tasks = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
@@ -313,7 +314,7 @@ class ProcessScheduler:
         self._started.clear()
 
     def _divide(self, budget: Budget) -> list[_Share]:
-        ran = described(self.settings, self.shared, self._backend, self._kinds)
+        ran = described(self.settings, self.shared, self._backend, self._kinds, self._torch_threads)
         return [
             _Share(
                 index,
@@ -386,7 +387,7 @@ class ProcessScheduler:
                 index,
                 replace(self.settings, hyperparameters=self._opened_with),
                 next(self._seeds),
-                share_of_cores(self.processes * self.settings.workers),
+                self._torch_threads,
                 timed=self._timeline is not None,
             )
             process = await WorkerProcess.start(setup, "spawn", self.shared, self._lock)
