@@ -42,7 +42,9 @@ class Twice:
         return float(index)
 
 
-@pytest.mark.parametrize("batches", [[0.0, 1.0], (0.0, 1.0), Twice(), range(2)], ids=str)
+@pytest.mark.parametrize(
+    "batches", [[0.0, 1.0], (0.0, 1.0), Twice(), range(2)], ids=lambda each: type(each).__name__
+)
 async def test_iterable_is_begun_anew_when_it_ends(batches: Any) -> None:
     """And in each scope."""
     shared, worker, seen = make_worker(batches)
