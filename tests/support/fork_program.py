@@ -1,4 +1,4 @@
-"""Forks while workers run: python fork_program.py SCHEDULER END...; prints what the parent has then.
+"""Forks while workers run: python fork_program.py SCHEDULER END...; prints what is left.
 
 SCHEDULER is ``numba``, ``numpy``, ``cuda`` on the driver of tests, or ``processes``. The child ENDs
 by ``_exit``; by ``handlers``, which a script's end calls; by ``exit``, out of the coroutine and

@@ -88,10 +88,13 @@ missing = available_backends()[sys.argv[1]]
 assert refused == f"backend {sys.argv[1]!r} is not available: {missing}", refused
 print(json.dumps([missing, param.tolist()]))
 """
-# Each folder in a child of its own, of one parent that has imported torch, and no compiler by that.
+# Each folder in a child of its own, of one parent that has imported torch and the other compiler.
 IN_EACH_FOLDER = f"""
-import os, sys, torch
+import importlib.util, os, sys, torch
 _, package, *folders = sys.argv
+for other in {{"numba", "triton"}} - {{package}}:
+    if importlib.util.find_spec(other):
+        importlib.import_module(other)
 assert not any(name.split(".")[0] in ("hogstream", package) for name in sys.modules)
 sys.argv[1:] = [package]
 for folder in folders:
