@@ -69,6 +69,11 @@ def _help_if_alone(context: click.Context) -> None:
         ),
         "ceilings": Later("ceilings", "show_ceilings", "Say what this machine can do."),
         "compare": Later("compare", "compare", "Measure hogstream against other optimizers."),
+        "decide": Later(
+            "decide",
+            "decide",
+            "Say which way to train your own model is the fastest, and what it costs.",
+        ),
         "doctor": Later("doctor", "doctor", "Say what is installed and what works here."),
         "inspect": Later("inspect", "inspect_kernels", "Compile the kernels and say what they do."),
         "report": Later("report", "report", "Write a report that opens in a browser, offline."),

@@ -44,6 +44,14 @@ class Latencies:
         index = int(np.searchsorted(np.cumsum(self.counts), rank))
         return float(_edges_us(np.array([index, index + 1])).mean())
 
+    def mean_us(self) -> float | None:
+        """The mean, in microseconds, to within 0.8 %; None if there are none."""
+        total = len(self)
+        if not total:
+            return None
+        edges = _edges_us(np.arange(_BINS + 1))
+        return float((self.counts * (edges[:-1] + edges[1:])).sum() / (2 * total))
+
     def histogram(self) -> dict[str, list[float]] | None:
         """How many fell into each of some bins, from the shortest to the longest; None of none.
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NoReturn
 
@@ -26,7 +24,12 @@ import torch.multiprocessing
 
 from hogstream.kernels import rmsprop_
 from hogstream.kernels.operands import COMPUTE_DTYPES
-from hogstream.profiling.errors import MeasurementError
+from hogstream.profiling.measure.plain_process import (
+    PlainProcess,
+    end_all,
+    enter_process,
+    sigint_held_back,
+)
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.processes.process import check_main_module
 from hogstream.scheduler.thread_state import ThreadState
@@ -38,8 +41,6 @@ PROCESSES: Kind = "processes"
 # From when workers are told until they begin, so that all are there.
 _LEAD_SECONDS = 0.01
 _POLL_SECONDS = 1e-3
-# For how long processes may end by themselves, and give back what they share of a GPU's memory.
-_GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Today:
         self._gradients = gradients
         self._workers = workers
         self._flats = {elements: self._zeros(elements).share_memory_() for elements in sizes}
-        self._processes: list[_Process] = []
+        self._processes: list[PlainProcess] = []
 
     async def __aenter__(self) -> Today:
         """Starts the processes.
@@ -126,10 +127,13 @@ class Today:
         context = torch.multiprocessing.get_context("spawn")
         self._lock = context.Lock()  # kept, as its name is taken away with it
         try:
-            with _sigint_held_back():
+            with sigint_held_back():
                 for index in range(self._workers):
                     arguments = index, [self._flats], self._lock, self._gradients
-                    self._processes.append(_Process(context, index, arguments))
+                    said = f"process {index} of what people run today"
+                    self._processes.append(
+                        PlainProcess(context, f"hogstream-today-{index}", said, _serve, arguments)
+                    )
         except BaseException:
             await self.__aexit__()
             raise
@@ -137,11 +141,7 @@ class Today:
 
     async def __aexit__(self, *_: object) -> None:
         """Ends the processes; what they do is of no use any more."""
-        for process in self._processes:
-            process.hang_up()
-        until = time.monotonic() + _GRACE_SECONDS
-        for process in self._processes:
-            process.end(until)
+        end_all(self._processes)
         self._processes.clear()
 
     async def prepare(self, elements: int, workers: int, count: int) -> dict[Setup, Measure]:
@@ -239,14 +239,14 @@ async def _in_threads(
         return _rate(begin, await asyncio.gather(*working))
 
 
-async def _in_processes(working: Sequence[_Process], lock: bool, seconds: float) -> float:
+async def _in_processes(working: Sequence[PlainProcess], lock: bool, seconds: float) -> float:
     """Has a process for each worker work for so many seconds; clocks are the same in all."""
     begin = time.perf_counter() + _LEAD_SECONDS
     message = "work", lock, begin, begin + seconds
     return _rate(begin, await _ask(working, *message, takes=_LEAD_SECONDS + seconds))
 
 
-async def _ask(processes: Sequence[_Process], *message: object, takes: float = 0) -> list[Any]:
+async def _ask(processes: Sequence[PlainProcess], *message: object, takes: float = 0) -> list[Any]:
     """Asks processes for something, and waits for what each answers.
 
     Args:
@@ -269,61 +269,6 @@ async def _ask(processes: Sequence[_Process], *message: object, takes: float = 0
     return [answers[index] for index in range(len(processes))]
 
 
-class _Process:
-    """A process that is one worker, as its parent sees it."""
-
-    def __init__(self, context: Any, index: int, arguments: tuple[Any, ...]) -> None:
-        """Starts it."""
-        self._name = f"process {index} of what people run today"
-        self._end, its = context.Pipe()
-        try:
-            self._process = context.Process(
-                target=_serve, args=(its, *arguments), name=f"hogstream-today-{index}", daemon=True
-            )
-            self._process.start()
-        except BaseException:
-            self._end.close()
-            raise
-        finally:
-            its.close()
-
-    def send(self, message: tuple[object, ...]) -> None:
-        """Sends it a message; one that has ended is found out when it is to answer."""
-        with suppress(BrokenPipeError):
-            self._end.send(message)
-
-    def has_answered(self) -> bool:
-        """Whether there is an answer, or will be none."""
-        return bool(self._end.poll())
-
-    def receive(self) -> Any:
-        """Its answer.
-
-        Raises:
-            MeasurementError: If it has ended or failed instead.
-        """
-        try:
-            answer, error = self._end.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            code = self._process.exitcode
-            raise MeasurementError(f"{self._name} ended with exit code {code}") from None
-        if error is not None:
-            raise MeasurementError(f"{self._name} failed: {error}")
-        return answer
-
-    def hang_up(self) -> None:
-        """Lets it know that nothing more will come."""
-        self._end.close()
-
-    def end(self, until: float) -> None:
-        """Waits for its end until a time, by ``time.monotonic``, and then ends it at once."""
-        self._process.join(max(0.0, until - time.monotonic()))
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-
-
 def _serve(
     end: Connection,
     index: int,
@@ -336,10 +281,7 @@ def _serve(
     Parameters are taken out of a list, as multiprocessing keeps arguments until Python ends: too
     late for memory of a GPU to be given back to its owner.
     """
-    # Ctrl-C goes to the whole process group, but it is for the parent to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    torch.set_num_threads(1)
+    enter_process(torch_threads=1)
     with suppress(EOFError, ConnectionError):
         _answer(end, index, given.pop(), lock, gradients)
     gc.collect()
@@ -377,14 +319,3 @@ def _answer(
             end.send((None, error_text(error)))
         else:
             end.send((answer, None))
-
-
-@contextmanager
-def _sigint_held_back() -> Iterator[None]:
-    """Holds SIGINT back here, and in processes that are started meanwhile."""
-    resource_tracker.ensure_running()  # first, or its start would let SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

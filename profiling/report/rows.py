@@ -15,7 +15,7 @@ from hogstream.profiling.results.gains import (
     shares_alone,
     stronger_of,
 )
-from hogstream.profiling.results.records import Ceilings, Ratio, Spread
+from hogstream.profiling.results.records import Ceilings, Measurement, Ratio, Spread
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -366,7 +366,7 @@ def origin(result: Reported) -> Table:
     return Table("Environment and settings", ("what", "value"), rows, 2)
 
 
-def machine_text(result: Reported) -> str:
+def machine_text(result: Measurement) -> str:
     """What it was measured on."""
     where = result.environment
     cores = counted(where.cores, "core")

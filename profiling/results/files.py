@@ -17,7 +17,14 @@ from hogstream.profiling.results.profile_schema import (
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
-from hogstream.profiling.results.schema import Bench, Compare, MachineCeilings, ModelRates, Train
+from hogstream.profiling.results.schema import (
+    Bench,
+    Compare,
+    Decision,
+    MachineCeilings,
+    ModelRates,
+    Train,
+)
 
 T = TypeVar("T")
 
@@ -25,6 +32,7 @@ T = TypeVar("T")
 AnyResult = (
     Bench
     | Train
+    | Decision
     | Compare
     | ModelRates
     | MachineCeilings

@@ -19,6 +19,7 @@ LEAST, MOST = 1e-18, 1e18
 
 Number = Annotated[float, Meta(ge=0, le=MOST)]
 Positive = Annotated[float, Meta(ge=LEAST, le=MOST)]
+Signed = Annotated[float, Meta(ge=-MOST, le=MOST)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Size = Annotated[int, Meta(ge=1, lt=1 << 53)]
 Bounds = tuple[Number, Number]
@@ -67,6 +68,31 @@ class PositiveSpread(Spread):
 
     median: Positive
     samples: Annotated[list[Positive], Meta(min_length=1)]
+
+
+class SignedSpread(Record):
+    """The same of a metric that may be below 0, such as a loss, or a difference.
+
+    Attributes:
+        median: Of the samples.
+        interval: The 95 % interval of the median, by bootstrap; null if too few samples bound none.
+        samples: Of each round, in their order.
+    """
+
+    median: Signed
+    interval: tuple[Signed, Signed] | None
+    samples: Annotated[list[Signed], Meta(min_length=1)]
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> SignedSpread:
+        """The median of samples, and how sure it is."""
+        estimate = median_interval(samples)
+        return cls(median=estimate.median, interval=estimate.bounds, samples=list(samples))
+
+    @property
+    def estimate(self) -> Interval:
+        """The median and its interval, without bounds if there is none."""
+        return _estimate(self.median, self.interval)
 
 
 #: What a ceiling is of: of a level of memory, and of the host.

@@ -3,7 +3,7 @@
 A file is one object, tagged by ``kind``. Writers build these types, and readers get them back: what
 is not in a type is in no file. Null means that something was not measured; it is never 0.
 
-Here are the files of what is measured: ``bench``, ``train``, ``compare``, ``models`` and
+Here are those of what is measured: ``bench``, ``train``, ``decide``, ``compare``, ``models`` and
 ``ceilings``.
 ``profile_schema`` has those of what is looked into, and ``records`` what all are made of.
 """
@@ -26,6 +26,7 @@ from hogstream.profiling.results.records import (
     Ratio,
     Record,
     Result,
+    SignedSpread,
     Size,
     Spread,
 )
@@ -310,6 +311,81 @@ class Skipped(Record):
     reason: str
 
 
+RunBy = Literal["loop", "threads", "processes", "hand"]
+
+
+class Way(Record):
+    """A way to run a training, a sample a round. Each round begins with the same parameters.
+
+    Attributes:
+        run_by: ``loop``: one plain loop, without a scheduler. ``threads`` or ``processes``: the
+            scheduler, whose workers are such. ``hand``: plain processes with
+            ``torch.optim.RMSprop``, under a lock.
+        policy: What an update waits for; null of a plain loop.
+        workers: How many.
+        updates_per_second: Of all workers.
+        latency_us: From an update's submission to its landing, on average; null where there is no
+            scheduler.
+        lock_wait_us: Of ``locked``: that latency less lock-free's with as many workers, which is
+            what its updates wait for the lock; null of others.
+        staleness: Versions between a worker's read and the landing of its update, on average; null
+            where there is no scheduler.
+        most_staleness: The largest.
+        updates_compared: After how many updates losses are compared: as many as a plain loop and
+            this made in every round.
+        loss: After so many updates, the mean over the batches of the last fifth of them; null if
+            one was not finite.
+        loss_over_loop: That less a plain loop's after as many updates.
+        loss_over_loop_in_time: The same after the same time, as many updates as there were by then.
+    """
+
+    run_by: RunBy
+    policy: str | None
+    workers: Size
+    updates_per_second: PositiveSpread
+    latency_us: Spread | None
+    lock_wait_us: SignedSpread | None
+    staleness: Spread | None
+    most_staleness: Count | None
+    updates_compared: Size
+    loss: SignedSpread | None
+    loss_over_loop: SignedSpread | None
+    loss_over_loop_in_time: SignedSpread | None
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return way_name(self.run_by, self.policy, self.workers)
+
+
+def way_name(run_by: RunBy, policy: str | None, workers: int) -> str:
+    """A way to run a training, in words; the arguments are as in ``Way``."""
+    if run_by == "loop":
+        return "a plain loop"
+    if workers == 1:
+        return f"one worker in a {'thread' if run_by == 'threads' else 'process'}"
+    spread_over = "processes by hand" if run_by == "hand" else run_by
+    return f"{policy} over {spread_over} with {workers} workers"
+
+
+class UnderLock(Record):
+    """How much of an iteration would be under a lock, with some number of workers.
+
+    Attributes:
+        workers: How many.
+        torch_threads: How many threads torch has for each.
+        gradient_ms: Of a batch, forward and backward, with nothing beside it.
+        update_ms: Of the kernel alone: for so long a lock would be held.
+        most_gain: How many times as fast as ``locked`` lock-free can be at most, by Amdahl's law.
+    """
+
+    workers: Size
+    torch_threads: Size
+    gradient_ms: PositiveSpread
+    update_ms: PositiveSpread
+    most_gain: PositiveSpread
+
+
 class Scheduling(Record):
     """How the scheduler ran; the fields of ``SchedulerSettings``, which documents them."""
 
@@ -358,6 +434,26 @@ class TrainSettings(Record):
     rounds: Size
     epochs: Size
     seed: Count
+
+
+class DecideSettings(Record):
+    """What ``decide`` was asked for.
+
+    Attributes:
+        make: What makes the model, loss and batches.
+        workers: Worker counts.
+        processes: Whether other processes were measured as well.
+        rounds: In which the ways took turns.
+        seconds: To measure for, besides the start of processes.
+        lr: Learning rate of all.
+    """
+
+    make: str
+    workers: list[Size]
+    processes: bool
+    rounds: Size
+    seconds: Number
+    lr: Number
 
 
 class CompareSettings(Record):
@@ -420,6 +516,39 @@ class Train(Measurement, kw_only=True, tag="train"):
     settings: TrainSettings
     ceilings: Ceilings
     results: Annotated[list[TrainRun], Meta(min_length=1)]
+
+
+class Decision(Measurement, kw_only=True, tag="decide"):
+    """``hogstream decide``.
+
+    Attributes:
+        elements: Of the parameters that are trained.
+        answer: Which way to use, in a sentence.
+        use: Its number among the results.
+        next_best: The number of the fastest of the others; null if there is none.
+        gain: Updates/s of the way to use over those of the next best; null if there is none.
+        under_lock: For each worker count.
+        results: The simplest way first.
+    """
+
+    settings: DecideSettings
+    elements: Size
+    answer: str
+    use: Count
+    next_best: Count | None
+    gain: Ratio | None
+    under_lock: list[UnderLock]
+    results: Annotated[list[Way], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Checks that ways took turns, and that there are those which it names."""
+        _check_turns(
+            "updates_per_second",
+            ((way.name, None, way.updates_per_second) for way in self.results),
+        )
+        for name, index in (("use", self.use), ("next_best", self.next_best)):
+            if index is not None and index >= len(self.results):
+                raise ValueError(f"{name} must be less than {len(self.results)}, got {index}")
 
 
 class Compare(Measurement, kw_only=True, tag="compare"):
