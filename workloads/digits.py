@@ -66,7 +66,7 @@ def test_accuracy(model: torch.nn.Module) -> float:
     """The share of the images held out that a model recognises."""
     device = next(model.parameters()).device
     images, labels = (each.to(device) for each in load_digits().test)
-    return (model(images).argmax(dim=1) == labels).float().mean().item()
+    return float((model(images).argmax(dim=1) == labels).float().mean())
 
 
 DIGITS = ModelWorkload(

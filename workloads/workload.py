@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.measure.by_hand import Work
 from hogstream.scheduler import SchedulerSettings, SharedParameters, Worker
+from hogstream.scheduler.checks import (
+    check_callable,
+    check_integer,
+    check_number,
+    check_type,
+    error_text,
+)
 from hogstream.scheduler.schedules import LrSchedule
 
 
@@ -100,3 +109,53 @@ class Workload(Protocol):
             results: What workers have sent until then (``context.send`` or ``run.send``), in the
                 order in which it came.
         """
+
+
+def check_workload(found: Any) -> Workload:
+    """What has all that a ``Workload`` has.
+
+    Raises:
+        TypeError: If it has not, or something in it is of a wrong type.
+        ValueError: If a number is out of range.
+    """
+    missing = [name for name in _MEMBERS if not hasattr(found, name)]
+    if missing:
+        raise TypeError(
+            f"must be a Workload, with {', '.join(_MEMBERS)}, got {found!r} without "
+            f"{', '.join(missing)}"
+        )
+    check_type("name", found.name, str)
+    check_type("target", found.target, Target)
+    check_number("seconds", found.seconds, above=0)
+    check_type("settings", found.settings, SchedulerSettings)
+    check_integer("processes", found.processes, at_least=1)
+    for name in ("model", "worker", "evaluate"):
+        check_callable(name, getattr(found, name))
+    for name in ("by_hand", "lr_schedule"):
+        if getattr(found, name) is not None:
+            check_callable(name, getattr(found, name))
+    workload: Workload = found
+    return workload
+
+
+_MEMBERS = tuple(name for name in vars(Workload) if not name.startswith("_"))
+
+
+def called(workload: Workload, name: str, *arguments: Any) -> Any:
+    """What a method of a workload returns.
+
+    Args:
+        workload: Whose.
+        name: Of the method.
+        arguments: For it.
+
+    Raises:
+        MeasurementError: If it raises something; says what, and where.
+    """
+    try:
+        return getattr(workload, name)(*arguments)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise MeasurementError(
+            f"{name} of {workload.name} failed: {error_text(error)} ({last.filename}:{last.lineno})"
+        ) from error
