@@ -19,7 +19,6 @@ from hogstream.cli.output import (
 )
 from hogstream.cli.pictures import page, plots
 from hogstream.cli.scheduler_options import (
-    check_outputs_over,
     make_settings,
     policies_over,
     scheduling_options,
@@ -152,7 +151,6 @@ def bench(
     policies = policies or policies_over(processes)
     if sweep or plot is not None:
         _check_compares(policies, processes * max(workers))
-    check_outputs_over(processes, {"--trace": trace})
     if trace is not None and len(policies) * len(workers) * len(elements) > 1:
         raise click.UsageError(
             "--trace needs one policy, one worker count and one size: give one of each"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -22,7 +20,7 @@ from hogstream.scheduler import SettingError
 
 
 @click.command()
-@click.argument("make", type=named, metavar="MODULE:MAKE")
+@click.argument("make", metavar="MODULE:MAKE")
 @click.option(
     "--workers",
     type=options.worker_counts,
@@ -52,7 +50,7 @@ from hogstream.scheduler import SettingError
 )
 @options.JSON
 def decide(
-    make: Callable[[], Any],
+    make: str,
     workers: tuple[int, ...] | None,
     seconds: float,
     lr: float,
@@ -64,12 +62,13 @@ def decide(
     MAKE is a function of a module of yours, and takes no arguments. It returns a model, a loss that
     maps the model and a batch to a scalar, and batches: any iterable, begun anew when it ends.
     """
+    made_by = named("MAKE", make)
     counts = workers or job.default_workers()
     total = (1 + job.ROUNDS) * len(kinds_of(counts, processes=processes))
     with steps(total) as progress:
         try:
             result = job.decide(
-                make,
+                made_by,
                 workers=counts,
                 seconds=seconds,
                 lr=lr,
@@ -78,7 +77,7 @@ def decide(
                 on_step=progress.begin,
             )
         except SettingError as error:
-            raise click.BadParameter(error.reason, param_hint=f"'{error.name.upper()}'") from error
+            raise click.BadParameter(error.reason, param_hint="'MAKE'") from error
 
     def show() -> None:
         for table in deciding.tables(result):

@@ -13,7 +13,8 @@ from hogstream.profiling.environment import cuda_devices, device_name, installed
 from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.nsight.tools import NCU, NSYS, find_tool
 from hogstream.profiling.results.records import Ceilings
-from hogstream.profiling.wording import number_text
+from hogstream.profiling.wording import counted, number_text
+from hogstream.scheduler.thread_state import share_of_cores
 from hogstream.scheduler.tracing.nvtx import why_no_ranges
 
 _OPTIONAL = (
@@ -32,6 +33,7 @@ def doctor() -> None:
     for title, rows in (
         ("Installed", installed_packages()),
         ("Devices", check_devices()),
+        ("Threads", check_threads()),
         ("Backends", check_backends()),
         ("Profilers", check_profilers()),
     ):
@@ -92,6 +94,12 @@ def check_devices() -> dict[str, str]:
             else "this torch is built for the CPU only: install a CUDA build of torch"
         )
     return devices
+
+
+def check_threads() -> dict[str, str]:
+    """How many threads torch uses for an operation, and for one of a worker, of all processes."""
+    shares = [f"{share_of_cores(count)} with {counted(count, 'worker')}" for count in (1, 2, 4, 8)]
+    return {"torch": f"{torch.get_num_threads()}", "a worker": ", ".join(shares)}
 
 
 def ceilings_of_devices() -> dict[str, Ceilings]:

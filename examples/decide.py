@@ -1,44 +1,39 @@
-"""Runs one worker under each policy, in turns, and says what lock-free gains and costs."""
+"""Says which way to train your own model is the fastest, and what it costs: `hogstream decide`."""
 
-import asyncio
-from statistics import mean, median
+from collections.abc import Callable, Iterator
 
 import torch
 
-from hogstream.profiling.results.confidence import ratio_interval
-from hogstream.scheduler import RunReport, SharedParameters, SimulatedWorker, StreamScheduler
+from hogstream.profiling import decide
 
-POLICIES = ("lock-free", "locked", "ordered")
-WORKERS, ELEMENTS, ROUNDS, SECONDS = 4, 1 << 16, 5, 0.1  # to measure, a second each
+SECONDS, PROCESSES = 2.0, False  # to measure: 60 and True
 
-
-async def run(policy: str) -> RunReport:
-    """One turn. Put a ``ModelWorker`` of your model in the place of the simulated one."""
-    shared = SharedParameters({"flat": torch.zeros(ELEMENTS)})
-    gradients = [torch.randn(ELEMENTS) for _ in range(2 * WORKERS)]
-    worker = SimulatedWorker(gradients, workers=WORKERS)
-    async with StreamScheduler(shared, workers=WORKERS, policy=policy, depth=2) as scheduler:
-        return await scheduler.run(worker, seconds=SECONDS)
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-async def main() -> None:
-    """Measures, and prints a table."""
-    reports: dict[str, list[RunReport]] = {policy: [] for policy in POLICIES}
-    for number in range(ROUNDS):
-        first = number % len(POLICIES)  # each goes first in its turn
-        for policy in POLICIES[first:] + POLICIES[:first]:
-            reports[policy].append(await run(policy))
-    speeds = {name: [each.updates_per_second for each in of] for name, of in reports.items()}
-    print(f"{'policy':<10} {'updates/s':>10} {'staleness':>10}")
-    for policy in POLICIES:
-        staleness = mean(each.to_dict()["staleness"]["mean"] for each in reports[policy])
-        print(f"{policy:<10} {median(speeds[policy]):>10,.0f} {staleness:>10.1f}")
-    stronger = max(POLICIES[1:], key=lambda policy: median(speeds[policy]))
-    gain = ratio_interval(speeds["lock-free"], speeds[stronger], paired=True)
-    if gain is not None:  # None if the baseline stood still in a round
-        interval = f"95 %: {gain.low:.2f} to {gain.high:.2f}"
-        print(f"gain of lock-free over {stronger}: {gain.median:.2f}x ({interval})")
+def batches() -> Iterator[Batch]:
+    """Random points, and which of ten coordinates is the largest."""
+    while True:
+        x = torch.randn(32, 64)
+        yield x, x[:, :10].argmax(dim=1)
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross entropy of a batch."""
+    points, largest = batch
+    return torch.nn.functional.cross_entropy(model(points), largest)
+
+
+def make() -> tuple[torch.nn.Module, Callable[..., torch.Tensor], Iterator[Batch]]:
+    """Yours: a model, its loss, and batches; called once in each process."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+    return model, loss_of, batches()
+
+
+if __name__ == "__main__":  # other processes import this
+    decision = decide(make, seconds=SECONDS, processes=PROCESSES)
+    for way in decision.results:
+        speed = way.updates_per_second
+        low, high = speed.interval or (0, 0)  # none, if it was interrupted
+        print(f"{way.name:<44} {speed.median:>8.0f} updates/s (95 %: {low:.0f} to {high:.0f})")
+    print(decision.answer)

@@ -60,6 +60,7 @@ class Dispatch:
         process_lock: Held by a lane around each update, if there is one.
         low_water: A worker that has filled its lane goes on when no more updates than so many are
             left on it.
+        torch_threads: How many threads torch uses for what computes for a worker; since ``open``.
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
@@ -117,7 +118,8 @@ class Dispatch:
         self._forked = False  # and what is under way, in this child of a fork, is the parent's
         self._idle = asyncio.Event()
         self._nothing_under_way()
-        self._thread_state = ThreadState(share_of_cores(settings.workers))
+        self.torch_threads = share_of_cores(settings.workers)
+        self._thread_state = ThreadState(self.torch_threads)
         self._threads = [self._make_thread(worker) for worker in range(settings.workers)]
         let_go_in_forks(self)
         of_lanes = LaneSettings(

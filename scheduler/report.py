@@ -52,6 +52,8 @@ class RunReport:
         overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
         state_kinds: How many numbers of state an element has: 1 for ``ms``, and 1 more each if
             updates are centered, and if they have momentum.
+        torch_threads: How many threads torch used for operations of a thread that computes for a
+            worker, unless the worker has set another number there.
     """
 
     policy: str
@@ -74,6 +76,7 @@ class RunReport:
     lost_block_updates: int | None = None
     overwritten_block_updates: int | None = None
     state_kinds: int = 1
+    torch_threads: int = 1
 
     @property
     def updates(self) -> int:
@@ -117,6 +120,7 @@ class RunReport:
             "dtype": self.dtype,
             "backend": self.backend,
             "device": self.device,
+            "torch_threads": self.torch_threads,
             "updates": self.updates,
             "seconds": self.seconds,
             "updates_per_second": self.updates_per_second,
@@ -209,6 +213,7 @@ def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
         **{
             **{each.name: getattr(first, each.name) for each in fields(RunReport)[:6]},
             "state_kinds": first.state_kinds,
+            "torch_threads": first.torch_threads,
             "latencies": Latencies.merged([report.latencies for report in reports]),
             "staleness": sum((report.staleness for report in reports), Counter()),
             "dead": [pid for report in reports for pid in report.dead],
@@ -236,7 +241,11 @@ def staleness_summary(staleness: Counter[int]) -> dict[str, Any]:
 
 
 def described(
-    settings: SchedulerSettings, shared: SharedParameters, backend: Backend, kinds: Collection[str]
+    settings: SchedulerSettings,
+    shared: SharedParameters,
+    backend: Backend,
+    kinds: Collection[str],
+    torch_threads: int,
 ) -> dict[str, Any]:
     """What runs, as attributes of a report.
 
@@ -245,6 +254,7 @@ def described(
         shared: What is updated.
         backend: With which kernels.
         kinds: Of the state that updates have besides ``ms``.
+        torch_threads: How many torch uses for a worker.
     """
     return {
         "policy": settings.policy,
@@ -254,6 +264,7 @@ def described(
         "backend": backend.name,
         "device": str(shared.flat.device),
         "state_kinds": 1 + len(kinds),
+        "torch_threads": torch_threads,
     }
 
 

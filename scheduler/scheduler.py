@@ -29,9 +29,10 @@ from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.schedules import LrSchedule, ScheduledRate
 from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
+from hogstream.scheduler.thread_state import bounded_torch_threads
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.update_state import UpdateState, kinds_of
+from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds_of
 
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
@@ -120,7 +121,7 @@ class StreamScheduler:
         check_hyperparameters(hyperparameters)
         hyperparameters.check_held_by(self.shared.flat.dtype)
         if self._opened:
-            self._check_has_state(hyperparameters)
+            check_has_state(hyperparameters, self._kinds)
         self._dispatch.hyperparameters = hyperparameters
 
     async def __aenter__(self) -> StreamScheduler:
@@ -246,7 +247,10 @@ class StreamScheduler:
         }
         spent = closed = False
         policy, ranges = self.settings.policy, self._ranges
-        with nullcontext() if ranges is None else ranges.around(f"run {policy}"):
+        with (
+            nullcontext() if ranges is None else ranges.around(f"run {policy}"),
+            bounded_torch_threads(self._dispatch.torch_threads),  # for who computes on this thread
+        ):
             try:
                 await self._watch(contexts, record)
                 closed, spent = self._stopping, budget.is_spent()
@@ -276,7 +280,8 @@ class StreamScheduler:
         for index, task in self._tasks.items():  # what ended a worker's task
             if not task.cancelled() and (error := task.exception()) is not None:
                 record.failures.setdefault(index, error)
-        ran = described(self.settings, self.shared, self.backend, self._kinds)
+        threads = self._dispatch.torch_threads
+        ran = described(self.settings, self.shared, self.backend, self._kinds, threads)
         report = record.report(**ran, partial=not whole)
         if self.settings.buffers == "average" and not self.shared.slot:  # else its parent does it
             self.shared.average_worker_buffers(report.updates_by_worker)
@@ -388,20 +393,6 @@ class StreamScheduler:
                 f"iterations must be {workers}, one of each worker, got {len(iterations)}"
             )
         return [check_integer("iterations", each, at_least=0) for each in iterations]
-
-    def _check_has_state(self, hyperparameters: Hyperparameters) -> None:
-        """Checks that workers have the state that these updates need."""
-        needed = kinds_of(hyperparameters.switches)
-        for name, kind, without in (
-            ("centered", "grad_avg", False),
-            ("momentum", "momentum_buffer", 0),
-        ):
-            if kind in needed and kind not in self._kinds:
-                raise ValueError(
-                    f"{name} must be {without} in a scheduler that was opened without {kind}, got "
-                    f"{getattr(hyperparameters, name)!r}: assign it before the scheduler is "
-                    f"opened, and {without} then for updates that shall have none"
-                )
 
     def _allocate(self) -> None:
         """Makes what the settings ask for and memory may not hold."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,24 +37,64 @@ class ThreadState:
         self._torch_threads = torch_threads
 
     def enter(self) -> None:
-        """Gives it to the calling thread, and to no other.
-
-        ``torch.set_num_threads`` would set besides what threads get that are new to torch.
-        """
+        """Gives it to the calling thread, and to no other."""
         self._mode.set()
         # Torch sets what it gives a new thread when it is first asked; later, that would undo this.
         if torch.get_num_threads() > self._torch_threads:
-            for name in _SETTERS:
-                if hasattr(_torch, name):
-                    getattr(_torch, name)(self._torch_threads)
+            _set_torch_threads(self._torch_threads)
+
+
+class _Bounds(threading.local):
+    """Of the calling thread: those in force, and what it had before the first of them."""
+
+    def __init__(self) -> None:
+        self.in_force: list[int] = []
+        self.before = 0
+
+
+_bounds = _Bounds()
+
+
+@contextmanager
+def bounded_torch_threads(most: int) -> Iterator[None]:
+    """Bounds how many threads torch uses for operations of the calling thread, while in here.
+
+    Several such blocks may overlap. What somebody sets meanwhile with ``torch.set_num_threads``
+    stays.
+
+    Args:
+        most: At least 1.
+    """
+    if not _bounds.in_force:
+        _bounds.before = torch.get_num_threads()
+    _bounds.in_force.append(most)
+    _set_torch_threads(min(_bounds.before, *_bounds.in_force))
+    try:
+        yield
+    finally:
+        ours = torch.get_num_threads() == min(_bounds.before, *_bounds.in_force)
+        _bounds.in_force.remove(most)
+        if ours:
+            _set_torch_threads(min([_bounds.before, *_bounds.in_force]))
+
+
+def _set_torch_threads(threads: int) -> None:
+    """Has torch use so many for the calling thread alone.
+
+    ``torch.set_num_threads`` would set besides what threads get that are new to torch.
+    """
+    for name in _SETTERS:
+        if hasattr(_torch, name):
+            getattr(_torch, name)(threads)
 
 
 def share_of_cores(workers: int) -> int:
-    """How many threads torch may use for each of so many workers.
+    """How many threads torch uses for each of so many workers, over all processes; at least 1.
 
-    One core is left to the event loop and the lanes: threads of OpenMP spin while they wait for
-    each other, and stall those that hand over updates where cores are short.
+    No more than ``torch.get_num_threads()`` says here. One core is left to the event loop and the
+    lanes: threads of OpenMP spin while they wait for each other, and stall those that hand over
+    updates where cores are short.
     """
     can_ask = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    return max(1, (cores - 1) // workers)
+    return min(torch.get_num_threads(), max(1, (cores - 1) // workers))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from hogstream.kernels.hyperparameters import Switches
+from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 
 
 class UpdateState(NamedTuple):
@@ -48,3 +48,26 @@ def kinds_of(switches: Switches) -> tuple[str, ...]:
     """Which of ``KINDS`` updates have."""
     has = switches.centered, switches.momentum
     return tuple(kind for kind, is_there in zip(KINDS, has, strict=True) if is_there)
+
+
+def check_has_state(hyperparameters: Hyperparameters, kinds: Collection[str]) -> None:
+    """Checks that the workers of an open scheduler have the state that updates need.
+
+    Args:
+        hyperparameters: Of the updates.
+        kinds: Which of ``KINDS`` the scheduler was opened with.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    needed = kinds_of(hyperparameters.switches)
+    for name, kind, without in (
+        ("centered", "grad_avg", False),
+        ("momentum", "momentum_buffer", 0),
+    ):
+        if kind in needed and kind not in kinds:
+            raise ValueError(
+                f"{name} must be {without} in a scheduler that was opened without {kind}, got "
+                f"{getattr(hyperparameters, name)!r}: assign it before the scheduler is "
+                f"opened, and {without} then for updates that shall have none"
+            )

@@ -312,7 +312,7 @@ class _Size:
                 measures[name] = (
                     self._with_threads(scheduling, timeline)
                     if self._settings.processes == 1
-                    else await self._with_processes(stack, scheduling)
+                    else await self._with_processes(stack, scheduling, timeline)
                 )
             if self._today is not None and with_today:
                 self._on_step(f"{self._name}, {title}: what people run today")
@@ -350,12 +350,14 @@ class _Size:
         return measure
 
     async def _with_processes(
-        self, stack: AsyncExitStack, scheduling: SchedulerSettings
+        self, stack: AsyncExitStack, scheduling: SchedulerSettings, timeline: Timeline | None
     ) -> Measure:
         """Other processes, kept for all rounds: they take seconds to start."""
         settings = self._settings
         scheduler = await stack.enter_async_context(
-            ProcessScheduler(self._make_shared(), scheduling, processes=settings.processes)
+            ProcessScheduler(
+                self._make_shared(), scheduling, processes=settings.processes, timeline=timeline
+            )
         )
         make_worker = partial(_make_worker_of_process, settings, scheduling.workers)
         await scheduler.run(make_worker, updates=_WARM_UP_UPDATES, seconds=self._seconds)

@@ -19,7 +19,15 @@ from hogstream.profiling.environment import describe_environment, usable_cores
 from hogstream.profiling.errors import MeasurementError
 from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.problem import Make, Problem, checked_problem
-from hogstream.profiling.measure.ways import Kind, OpenWay, PlainLoop, Turn, kinds_of, way_of
+from hogstream.profiling.measure.ways import (
+    Kind,
+    OpenWay,
+    PlainLoop,
+    Turn,
+    kinds_of,
+    torch_threads,
+    way_of,
+)
 from hogstream.profiling.results.confidence import FEWEST, spread_warnings
 from hogstream.profiling.results.records import MOST, PositiveSpread, SignedSpread, Spread
 from hogstream.profiling.results.schema import DecideSettings, Decision, UnderLock, Way
@@ -196,14 +204,9 @@ class _Costs:
 
     def measure(self, seconds: float) -> tuple[float, float]:
         """Milliseconds of a gradient and of an update, each the mean over half of the time."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            return self._milliseconds(self._problem.backward, seconds / 2), self._milliseconds(
-                self._update, seconds / 2
-            )
-        finally:
-            torch.set_num_threads(before)
+        with torch_threads(self._threads):
+            gradient = self._milliseconds(self._problem.backward, seconds / 2)
+            return gradient, self._milliseconds(self._update, seconds / 2)
 
     def summary(self, measured: Sequence[tuple[float, float]]) -> UnderLock:
         """What the rounds come to.
@@ -252,6 +255,7 @@ def _way(kind: Kind, turns: Mapping[Kind, Sequence[Turn]]) -> Way:
         run_by=kind.run_by,
         policy=kind.policy,
         workers=kind.workers,
+        torch_threads=mine[0].torch_threads,
         updates_per_second=PositiveSpread.of([turn.updates_per_second for turn in mine]),
         latency_us=_spread([turn.latency_us for turn in mine]),
         lock_wait_us=_lock_wait(kind, turns),

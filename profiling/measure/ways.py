@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from hogstream.optim import RMSprop
+from hogstream.profiling.environment import usable_cores
 from hogstream.profiling.measure.by_hand import ByHand, Hogwild
 from hogstream.profiling.measure.problem import (
     Make,
@@ -32,6 +36,18 @@ from hogstream.scheduler import (
 
 THREAD_POLICIES = ("locked", "ordered", "lock-free")
 PROCESS_POLICIES = ("locked", "lock-free")
+_TRIAL_SECONDS = 0.1
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Has torch use so many threads for an operation of this thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Turn:
     Attributes:
         updates_per_second: Of all workers.
         losses: One of each update, in the order in which they landed.
+        torch_threads: How many torch had for each worker.
         latency_us: From submission to landing, on average; None without a scheduler.
         staleness: On average; None without a scheduler.
         most_staleness: The largest.
@@ -48,6 +65,7 @@ class Turn:
 
     updates_per_second: float
     losses: Sequence[float]
+    torch_threads: int
     latency_us: float | None = None
     staleness: float | None = None
     most_staleness: int | None = None
@@ -86,7 +104,11 @@ class OpenWay(Protocol):
 
 
 class PlainLoop:
-    """What one writes without a scheduler, with our optimizer."""
+    """What one writes without a scheduler, with our optimizer.
+
+    Torch has all cores for it, or one thread: whichever is faster, as small operations are slower
+    for being shared out.
+    """
 
     kind = Kind("loop", None, 1)
 
@@ -94,8 +116,15 @@ class PlainLoop:
         """Starts nothing."""
         self._problem, self._lr = problem.copied(), lr
         self._start = Start(self._problem.model)
+        self._threads = torch.get_num_threads()
 
     async def __aenter__(self) -> PlainLoop:
+        """Finds out how many threads are faster."""
+        speeds = {}
+        for threads in {self._threads, 1}:
+            self._threads = threads
+            speeds[threads] = (await self.turn(_TRIAL_SECONDS)).updates_per_second
+        self._threads = max(speeds, key=speeds.__getitem__)
         return self
 
     async def __aexit__(self, *ended: Any) -> None:
@@ -107,12 +136,14 @@ class PlainLoop:
         trained = [each for each in self._problem.model.parameters() if each.requires_grad]
         optimizer = RMSprop(trained, lr=self._lr)
         losses: list[float] = []
-        began = now = time.perf_counter()
-        while now < began + seconds:
-            losses.append(self._problem.backward())
-            optimizer.step()
-            now = time.perf_counter()
-        return Turn(len(losses) / (now - began), losses)
+        with torch_threads(self._threads):
+            self._problem.backward()  # which gets them ready
+            began = now = time.perf_counter()
+            while now < began + seconds:
+                losses.append(self._problem.backward())
+                optimizer.step()
+                now = time.perf_counter()
+        return Turn(len(losses) / (now - began), losses, self._threads)
 
 
 class Scheduled:
@@ -163,6 +194,7 @@ class Scheduled:
         return Turn(
             report.updates_per_second,
             losses,
+            max(1, usable_cores() // self.kind.workers),
             report.latencies.mean_us(),
             staleness["mean"],
             int(staleness["max"]),
@@ -194,7 +226,7 @@ class Hand:
         report = await self._by_hand.run(
             seconds=seconds, on_loss=lambda _, loss: losses.append(loss)
         )
-        return Turn(report.updates_per_second, losses)
+        return Turn(report.updates_per_second, losses, report.torch_threads)
 
 
 def kinds_of(counts: Sequence[int], *, processes: bool) -> list[Kind]:

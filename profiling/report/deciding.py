@@ -16,15 +16,15 @@ def tables(decision: Decision) -> list[Table]:
 
 def _speeds(decision: Decision) -> Table:
     columns = (
-        *(*_PLACE, "updates per s", "95 % interval", "landing us"),
-        *("waits for lock us", "staleness mean/max"),
+        *(*_PLACE, "torch threads", "updates per s", "95 % interval"),
+        *("landing us", "staleness mean/max"),
     )
     rows = [
         (
             *_place(way),
+            str(way.torch_threads),
             *spread_texts(way.updates_per_second, 0 if way.updates_per_second.median > 99 else 1),
             number_text(None if way.latency_us is None else way.latency_us.median),
-            number_text(None if way.lock_wait_us is None else way.lock_wait_us.median),
             _staleness(way),
         )
         for way in decision.results
@@ -50,7 +50,7 @@ _PLACE = ("run by", "policy", "workers")
 
 
 def _place(way: Way) -> tuple[str, str, str]:
-    run_by = {"loop": "a plain loop", "hand": "processes by hand"}.get(way.run_by, way.run_by)
+    run_by = {"loop": "a plain loop", "hand": "by hand"}.get(way.run_by, way.run_by)
     return run_by, "-" if way.workers == 1 else str(way.policy), str(way.workers)
 
 
@@ -108,9 +108,9 @@ def _bound(cost: UnderLock) -> str:
     share = 100 * update.median / (gradient.median + update.median)
     return (
         f"With {counted(cost.workers, 'worker')} lock-free could make at most "
-        f"{_estimate(gain, 3, ' times')} the updates/s of locked, by Amdahl's law: a lock would be "
-        f"held for an update, {_estimate(update, 4, ' ms')}, which is {share:.1f} % of an "
-        f"iteration with its gradient, {_estimate(gradient, 3, ' ms')}."
+        f"{_estimate(gain, 3, ' times')} the updates/s of locked, if the lock itself cost nothing, "
+        f"by Amdahl's law: it would be held for an update, {_estimate(update, 4, ' ms')}, which is "
+        f"{share:.1f} % of an iteration with its gradient, {_estimate(gradient, 3, ' ms')}."
     )
 
 

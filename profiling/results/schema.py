@@ -89,7 +89,7 @@ class Staleness(Record):
     histogram: dict[Count, Count] | None
 
 
-class Run(Record):
+class Run(Record, kw_only=True):
     """The scheduler's runs under one policy, at one size and worker count, over all rounds.
 
     Attributes:
@@ -117,6 +117,8 @@ class Run(Record):
         dead: Process ids of workers that were killed.
         partial: Whether a run ended early.
         share_of_ceilings: Of the machine's.
+        torch_threads: How many torch used for operations of a worker; null in files from before it
+            was noted.
     """
 
     policy: str
@@ -143,6 +145,7 @@ class Run(Record):
     dead: list[Count]
     partial: bool
     share_of_ceilings: Shares
+    torch_threads: Size | None = None
 
 
 class BenchRun(Run):
@@ -347,6 +350,8 @@ class Way(Record):
             ``torch.optim.RMSprop``, under a lock.
         policy: What an update waits for; null of a plain loop.
         workers: How many.
+        torch_threads: How many torch had for each; a plain loop has all cores or one, whichever was
+            faster.
         updates_per_second: Of all workers.
         latency_us: From an update's submission to its landing, on average; null where there is no
             scheduler.
@@ -366,6 +371,7 @@ class Way(Record):
     run_by: RunBy
     policy: str | None
     workers: Size
+    torch_threads: Size
     updates_per_second: PositiveSpread
     latency_us: Spread | None
     lock_wait_us: SignedSpread | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hogstream.profiling.results.confidence import FEWEST
 from hogstream.profiling.results.records import Ratio, SignedSpread
 from hogstream.profiling.results.schema import Way
-from hogstream.profiling.wording import number_text
+from hogstream.profiling.wording import counted, number_text
 
 #: A gain of less than this is not worth a less simple way, however sure it is.
 WORTH = 1.05
@@ -90,6 +90,8 @@ def answer(verdict: Verdict) -> str:
     """The verdict in a sentence, with its numbers."""
     way, other = verdict.use, verdict.next_best
     speed = f"{_speed_text(way)} updates/s"
+    if way.run_by == "loop":  # whose threads are its owner's to set
+        speed += f" with torch on {counted(way.torch_threads, 'thread')}"
     if other is None or verdict.gain is None:
         return f"Use {way.name}, which makes {speed}: there is nothing to compare it with."
     over_loop = [] if verdict.over_loop is None else [f"{times(verdict.over_loop)} a plain loop's"]

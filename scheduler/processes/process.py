@@ -7,14 +7,15 @@ import atexit
 import gc
 import os
 import pickle
+import random
 import signal
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import (
     connection,
@@ -23,11 +24,13 @@ from multiprocessing import (
     resource_tracker,
     spawn,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.multiprocessing
 
+from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.context import WorkerError
@@ -35,9 +38,12 @@ from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
+from hogstream.scheduler.processes.outbox import Outbox
 from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
+from hogstream.scheduler.schedules import LrSchedule, Progress
 from hogstream.scheduler.settings import SchedulerSettings
+from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.worker_thread import WorkerThread
 
 # A process at work shows a sign of life so many times in a deadline.
@@ -71,12 +77,76 @@ class ProcessDied(Exception):
         return str(self.args[0])
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a process is to be, besides what it shares.
+
+    Attributes:
+        index: Its number, from 0.
+        settings: Of its ``StreamScheduler``.
+        seed: Of its random numbers: torch's, Python's and NumPy's.
+        torch_threads: How many threads torch may use for each of its workers.
+        timed: Whether updates and waits are taken down.
+    """
+
+    index: int
+    settings: SchedulerSettings
+    seed: int
+    torch_threads: int
+    timed: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers of a process are to do in a run.
+
+    Attributes:
+        make_worker: Pickled.
+        lr_schedule: Pickled; None if there is none.
+        losses: Whether the parent wants to know of losses.
+        results: Whether it wants to know of what workers send.
+    """
+
+    make_worker: bytes
+    lr_schedule: bytes | None
+    losses: bool
+    results: bool
+
+
+class Start(NamedTuple):
+    """What a process is told when all are ready.
+
+    Attributes:
+        updates: How many it is to make; None if there is no limit.
+        seconds: How long it may begin iterations; None if there is no limit.
+        began: When the run began, by ``time.perf_counter``: one clock for all processes.
+    """
+
+    updates: int | None
+    seconds: float | None
+    began: float
+
+
+class Done(NamedTuple):
+    """What a process reports of a run.
+
+    Attributes:
+        report: Of its own workers.
+        end: When it was done, by ``time.perf_counter``.
+        timeline: What was taken down, if it was.
+    """
+
+    report: RunReport
+    end: float
+    timeline: Timeline | None
+
+
 class WorkerProcess:
     """A process with a ``StreamScheduler`` of its own, as its parent sees it.
 
-    It is spawned: a forked one hangs in torch's threads, and cannot use CUDA. Messages to it are
-    ``make`` a worker, ``go`` and ``stop``; from it, that it is ``open``, that it has ``made`` the
-    worker, what it ``failed`` with, and its ``report``.
+    Messages to it are ``make`` a worker, ``go``, ``stop`` to begin iterations, ``cancel`` all that
+    is under way, and new ``hyperparameters``; from it, that it is ``open``, that it has ``made``
+    the worker, what workers have ``reported``, what it ``failed`` with, and its ``report``.
 
     Attributes:
         pid: Its process id.
@@ -99,37 +169,34 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls,
-        index: int,
-        shared: SharedParameters,
-        lock: ProcessLock | None,
-        settings: SchedulerSettings,
+        cls, setup: Setup, method: str, shared: SharedParameters, lock: ProcessLock | None
     ) -> WorkerProcess:
         """Starts it; it says when it is ``open``.
 
         Args:
-            index: Its number, from 0.
+            setup: What it is to be.
+            method: How it is started: ``"spawn"``, ``"forkserver"`` or ``"fork"``.
             shared: In memory that it can reach.
             lock: Held for each update, if there is one.
-            settings: Of its ``StreamScheduler``.
 
         Raises:
             OSError: If there is no more room for a process, or it died at once.
         """
         mine, its = socket.socketpair()
         channel: Channel | None = None
-        context = torch.multiprocessing.get_context("spawn")
-        arguments = index, its, [shared], lock, settings
-        process = context.Process(target=_serve, args=arguments, name=f"hogstream-process-{index}")
+        name = f"hogstream-process-{setup.index}"
+        arguments = setup, its, [shared], lock
+        context: Any = torch.multiprocessing.get_context(method)
+        process = context.Process(target=_serve, args=arguments, name=name)
         # On a thread: it may write more than a pipe holds, which is read after torch's import.
-        thread = WorkerThread(f"hogstream-start-{index}")
+        thread = WorkerThread(f"hogstream-start-{setup.index}")
         try:
             started = thread.call(partial(_start, process), lambda: None)
             started.add_done_callback(_note_failure)
             await uncancelled(lambda: asyncio.wait({started}))
             started.result()
             channel = await Channel.open(mine)
-            return cls(index, process, channel)
+            return cls(setup.index, process, channel)
         except BaseException:
             if channel is None:
                 mine.close()
@@ -149,11 +216,12 @@ class WorkerProcess:
         """Sends it a message, without waiting."""
         self._channel.send(kind, content)
 
-    async def receive(self, kind: str) -> Any:
+    async def receive(self, kind: str, reported: Callable[[Any], object] | None = None) -> Any:
         """Waits for its next message; a wait that is cancelled loses none.
 
         Args:
             kind: What it is to be.
+            reported: Called with all that its workers report before.
 
         Returns:
             What came with it.
@@ -163,11 +231,15 @@ class WorkerProcess:
             TimeoutError: If it was killed because it showed no sign of life.
             Exception: Whatever it failed with instead.
         """
-        try:
-            received, content = await self._channel.receive()
-        except ChannelClosed:
-            await self.end()
-            raise self._why_ended() from None
+        received = "reported"
+        while received == "reported":
+            try:
+                received, content = await self._channel.receive()
+            except ChannelClosed:
+                await self.end()
+                raise self._why_ended() from None
+            if received == "reported" and reported is not None:
+                reported(content)
         if received == "failed":
             raise content
         assert received == kind
@@ -276,11 +348,12 @@ def check_main_module() -> None:
         raise RuntimeError(f"__main__ must be a file that other processes can read, got {path}")
 
 
-def check_portable(make_worker: Any, pickled: bytes) -> None:
-    """Checks that another process can unpickle what makes its workers.
+def check_portable(name: str, value: Any, pickled: bytes) -> None:
+    """Checks that another process can unpickle a function.
 
     Args:
-        make_worker: It.
+        name: Of the argument that it is.
+        value: It.
         pickled: The same.
 
     Raises:
@@ -289,8 +362,8 @@ def check_portable(make_worker: Any, pickled: bytes) -> None:
     importable = {"init_main_from_path", "init_main_from_name"}
     if b"__main__" in pickled and importable.isdisjoint(spawn.get_preparation_data("")):
         raise TypeError(
-            f"make_worker must be a function of a module that other processes can import, got "
-            f"{make_worker!r} of __main__, which has no file"
+            f"{name} must be a function of a module that other processes can import, got "
+            f"{value!r} of __main__, which has no file"
         )
 
 
@@ -337,11 +410,7 @@ def _start(process: Any) -> None:
 
 
 def _serve(
-    index: int,
-    end: socket.socket,
-    given: list[SharedParameters],
-    lock: ProcessLock | None,
-    settings: SchedulerSettings,
+    setup: Setup, end: socket.socket, given: list[SharedParameters], lock: ProcessLock | None
 ) -> None:
     """The process, from its start to its end.
 
@@ -353,18 +422,26 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="hogstream-parent", daemon=True).start()
-    torch.set_num_threads(1)
+    torch.set_num_threads(setup.torch_threads)  # of this thread, and of those that are new to torch
     if shared.flat.is_cuda:
         torch.cuda.set_device(shared.flat.device)
-    shared.enter_process(index)
+    shared.enter_process(setup.index)
+    _seed(setup.seed)
     try:
-        asyncio.run(_take_orders(index, end, shared, lock, settings))
+        asyncio.run(_take_orders(setup, end, shared, lock))
     except SystemExit as error:  # of a worker
         traceback.clear_frames(error.__traceback__)
         raise SystemExit(error.code) from None
     finally:
         del shared
         gc.collect()  # what workers and errors have left in cycles
+
+
+def _seed(seed: int) -> None:
+    """Seeds what workers draw random numbers from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (it is what users' code draws from)
 
 
 def _end_with_parent() -> None:
@@ -377,21 +454,19 @@ def _end_with_parent() -> None:
 
 
 async def _take_orders(
-    index: int,
-    end: socket.socket,
-    shared: SharedParameters,
-    lock: ProcessLock | None,
-    settings: SchedulerSettings,
+    setup: Setup, end: socket.socket, shared: SharedParameters, lock: ProcessLock | None
 ) -> None:
     """Opens a scheduler, and runs workers with it as often as the parent asks for it."""
     channel = await Channel.open(end)
+    timeline = Timeline() if setup.timed else None
     try:
-        async with StreamScheduler(shared, settings, process_lock=lock) as scheduler:
+        async with StreamScheduler(
+            shared, setup.settings, timeline=timeline, process_lock=lock
+        ) as scheduler:
             channel.send("open")
             while True:
-                kind, make_worker = await channel.receive()
-                if kind == "make":  # and not a stop that has come too late
-                    await _take_part(index, channel, scheduler, make_worker)
+                job = await _heed(channel, scheduler, "make")
+                await _take_part(setup.index, channel, scheduler, timeline, job)
     except ChannelClosed:
         pass  # the parent wants nothing more
     except Exception as error:
@@ -400,22 +475,43 @@ async def _take_orders(
         await channel.close()
 
 
+async def _heed(channel: Channel, scheduler: StreamScheduler, *kinds: str) -> Any:
+    """Does what the parent says until it says one of some things; others may come too late.
+
+    Returns:
+        What came with that.
+    """
+    while True:
+        kind, content = await channel.receive()
+        if kind == "hyperparameters":
+            scheduler.hyperparameters = content
+        elif kind == "stop":
+            scheduler.stop()
+        if kind in kinds:
+            return content
+
+
 async def _take_part(
-    index: int, channel: Channel, scheduler: StreamScheduler, make_worker: bytes
+    index: int, channel: Channel, scheduler: StreamScheduler, timeline: Timeline | None, job: Job
 ) -> None:
-    """Makes a worker, and runs it when all are ready, until it is done or told to stop."""
+    """Makes a worker, and runs it when all are ready, until it is done or told to end."""
     try:
-        worker = pickle.loads(make_worker)(scheduler.shared, index)
+        worker = pickle.loads(job.make_worker)(scheduler.shared, index)
+        schedule = None if job.lr_schedule is None else pickle.loads(job.lr_schedule)
     except Exception as error:
         channel.send("failed", _portable(error))
         return
     channel.send("made")
-    kind, budget = await channel.receive()
-    if kind == "stop":
+    start = await _heed(channel, scheduler, "go", "cancel")
+    if start is None:
         return
+    outbox = Outbox(channel, losses=job.losses, results=job.results)
+    if schedule is not None:
+        schedule = partial(_since, start.began, schedule)
     signs = asyncio.ensure_future(_show_signs_of_life(channel, scheduler.settings.deadline))
-    run = asyncio.ensure_future(scheduler.run(worker, **budget))
-    told = asyncio.ensure_future(channel.receive())
+    budget = Budget(start.updates, start.seconds)
+    run = asyncio.ensure_future(scheduler._run(worker, budget, None, outbox, schedule))
+    told = asyncio.ensure_future(_heed(channel, scheduler, "cancel"))
     await asyncio.wait({run, told}, return_when=asyncio.FIRST_COMPLETED)
     run.cancel()
     await asyncio.wait({run})
@@ -423,12 +519,21 @@ async def _take_part(
     told.cancel()
     if told.done():
         await told  # the channel may be closed
+    outbox.send()
     failure = None if run.cancelled() else run.exception()
     if failure is None or isinstance(failure, WorkerError):
         assert scheduler.report is not None
-        channel.send("report", (_portable_report(scheduler.report), time.perf_counter()))
+        report = _portable_report(scheduler.report)
+        channel.send("report", Done(report, time.perf_counter(), timeline))
     else:
         channel.send("failed", _portable(failure))
+    if timeline is not None:
+        timeline.clear()
+
+
+def _since(began: float, schedule: LrSchedule, progress: Progress) -> float:
+    """The learning rate by the clock of the run, which may have begun before this process."""
+    return schedule(progress._replace(seconds=time.perf_counter() - began))
 
 
 async def _show_signs_of_life(channel: Channel, deadline: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pickle
 import time
@@ -12,11 +13,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
+
+from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.callbacks import Callbacks, OnLoss, OnResult
 from hogstream.scheduler.cancellation import uncancelled
 from hogstream.scheduler.checks import (
     SettingError,
+    check_callable,
     check_choice,
     check_integer,
     check_loop,
@@ -25,15 +31,22 @@ from hogstream.scheduler.checks import (
 from hogstream.scheduler.context import Worker, WorkerError
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.processes.outbox import report_to
 from hogstream.scheduler.processes.process import (
+    Job,
+    Setup,
+    Start,
     WorkerProcess,
     check_main_module,
     check_portable,
 )
 from hogstream.scheduler.report import RunRecord, RunReport, described
 from hogstream.scheduler.scheduler import MAX_FAILURES_IN_A_ROW
-from hogstream.scheduler.settings import SchedulerSettings
-from hogstream.scheduler.update_state import kinds_of
+from hogstream.scheduler.schedules import LrSchedule
+from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameters
+from hogstream.scheduler.thread_state import share_of_cores
+from hogstream.scheduler.tracing.timeline import Timeline
+from hogstream.scheduler.update_state import check_has_state, kinds_of
 
 POLICIES = ("lock-free", "locked", "awaited")
 
@@ -76,6 +89,7 @@ class ProcessScheduler:
         settings: SchedulerSettings | None = None,
         *,
         processes: int,
+        timeline: Timeline | None = None,
         **values: Any,
     ) -> None:
         """Checks everything; starts nothing.
@@ -88,6 +102,8 @@ class ProcessScheduler:
                 all processes, which the death of its holder releases. With ``on_error="restart"``,
                 a new process makes what was left of the share of one that died.
             processes: How many, at least 1.
+            timeline: Takes down each update and wait, for a trace: those of a process when it is
+                done with a run, and none of one that died.
             values: By name, in the place of those in ``settings``: settings and hyperparameters.
 
         Raises:
@@ -96,9 +112,10 @@ class ProcessScheduler:
             RuntimeError: If the backend is not available here.
         """
         check_type("shared", shared, SharedParameters)
-        for name in ("timeline", "process_lock"):
-            if (value := values.pop(name, None)) is not None:
-                raise SettingError(name, f"must be None over processes, got {value!r}")
+        if timeline is not None and not isinstance(timeline, Timeline):
+            raise TypeError(f"timeline must be a Timeline or None, got {timeline!r}")
+        if (lock := values.pop("process_lock", None)) is not None:
+            raise SettingError("process_lock", f"must be None over processes, got {lock!r}")
         self.processes = check_integer("processes", processes, at_least=1)
         one_worker = {} if settings is not None else {"workers": 1}
         self.settings = SchedulerSettings.make(settings, {**one_worker, **values})
@@ -107,10 +124,31 @@ class ProcessScheduler:
         self.shared = shared
         self._backend = self.settings.select_backend(shared.flat.device.type)
         self.report: RunReport | None = None
+        self._timeline = timeline
+        self._hyperparameters = self.settings.hyperparameters
         self._open = False
         self._stopping = False
         self._started: dict[int, WorkerProcess] = {}
         self._tasks: list[asyncio.Task[Any]] = []
+        self._running: _Run | None = None
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """What updates are made with.
+
+        As ``StreamScheduler.hyperparameters``: assign others, even while workers run. Processes
+        hear of it a moment later, one that is started in the place of another before all else.
+        """
+        return self._hyperparameters
+
+    @hyperparameters.setter
+    def hyperparameters(self, hyperparameters: Hyperparameters) -> None:
+        check_hyperparameters(hyperparameters)
+        hyperparameters.check_held_by(self.shared.flat.dtype)
+        if self._open:
+            check_has_state(hyperparameters, self._kinds)
+        self._hyperparameters = hyperparameters
+        self._send_all("hyperparameters", hyperparameters)
 
     async def __aenter__(self) -> ProcessScheduler:
         """Moves the parameters to shared memory, and starts the processes.
@@ -128,6 +166,8 @@ class ProcessScheduler:
         check_main_module()
         self._share()
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._seeds = itertools.count(int(torch.empty((), dtype=torch.int64).random_()))
+        self._torch_threads = share_of_cores(self.processes * self.settings.workers)
         self._open = True
         self._tasks = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
@@ -153,16 +193,23 @@ class ProcessScheduler:
             return  # a fork leaves this scope too, but the processes are its parent's
         check_loop("the scheduler", self._loop)
         self._open = False
-        self._stop()
+        self._cancel()
         try:
-            await uncancelled(self._end, self._stop, self._kill)
+            await uncancelled(self._end, self._cancel, self._kill)
         finally:
             self.shared.users -= 1
 
     async def run(
-        self, make_worker: MakeWorker, *, updates: int | None = None, seconds: float | None = None
+        self,
+        make_worker: MakeWorker,
+        *,
+        updates: int | None = None,
+        seconds: float | None = None,
+        on_loss: OnLoss | None = None,
+        on_result: OnResult | None = None,
+        lr_schedule: LrSchedule | None = None,
     ) -> RunReport:
-        """Runs workers in all processes until enough updates have landed, or for a time.
+        """Runs workers in all processes until enough updates have landed, a time, or ``stop``.
 
         Args:
             make_worker: Called in each process with the shared parameters and the number of the
@@ -173,6 +220,13 @@ class ProcessScheduler:
                 same share of them, give or take one.
             seconds: How long to start iterations, from when all are ready; > 0. With both, what
                 ends first.
+            on_loss: Called on this event loop with a worker's number and the loss that it has
+                submitted with an update, once that has landed; for each worker in order, and some
+                hundredths of a second late.
+            on_result: Called so with a worker's number and what it has sent. What a process had not
+                sent on its way when it died is lost.
+            lr_schedule: Called in each process for each update that is submitted, with how far the
+                run has come: returns the learning rate of the update. It is pickled.
 
         Returns:
             What was done and how fast. After an error or a cancellation, it is in ``report``. Of a
@@ -180,7 +234,10 @@ class ProcessScheduler:
             worker.
 
         Raises:
-            TypeError: If a number is of a wrong type, or ``make_worker`` cannot be pickled.
+            Exception: Whatever ``on_loss`` or ``on_result`` has raised, or unpickling what a worker
+                has sent: that ends the run, and what was submitted lands first.
+            TypeError: If a number is of a wrong type, a function cannot be called, or
+                ``make_worker`` or ``lr_schedule`` cannot be pickled.
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed.
@@ -188,37 +245,52 @@ class ProcessScheduler:
                 ``TimeoutError`` if it was killed because it showed no sign of life.
         """
         budget = Budget(updates, seconds)
-        try:
-            pickled = pickle.dumps(make_worker)
-        except Exception as error:
-            raise TypeError(
-                f"make_worker must be a function of a module, or something else that can be "
-                f"pickled, got {make_worker!r}"
-            ) from error
-        check_portable(make_worker, pickled)
+        callbacks = Callbacks(on_loss, on_result, self._cancel)
+        if lr_schedule is not None:
+            check_callable("lr_schedule", lr_schedule)
+        job = Job(
+            _pickled("make_worker", make_worker),
+            None if lr_schedule is None else _pickled("lr_schedule", lr_schedule),
+            losses=callbacks.hears_losses,
+            results=callbacks.hears_results,
+        )
         if not self._open:
             raise RuntimeError("the scheduler is not open: use 'async with ProcessScheduler(...)'")
         check_loop("the scheduler", self._loop)
         if self._tasks:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._stopping = False
-        run = _Run(
-            pickled, self._divide(budget), self.shared.races if self.settings.telemetry else None
-        )
+        races = self.shared.races if self.settings.telemetry else None
+        run = self._running = _Run(job, callbacks, self._divide(budget), races)
         tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
         try:
-            await uncancelled(lambda: asyncio.wait(tasks), self._stop, self._kill)
+            await uncancelled(lambda: asyncio.wait(tasks), self._cancel, self._kill)
         finally:
-            self._tasks = []
+            self._tasks, self._running = [], None
             self.report = run.report()
             if self.settings.buffers == "average":
                 self.shared.average_worker_buffers(self.report.updates_by_worker)
+            if callbacks.error is not None:  # of which nobody else would hear
+                raise callbacks.error
         failures = self.report.failures
         if failures and (self.settings.on_error == "stop" or not self.report.updates):
             raise WorkerError(failures) from next(iter(failures.values()))
         if not self._open:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
         return self.report
+
+    def stop(self) -> None:
+        """Has no iteration of the run begin any more; those under way finish, and ``run`` returns.
+
+        As ``StreamScheduler.stop``; processes hear of it a moment later.
+
+        Raises:
+            RuntimeError: If a run goes on in another thread's event loop.
+        """
+        if self._running is not None:
+            check_loop("the scheduler", self._loop)
+            self._running.stopped = True
+            self._send_all("stop")
 
     def _share(self) -> None:
         """Moves all that the processes share to where they can reach it."""
@@ -227,11 +299,12 @@ class ProcessScheduler:
         with shared.undone_on_error():
             if settings.telemetry:
                 shared.count_races_with(self._backend)
-            kinds = kinds_of(settings.hyperparameters.switches)
+            self._opened_with = self.hyperparameters
+            self._kinds = kinds_of(self._opened_with.switches)
             if settings.state == "per-worker":
-                shared.make_worker_state(self.processes * settings.workers, kinds)
+                shared.make_worker_state(self.processes * settings.workers, self._kinds)
             else:
-                shared.make_state(kinds)
+                shared.make_state(self._kinds)
             if settings.buffers != "shared":
                 shared.make_worker_buffers(self.processes * settings.workers)
             shared.share_memory_(self.processes)
@@ -245,8 +318,7 @@ class ProcessScheduler:
         self._started.clear()
 
     def _divide(self, budget: Budget) -> list[_Share]:
-        kinds = kinds_of(self.settings.hyperparameters.switches)
-        ran = described(self.settings, self.shared, self._backend, kinds)
+        ran = described(self.settings, self.shared, self._backend, self._kinds, self._torch_threads)
         return [
             _Share(
                 index,
@@ -274,12 +346,13 @@ class ProcessScheduler:
                         self.settings.on_error == "restart"
                         and failures < MAX_FAILURES_IN_A_ROW
                         and not self._stopping
+                        and not run.stopped
                         and not share.budget.is_spent()
                     )
                     share.reports.append(self._make_report(share, landed, error, again))
                     run.ends.append(time.perf_counter())
                     if self.settings.on_error == "stop":
-                        self._stop()
+                        self._cancel()
         finally:
             run.arrive(share)
 
@@ -288,32 +361,43 @@ class ProcessScheduler:
         process = await self._process(share.index)
         if self._stopping:
             return
-        process.send("make", run.make_worker)
+        process.send("make", run.job)
         await process.receive("made")
         run.arrive(share)
         await run.begun.wait()
-        if self._stopping or share.budget.is_spent():
-            process.send("stop")
+        if self._stopping or run.stopped or share.budget.is_spent():
+            process.send("cancel")
             return
-        process.send("go", {"updates": share.budget.updates, "seconds": share.budget.seconds})
+        process.send("go", Start(share.budget.updates, share.budget.seconds, run.start))
+        first = share.index * self.settings.workers
 
         async def finish() -> None:
-            report, end = await process.receive("report")
-            share.reports.append(report)
-            run.ends.append(end)
-            if report.failures and self.settings.on_error == "stop":
-                self._stop()
+            done = await process.receive("report", partial(report_to, run.callbacks, first))
+            share.reports.append(done.report)
+            run.ends.append(done.end)
+            if self._timeline is not None:
+                self._timeline.add_workers(done.timeline, first)
+            if done.report.failures and self.settings.on_error == "stop":
+                self._cancel()
 
         with process.watched(self.settings.deadline):
-            await uncancelled(finish, partial(process.send, "stop"), process.kill)
+            await uncancelled(finish, partial(process.send, "cancel"), process.kill)
 
     async def _process(self, index: int) -> WorkerProcess:
         """The process of that number, started if there is none."""
         process = self._started.get(index)
         if process is None:
-            process = await WorkerProcess.start(index, self.shared, self._lock, self.settings)
+            setup = Setup(
+                index,
+                replace(self.settings, hyperparameters=self._opened_with),
+                next(self._seeds),
+                self._torch_threads,
+                timed=self._timeline is not None,
+            )
+            process = await WorkerProcess.start(setup, "spawn", self.shared, self._lock)
             self._started[index] = process
             await process.receive("open")
+            process.send("hyperparameters", self.hyperparameters)
         return process
 
     def _make_report(self, share: _Share, landed: int, error: Exception, again: bool) -> RunReport:
@@ -336,15 +420,36 @@ class ProcessScheduler:
     def _landed(self, share: _Share) -> int:
         return int(self.shared.versions[share.index + 1])
 
-    def _stop(self) -> None:
+    def _cancel(self) -> None:
+        """Has all processes give up what is under way."""
         self._stopping = True
+        self._send_all("cancel")
+
+    def _send_all(self, kind: str, content: Any = None) -> None:
         for process in self._started.values():
-            process.send("stop")
+            process.send(kind, content)
 
     def _kill(self) -> None:
         self._stopping = True
         for process in self._started.values():
             process.kill()
+
+
+def _pickled(name: str, value: Any) -> bytes:
+    """A function, as other processes can unpickle it.
+
+    Raises:
+        TypeError: If they cannot.
+    """
+    try:
+        pickled = pickle.dumps(value)
+    except Exception as error:
+        raise TypeError(
+            f"{name} must be a function of a module, or something else that can be pickled, got "
+            f"{value!r}"
+        ) from error
+    check_portable(name, value, pickled)
+    return pickled
 
 
 @dataclass
@@ -370,28 +475,33 @@ class _Run:
     """A run while it goes on.
 
     Attributes:
-        make_worker: Pickled.
+        job: What all workers are to do.
+        callbacks: Who hears of what they report.
         shares: One of each process.
         begun: Set when every process is ready, or will never be.
+        start: When it was, by ``time.perf_counter``.
         ends: When each process ended its part.
+        stopped: Whether no iteration is to begin any more.
     """
 
     def __init__(
-        self, make_worker: bytes, shares: list[_Share], races: RaceCounters | None
+        self, job: Job, callbacks: Callbacks, shares: list[_Share], races: RaceCounters | None
     ) -> None:
-        self.make_worker = make_worker
+        self.job = job
+        self.callbacks = callbacks
         self.shares = shares
+        self.stopped = False
         self.begun = asyncio.Event()
         self.ends: list[float] = []
         self._awaited = {share.index for share in shares}
         self._record = RunRecord(0, races)
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
 
     def arrive(self, share: _Share) -> None:
         """Takes note that nobody need wait for a process any more; the last one starts all."""
         self._awaited.discard(share.index)
         if not self._awaited and not self.begun.is_set():
-            self._start = time.perf_counter()
+            self.start = time.perf_counter()
             self.ends.clear()  # of those that never began
             for each in self.shares:
                 each.budget.start()
@@ -401,6 +511,6 @@ class _Run:
         """What all processes have done."""
         return RunReport.beside(
             [share.report() for share in self.shares],
-            seconds=max(self.ends, default=time.perf_counter()) - self._start,
+            seconds=max(self.ends, default=time.perf_counter()) - self.start,
             **self._record.races(),
         )

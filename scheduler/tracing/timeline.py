@@ -32,6 +32,10 @@ class Timeline:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all that was taken down."""
         self._updates = array("q")  # worker, lane, submitted, started, landed, staleness, name
         self._waits = array("q")  # worker, name, start, end
         self._texts: dict[
@@ -90,6 +94,21 @@ class Timeline:
             raise ValueError(f"end_ns must be >= start_ns, {start_ns}, got {end_ns}")
         self._waits.extend(array("q", (worker, self._number(reason), start_ns, end_ns)))
 
+    def add_workers(self, other: Timeline, first: int) -> None:
+        """Takes down all that another has, of the same clock.
+
+        Args:
+            other: Its workers, and their lanes, are numbered from 0.
+            first: The number that its first worker, and lane, has here.
+        """
+        numbers = np.array([self._number(text) for text in other._texts], dtype=np.int64)
+        updates, waits = other._rows()
+        updates[:, :2] += first
+        waits[:, 0] += first
+        updates[:, 6], waits[:, 1] = numbers[updates[:, 6]], numbers[waits[:, 1]]
+        self._updates.frombytes(updates.tobytes())
+        self._waits.frombytes(waits.tobytes())
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the trace, in the place of an old file once it is whole.
 
@@ -100,8 +119,7 @@ class Timeline:
         Raises:
             OSError: If it cannot be written; an old file stays as it was.
         """
-        updates = np.array(self._updates, dtype=np.int64).reshape(-1, 7)
-        waits = np.array(self._waits, dtype=np.int64).reshape(-1, 4)
+        updates, waits = self._rows()
         starts = np.concatenate([updates[:, 2], waits[:, 2]])
         origin = int(starts.min()) if len(starts) else 0
         updates[:, 2:5] -= origin
@@ -116,6 +134,11 @@ class Timeline:
                 file.write((separator + event).encode("ascii"))
                 separator = ",\n"
             file.write(b"\n]}\n")
+
+    def _rows(self) -> tuple[Rows, Rows]:
+        """Copies of the updates and the waits, one a row."""
+        updates = np.array(self._updates, dtype=np.int64).reshape(-1, 7)
+        return updates, np.array(self._waits, dtype=np.int64).reshape(-1, 4)
 
     def _number(self, text: str) -> int:
         if not isinstance(text, str):

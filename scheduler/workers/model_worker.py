@@ -64,9 +64,9 @@ class ModelWorker:
             seed: Each worker draws the random numbers of its loss, dropout too, from a generator of
                 its own, made from this, the number of its process and its index in that. What takes
                 no generator, and a forward that is run again in the backward
-                (``torch.utils.checkpoint``), is an error then. It costs some 5 us for each
-                operation of the forward. None: from torch's default generator, which is one for all
-                threads of a process.
+                (``torch.utils.checkpoint``), is an error then. It costs some 10 us for each
+                operation of forward and backward. None: from torch's default generator, which is
+                one for all threads of a process.
 
         Raises:
             TypeError: If an argument is of a wrong type.

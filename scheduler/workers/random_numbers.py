@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What chooses an operation that draws, and draws nothing itself.
@@ -52,23 +51,28 @@ class RandomNumbers:
         return generator
 
 
-class NothingDrawn(TorchFunctionMode):
+class NothingDrawn(TorchDispatchMode):
     """A context for a backward, in which what would draw raises ``RuntimeError``.
 
     That is a forward that is run again, as by ``torch.utils.checkpoint``: it would have to draw the
-    same numbers again. Other backwards call nothing from Python, and cost nothing more.
+    same numbers again.
     """
 
-    def __torch_function__(
+    def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: Any,
         types: Any,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function of torch."""
-        with _Refusing():  # type: ignore[no-untyped-call]
-            return func(*args, **(kwargs or {}))
+        """Calls an operation of torch."""
+        kwargs = kwargs or {}
+        if _may_draw(func) and _draws(func, args, kwargs):
+            raise RuntimeError(
+                f"seed must be None for a loss whose backward draws random numbers by {func}: what "
+                f"it runs again, as torch.utils.checkpoint does, would not draw the same"
+            )
+        return func(*args, **kwargs)
 
 
 class _Drawing(TorchDispatchMode):
@@ -95,23 +99,6 @@ class _Drawing(TorchDispatchMode):
         device = next((each.device for each in args if isinstance(each, torch.Tensor)), None)
         device = device or torch.device(kwargs.get("device") or "cpu")
         return taking(*args, **{**kwargs, "generator": self._numbers.generator(device)})
-
-
-class _Refusing(TorchDispatchMode):
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if _may_draw(func) and _draws(func, args, kwargs):
-            raise RuntimeError(
-                f"seed must be None for a loss whose backward draws random numbers by {func}: what "
-                f"it runs again, as torch.utils.checkpoint does, would not draw the same"
-            )
-        return func(*args, **kwargs)
 
 
 @cache

@@ -130,9 +130,7 @@ class Replica:
             if batches > 1:
                 torch._foreach_div_(parts, batches)
             if max_norm is not None:
-                norm = torch.nn.utils.get_total_norm(parts)
-                # As torch.nn.utils.clip_grad_norm_ does it.
-                torch._foreach_mul_(parts, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+                _clip(parts, max_norm)
         return self._grads[index], None if len(grads) == len(self._parameters) else tuple(grads)
 
     def _check_parameters(self) -> None:
@@ -192,6 +190,13 @@ def _slots(module: torch.nn.Module, kind: str) -> list[_Slot]:
         for prefix, each in module.named_modules()
         for key, tensor in getattr(each, kind).items()
     ]
+
+
+def _clip(grads: Sequence[torch.Tensor], max_norm: float) -> None:
+    """As ``torch.nn.utils.clip_grad_norm_``, which takes much longer over a single tensor."""
+    one, *others = grads
+    norm = torch.nn.utils.get_total_norm(grads) if others else torch.linalg.vector_norm(one)
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _kind(tensor: torch.Tensor | None) -> str:

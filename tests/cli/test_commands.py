@@ -478,7 +478,6 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
             ["bench", "--processes", "2", "--policies", "ordered"],
             "'--processes': must be 1 with policies other than lock-free, locked, awaited, got 2",
         ),
-        (["bench", "--processes", "2", "--trace", "x"], "--trace needs --processes 1, got 2"),
         (["train", "digits", "--processes", "2", "--plot", "x.svg"], "--plot needs --processes 1"),
         (["bench", "--trace", "x", "--json", "x"], "--json and --trace must be different files"),
         (["bench", "--device", "tpu"], "'--device': must be best, cpu, cuda.* got 'tpu'"),

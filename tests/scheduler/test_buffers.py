@@ -39,7 +39,10 @@ def of(dtype: torch.dtype) -> str:
 
 
 class Counting(torch.nn.Module):
-    """Has buffers of many dtypes: counts in some, and forgets what it has replaced in others."""
+    """Has buffers of many dtypes: writes into one in place, and puts another tensor for one."""
+
+    calls: torch.Tensor
+    hidden: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ def test_buffers_of_a_module_are_shared_as_they_are() -> None:
     shared.share_memory_(processes=1)
     module(2.0)
     module.of_bool.logical_not_()  # type: ignore[operator]
-    shared.buffers["hidden"].copy_(module.hidden)  # type: ignore[arg-type]
+    shared.buffers["hidden"].copy_(module.hidden)
     assert other.calls is other.same
     for name, each in shared.buffers.items():
         assert each.is_shared(), name
@@ -85,7 +88,9 @@ def test_buffers_of_a_module_are_shared_as_they_are() -> None:
 def test_buffers_go_where_the_parameters_go() -> None:
     shared = SharedParameters.from_module(make_classifier())
     shared.make_worker_buffers(2)
-    for other in (pickle.loads(pickle.dumps(shared)), copy.deepcopy(shared)):
+    others: list[SharedParameters] = [pickle.loads(pickle.dumps(shared)), copy.deepcopy(shared)]
+    for other in others:
+        assert other.worker_buffers is not None
         assert list(other.buffers) == list(shared.buffers)
         assert other.buffers["1.running_var"].eq(1).all()
         assert other.worker_buffers["1.running_var"].shape == (2, 8)
@@ -199,7 +204,7 @@ async def test_workers_keep_buffers_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("updates", "mean", "count"),
-    [([1, 0, 3], (1.0 + 7.0) / 2, 30), ([2, 2, 1], (1.0 + 4.0 + 7.0) / 3, 10), ([0, 0, 0], 0.5, 5)],
+    [([1, 0, 3], (1.0 + 7.0) / 2, 30), ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10), ([0, 0, 0], 0.5, 5)],
 )
 def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, count: int) -> None:
     """Counts, which have no mean, come from who made most updates."""
@@ -210,8 +215,8 @@ def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, c
     }
     shared = SharedParameters({"p": torch.zeros(1)}, buffers)
     rows = shared.make_worker_buffers(3)
-    rows["mean"].copy_(torch.tensor([[1.0], [4.0], [7.0]]).expand(3, 2))
-    rows["turn"].copy_(torch.tensor([1.0j, 4.0j, 7.0j]))
+    rows["mean"].copy_(torch.tensor([[1.0], [10.0], [7.0]]).expand(3, 2))
+    rows["turn"].copy_(torch.tensor([1.0j, 10.0j, 7.0j]))
     rows["count"].copy_(torch.tensor([10, 20, 30]))
     shared.average_worker_buffers(updates)
     assert buffers["mean"].tolist() == [mean, mean]
@@ -266,14 +271,14 @@ async def test_buffer_that_cannot_be_shared_is_an_error(change: Any, message: st
 
 async def test_data_put_into_a_buffer_is_shared() -> None:
     def loss(module: torch.nn.Module, value: float) -> torch.Tensor:
-        module.hidden.data = torch.full((2,), value)  # type: ignore[union-attr]
+        module.hidden.data = torch.full((2,), value)
         return module.weight * value  # type: ignore[operator, return-value]
 
     module = Counting()
     shared = SharedParameters.from_module(module)
     async with StreamScheduler(shared, workers=1) as scheduler:
         await scheduler.run(ModelWorker(shared, module, loss, iter([3.0, 5.0])), updates=2)
-    assert module.hidden.tolist() == [5.0, 5.0]  # type: ignore[operator, union-attr]
+    assert module.hidden.tolist() == [5.0, 5.0]
 
 
 @pytest.mark.parametrize("buffers", ["shared", "worker"])

@@ -103,7 +103,7 @@ async def test_a_wrong_loss_submits_nothing(loss: Any, error: type[Exception], t
             await context.submit([torch.ones(64)] * 2, loss=[1.0])
         with pytest.raises(TypeError, match="loss must be a list or tuple of numbers"):
             await context.submit([torch.ones(64)] * 2, loss=1.0)
-        await context.submit(torch.ones(64), loss=torch.tensor(1.0))
+        await context.submit(torch.ones(64), loss=float(torch.tensor(1.0)))
 
     async with StreamScheduler(shared, workers=1) as scheduler:
         report = await scheduler.run(worker, updates=1)
@@ -134,8 +134,9 @@ async def test_a_callback_that_raises_ends_the_run(
 
     settings: dict[str, Any] = {"workers": 3, "depth": 3, "on_error": on_error, **COUNTING}
     async with StreamScheduler(shared, backend=backend, policy="locked", **settings) as scheduler:
+        callbacks: dict[str, Any] = {raising: call}
         with pytest.raises(LookupError, match="nobody listens"):
-            await scheduler.run(worker, updates=10_000, **{raising: call})
+            await scheduler.run(worker, updates=10_000, **callbacks)
         assert len(calls) == 5
         assert scheduler.report is not None
         assert scheduler.report.partial

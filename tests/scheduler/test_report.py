@@ -34,11 +34,13 @@ REPORT = RunReport(
     block_updates=40,
     lost_block_updates=3,
     overwritten_block_updates=10,
+    torch_threads=3,
 )
 
 
 def test_figures_of_a_hand_worked_run() -> None:
     assert REPORT.to_dict() == {
+        "torch_threads": 3,
         "policy": "lock-free",
         "workers": 2,
         "elements": 1000,

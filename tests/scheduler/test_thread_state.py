@@ -68,7 +68,7 @@ async def test_each_worker_has_its_share_of_the_cores(
     given: int,
     expected: int,
 ) -> None:
-    """And no other thread has: neither who asks for the scheduler, nor those that are new."""
+    """The event loop's thread too while a run goes on; others never, nor those that are new."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     torch.set_num_threads(given)
     shared = small()
@@ -80,14 +80,17 @@ async def test_each_worker_has_its_share_of_the_cores(
 
     async def worker(context: WorkerContext) -> None:
         await context.run_blocking(look)
-        assert openmp_threads() == given
+        assert (openmp_threads(), mkl_threads()) in ((expected, expected), (expected, None))
         assert on_new_thread(torch.get_num_threads) == given
         await submit(context)
 
     async with StreamScheduler(shared, backend=backend, workers=workers) as scheduler:
-        await scheduler.run(worker, updates=2 * workers)
+        assert openmp_threads() == given
+        report = await scheduler.run(worker, updates=2 * workers)
+        assert torch.get_num_threads() == given
+    assert report.torch_threads == expected
     assert seen in ({(expected, expected)}, {(expected, None)})
-    assert openmp_threads() == given
+    assert (openmp_threads(), mkl_threads()) in ((given, given), (given, None))
     assert on_new_thread(torch.get_num_threads) == given
 
 

@@ -6,16 +6,37 @@ import asyncio
 import atexit
 import ctypes
 import os
+import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from hogstream.scheduler import SharedParameters, WorkerContext
+from hogstream.scheduler import Progress, SharedParameters, WorkerContext
 from hogstream.scheduler.context import Worker
+
+
+class Unpicklable:
+    """Not to be sent."""
+
+    def __reduce__(self) -> str:
+        raise LookupError("no way to send it")
+
+
+def explode() -> None:
+    """What a value becomes that is pickled and cannot be unpickled."""
+    raise LookupError("no way to receive it")
+
+
+class Explosive:
+    """Can be sent, but not received."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return explode, ()
 
 
 class OfTwoParts(Exception):
@@ -165,3 +186,39 @@ def note_openmp_threads(shared: SharedParameters, process: int) -> Worker:
         await context.submit(grad)
 
     return worker
+
+
+def report_all(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends what it is, and submits with the number of its iteration as its loss."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        value = [process, context.index, context.iteration]
+        context.send(value)
+        value.clear()  # what was sent is as it was
+        await context.submit(grad, loss=context.iteration)
+
+    return worker
+
+
+def send(value: object, shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends a value that was made here, and fails if that does."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(value() if callable(value) else value)
+        await context.submit(grad)
+
+    return worker
+
+
+def send_random_numbers(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends the random numbers that it draws when it is made."""
+    drawn = [torch.rand(()).item(), random.random(), np.random.rand()]  # noqa: NPY002
+    return send(drawn, shared, process)
+
+
+def step_until(version: int, progress: Progress) -> float:
+    """A schedule: a learning rate of 1 until a version, and 0 from there on."""
+    assert 0.0 <= progress.seconds < 600.0
+    return 1.0 if progress.version < version else 0.0

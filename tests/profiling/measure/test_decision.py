@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ import torch
 import problems
 from hogstream import profiling
 from hogstream.profiling.environment import usable_cores
+from hogstream.profiling.event_loop import run
 from hogstream.profiling.measure import decision as job
-from hogstream.profiling.measure.ways import Kind, PlainLoop, Turn, kinds_of
+from hogstream.profiling.measure.problem import checked_problem
+from hogstream.profiling.measure.ways import Kind, PlainLoop, Turn, kinds_of, way_of
 from hogstream.profiling.report import deciding
 from hogstream.profiling.results.files import decoded
 from hogstream.profiling.results.schema import Decision
+from process_testing import interrupt_hogstream
 
 Command = Callable[..., tuple[int, str, str]]
 LOOP = PlainLoop.kind
@@ -31,7 +35,7 @@ def turn(updates: int, loss: float, latency_us: float | None = None) -> Turn:
     """So many updates, whose loss falls by 1 with each, down to ``loss``."""
     losses = [loss + updates - 1 - index for index in range(updates)]
     staleness = None if latency_us is None else 1.5
-    return Turn(10.0 * updates, losses, latency_us, staleness, None if latency_us is None else 4)
+    return Turn(10.0 * updates, losses, 1, latency_us, staleness, None if latency_us is None else 4)
 
 
 def test_losses_are_of_as_many_updates_and_of_the_same_time() -> None:
@@ -122,6 +126,7 @@ def check(decision: Decision, kinds: list[Kind]) -> None:
     for way in decision.results:
         assert len(way.updates_per_second.samples) == job.ROUNDS
         assert way.updates_per_second.interval is not None
+        assert way.torch_threads in (1, usable_cores())
         assert way.loss is not None
         assert way.loss.median >= 0
         scheduled = way.run_by in ("threads", "processes")
@@ -138,16 +143,44 @@ def check(decision: Decision, kinds: list[Kind]) -> None:
 
 
 @pytest.mark.slow
-def test_a_user_decides_over_processes_and_threads() -> None:
-    steps: list[str] = []
-    decision = profiling.decide(
-        problems.line, workers=[2], seconds=0.5, lr=0.05, on_step=steps.append
-    )
-    kinds = kinds_of([2], processes=True)
-    assert decision.warnings == [] or "spread" in decision.warnings[0]
-    check(decision, kinds)
-    assert len(steps) == len(kinds) * (1 + job.ROUNDS)
+def test_processes_take_turns_and_end_with_their_ways() -> None:
+    make = problems.two_batches
+    problem = checked_problem(make)
+
+    async def turns() -> list[list[Turn]]:
+        async with AsyncExitStack() as stack:
+            ways = [
+                await stack.enter_async_context(way_of(kind, problem, make, 0.05))
+                for kind in (Kind("processes", "lock-free", 1), HAND)
+            ]
+            return [[await way.turn(0.1) for _ in range(2)] for way in ways]
+
+    scheduled, by_hand = run(turns())
     assert multiprocessing.active_children() == []
+    for first, second in (scheduled, by_hand):
+        assert first.updates_per_second > 0
+        for turn_ in (first, second):  # each begins with a weight of 0
+            assert {9.0, 36.0} & {*turn_.losses}
+    assert scheduled[0].staleness == 0
+    assert by_hand[0].staleness is None
+
+
+@pytest.mark.slow
+def test_an_interrupted_decision_tells_of_its_rounds(tmp_path: Path) -> None:
+    json_file = tmp_path / "decision.json"
+    status, out, err = interrupt_hogstream(
+        "round 3: a plain loop",
+        *("decide", "problems:line", "--no-processes", "--workers", "2", "--seconds", "1"),
+        *("--json", json_file),
+    )
+    assert status == 130
+    assert err.endswith("hogstream: interrupted\n")
+    said = " ".join(out.split())
+    assert "2 of 5 rounds tell nothing for sure: until then use a plain loop" in said
+    assert "these are only the results that there were by then" in said
+    decision = decoded(json_file.read_text("utf-8"), Decision)
+    assert (decision.partial, decision.error) == (True, None)
+    assert {len(way.updates_per_second.samples) for way in decision.results} == {2}
 
 
 def test_a_loss_that_diverges_is_no_reason_to_fail() -> None:
@@ -169,8 +202,8 @@ def test_what_cannot_be_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("problems", "must be MODULE:NAME, such as my_module:make, got 'problems'"),
-        ("no-module:make", "must be MODULE:NAME, such as my_module:make, got 'no-module:make'"),
+        ("problems", "must be MODULE:NAME, such as my_module:name, got 'problems'"),
+        ("no-module:make", "must be MODULE:NAME, such as my_module:name, got 'no-module:make'"),
         ("no_module:make", "cannot import no_module: ModuleNotFoundError: No module named"),
         ("problems:nothing", "problems has no nothing"),
         ("problems:not_three", "must return (model, loss, batches), got a tuple of 2"),

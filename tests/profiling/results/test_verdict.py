@@ -7,46 +7,9 @@ from random import Random
 
 import pytest
 
-from hogstream.profiling.results.records import PositiveSpread, SignedSpread, Spread
-from hogstream.profiling.results.schema import RunBy, Way
+from decisions import CALM, HAND, LOCK_FREE, LOOP, PROCESSES, THREADS, WILD, Kind, way
+from hogstream.profiling.results.schema import Way
 from hogstream.profiling.results.verdict import answer, decided, most_gain, simplicity
-
-CALM = (0.98, 0.99, 1.0, 1.01, 1.02)
-WILD = (0.5, 1.6, 1.0, 0.7, 1.4)
-Kind = tuple[RunBy, str | None, int]
-LOOP: Kind = "loop", None, 1
-THREADS: Kind = "threads", "locked", 2
-LOCK_FREE: Kind = "threads", "lock-free", 2
-PROCESSES: Kind = "processes", "locked", 2
-HAND: Kind = "hand", "locked", 2
-
-
-def way(
-    run_by: RunBy,
-    policy: str | None,
-    workers: int,
-    speed: float,
-    *,
-    rounds: tuple[float, ...] = CALM,
-    in_time: tuple[float, ...] | None = None,
-    diverged: bool = False,
-) -> Way:
-    """A way that makes so many updates/s in its median round."""
-    differences = None if in_time is None else SignedSpread.of(in_time)
-    return Way(
-        run_by=run_by,
-        policy=policy,
-        workers=workers,
-        updates_per_second=PositiveSpread.of([speed * each for each in rounds]),
-        latency_us=None,
-        lock_wait_us=None,
-        staleness=None if run_by in ("loop", "hand") else Spread.of([1.0] * len(rounds)),
-        most_staleness=None if run_by in ("loop", "hand") else 3,
-        updates_compared=1234,
-        loss=None if diverged else SignedSpread.of([0.5] * len(rounds)),
-        loss_over_loop=differences,
-        loss_over_loop_in_time=differences,
-    )
 
 
 @dataclass
@@ -60,7 +23,11 @@ class Case:
 
 WORSE, BETTER, UNSURE = (0.1, 0.2, 0.3, 0.4, 0.5), (-0.4,) * 5, (-0.1, 0.1, 0.2, 0.3, 0.4)
 CASES = {
-    "alone": Case([way(*LOOP, 100)], 0, "Use a plain loop, which makes 100 updates/s: there is"),
+    "alone": Case(
+        [way(*LOOP, 100)],
+        0,
+        "Use a plain loop, which makes 100 updates/s with torch on 2 threads: there is",
+    ),
     "clearly the fastest": Case(
         [way(*LOOP, 100), way(*THREADS, 110), way(*LOCK_FREE, 165)],
         2,
@@ -71,15 +38,15 @@ CASES = {
     "the loop is": Case(
         [way(*LOOP, 165), way(*THREADS, 110)],
         0,
-        "Use a plain loop: it makes 165 updates/s, 1.50 times (95 %: 1.50 to 1.50) those of the "
-        "next best, locked over threads with 2 workers.",
+        "Use a plain loop: it makes 165 updates/s with torch on 2 threads, 1.50 times (95 %: 1.50 "
+        "to 1.50) those of the next best, locked over threads with 2 workers.",
     ),
     "noise": Case(
         [way(*LOOP, 100), way(*PROCESSES, 120, rounds=WILD)],
         0,
-        "It makes no difference here: use a plain loop, at 100 updates/s; the fastest of the "
-        "others, locked over processes with 2 workers, makes 1.20 times (95 %: 0.61 to 1.94) as "
-        "many, which is no reason for what is less simple.",
+        "It makes no difference here: use a plain loop, at 100 updates/s with torch on 2 threads; "
+        "the fastest of the others, locked over processes with 2 workers, makes 1.20 times (95 %: "
+        "0.61 to 1.94) as many, which is no reason for what is less simple.",
     ),
     "sure, but too little": Case([way(*LOOP, 100), way(*THREADS, 104)], 0, "It makes no diff"),
     "enough": Case([way(*LOOP, 100), way(*THREADS, 105)], 1, "Use locked over threads"),
@@ -97,8 +64,8 @@ CASES = {
     "it learns less as it is slower": Case(
         [way(*LOOP, 100), way(*THREADS, 50), way(*LOCK_FREE, 80, in_time=WORSE)],
         0,
-        "Use a plain loop: it makes 100 updates/s, 1.25 times (95 %: 1.25 to 1.25) those of the "
-        "next best, lock-free over threads with 2 workers.",
+        "Use a plain loop: it makes 100 updates/s with torch on 2 threads, 1.25 times (95 %: 1.25 "
+        "to 1.25) those of the next best, lock-free over threads with 2 workers.",
     ),
     "perhaps it does not": Case(
         [way(*LOOP, 100), way(*LOCK_FREE, 200, in_time=UNSURE)],
@@ -121,8 +88,8 @@ CASES = {
         [way(*LOOP, 100, rounds=CALM[:4]), way(*THREADS, 300, rounds=CALM[:4])],
         0,
         "4 of 5 rounds tell nothing for sure: until then use a plain loop, which is the simplest "
-        "and makes 99.5 updates/s; the fastest of the others, locked over threads with 2 workers, "
-        "makes 298.",
+        "and makes 99.5 updates/s with torch on 2 threads; the fastest of the others, locked over "
+        "threads with 2 workers, makes 298.",
     ),
     "no loop was measured": Case([way(*THREADS, 100), way(*LOCK_FREE, 200)], 1, "Use lock-free"),
 }

@@ -429,7 +429,7 @@ def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
             ValueError,
             "policy must be one of lock-free, locked, awaited, got 'bounded:3'",
         ),
-        ({"timeline": object()}, ValueError, "timeline must be None over processes"),
+        ({"timeline": object()}, TypeError, "timeline must be a Timeline or None"),
         ({"on_error": "ignore"}, ValueError, "on_error must be one of stop, continue, restart"),
         ({"deadline": 0}, ValueError, "deadline must be a finite number > 0, got 0"),
         ({"nesterov": True}, TypeError, "hyperparameters must be among lr"),
