@@ -10,8 +10,13 @@ from matplotlib.axes import Axes
 from hogstream.profiling.measure.peers import HOGSTREAM
 from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing
 from hogstream.profiling.report.charts import Reach
-from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
-from hogstream.profiling.report.rows import machine_text, results_by_shape, worker_counts
+from hogstream.profiling.report.drawing import DASHED, DAY, LOOKS, Group, Looks, Plot
+from hogstream.profiling.report.rows import (
+    machine_text,
+    results_by_shape,
+    target_text,
+    worker_counts,
+)
 from hogstream.profiling.results.diff import UNKNOWN, Diff
 from hogstream.profiling.results.gains import gains_by_place, stronger_of
 from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
@@ -19,7 +24,6 @@ from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler.policies import POLICIES
 
 _Point = tuple[float, float]
-_CURVE = 160  # points of a line, at most
 _DRAWN_CHANGES, _CHANGES = 36, 12  # of a diff, and of a plot of it; its table holds all
 
 
@@ -76,56 +80,74 @@ def of_bench(bench: Bench) -> list[Group]:
 
 
 def of_train(train: Train) -> Group:
-    """Training loss against time."""
-    looks = _looks(train.results)
-    curves = {
-        run.policy: [point for point in _smoothed(run.losses) if point[1] > 0]
-        for run in train.results
-    }
+    """Loss and metric against time."""
+    looks, settings = _looks(train.results), train.settings
+    losses = {run.policy: _smoothed(run.losses) for run in train.results}
+    metrics = {run.policy: run.metrics for run in train.results}
+    text = " ".join(_trained(run, train) for run in train.results)
+    plots = [
+        _curves(
+            f"Loss against seconds, of the first round. {text}", "loss, running mean", losses, looks
+        ),
+        _curves(
+            f"{settings.metric} against seconds, of the first round. {text}",
+            f"{settings.metric}; dashed: the target",
+            metrics,
+            looks,
+            settings.target,
+        ),
+    ]
+    return Group(
+        "training",
+        f"Training: {settings.workload}",
+        "The loss and the metric of the first round.",
+        [plot for plot in plots if plot is not None],
+        looks,
+    )
+
+
+def _curves(
+    text: str, y: str, curves: dict[str, list[_Point]], looks: Looks, target: float | None = None
+) -> Plot | None:
+    """Lines against seconds, those of losses in decades; None if there is nothing to draw."""
     curves = {policy: curve for policy, curve in curves.items() if curve}
-    text = " ".join(map(_trained, train.results))
+    if not curves:
+        return None
+    heights = [y for curve in curves.values() for _, y in curve]
 
     def draw(axes: Axes) -> None:
-        end = max(x for curve in curves.values() for x, _ in curve)
-        drawing.logarithmic(axes, "y", [y for curve in curves.values() for _, y in curve])
+        if target is None and min(heights) > 0:
+            drawing.logarithmic(axes, "y", heights)
         axes.grid(False, axis="x")
-        axes.set_xlim(0, end * 1.02 or 1)
+        axes.grid(True, axis="y")
+        axes.set_xlim(0, max(x for curve in curves.values() for x, _ in curve) * 1.02 or 1)
         axes.locator_params(axis="x", nbins=6)
+        if target is not None:
+            axes.axhline(target, **DASHED)
         for policy, curve in curves.items():
             look, every = looks[policy], max(1, len(curve) // 8)
             axes.plot([x for x, _ in curve], [y for _, y in curve], **look.line)
             for x, y in curve[every - 1 :: every]:
-                drawing.mark(axes, x, y, look, f"{policy}: {y:.4f} after {x:.2f} s")
+                drawing.mark(axes, x, y, look, f"{policy}: {y:.4g} after {x:.2f} s")
 
-    plot = Plot(
-        "Training loss",
-        f"Training loss against seconds, of the first round. {text}",
-        draw,
-        x="seconds",
-        y="cross entropy (nats), running mean",
-        width=520,
-        height=300,
-    )
-    return Group(
-        "training", "Training", "The loss of the first round.", [plot] if curves else [], looks
-    )
+    title = y.partition(",")[0].partition(";")[0]
+    return Plot(title[:1].upper() + title[1:], text, draw, x="seconds", y=y, width=520, height=300)
 
 
-def _trained(run: TrainRun) -> str:
-    loss = "the loss diverged" if run.final_loss is None else f"loss {run.final_loss.median:.4f}"
+def _trained(run: TrainRun, train: Train) -> str:
     return (
-        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy, {loss}, after "
-        f"{run.training_seconds.median:.1f} s (medians)."
+        f"{run.policy}: {target_text(train)} in {sum(run.reached)} of "
+        f"{counted(len(run.reached), 'round')}, {'after' if run.mostly_reached else 'of'} "
+        f"{run.seconds_to_target.median:.1f} s (the median)."
     )
 
 
-def _smoothed(losses: list[_Point]) -> list[_Point]:
-    """Running means, over which single batches do not hide the course; not too many of them."""
-    window = min(max(20, len(losses) // 25), len(losses))
-    ends = range(window, len(losses) + 1, max(1, len(losses) // _CURVE)) if window else ()
+def _smoothed(points: list[_Point]) -> list[_Point]:
+    """Running means, over which single batches do not hide the course."""
+    window = max(1, min(len(points) // 20, 10))
     return [
-        (losses[end - 1][0], sum(loss for _, loss in losses[end - window : end]) / window)
-        for end in ends
+        (points[end - 1][0], sum(y for _, y in points[end - window : end]) / window)
+        for end in range(window, len(points) + 1)
     ]
 
 
@@ -183,16 +205,11 @@ def write_gains(bench: Bench, path: Path) -> None:
     drawing.save(bench_plots.gains(bench), path, note=note)
 
 
-def write_losses(train: Train, path: Path) -> None:
-    """Saves training loss against time; the suffix says the format."""
+def write_training(train: Train, path: Path) -> None:
+    """Saves loss and metric against time; the suffix says the format."""
     group = of_train(train)
-    named = {
-        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy": group.looks[
-            run.policy
-        ]
-        for run in train.results
-    }
-    drawing.save(group.plots, path, looks=named)
+    named = {_trained(run, train).rstrip("."): group.looks[run.policy] for run in train.results}
+    drawing.save(group.plots, path, looks=named, note=machine_text(train))
 
 
 def write_compare(compare: Compare, path: Path) -> None:
