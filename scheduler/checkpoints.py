@@ -1,8 +1,9 @@
 """Checkpoints: all that workers share, saved to one file and loaded from it.
 
 A checkpoint is a safetensors file, so that loading one runs no code. Its tensors are
-``param/<name>``, ``ms``, ``generator/<name>`` and, where there are any, ``grad_avg``,
-``momentum_buffer``, these three of each worker (``worker_ms`` and so on) and ``races``. Its
+``param/<name>``, ``buffer/<name>``, ``ms``, ``generator/<name>`` and, where there are any,
+``grad_avg``, ``momentum_buffer``, these three of each worker (``worker_ms`` and so on), each
+worker's buffers (``worker_buffer/<name>``) and ``races``. Complex ones are pairs of numbers. Its
 metadata, all strings, are ``hogstream_checkpoint`` (the version of this format), ``hogstream`` (the
 version that wrote it), ``content`` (JSON: version, iterations, seeds, and how many elements
 ``races`` count together) and ``crc32`` (a checksum of all the rest).
@@ -31,6 +32,7 @@ FORMAT = 1
 
 _GENERATOR = "generator/"
 _WORKER = "worker_"
+_BUFFER, _WORKER_BUFFER = "buffer/", "worker_buffer/"
 # What a checkpoint need not have of what shared parameters have.
 _BEGINS_LATER = {
     "races",
@@ -72,7 +74,7 @@ def save_checkpoint(
 
     Args:
         path: The file to write, or to write anew.
-        shared: Saved with its state, that of its workers, ``races`` and ``version``.
+        shared: Saved with its buffers and state, those of its workers, ``races`` and ``version``.
         iterations: How many iterations each worker has finished.
         seeds: Seeds by name.
         generators: Generators by name, whose states are saved.
@@ -91,7 +93,10 @@ def save_checkpoint(
         tensors, shared.version, iterations, {} if seeds is None else seeds, states
     )
     tensors |= {_GENERATOR + name: state for name, state in states.items()}
-    copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    copies = {
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     content = {
         "version": checkpoint.version,
         "iterations": checkpoint.iterations,
@@ -114,11 +119,13 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
 
     No update may be in flight. State and ``races`` are made in ``shared`` if the checkpoint has
     them. A ``grad_avg`` or ``momentum_buffer`` that ``shared`` has and the checkpoint has not
-    begins with zeros, as the updates until then had none; so do races.
+    begins with zeros, as the updates until then had none; so do races. Workers' own buffers that
+    ``shared`` has and the checkpoint has not begin as copies of the buffers.
 
     Args:
         path: A file that ``save_checkpoint`` wrote.
-        shared: With the names, shapes and dtype of the parameters saved; on any device.
+        shared: With the names, shapes and dtypes of the parameters and buffers saved; on any
+            device.
 
     Returns:
         What else the checkpoint holds.
@@ -151,9 +158,14 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
             shared.make_worker_state(len(tensors["worker_ms"]), kinds)
         if "races" in tensors:
             shared.count_races(block)
+        for name in tensors:
+            if name.startswith(_WORKER_BUFFER):
+                shared.make_worker_buffers(len(tensors[name]))
     for name, mine in _tensors_of(shared).items():
         if name in tensors:
             mine.copy_(tensors[name])
+        elif name.startswith(_WORKER_BUFFER):
+            mine.copy_(tensors[_BUFFER + name.removeprefix(_WORKER_BUFFER)].expand_as(mine))
         else:
             mine.zero_()
     shared.versions.zero_()
@@ -169,6 +181,12 @@ def _tensors_of(shared: SharedParameters) -> dict[str, torch.Tensor]:
         tensors |= shared.worker_state.named(_WORKER)
     if shared.races is not None:
         tensors["races"] = shared.races.counts
+    for prefix, buffers in (
+        (_BUFFER, shared.buffers),
+        (_WORKER_BUFFER, shared.worker_buffers or {}),
+    ):
+        for name, buffer in buffers.items():  # safetensors has not all complex dtypes
+            tensors[prefix + name] = torch.view_as_real(buffer) if buffer.is_complex() else buffer
     return tensors
 
 
@@ -221,7 +239,11 @@ def _check_fits(
     """
     mine = _tensors_of(shared)
     expected = mine | _may_be_made(tensors, shared, race_block)
-    missing = mine.keys() - _BEGINS_LATER - tensors.keys()
+    missing = {
+        name
+        for name in mine.keys() - _BEGINS_LATER - tensors.keys()
+        if not name.startswith(_WORKER_BUFFER)
+    }
     unknown = tensors.keys() - expected.keys()
     if missing or unknown:
         raise ValueError(
@@ -241,11 +263,17 @@ def _may_be_made(
     """What is made in shared parameters if a file has it, by name: of these shapes and dtypes."""
     kinds = len(UpdateState._fields)
     made = UpdateState(*[shared.ms] * kinds).named()
+    mine = _tensors_of(shared)
     if "worker_ms" in tensors:
         workers = max((1, *tensors["worker_ms"].shape[:1]))
         if shared.worker_ms is not None:  # else of any number of workers
             workers = len(shared.worker_ms)
         made |= UpdateState(*[shared.ms.expand(workers, -1)] * kinds).named(_WORKER)
+    for name, rows in tensors.items():
+        of = _BUFFER + name.removeprefix(_WORKER_BUFFER)
+        if name.startswith(_WORKER_BUFFER) and of in mine and shared.worker_buffers is None:
+            workers = max((1, *rows.shape[:1]))
+            made[name] = mine[of].expand(workers, *mine[of].shape)
     if "races" in tensors:
         block = check_integer("race_block", race_block, 1)
         if shared.races is not None and shared.races.block != block:

@@ -83,6 +83,8 @@ class WorkerContext:
         flat: The parameters that this iteration reads, shape (elements,): the shared ones, which
             change as updates land, or with ``read="snapshot"`` this worker's copy of them.
         parameters: Views of ``flat`` by name.
+        buffers: By name, what this worker's replica of a model has for its buffers: the shared
+            ones, or with ``buffers="worker"`` or ``"average"`` its own.
     """
 
     def __init__(
@@ -104,6 +106,9 @@ class WorkerContext:
         self.parameters: Mapping[str, torch.Tensor] = (
             shared.views if snapshot is None else shared.views_of(snapshot)
         )
+        self.buffers: Mapping[str, torch.Tensor] = shared.buffers
+        if shared.worker_buffers is not None and dispatch.settings.buffers != "shared":
+            self.buffers = {name: rows[index] for name, rows in shared.worker_buffers.items()}
         self._dispatch = dispatch
         self._budget = budget
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
@@ -250,6 +255,13 @@ class WorkerContext:
                     raise RuntimeError(f"{function!r} raised StopIteration") from stop
 
         return await self._dispatch.run_blocking(self.index, call)
+
+    def on_close(self, function: Callable[[], object]) -> None:
+        """Has a function called on the event loop when the scheduler's scope is left.
+
+        Nothing of the scheduler is under way then: so a worker ends what it has opened.
+        """
+        self._dispatch.on_close.callback(function)
 
     def _why_refused(self, method: str) -> RuntimeError:
         """Why a call is not possible now."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -63,6 +64,7 @@ class Dispatch:
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
+        on_close: What workers want to have called at last.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Dispatch:
         self.lanes: Lanes | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
+        self.on_close = ExitStack()
         self._batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
         self._batch = settings.batch
         self._raises_nonfinite = settings.on_nonfinite == "raise"
@@ -144,6 +147,7 @@ class Dispatch:
             self.lanes.close()
             self.lanes = None
             self.shared.users -= 1
+        self.on_close.close()
 
     def let_go(self) -> None:
         """Leaves, in a child of ``os.fork``, what is under way to the parent."""

@@ -1,10 +1,10 @@
-"""The parameters and the state that all workers update: flat, with named views."""
+"""What all workers share: parameters and the state of updates, flat with named views; buffers."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_param
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.kernels.shared_memory import move_to_shared_memory
+from hogstream.scheduler.buffers import Buffers, average_rows, buffers_of, fill_rows, make_rows
 from hogstream.scheduler.checks import check_choice, check_integer
 from hogstream.scheduler.forks import let_go_in_forks
 from hogstream.scheduler.memory import allocate_zeros, save_parts_alone
@@ -33,6 +34,10 @@ class SharedParameters:
             (workers, elements); before, None.
         races: With ``telemetry=True`` of a scheduler, what races were counted; before, None.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
+        buffers: By name, what a module has besides parameters and workers share too, such as
+            running statistics; of any dtype.
+        worker_buffers: With ``buffers="worker"`` or ``"average"`` of a scheduler, each worker's own
+            by name, of shape (workers, *shape); before, None.
         versions: How many updates the parameters have had from each process, int64, shape
             (processes + 1,) on the CPU; the first is of the process that made them. Only its
             process writes a slot.
@@ -40,26 +45,30 @@ class SharedParameters:
         users: How many schedulers are open over them in this process.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], buffers: Buffers | None = None
+    ) -> None:
         """Copies parameters into flat storage; the tensors given are left alone.
 
         Args:
             parameters: Name to tensor of any shape; one dtype (float16, bfloat16, float32 or
                 float64) and one device for all.
+            buffers: Name to tensor of any shape and dtype; None for none. They are not copied: the
+                tensors given are those that workers share.
 
         Raises:
             TypeError: If there is something else than tensors in a mapping, a dtype cannot be
                 updated, or dtypes differ.
-            ValueError: If there are no parameters, or devices differ.
+            ValueError: If there are no parameters, devices differ, or a buffer is sparse.
             MemoryError: If they do not fit the device.
         """
-        if not isinstance(parameters, Mapping):
-            raise TypeError(
-                f"parameters must map names to tensors, got {type(parameters).__name__}"
-            )
-        for name, tensor in parameters.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+        _check_tensors("parameters", parameters)
+        self.buffers: Buffers = {} if buffers is None else buffers
+        _check_tensors("buffers", self.buffers)
+        for name, tensor in self.buffers.items():
+            if tensor.layout != torch.strided:
+                raise ValueError(f"{name} must be dense as a shared buffer, got {tensor.layout}")
+        self.buffers = dict(self.buffers)
         if not parameters:
             raise ValueError("parameters must hold at least one tensor, got none")
         tensors = {name: tensor.detach() for name, tensor in parameters.items()}
@@ -82,16 +91,20 @@ class SharedParameters:
         )
         self.worker_state: UpdateState | None = None
         self.races: RaceCounters | None = None
+        self.worker_buffers: Buffers | None = None
         self.versions = _make_versions(0)
         self.slot = 0
         self._look()
 
     @classmethod
     def from_module(cls, module: torch.nn.Module) -> SharedParameters:
-        """Makes a module's parameters shared: they become views of the flat storage.
+        """Makes what a module has shared: its parameters become views of the flat storage.
 
-        Buffers, such as running statistics, stay the module's own. See ``attach`` for what its
-        ``state_dict`` holds.
+        Frozen parameters are there too, so that they can be unfrozen; updates leave them alone.
+        The module's buffers, such as running statistics, are shared as they are, also those that
+        its ``state_dict`` leaves out: what workers make of them is in the module. Sparse ones are
+        not shared: each copy of the module has its own. See ``attach`` for what its ``state_dict``
+        holds; ``load_state_dict`` writes into the shared memory, so between runs.
 
         Raises:
             TypeError: If ``module`` is not one, a dtype cannot be updated, or dtypes differ.
@@ -100,7 +113,7 @@ class SharedParameters:
         """
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        shared = cls(dict(module.named_parameters()))
+        shared = cls(dict(module.named_parameters()), buffers_of(module))
         shared.attach(module)
         return shared
 
@@ -232,6 +245,42 @@ class SharedParameters:
         """
         return self.make_worker_state(workers, ()).ms
 
+    def make_worker_buffers(self, workers: int) -> Buffers:
+        """Each worker's own buffers: made as copies of ``buffers`` if not there, the same later.
+
+        Args:
+            workers: How many.
+
+        Raises:
+            ValueError: If they were made for another number of workers.
+            MemoryError: If they do not fit the device.
+        """
+        workers = check_integer("workers", workers, at_least=1)
+        if self.worker_buffers is None:
+            self.worker_buffers = make_rows(self.buffers, workers)
+        for rows in self.worker_buffers.values():
+            if len(rows) != workers:
+                raise ValueError(
+                    f"workers must be {len(rows)}, as many as have buffers, got {workers}"
+                )
+        return self.worker_buffers
+
+    def reset_worker_buffers(self) -> None:
+        """Has each worker's own buffers, in this process, begin again as copies of ``buffers``."""
+        assert self.worker_buffers is not None
+        fill_rows(self.worker_buffers, self.buffers)
+
+    def average_worker_buffers(self, updates: Sequence[int]) -> None:
+        """Writes the mean of the workers' own buffers into ``buffers``.
+
+        Integers and booleans, which have no mean, come from the worker that had most updates.
+
+        Args:
+            updates: How many updates each worker had; those that had none are left out.
+        """
+        assert self.worker_buffers is not None
+        average_rows(self.worker_buffers, self.buffers, updates)
+
     def _zeros(self, name: str, shape: torch.Size) -> torch.Tensor:
         return allocate_zeros(name, tuple(shape), self.ms.dtype, self.ms.device)
 
@@ -290,24 +339,26 @@ class SharedParameters:
         tensors = [self.flat, *self.state.named().values(), versions]
         tensors += [] if self.worker_state is None else self.worker_state.named().values()
         tensors += [] if self.races is None else [self.races.counts]
+        tensors += [*self.buffers.values(), *(self.worker_buffers or {}).values()]
         move_to_shared_memory(tensors)
         self.versions = versions
         self._look()
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """If the block fails, state and ``races`` that were made in it are dropped again."""
-        before = self.state, self.worker_state, self.races
+        """If the block fails, what was made in it is dropped again: state, races, buffers."""
+        before = self.state, self.worker_state, self.races, self.worker_buffers
         try:
             yield
         except BaseException:
-            self.state, self.worker_state, self.races = before
+            self.state, self.worker_state, self.races, self.worker_buffers = before
             raise
 
     def enter_process(self, process: int) -> None:
         """Says which of the others this process is: what it works on then is its own part.
 
-        That is a slot of ``versions``, and its workers' rows of ``worker_state``.
+        That is a slot of ``versions``, and its workers' rows of ``worker_state`` and
+        ``worker_buffers``.
 
         Args:
             process: Its number among those of ``share_memory_``, from 0.
@@ -322,40 +373,45 @@ class SharedParameters:
             self.worker_state = self.worker_state.map(
                 lambda each: each.tensor_split(processes)[process]
             )
+        if self.worker_buffers is not None:
+            self.worker_buffers = {
+                name: rows.tensor_split(processes)[process]
+                for name, rows in self.worker_buffers.items()
+            }
 
     def attach(
-        self, module: torch.nn.Module, views: Mapping[str, torch.Tensor] | None = None
+        self,
+        module: torch.nn.Module,
+        views: Mapping[str, torch.Tensor] | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
-        """Re-points a module's parameters into the shared storage; their old values are dropped.
+        """Re-points a module's parameters and buffers into the shared memory.
 
-        Its ``state_dict`` holds the parameters' own memory, and is saved as what it is: that of one
-        layer as one layer, also by safetensors. Sent to another process it is a copy, so send
-        the module or the shared parameters.
+        Their old values are dropped. The module's tensors stay its own: those that are tied stay
+        tied. If no buffers are shared, it keeps its own.
+
+        Its ``state_dict`` holds the parameters' and buffers' own memory, and is saved as what it
+        is: that of one layer as one layer, also by safetensors. Sent to another process it is a
+        copy, so send the module or the shared parameters.
 
         Args:
-            module: With the names, shapes, dtype and device of the shared parameters, such as a
-                deep copy of the module they were made from.
-            views: Where to point them instead: a worker's snapshot, say, by name.
+            module: With the names, shapes, dtypes and device of what is shared, such as a deep copy
+                of the module that it was made from.
+            views: Where to point the parameters instead: a worker's snapshot, say, by name.
+            buffers: Where to point the buffers instead: a worker's own, say, by name.
 
         Raises:
             ValueError: If a name, shape, dtype or device differs, or it was made in inference mode;
                 the module is left as it was.
         """
         parameters = dict(module.named_parameters())
-        if parameters.keys() != self.views.keys():
-            differing = sorted(parameters.keys() ^ self.views.keys())
-            raise ValueError(f"module must have the shared parameters' names; {differing} differ")
-        for name, parameter in parameters.items():
-            mine, theirs = _signature(self.views[name]), _signature(parameter)
-            if mine != theirs:
-                raise ValueError(f"{name} must be {mine} as the shared one, got {theirs}")
-            if parameter.is_inference():
-                raise ValueError(
-                    f"{name} must not be an inference tensor: make the module outside of "
-                    f"torch.inference_mode(), or copy it there"
-                )
+        _check_fits("parameters", self.views, parameters)
+        own = buffers_of(module) if self.buffers else {}
+        _check_fits("buffers", self.buffers, own)
         for name, parameter in parameters.items():
             parameter.data = self.views[name] if views is None else views[name]
+        for name, buffer in own.items():
+            buffer.data = self.buffers[name] if buffers is None else buffers[name]
         save_parts_alone(module)
 
     def views_of(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -375,6 +431,32 @@ def _missing(state: UpdateState, kinds: Collection[str]) -> list[str]:
     for kind in kinds:
         check_choice("each of kinds", kind, KINDS)
     return [kind for kind in kinds if kind not in state.named()]
+
+
+def _check_tensors(what: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"{what} must map names to tensors, got {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+
+
+def _check_fits(
+    what: str, mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]
+) -> None:
+    """Checks that what a module has can be pointed to what is shared."""
+    if theirs.keys() != mine.keys():
+        differing = sorted(theirs.keys() ^ mine.keys())
+        raise ValueError(f"module must have the shared {what}' names; {differing} differ")
+    for name, tensor in theirs.items():
+        wanted, got = _signature(mine[name]), _signature(tensor)
+        if wanted != got:
+            raise ValueError(f"{name} must be {wanted} as the shared one, got {got}")
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name} must not be an inference tensor: make the module outside of "
+                f"torch.inference_mode(), or copy it there"
+            )
 
 
 def _signature(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:

@@ -237,6 +237,8 @@ class StreamScheduler:
         )
         rate = None if lr_schedule is None else ScheduledRate(lr_schedule, self.shared)
         self._running, self._stopping, self._budget = True, False, budget
+        if self.settings.buffers == "average":
+            self.shared.reset_worker_buffers()
         self._dispatch.begin_run(record, callbacks, rate)
         budget.start()
         self._tasks = {
@@ -280,7 +282,10 @@ class StreamScheduler:
                 record.failures.setdefault(index, error)
         threads = self._dispatch.torch_threads
         ran = described(self.settings, self.shared, self.backend, self._kinds, threads)
-        return record.report(**ran, partial=not whole)
+        report = record.report(**ran, partial=not whole)
+        if self.settings.buffers == "average" and not self.shared.slot:  # else its parent does it
+            self.shared.average_worker_buffers(report.updates_by_worker)
+        return report
 
     async def _watch(self, contexts: Sequence[ScheduledContext], record: RunRecord) -> None:
         """Waits for the workers, and has those fail that take longer than they may."""
@@ -398,6 +403,8 @@ class StreamScheduler:
             self._states = [states.map(itemgetter(worker)) for worker in range(workers)]
         else:
             self._states = [shared.make_state(self._kinds)] * workers
+        if self.settings.buffers != "shared":
+            shared.make_worker_buffers(workers)
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat

@@ -54,6 +54,12 @@ class SchedulerSettings:
             1602.01783).
         read: ``"live"``: workers read parameters that change under them (Hogwild).
             ``"snapshot"``: they read a copy, made at the start of each iteration (A3C).
+        buffers: What workers' replicas of a model have for its buffers, such as BatchNorm's running
+            statistics. ``"shared"``: all have the model's own, which change under them as live
+            parameters do. ``"worker"``: each its own, kept for its next run; the model's stay as
+            they were. ``"average"``: each its own, which begin a run as the model's, and of which
+            the model's are the mean when it ends (of integers and booleans, those of the worker
+            that made most updates).
         staleness_aware: Divide ``lr`` by an update's staleness (Zhang et al. 2016, arXiv
             1511.05950) as it is known when its lane begins with it.
         telemetry: Count lost updates in the kernel.
@@ -83,6 +89,10 @@ class SchedulerSettings:
     batch_of: str = _choice("lane", "lanes", text="A batch is of one worker, or of all.")
     state: str = _choice("shared", "per-worker", text="One ms for all, or each worker its own.")
     read: str = _choice("live", "snapshot", text="Workers read live parameters, or a copy.")
+    buffers: str = _choice(
+        *("shared", "worker", "average"),
+        text="Workers share a model's buffers, have their own, or their own that are averaged.",
+    )
     staleness_aware: bool = _option(False, "Divide lr by the staleness of each update.")
     telemetry: bool = _option(False, "Count lost updates in the kernel.")
     on_error: str = _choice(

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,7 +38,12 @@ from hogstream.scheduler import ModelWorker, ProcessScheduler, SharedParameters,
 BATCH, LEARNING_RATE = 32, 1e-3
 OURS, BY_HAND, PLAIN = "hogstream", "threads set by hand", "plain loop"
 WAYS = (OURS, BY_HAND, PLAIN)
-SETUPS = (("threads", 1), ("threads", 2), ("processes", 1), ("processes", 2))
+SETUPS: tuple[tuple[Literal["threads", "processes"], int], ...] = (
+    ("threads", 1),
+    ("threads", 2),
+    ("processes", 1),
+    ("processes", 2),
+)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 #: Trains for so many seconds, and says how many updates/s that were.
@@ -195,7 +200,8 @@ async def measured_plainly(name: str, workers: int, threads: int, seconds: float
     working = [threading.Thread(target=work, args=(each,)) for each in range(workers)]
     for thread in working:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join() for thread in working])
+    for thread in working:
+        await asyncio.to_thread(thread.join)
     return sum(made) / (time.perf_counter() - begin)
 
 

@@ -400,6 +400,7 @@ class Scheduling(Record):
     batch_of: str
     state: str
     read: str
+    buffers: str
     staleness_aware: bool
     telemetry: bool
     on_error: str

@@ -268,6 +268,8 @@ class ProcessScheduler:
         finally:
             self._tasks, self._running = [], None
             self.report = run.report()
+            if self.settings.buffers == "average":
+                self.shared.average_worker_buffers(self.report.updates_by_worker)
             if callbacks.error is not None:  # of which nobody else would hear
                 raise callbacks.error
         failures = self.report.failures
@@ -303,6 +305,8 @@ class ProcessScheduler:
                 shared.make_worker_state(self.processes * settings.workers, self._kinds)
             else:
                 shared.make_state(self._kinds)
+            if settings.buffers != "shared":
+                shared.make_worker_buffers(self.processes * settings.workers)
             shared.share_memory_(self.processes)
         shared.users += 1
 

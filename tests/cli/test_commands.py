@@ -139,6 +139,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
         *("bench", "--device", "cpu", "--workers", "1,4", "--elements", "2^10,2^17"),
         *("--policies", "lock-free,awaited,bounded:007", "--seconds", "0.2", "--telemetry"),
         *("--batch", "11", "--batch-of", "lane", "--state", "per-worker", "--read", "snapshot"),
+        *("--buffers", "average"),
         *("--staleness-aware", "--on-error", "restart", "--on-nonfinite", "skip"),
         *("--deadline", "60", "--json", json_file, "--report", report),
     )
@@ -150,6 +151,7 @@ def test_bench_runs_the_scheduler_as_it_is_told(hogstream: Command, tmp_path: Pa
         "batch_of": "lane",
         "state": "per-worker",
         "read": "snapshot",
+        "buffers": "average",
         "staleness_aware": True,
         "telemetry": True,
         "on_error": "restart",

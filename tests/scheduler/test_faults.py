@@ -416,7 +416,7 @@ async def test_failure_after_the_update_does_not_take_it_back() -> None:
     assert not report.partial
 
 
-async def test_model_whose_callback_fails_keeps_its_gradients_apart() -> None:
+async def test_model_whose_worker_fails_after_submitting_keeps_its_gradients_apart() -> None:
     """The next iteration must not clear the gradient of an update in flight."""
     model = torch.nn.Linear(200, 200, bias=False)
     shared = SharedParameters.from_module(model)
@@ -425,14 +425,12 @@ async def test_model_whose_callback_fails_keeps_its_gradients_apart() -> None:
     def loss(module: torch.nn.Module, _: None) -> torch.Tensor:
         return sum((parameter.sum() for parameter in module.parameters()), torch.zeros(()))
 
-    def on_loss(worker: int, value: float) -> None:
+    model_worker = ModelWorker(shared, model, loss, [None])
+
+    async def worker(context: WorkerContext) -> None:
+        await model_worker(context)
         raise LookupError("the log is full")
 
-    def batches() -> Any:
-        while True:
-            yield None
-
-    worker = ModelWorker(shared, model, loss, batches(), on_loss)
     async with StreamScheduler(
         shared, workers=1, depth=2, on_error="restart", **COUNTING
     ) as scheduler:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,13 @@ from hogstream.scheduler import (
     SharedParameters,
     SimulatedWorker,
     StreamScheduler,
+    WorkerContext,
     WorkerError,
 )
+from model_testing import PlainLoop, classified, make_classifier, one_thread, points
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 #: With these and float64, an update subtracts its gradient: ms stays near 0, as gradients weigh
 #: 1 - alpha = 2**-53, that the divisor is sqrt(eps) = 1.
 SUBTRACTING: dict[str, Any] = {"lr": 1.0, "alpha": 1 - 2**-53, "eps": 1.0}
@@ -46,15 +49,24 @@ def squared_error(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return (error**2).mean()
 
 
+def noted(loss: Loss, losses: list[float]) -> Loss:
+    """A loss that notes its values."""
+
+    def note(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        value = loss(model, batch)
+        losses.append(value.item())
+        return value
+
+    return note
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 async def test_one_model_worker_trains_like_a_plain_loop(depth: int) -> None:
     """With depth 2 an iteration reads parameters that may lack the update in flight."""
     model, plain = make_model(), make_model()
     shared = SharedParameters.from_module(model)
     losses: list[float] = []
-    worker = ModelWorker(
-        shared, model, squared_error, make_batches(), lambda _index, loss: losses.append(loss)
-    )
+    worker = ModelWorker(shared, model, noted(squared_error, losses), make_batches())
     async with StreamScheduler(shared, workers=1, depth=depth, **OPTIONS) as scheduler:
         await scheduler.run(worker, updates=100)
 
@@ -106,24 +118,13 @@ async def test_many_model_workers_learn(policy: str) -> None:
     model = make_model()
     shared = SharedParameters.from_module(model)
     losses: list[float] = []
-    worker = ModelWorker(
-        shared, model, squared_error, make_batches(), lambda worker, loss: losses.append(loss)
-    )
+    worker = ModelWorker(shared, model, noted(squared_error, losses), make_batches())
     before = squared_error(model, next(make_batches(seed=2))).item()
     async with StreamScheduler(shared, workers=4, depth=2, policy=policy, **OPTIONS) as scheduler:
         report = await scheduler.run(worker, updates=400)
     assert report.updates == len(losses) == 400
     # Not the last one: a lock-free update that is held up puts back what was learned meanwhile.
     assert np.median(losses[200:]) < before / 5
-
-
-async def test_batches_that_run_out_are_an_error() -> None:
-    model = make_model()
-    shared = SharedParameters.from_module(model)
-    worker = ModelWorker(shared, model, squared_error, iter([next(make_batches())]))
-    async with StreamScheduler(shared, workers=2) as scheduler:
-        with pytest.raises(WorkerError, match="batches must last for every update"):
-            await scheduler.run(worker, updates=3)
 
 
 async def test_reading_a_batch_leaves_the_event_loop_free() -> None:
@@ -289,7 +290,8 @@ async def test_replicas_follow_what_is_frozen_in_the_model() -> None:
     moved: list[list[bool]] = []
     before = shared.flat.clone()
 
-    def note(worker: int, loss: float) -> None:
+    async def worker(context: WorkerContext) -> None:
+        await model_worker(context)
         was, now = shared.views_of(before), shared.views
         moved.append([not torch.equal(was[key], now[key]) for key in ("0.bias", "2.bias")])
         before.copy_(shared.flat)
@@ -304,7 +306,7 @@ async def test_replicas_follow_what_is_frozen_in_the_model() -> None:
             model[2].requires_grad_(False)  # type: ignore[index]
         return squared_error(model, batch)
 
-    worker = ModelWorker(shared, model, loss, make_batches(), note)
+    model_worker = ModelWorker(shared, model, loss, make_batches())
     async with StreamScheduler(shared, workers=1, **OPTIONS) as scheduler:
         await scheduler.run(worker, updates=4)
         await scheduler.run(worker, updates=4)
@@ -333,7 +335,7 @@ def freeze_all(model: torch.nn.Module) -> None:
     ("change", "message"),
     [
         (replace_parameter, r"loss must leave the model its parameters, got another 0\.weight"),
-        (add_parameter, "loss must leave the model its parameters, got another scale"),
+        (add_parameter, "loss must leave the model its parameters and buffers, got another scale"),
         (replace_data, r"loss must leave 2\.bias in shared memory, got other data in it"),
         (freeze_all, "loss must depend on a parameter of the model that requires a gradient"),
     ],
@@ -364,3 +366,182 @@ async def test_replicas_go_on_where_parameters_have_moved_to() -> None:
         if not shared.flat.is_shared():
             shared.share_memory_(processes=1)
     assert shared.version == 6
+
+
+class Tied(torch.nn.Module):
+    """Has one weight by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = torch.nn.Linear(4, 4, bias=False)
+        self.decoder = torch.nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.decoder(torch.tanh(self.encoder(x)))
+        return decoded[:, :1]
+
+
+def make_bfloat16() -> torch.nn.Module:
+    return make_model().to(torch.bfloat16)
+
+
+def make_frozen() -> torch.nn.Module:
+    model = make_classifier()
+    model[0].requires_grad_(False)
+    model[1].bias.requires_grad_(False)
+    return model
+
+
+def in_its_dtype(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    dtype = next(model.parameters()).dtype
+    return squared_error(model, (batch[0].to(dtype), batch[1].to(dtype)))
+
+
+@pytest.mark.parametrize("read", ["live", "snapshot"])
+@pytest.mark.parametrize(
+    ("make", "loss", "batches"),
+    [
+        (Tied, squared_error, make_batches),
+        (make_bfloat16, in_its_dtype, make_batches),
+        (make_frozen, classified, points),
+    ],
+    ids=["tied", "bfloat16", "frozen"],
+)
+async def test_models_of_all_kinds_train_as_in_a_plain_loop(
+    make: Callable[[], torch.nn.Module], loss: Loss, batches: Any, read: str
+) -> None:
+    """To the bit, and what is frozen or unfrozen between runs is so in the next."""
+    options = {**OPTIONS, "weight_decay": 0.1}
+    model, plain = make(), make()
+    train = PlainLoop(plain, loss, batches(1), **options)
+    shared = SharedParameters.from_module(model)
+    worker = ModelWorker(shared, model, loss, batches(1))
+    async with StreamScheduler(shared, workers=1, read=read, **options) as scheduler:
+        for change in (True, False, True):
+            for each in (model, plain):
+                first, last = next(each.parameters()), list(each.parameters())[-1]
+                last.requires_grad_(change)
+                first.requires_grad_(first.requires_grad or not change)
+            await scheduler.run(worker, updates=5)
+            with one_thread():
+                train.run(5)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert shared.version == 15
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.1, 100.0])
+@pytest.mark.parametrize("accumulate", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["whole", "parts", "bfloat16"])
+async def test_update_may_be_of_several_batches_and_clipped(
+    kind: str, accumulate: int, max_grad_norm: float | None
+) -> None:
+    """As torch clips the gradient of the mean of the losses."""
+    make = make_bfloat16 if kind == "bfloat16" else make_model
+    model, plain = make(), make()
+    if kind == "parts":
+        for each in (model, plain):
+            each[0].weight.requires_grad_(False)  # type: ignore[index]
+    shared = SharedParameters.from_module(model)
+    losses: list[float] = []
+    worker = ModelWorker(
+        *(shared, model, in_its_dtype, make_batches()),
+        accumulate=accumulate,
+        max_grad_norm=max_grad_norm,
+    )
+
+    async def noting(context: WorkerContext) -> None:
+        submit = context.submit
+
+        async def submit_and_note(grad: Any, **options: Any) -> None:
+            losses.append(options["loss"])
+            await submit(grad, **options)
+
+        context.submit = submit_and_note  # type: ignore[method-assign, assignment]
+        await worker(context)
+        context.submit = submit  # type: ignore[method-assign]
+
+    async with StreamScheduler(shared, workers=1, **OPTIONS) as scheduler:
+        await scheduler.run(noting, updates=4)
+
+    train = PlainLoop(plain, in_its_dtype, make_batches())
+    batches = make_batches()
+    means = []
+    for _ in range(4):
+        plain.zero_grad()
+        values = [in_its_dtype(plain, next(batches)) for _ in range(accumulate)]
+        (sum(values, torch.zeros(())) / accumulate).backward()
+        means.append(sum(value.item() for value in values) / accumulate)
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
+        train.update()
+    within = 0.02 if kind == "bfloat16" else 1e-6
+    assert losses == pytest.approx(means, rel=10 * within)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=10 * within, atol=within)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+async def test_loss_is_computed_under_autocast(autocast: torch.dtype | None) -> None:
+    dtypes = set()
+
+    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        result = model(batch[0])
+        dtypes.add(result.dtype)
+        value: torch.Tensor = result.float().mean()
+        return value
+
+    model = make_model()
+    shared = SharedParameters.from_module(model)
+    before = shared.flat.clone()
+    worker = ModelWorker(shared, model, loss, make_batches(), autocast=autocast)
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        await scheduler.run(worker, updates=4)
+    assert dtypes == {autocast or torch.float32}
+    assert not torch.equal(shared.flat, before)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3.0, "TypeError: loss must return a tensor, got float"),
+        (None, "TypeError: loss must return a tensor, got NoneType"),
+        (torch.ones(2), r"ValueError: loss must return a scalar, got shape \(2,\)"),
+    ],
+)
+async def test_loss_that_is_no_scalar_is_an_error(value: Any, message: str) -> None:
+    model = make_model()
+    shared = SharedParameters.from_module(model)
+    worker = ModelWorker(shared, model, lambda model, batch: value, make_batches())
+    async with StreamScheduler(shared, workers=1) as scheduler:
+        with pytest.raises(WorkerError, match=message):
+            await scheduler.run(worker, updates=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"shared": None}, TypeError, "shared must be"),
+        ({"model": make_model}, TypeError, "model must be"),
+        ({"loss": "mse"}, TypeError, "loss must be callable, got 'mse'"),
+        ({"batches": make_batches}, TypeError, "batches must be iterable, got <function"),
+        ({"accumulate": 0}, ValueError, "accumulate must be an integer >= 1, got 0"),
+        ({"max_grad_norm": 0}, ValueError, "max_grad_norm must be a finite number > 0, got 0"),
+        ({"autocast": torch.float32}, ValueError, "autocast must be bfloat16, float16 or None"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_bad_arguments_of_a_model_worker_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = make_model()
+    good = {
+        "shared": SharedParameters.from_module(model),
+        "model": model,
+        "loss": squared_error,
+        "batches": make_batches(),
+    }
+    with pytest.raises(error, match=message):
+        ModelWorker(**{**good, **arguments})

@@ -1,0 +1,1 @@
+"""Workers to run: simulated ones for benchmarks, and a model's forward and backward."""
