@@ -32,8 +32,8 @@ class Replica:
         """
         if not shared.buffers and (missing := list(buffers_of(model))):
             raise ValueError(
-                f"shared must have buffers as the model, which has {', '.join(missing)}: make it by "
-                f"SharedParameters.from_module"
+                f"shared must have buffers as the model, which has {', '.join(missing)}: make it "
+                "by SharedParameters.from_module"
             )
         self._flat = context.flat
         self._originals = list(model.parameters())
