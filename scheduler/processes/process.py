@@ -332,7 +332,7 @@ class WorkerProcess:
         return ProcessDied(f"{self._name} {fate}", self.pid, code)
 
 
-def check_main_module(method: str) -> None:
+def check_main_module(method: str = "spawn") -> None:
     """Checks that a process may be started: it begins by importing ``__main__`` as this one did.
 
     Args:
@@ -458,7 +458,7 @@ def _end_with_parent() -> None:
     assert parent is not None
     ends = [parent.sentinel]
     # A process that the parent has forked keeps the sentinel open when the parent has ended.
-    if hasattr(os, "pidfd_open"):
+    if hasattr(os, "pidfd_open") and parent.pid is not None:
         with suppress(OSError):  # where that is not allowed, or it has ended
             ends.append(os.pidfd_open(parent.pid))
     by_parent = os.getppid() == parent.pid  # and not by a server of forks
