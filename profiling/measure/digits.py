@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -280,10 +279,11 @@ class _Training:
         self._on_step(f"{self._title}, epoch 1")
         scheduler, worker = self._prepare(timeline)
         async with scheduler:
-            self._start, self._loop = time.perf_counter(), asyncio.get_running_loop()
+            self._start = time.perf_counter()
             try:
                 updates = self._settings.epochs * self._updates_per_epoch
-                await scheduler.run(worker, updates=updates)
+                on_loss = self._on_loss if self._settings.processes == 1 else None
+                await scheduler.run(worker, updates=updates, on_loss=on_loss)
             finally:
                 self.report = scheduler.report
 
@@ -300,7 +300,7 @@ class _Training:
             )
             return scheduler, partial(make_worker_of_process, settings)
         batches = shuffled(self._digits.train, settings.seed)
-        worker = ModelWorker(shared, self._model, self._noted_loss, batches)
+        worker = ModelWorker(shared, self._model, batch_loss, batches)
         return (
             StreamScheduler(shared, self._scheduling, timeline=timeline, lr=LEARNING_RATE),
             worker,
@@ -324,13 +324,7 @@ class _Training:
             ],
         )
 
-    def _noted_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The loss, which the event loop takes down: a worker's thread computes it."""
-        loss = batch_loss(model, batch)
-        self._loop.call_soon_threadsafe(self._note, loss.item())
-        return loss
-
-    def _note(self, loss: float) -> None:
+    def _on_loss(self, worker: int, loss: float) -> None:
         self._losses.append((time.perf_counter(), loss))
         done, rest = divmod(len(self._losses), self._updates_per_epoch)
         if rest == 0 and done < self._settings.epochs:

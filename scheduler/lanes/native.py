@@ -1,4 +1,8 @@
-"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL."""
+"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL.
+
+A worker that has a process for itself, and waits for each landing, gains nothing by such a thread:
+its lane runs the same code on the event loop's thread.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
     Form,
+    Loop,
     LoopThread,
     RingLane,
     RingLanes,
@@ -61,11 +66,37 @@ class NativeLane(RingLane, CpuLane):
         native_loop.launch(self.address, self._launched)
 
 
+class InlineLane(NativeLane):
+    """A lane on the event loop's thread: what is launched is applied and delivered at once.
+
+    Attributes:
+        loop: Which is called for each launch.
+    """
+
+    def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+        """Makes it; it is the only lane."""
+        super().__init__(index, lanes, rows)
+        self.loop = Loop([self], lanes.settings)
+        words = lanes.settings.words
+        words[rings.STOP] = 1  # as soon as nothing is left to do
+        words[rings.WOKEN] = 1  # and so nothing wakes the event loop, on whose thread all is done
+
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.launch_all([work])
+
+    def publish(self) -> None:
+        """Applies what was given its place, and delivers it."""
+        super().publish()
+        self.loop.run()
+        self.deliver()
+
+
 class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
-        threads: One of each lane.
+        threads: One of each lane; of an inline one, its loop.
     """
 
     def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
@@ -84,11 +115,16 @@ class NativeLanes(RingLanes[NativeLane]):
         super().__init__(settings, count, depth, deliver)
         self._dtype = _dtype(settings)
         self.settings.words[rings.FINITE] = _finite(settings)
-        self.threads: list[LoopThread] = []
+        self.threads: list[Loop] = []
         mode = FloatingPointMode()  # of the thread that opens them
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
+                if settings.inline:
+                    inline = InlineLane(index, self, rows)
+                    self.threads.append(inline.loop)
+                    self.lanes.append(inline)
+                    continue
                 lane = NativeLane(index, self, rows)
                 name = f"hogstream-lane-{index}"
                 self.threads.append(LoopThread(name, [lane], self.settings, mode.set))

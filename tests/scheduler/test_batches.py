@@ -42,7 +42,9 @@ class Twice:
         return float(index)
 
 
-@pytest.mark.parametrize("batches", [[0.0, 1.0], (0.0, 1.0), Twice(), range(2)], ids=str)
+@pytest.mark.parametrize(
+    "batches", [[0.0, 1.0], (0.0, 1.0), Twice(), range(2)], ids=lambda each: type(each).__name__
+)
 async def test_iterable_is_begun_anew_when_it_ends(batches: Any) -> None:
     """And in each scope."""
     shared, worker, seen = make_worker(batches)
@@ -73,7 +75,7 @@ class Ending:
 )
 async def test_batches_that_run_out_are_an_error(batches: Any, updates: int, message: str) -> None:
     shared, worker, _ = make_worker(batches())
-    async with StreamScheduler(shared, workers=2, **GOES_ALONG) as scheduler:
+    async with StreamScheduler(shared, workers=1, **GOES_ALONG) as scheduler:
         with pytest.raises(WorkerError, match=message):
             await scheduler.run(worker, updates=5)
     assert shared.version == updates

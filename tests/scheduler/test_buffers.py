@@ -204,7 +204,11 @@ async def test_workers_keep_buffers_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("updates", "mean", "count"),
-    [([1, 0, 3], (1.0 + 7.0) / 2, 30), ([2, 2, 1], (1.0 + 4.0 + 7.0) / 3, 10), ([0, 0, 0], 0.5, 5)],
+    [
+        ([1, 0, 3], (1.0 + 7.0) / 2, 30),
+        ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10),
+        ([0, 0, 0], 0.5, 5),
+    ],
 )
 def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, count: int) -> None:
     """Counts, which have no mean, come from who made most updates."""
@@ -215,8 +219,8 @@ def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, c
     }
     shared = SharedParameters({"p": torch.zeros(1)}, buffers)
     rows = shared.make_worker_buffers(3)
-    rows["mean"].copy_(torch.tensor([[1.0], [4.0], [7.0]]).expand(3, 2))
-    rows["turn"].copy_(torch.tensor([1.0j, 4.0j, 7.0j]))
+    rows["mean"].copy_(torch.tensor([[1.0], [10.0], [7.0]]).expand(3, 2))
+    rows["turn"].copy_(torch.tensor([1.0j, 10.0j, 7.0j]))
     rows["count"].copy_(torch.tensor([10, 20, 30]))
     shared.average_worker_buffers(updates)
     assert buffers["mean"].tolist() == [mean, mean]
