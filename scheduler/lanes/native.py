@@ -65,18 +65,17 @@ class NativeLane(RingLane, CpuLane):
         """Launches what was given its place."""
         native_loop.launch(self.address, self._launched)
 
+    def close(self) -> None:
+        """Gives back what it has of the system."""
+
 
 class InlineLane(NativeLane):
-    """A lane on the event loop's thread: what is launched is applied and delivered at once.
-
-    Attributes:
-        loop: Which is called for each launch.
-    """
+    """A lane on the event loop's thread: what is launched is applied and delivered at once."""
 
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
         """Makes it; it is the only lane."""
         super().__init__(index, lanes, rows)
-        self.loop = Loop([self], lanes.settings)
+        self._loop = Loop([self], lanes.settings)
         words = lanes.settings.words
         words[rings.STOP] = 1  # as soon as nothing is left to do
         words[rings.WOKEN] = 1  # and so nothing wakes the event loop, on whose thread all is done
@@ -88,15 +87,19 @@ class InlineLane(NativeLane):
     def publish(self) -> None:
         """Applies what was given its place, and delivers it."""
         super().publish()
-        self.loop.run()
+        self._loop.run()
         self.deliver()
+
+    def close(self) -> None:
+        """Gives back what it has of the system."""
+        self._loop.close()
 
 
 class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
-        threads: One of each lane; of an inline one, its loop.
+        threads: One of each lane that is not inline.
     """
 
     def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
@@ -115,15 +118,13 @@ class NativeLanes(RingLanes[NativeLane]):
         super().__init__(settings, count, depth, deliver)
         self._dtype = _dtype(settings)
         self.settings.words[rings.FINITE] = _finite(settings)
-        self.threads: list[Loop] = []
+        self.threads: list[LoopThread] = []
         mode = FloatingPointMode()  # of the thread that opens them
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
                 if settings.inline:
-                    inline = InlineLane(index, self, rows)
-                    self.threads.append(inline.loop)
-                    self.lanes.append(inline)
+                    self.lanes.append(InlineLane(index, self, rows))
                     continue
                 lane = NativeLane(index, self, rows)
                 name = f"hogstream-lane-{index}"
@@ -149,6 +150,8 @@ class NativeLanes(RingLanes[NativeLane]):
         self.settings.stop()
         for thread in self.threads:
             thread.close()
+        for lane in self.lanes:
+            lane.close()
         super().close()
 
 
