@@ -38,6 +38,8 @@ from hogstream.scheduler.workers.batches import Batches, moved
 
 # How long a process may keep losses to itself, so that many are sent at once.
 _KEPT_SECONDS = 0.05
+# For how long processes that do nothing may take to end, with those of a DataLoader of theirs.
+_END_SECONDS = 10.0
 
 Heard = Callable[[int, Any], object]
 Answer = Coroutine[Any, Any, Any]
@@ -242,7 +244,7 @@ class ByHand:
 
     async def __aexit__(self, *_: object) -> None:
         """Ends the processes; what they do is of no use any more."""
-        self._end()
+        self._end(_END_SECONDS)
 
     async def run(
         self,
@@ -347,8 +349,8 @@ class ByHand:
                 else:
                     on_result(index, pickle.loads(value))
 
-    def _end(self) -> None:
-        end_all(self._processes)
+    def _end(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        end_all(self._processes, grace_seconds)
         self._processes.clear()
 
 
