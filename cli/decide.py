@@ -31,6 +31,7 @@ from hogstream.scheduler import SettingError
 @click.option(
     "--seconds",
     type=options.seconds_above_zero,
+    metavar="SECONDS",
     default=job.SECONDS,
     show_default=True,
     help="How long to measure, besides the start of processes.",
@@ -38,6 +39,7 @@ from hogstream.scheduler import SettingError
 @click.option(
     "--lr",
     type=options.number_from_zero,
+    metavar="LR",
     default=job.LR,
     show_default=True,
     help="Learning rate of all.",
