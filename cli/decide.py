@@ -24,7 +24,7 @@ from hogstream.scheduler import SettingError
 @click.option(
     "--workers",
     type=options.worker_counts,
-    metavar="COUNTS",
+    metavar="N,N,...",
     show_default="as many as cores, from 2 to 16",
     help="How many workers, such as 2,4.",
 )
