@@ -260,6 +260,7 @@ def _as_report(report: HandReport, model: torch.nn.Module) -> RunReport:
         restarts=nobody,
         failures={},
         partial=report.partial,
+        torch_threads=report.torch_threads,
     )
 
 

@@ -161,7 +161,7 @@ def _train_answer(train: Train) -> Answer:
             ratio = mine.gains[name].estimate
             noise = "" if ratio.excludes(1) else "; it may be noise"
             told = f"95 %: {range_text(ratio, 2)}; {mine.policy} over {name}{noise}"
-            facts.append(Fact(f"As soon as {name}", f"{ratio.median:.2f}x", told))
+            facts.append(Fact(f"As fast as {name}", f"{ratio.median:.2f}x", told))
     speeds = [
         f"{run.policy} {number_text(run.updates_per_second.median)}"
         for run in train.results

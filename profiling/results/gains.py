@@ -110,7 +110,7 @@ def fastest_today(bench: Bench, elements: int, workers: int) -> TodayRun | None:
 
 
 def training_gains(run: TrainRun, runs: Iterable[TrainRun]) -> dict[str, Ratio]:
-    """How many times as soon one reached the target as each other that had as many rounds.
+    """How many times as fast one reached the target as each other that had as many rounds.
 
     Args:
         run: Whose gains.

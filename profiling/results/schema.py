@@ -177,7 +177,7 @@ class TrainRun(Run):
         losses: Of the first round: seconds since its start, and the mean loss of the updates since
             the point before, as long as it was a number.
         metrics: Of the first round: seconds since its start, and the metric.
-        gains: How many times as soon it reached the target as each other, by policy, if both did in
+        gains: How many times as fast it reached the target as each other, by policy, if both did in
             more than half of the rounds.
     """
 
