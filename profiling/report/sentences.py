@@ -336,7 +336,7 @@ def training_verdict(train: Train) -> str:
         beside = f"; {', '.join(others)}" if others else ""
         return f"{name} reached {target_text(train)} in {rounds} only{beside}."
     took = f"{mine.seconds_to_target.median:.2f} s (the median; in {rounds})"
-    best = strongest_other(mine)
+    best = strongest_other(train)
     if best is None:
         return f"{name} reached {target_text(train)} after {took}, with nothing to compare it with."
     theirs = next(run for run in train.results if run.policy == best.over)
@@ -356,7 +356,7 @@ def training_verdict(train: Train) -> str:
 def _over_by_hand(train: Train) -> list[str]:
     """What lock-free gains over what people write by hand, and over one worker alone."""
     mine, told = contender_of(train), []
-    best = strongest_other(mine)
+    best = strongest_other(train)
     for name, what in (
         (BY_HAND, "processes by hand with torch.optim.RMSprop under a lock"),
         (ALONE, "one worker alone"),

@@ -138,7 +138,10 @@ def contender_of(train: Train) -> TrainRun:
     return next((run for run in train.results if run.policy == CONTENDER), train.results[0])
 
 
-def strongest_other(run: TrainRun) -> Gain | None:
-    """What one gains over the strongest other: the one over which it gains least."""
-    gains = [Gain(name, gain.estimate) for name, gain in run.gains.items()]
+def strongest_other(train: Train) -> Gain | None:
+    """What the contender gains over the strongest other: the one over which it gains least."""
+    mine = contender_of(train).gains
+    gains = [
+        Gain(run.policy, mine[run.policy].estimate) for run in train.results if run.policy in mine
+    ]
     return min(gains, key=lambda gain: gain.ratio.median, default=None)
