@@ -37,6 +37,9 @@ from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
 
+# A worker alone in its process gives way to what else the event loop has to do this often.
+_TURN_SECONDS = 1e-3
+
 
 class StreamScheduler:
     """Runs asynchronous workers that update shared parameters, each down a lane of its own.
@@ -309,7 +312,7 @@ class StreamScheduler:
         self, worker: Worker, context: ScheduledContext, budget: Budget, record: RunRecord
     ) -> None:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
-        failures = 0
+        failures, turn = 0, time.perf_counter()
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
@@ -328,6 +331,9 @@ class StreamScheduler:
                 else:
                     budget.finish()
                     failures = 0
+                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
+                        await asyncio.sleep(0)  # its iterations may never wait for anything
+                        turn = time.perf_counter()
                     continue
                 record.failures.setdefault(context.index, failure)
                 failures += 1

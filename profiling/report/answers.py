@@ -44,7 +44,6 @@ from hogstream.profiling.results.schema import (
     PeerTime,
     Run,
     Train,
-    TrainRun,
 )
 from hogstream.profiling.wording import counted, number_text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 
@@ -13,7 +13,6 @@ from hogstream.profiling.results.schema import Train, TrainRun
 from hogstream.profiling.wording import counted
 
 _Point = tuple[float, float]
-_SIZE = {"width": 520, "height": 300}
 
 
 def losses(train: Train, looks: Looks) -> list[Plot]:
@@ -28,7 +27,7 @@ def losses(train: Train, looks: Looks) -> list[Plot]:
 
     text = f"Loss against seconds, of the first round. {_reached(train)}"
     y = "of the first round, running mean"
-    return [Plot("Loss", text, draw, x="seconds", y=y, **_SIZE)] if curves else []
+    return [_plot("Loss", text, draw, y)] if curves else []
 
 
 def metrics(train: Train, looks: Looks) -> list[Plot]:
@@ -49,7 +48,7 @@ def metrics(train: Train, looks: Looks) -> list[Plot]:
     title = settings.metric[:1].upper() + settings.metric[1:]
     text = f"{title} against seconds, of the first round. {_reached(train)}"
     y = f"of the first round; dashed: the target, {settings.target:g}"
-    return [Plot(title, text, draw, x="seconds", y=y, **_SIZE)] if curves else []
+    return [_plot(title, text, draw, y)] if curves else []
 
 
 def reached_text(run: TrainRun) -> str:
@@ -58,6 +57,10 @@ def reached_text(run: TrainRun) -> str:
     if not run.mostly_reached:
         return f"{run.policy}: {rounds}"
     return f"{run.policy}: {run.seconds_to_target.median:.2f} s, {rounds}"
+
+
+def _plot(title: str, text: str, draw: Callable[[Axes], None], y: str) -> Plot:
+    return Plot(title, text, draw, x="seconds", y=y, width=520, height=300)
 
 
 def _reached(train: Train) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -66,6 +66,7 @@ cases = st.integers(1, 20).flatmap(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)  # of up to 20 elements each
 @given(case=cases)
 def test_is_within_rounding_of_the_reference(backend, dtype, case):
     param, grad = (torch.tensor(each, dtype=dtype) for each in (case.param, case.grad))

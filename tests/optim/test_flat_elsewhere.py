@@ -146,8 +146,10 @@ def test_memory_lives_as_long_as_a_parameter():
 
 
 @may_fork_with_threads
-@pytest.mark.parametrize("share_optimizer", [False, True])
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "share_optimizer"),
+    [("fork", False), ("fork", True), pytest.param("spawn", False, marks=pytest.mark.slow)],
+)
 def test_processes_share_parameters_and_no_gradients(method, share_optimizer):
     model = Sequential(Linear(3, 2), Linear(2, 1))
     optimizer = RMSpropAsync(model.parameters(), flat=True)

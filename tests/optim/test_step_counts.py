@@ -152,13 +152,15 @@ def test_refuses_a_step_that_cannot_count_before_anything_changes(step, error, m
 
 
 @may_fork_with_threads
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_processes_count_together(method):
+@pytest.mark.parametrize(
+    "methods", [("fork", "fork"), pytest.param(("spawn", "fork"), marks=pytest.mark.slow)]
+)
+def test_processes_count_together(methods):
     (param,) = params = parameters((3,))
     optimizer = RMSpropAsync(params).share_memory()
     optimizer.state[param]["step"].fill_(2**28)  # 32 steps to the next that float32 holds
-    context = torch.multiprocessing.get_context(method)
-    for _ in range(2):
+    for method in methods:
+        context = torch.multiprocessing.get_context(method)
         for _ in range(15):
             step_with(optimizer, params)
         assert run_to_end(context.Process(target=step_in_child, args=(optimizer,))) == 0

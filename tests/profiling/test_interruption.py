@@ -65,33 +65,28 @@ def test_bench_leaves_out_what_has_not_had_all_rounds(
     assert "<svg" in plot.read_text("utf-8")
 
 
-@BOTH
-def test_processes_of_today_end_with_an_interrupted_bench(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_processes_of_today_end_with_an_interrupted_bench(tmp_path: Path) -> None:
     """Or the command's standard error, which they have open, would not end."""
     json_file = tmp_path / "bench.json"
     outcome = interrupt_hogstream(
         "2 workers, round 2",
         *("bench", "--device", "cpu", "--elements", "64", "--workers", "1,2", "--today"),
-        *("--policies", "lock-free,locked", "--seconds", "1", "--json", json_file),
-        number=number,
+        *("--policies", "lock-free,locked", "--seconds", "0.5", "--json", json_file),
+        number=signal.SIGTERM,
     )
-    bench = check_interrupted(outcome, json_file, number=number)
+    bench = check_interrupted(outcome, json_file, number=signal.SIGTERM)
     assert {run["workers"] for run in bench["today"]} == {1}
 
 
-@BOTH
-def test_compare_leaves_out_the_shape_under_way(tmp_path: Path, number: signal.Signals) -> None:
+def test_compare_leaves_out_the_shape_under_way(tmp_path: Path) -> None:
     json_file, plot = tmp_path / "compare.json", tmp_path / "compare.svg"
     outcome = interrupt_hogstream(
         "5x2: making parameters",
         *("compare", "--device", "cpu", "--shapes", "16,5x2,3,4,5,6,7,8"),
         *("--peers", "hogstream,torch-loop", "--seconds", "0.01"),
         *("--json", json_file, "--plot", plot),
-        number=number,
     )
-    compare = check_interrupted(outcome, json_file, plot, number=number)
+    compare = check_interrupted(outcome, json_file, plot)
     measured = defaultdict(set)
     for result in compare["results"]:
         measured[result["shape"]].add(result["peer"])

@@ -204,7 +204,11 @@ async def test_workers_keep_buffers_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("updates", "mean", "count"),
-    [([1, 0, 3], (1.0 + 7.0) / 2, 30), ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10), ([0, 0, 0], 0.5, 5)],
+    [
+        ([1, 0, 3], (1.0 + 7.0) / 2, 30),
+        ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10),
+        ([0, 0, 0], 0.5, 5),
+    ],
 )
 def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, count: int) -> None:
     """Counts, which have no mean, come from who made most updates."""

@@ -353,7 +353,7 @@ def test_there_are_no_other_kinds() -> None:
     assert shared.state.named().keys() == {"ms"}
 
 
-@pytest.mark.parametrize("state", ["shared", "per-worker"])
+@pytest.mark.parametrize(("state", "backend"), [("shared", "numba"), ("per-worker", "numpy")])
 async def test_processes_share_it(state: str, backend: str) -> None:
     shared = SharedParameters({"p": torch.ones(N)})
     settings = {"policy": "locked", "backend": backend, "state": state, **EVERYTHING}

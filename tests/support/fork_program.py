@@ -1,8 +1,9 @@
-"""Forks while workers run: python fork_program.py SCHEDULER END; prints what the parent has then.
+"""Forks while workers run: python fork_program.py SCHEDULER END...; prints what is left.
 
 SCHEDULER is ``numba``, ``numpy``, ``cuda`` on the driver of tests, or ``processes``. The child ENDs
 by ``_exit``; by ``handlers``, which a script's end calls; by ``exit``, out of the coroutine and
-through the event loop; or it ``stays`` until the parent has ended its scheduler.
+through the event loop; or it ``stays`` until the parent has ended its scheduler. Of several ENDs,
+each has a scheduler and a line of its own.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ async def main(kind: str, end: str) -> None:
     if end == "stays":
         os.waitpid(pid, 0)  # noqa: ASYNC222
     whole = bool(shared.flat.eq(-updates).all())
-    print(report.updates, shared.version, whole, report.failures)
+    print(report.updates, shared.version, whole, report.failures, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "cuda":
-        with gpu_of_tests() as gpu:
-            asyncio.run(main(*sys.argv[1:]))
-        assert not faults(gpu), faults(gpu)
-    else:
-        asyncio.run(main(*sys.argv[1:]))
+    kind, *ends = sys.argv[1:]
+    for end in ends:
+        if kind == "cuda":
+            with gpu_of_tests() as gpu:
+                asyncio.run(main(kind, end))
+            assert not faults(gpu), faults(gpu)
+        else:
+            asyncio.run(main(kind, end))

@@ -222,3 +222,35 @@ def step_until(version: int, progress: Progress) -> float:
     """A schedule: a learning rate of 1 until a version, and 0 from there on."""
     assert 0.0 <= progress.seconds < 600.0
     return 1.0 if progress.version < version else 0.0
+
+
+def use_openmp() -> float:
+    """Does something that is big enough for as many threads as torch may use."""
+    return float((torch.ones(1 << 20) * 2.0).tanh().sum())
+
+
+def count_openmp_threads(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends how many threads a small operation starts on its thread, and a big one.
+
+    Then as many as the worker itself asks for.
+    """
+    grad = torch.ones_like(shared.flat)
+
+    def count() -> list[int]:
+        counts = [len(os.listdir("/proc/self/task"))]
+        for threads, operation in (
+            (None, lambda: torch.ones(8).tanh()),
+            (None, use_openmp),
+            (3, use_openmp),
+        ):
+            if threads is not None:
+                torch.set_num_threads(threads)
+            operation()
+            counts.append(len(os.listdir("/proc/self/task")))
+        return [count - counts[0] for count in counts[1:]]
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(await context.run_blocking(count))
+        await context.submit(grad)
+
+    return worker

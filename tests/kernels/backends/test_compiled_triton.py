@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from hogstream.profiling.assembly.inspection import (
     TARGETS,
     Code,
     Variant,
-    compile_kernels,
     inspect_kernel,
     variants_named,
 )
+from process_testing import run_python
 from update_testing import DTYPES, Backend, State, assert_same_bits, extreme, fresh_state, normal
 from update_testing import VARIANTS as OPTIONS
 
@@ -58,22 +59,35 @@ def for_each(*, updates: bool = False, nvidia: bool | None = None) -> pytest.Mar
     return pytest.mark.parametrize(("target", "variant"), chosen)
 
 
+# As ``compile_kernels`` does for a target, but all in one process and its children.
+COMPILE = """
+import json, multiprocessing, sys
+from hogstream.kernels.backends.triton_cache import ensure_folder
+from hogstream.profiling.assembly.compile import compile_variant
+from hogstream.profiling.assembly.inspection import Variant
+
+def compile_one(kernel):
+    target, variant = kernel
+    stages = ["ptx", "resources"] if target.startswith("sm_") else ["llir", "amdgcn"]
+    return compile_variant(target, stages, Variant(*variant))
+
+ensure_folder()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for code in pool.imap(compile_one, json.loads(sys.argv[1])):
+        print(json.dumps(code))
+"""
+
+
 @pytest.fixture(scope="module")
-def code_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeOf]:
-    """The code of a kernel; all that a target has here are compiled when the first is asked for."""
+def code_of(tmp_path_factory: pytest.TempPathFactory) -> CodeOf:
+    """The code of a kernel that is looked at; all are compiled when the first is asked for."""
     pytest.importorskip("triton")
-
-    @cache
-    def compile_for(target: str) -> dict[Variant, Code]:
-        return {
-            variant: code
-            for words in LOOKED_AT[target]
-            for variant, code in compile_kernels(target, words)
-        }
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield lambda target, variant: compile_for(target)[variant]
+    kernels = json.dumps([(target, astuple(variant)) for target, variant in KERNELS])
+    lines = run_python(
+        *("-c", COMPILE, kernels), TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))
+    ).splitlines()
+    codes: dict[tuple[str, Variant], Code] = dict(zip(KERNELS, map(json.loads, lines), strict=True))
+    return lambda target, variant: codes[target, variant]
 
 
 @for_each(updates=True, nvidia=True)

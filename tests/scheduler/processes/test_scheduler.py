@@ -400,10 +400,19 @@ def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("fate", ["blocked", "outlived"])
-def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
+@pytest.mark.parametrize(
+    ("fate", "method"),
+    [
+        ("blocked", "spawn"),
+        ("outlived", "spawn"),
+        ("outlived", "forkserver"),
+        ("blocked", "fork"),
+        ("outlived", "fork"),
+    ],
+)
+def test_processes_end_with_a_parent_that_is_killed(fate: str, method: str) -> None:
     """Also one that blocks its event loop, or that a process outlives which it has forked."""
-    with running_script(fate) as (script, pids):
+    with running_script(fate, method) as (script, pids):
         ends = [os.pidfd_open(pid) for pid in pids]
         script.kill()
         script.wait(LIMIT_SECONDS)
