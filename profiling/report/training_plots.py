@@ -33,15 +33,20 @@ def losses(train: Train, looks: Looks) -> list[Plot]:
 def metrics(train: Train, looks: Looks) -> list[Plot]:
     """The metric of the first round, and the target."""
     settings = train.settings
-    curves = _drawn({run.policy: run.metrics for run in train.results})
-    heights = sorted(y for curve in curves.values() for _, y in curve)
+    heights = sorted(y for run in train.results for _, y in run.metrics)
+    few = len(heights) // 10  # first steps towards it, which may be far away, are left out
+    shown = heights[few:] if settings.higher_is_better else heights[: len(heights) - few]
+    low, high = (end(*shown, settings.target, settings.target) for end in (min, max))
+    curves = _drawn(
+        {
+            run.policy: [point for point in run.metrics if low <= point[1] <= high]
+            for run in train.results
+        }
+    )
 
     def draw(axes: Axes) -> None:
         _draw(axes, curves, looks)
         axes.axhline(settings.target, **DASHED)
-        few = len(heights) // 10  # first steps towards it, which may be far away
-        shown = heights[few:] if settings.higher_is_better else heights[: len(heights) - few]
-        low, high = min(*shown, settings.target), max(*shown, settings.target)
         room = 0.05 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
 
