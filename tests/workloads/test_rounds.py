@@ -134,15 +134,19 @@ def test_a_training_that_was_cut_short_is_told_as_far_as_it_went() -> None:
 
 
 def test_a_training_that_was_cut_short_does_not_spoil_whole_ones() -> None:
-    made: list[str] = []
+    steps: list[str] = []
 
-    def interrupt(step: str) -> None:
-        made.append(step)
-        if step == "round 2: locked":
+    def interrupt(model: torch.nn.Module) -> float:
+        error = error_of_all(model)
+        if error < 0.1 and steps[-1] == "round 2: locked":
+            steps.append("interrupted")
             signal.raise_signal(signal.SIGINT)
+        return error
 
-    result = trained(TINY, "locked", rounds=1000, on_step=interrupt)
+    workload = replace(TINY, metric=interrupt)
+    result = trained(workload, "locked", rounds=1000, on_step=steps.append)
     (run,) = result.results
+    assert steps == ["round 1: locked", "round 2: locked", "interrupted"]
     assert (result.partial, run.partial, run.reached) == (True, False, [True])
 
 

@@ -196,9 +196,8 @@ LOCKED = [6.0, 5.0, 4.5, 3.0, 2.0]
         (
             0,
             {"lock_free": [2.0, 3.0, 4.0, 5.0, 6.0], "locked": LOCKED},
-            "It makes no difference here: lock-free reached test accuracy 0.97 after 4.00 s .*, and "
-            " locked, the strongest other, after 4.50 s; .* as fast, "
-            "which is within noise.",
+            "It makes no difference here: lock-free reached test accuracy 0.97 after 4.00 s .*, "
+            "and locked, the strongest other, after 4.50 s; .* as fast, which is within noise.",
         ),
         (
             0,
