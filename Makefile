@@ -20,7 +20,7 @@ NAME ?= oldest
 VENV := .venv
 OTHER = .versions/$(NAME)
 STAMP := $(VENV)/.installed
-PACKAGES := kernels optim scheduler profiling cli
+PACKAGES := kernels optim scheduler profiling workloads cli
 
 .DEFAULT_GOAL := help
 .PHONY: help bench models test versions test-quick fuzz simulate prove lint gpu gpu-wheels gpu-results format docs results wheel clean

@@ -30,8 +30,10 @@ from hogstream.profiling.results import last
 from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
 from hogstream.profiling.results.schema import Bench
+from hogstream.scheduler import SchedulerSettings
 from hogstream.scheduler.policies import ALLOWED
 
+_DEPTH = 8
 _SWEEP_DEFAULTS = {
     "elements": "2^10,2^12,2^14,2^16,2^18,2^20,2^22,2^24",
     "workers": "1,2,4,8,16",
@@ -82,7 +84,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     f"processes {','.join(policies_over(2))}]",
 )
 @options.PROCESSES
-@scheduling_options(depth=8)
+@scheduling_options(depth=str(_DEPTH))
 @click.option(
     "--seconds",
     type=options.seconds_above_zero,
@@ -162,7 +164,15 @@ def bench(
         elements=elements,
         policies=policies,
         processes=processes,
-        scheduling=make_settings(scheduling, policies, workers, processes, device, resolved),
+        scheduling=make_settings(
+            SchedulerSettings(workers=1, depth=_DEPTH),
+            scheduling,
+            policies,
+            workers,
+            processes,
+            device,
+            resolved,
+        ),
         seconds=seconds,
         think_time=think_time,
         think_spread=think_spread,

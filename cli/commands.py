@@ -77,28 +77,17 @@ def _help_if_alone(context: click.Context) -> None:
         "doctor": Later("doctor", "doctor", "Say what is installed and what works here."),
         "inspect": Later("inspect", "inspect_kernels", "Compile the kernels and say what they do."),
         "report": Later("report", "report", "Write a report that opens in a browser, offline."),
+        "train": Later(
+            "train",
+            "train",
+            "Train a model to a target: lock-free, with locks, with one worker alone, and by hand.",
+        ),
     },
 )
 @click.version_option(package_name="hogstream")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Asynchronous RMSprop: what going without a lock buys, and what it costs."""
-    _help_if_alone(context)
-
-
-@cli.group(
-    cls=Group,
-    later={
-        "digits": Later(
-            "train",
-            "train_digits",
-            "Train an MLP on scikit-learn's handwritten digits (1,797 images of 8 by 8).",
-        )
-    },
-)
-@click.pass_context
-def train(context: click.Context) -> None:
-    """Train a model with asynchronous workers."""
     _help_if_alone(context)
 
 

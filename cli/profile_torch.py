@@ -21,7 +21,7 @@ from hogstream.cli import options
 from hogstream.cli.bench import bench
 from hogstream.cli.console import new_table, print_table, print_text
 from hogstream.cli.output import check_distinct, command_line, deliver
-from hogstream.cli.train import train_digits
+from hogstream.cli.train import train
 from hogstream.kernels.backends.select import select_backend
 from hogstream.profiling.capture import profiled
 from hogstream.profiling.environment import best_device, describe_environment
@@ -43,7 +43,7 @@ _SAMPLE = ("train", "digits")
 _COMMANDS = ("bench", "train")
 _DEFAULTS: dict[click.Command, dict[str, Any]] = {
     bench: {"elements": "2^16", "workers": "4", "policies": "lock-free", "seconds": "0.1"},
-    train_digits: {"epochs": 1, "rounds": 1},
+    train: {"policies": "lock-free", "beside": False, "updates": 100, "rounds": 1},
 }
 
 
@@ -58,12 +58,12 @@ _DEFAULTS: dict[click.Command, dict[str, Any]] = {
 )
 @options.JSON
 @click.argument(
-    "workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train digits|SCRIPT.py ...]"
+    "workload", nargs=-1, type=click.UNPROCESSED, metavar="[-- bench|train WORKLOAD|SCRIPT.py ...]"
 )
 def torch_command(trace: Path, json_file: Path | None, workload: tuple[str, ...]) -> None:
     """Run something under torch's profiler: its operators, and each lane and worker.
 
-    What is run is bench or train digits with their arguments (of bench, one policy, worker count
+    What is run is bench or train with their arguments (of bench, one policy, worker count
     and size), briefly unless you say otherwise; or a script of yours, of whose updates it is only
     seen how they are enqueued; or else train digits. The profiler slows it down: for how fast it
     is, run it without.
@@ -125,15 +125,15 @@ def _workload(words: tuple[str, ...]) -> Callable[[Path], _Ran]:
     """What to profile; called with a file for its timeline."""
     if words[0] == "bench":
         command, arguments = bench, words[1:]
-    elif words[:2] == ("train", "digits"):
-        command, arguments = train_digits, words[2:]
+    elif words[0] == "train":
+        command, arguments = train, words[1:]
     elif words[0].endswith(".py"):
         if not Path(words[0]).is_file():
             raise click.UsageError(f"there is no script '{words[0]}'")
         return partial(_run_script, words)
     else:
         raise click.UsageError(
-            f"what follows -- must be bench, train digits or a Python script (.py, without "
+            f"what follows -- must be bench, train or a Python script (.py, without "
             f"python), with its arguments, got '{' '.join(words)}'"
         )
     for option in ("--trace", "--json"):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import Field
+from dataclasses import Field, replace
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from hogstream.cli.options import seconds_above_zero
+from hogstream.profiling.results.gains import CONTENDER
 from hogstream.scheduler import SchedulerSettings, SettingError
 from hogstream.scheduler.policies import POLICIES, select_policy
 from hogstream.scheduler.processes.scheduler import POLICIES as PROCESS_POLICIES
@@ -27,36 +28,24 @@ def policies_over(processes: int) -> tuple[str, ...]:
     return tuple(POLICIES) if processes == 1 else PROCESS_POLICIES
 
 
-def check_outputs_over(processes: int, outputs: dict[str, Path | None]) -> None:
-    """Checks that nothing is asked for that workers in other processes do not tell.
+def scheduling_options(depth: str) -> Callable[[Command], Command]:
+    """Adds the options to a command, which gets as ``scheduling``, by setting, those given.
 
     Args:
-        processes: How many there are.
-        outputs: What they do not tell, by option.
-
-    Raises:
-        click.UsageError: If something is.
-    """
-    for option, path in outputs.items():
-        if processes > 1 and path is not None:
-            raise click.UsageError(f"{option} needs --processes 1, got {processes}")
-
-
-def scheduling_options(depth: int) -> Callable[[Command], Command]:
-    """Adds the options to a command, which gets their values by setting as ``scheduling``.
-
-    Args:
-        depth: The default of ``--depth``.
+        depth: The default of ``--depth``, in words.
     """
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**values: Any) -> None:
+            source = click.get_current_context().get_parameter_source
             chosen = {each.name: values.pop(each.name) for each in OPTIONS}
-            if chosen["depth"] is None:
-                least = chosen["batch"] if chosen["batch_of"] == "lane" else 1
-                chosen["depth"] = max(depth, least)
-            command(scheduling=chosen, **values)
+            given = {
+                name: value
+                for name, value in chosen.items()
+                if source(name) is not ParameterSource.DEFAULT
+            }
+            command(scheduling=given, **values)
 
         decorated: Command = run
         for setting in reversed(OPTIONS):
@@ -67,6 +56,7 @@ def scheduling_options(depth: int) -> Callable[[Command], Command]:
 
 
 def make_settings(
+    base: SchedulerSettings,
     scheduling: dict[str, Any],
     policies: Sequence[str],
     workers: Sequence[int],
@@ -77,6 +67,7 @@ def make_settings(
     """The settings, checked: all policies can run so, with every worker count.
 
     Args:
+        base: What is not asked for otherwise.
         scheduling: As from ``scheduling_options``.
         policies: Names of those to be run.
         workers: Worker counts.
@@ -96,21 +87,24 @@ def make_settings(
             f"must be 1 with policies other than {', '.join(allowed)}, got {processes}",
             param_hint="'--processes'",
         )
-    batch = scheduling["batch"]
+    batch = scheduling.get("batch", base.batch)
     if batch > 1 and not any(select_policy(policy).takes_batches for policy in policies):
         raise click.BadParameter(
             f"must be 1 with {', '.join(policies)}, which waits for each update, got {batch}",
             param_hint="'--batch'",
         )
+    # As many updates in flight as a batch of one lane has, if nobody says how many.
+    least = batch if scheduling.get("batch_of", base.batch_of) == "lane" else 1
+    chosen = {"depth": max(base.depth, least), **scheduling}
     try:
-        settings = SchedulerSettings(workers=min(workers), backend=backend, **scheduling)
+        settings = replace(base, workers=min(workers), policy=CONTENDER, backend=backend, **chosen)
         settings.select_backend(device.type)
     except SettingError as error:
         raise click.BadParameter(error.reason, param_hint=f"'{_name(error.name)}'") from error
     return settings
 
 
-def _option(setting: Field[Any], depth: int) -> Callable[[Command], Command]:
+def _option(setting: Field[Any], depth: str) -> Callable[[Command], Command]:
     """The option of a setting: its name, choices, default and help."""
     text = setting.metadata["help"]
     if setting.name == "depth":

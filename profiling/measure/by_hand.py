@@ -211,6 +211,11 @@ class ByHand:
         self._processes: list[PlainProcess] = []
         self._running = False
 
+    @property
+    def made(self) -> int:
+        """How many updates the run has made until now, or the last one made."""
+        return sum(self._made)
+
     async def __aenter__(self) -> ByHand:
         """Starts the processes.
 

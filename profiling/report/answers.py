@@ -15,11 +15,28 @@ from hogstream.profiling.report.rows import (
     results_by_shape,
     share_text,
 )
-from hogstream.profiling.report.sentences import cautions, headline, of_diff, rivals, where_text
+from hogstream.profiling.report.sentences import (
+    cautions,
+    headline,
+    of_diff,
+    rivals,
+    training_verdict,
+    where_text,
+)
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
-from hogstream.profiling.results.gains import BASELINES, CONTENDER, Gain, gain_of, greatest_gain
+from hogstream.profiling.results.gains import (
+    ALONE,
+    BASELINES,
+    BY_HAND,
+    CONTENDER,
+    Gain,
+    contender_of,
+    gain_of,
+    greatest_gain,
+    strongest_other,
+)
 from hogstream.profiling.results.schema import (
     Bench,
     BenchRun,
@@ -27,7 +44,6 @@ from hogstream.profiling.results.schema import (
     PeerTime,
     Run,
     Train,
-    TrainRun,
 )
 from hogstream.profiling.wording import counted, number_text
 
@@ -131,45 +147,36 @@ def _winners(bench: Bench) -> str:
     return f"The fastest, of {len(each)} sizes: {said}."
 
 
-def _is_clear(run: BenchRun | TrainRun) -> bool:
+def _is_clear(run: BenchRun) -> bool:
     """Whether it is faster beyond noise than each other policy with as many workers."""
     return bool(run.gains) and all(gain.estimate.low > 1 for gain in run.gains.values())
 
 
 def _train_answer(train: Train) -> Answer:
-    # One that was cut short is not as fast as it seems.
-    whole = [run for run in train.results if not run.partial] or train.results
-    best = min(whole, key=lambda run: run.training_seconds.median)
-    alone = len(whole) == 1
-    verdict = f"{_upper(best.policy)} trained{'' if alone else ' the soonest,'} in "
-    verdict += f"{best.training_seconds.median:.1f} s (the median)"
-    if alone:
-        verdict += ", with nothing to compare it with"
-    elif not _is_clear(best):
-        verdict += ", though not beyond noise"
-    mine = next((run for run in train.results if run.policy == CONTENDER), best)
-    facts = []
-    gain = gain_of(mine)
-    if gain is not None:
-        value, told = _gain_texts(mine, gain)
-        noise = "" if gain.ratio.excludes(1) else "; it may be noise"
-        facts.append(Fact("As fast", value, told + noise))
-    return Answer(f"{verdict}.", [*facts, _learned(mine, train), *_costs(mine), _machine(train)])
+    mine = contender_of(train)
+    best, facts = strongest_other(train), []
+    for name in dict.fromkeys([*([best.over] if best else []), BY_HAND, ALONE]):
+        if name in mine.gains:
+            ratio = mine.gains[name].estimate
+            noise = "" if ratio.excludes(1) else "; it may be noise"
+            told = f"95 %: {range_text(ratio, 2)}; {mine.policy} over {name}{noise}"
+            facts.append(Fact(f"As fast as {name}", f"{ratio.median:.2f}x", told))
+    speeds = [
+        f"{run.policy} {number_text(run.updates_per_second.median)}"
+        for run in train.results
+        if run is not mine
+    ]
+    value = number_text(mine.updates_per_second.median)
+    facts.append(Fact("Updates/s", value, "; ".join([mine.policy, *speeds])))
+    return Answer(training_verdict(train), [*facts, *_costs(mine), _machine(train)])
 
 
-def _gain_texts(run: BenchRun | TrainRun, gain: Gain) -> tuple[str, str]:
+def _gain_texts(run: BenchRun, gain: Gain) -> tuple[str, str]:
     """A gain, and between what: the interval, the policy, and the baseline."""
     told = f"95 %: {range_text(gain.ratio, 2)}; {run.policy} over {gain.over}"
     if any(name in run.gains for name in BASELINES if name != gain.over):
         told += " (the stronger baseline)"
     return f"{gain.ratio.median:.2f}x", told
-
-
-def _learned(mine: TrainRun, train: Train) -> Fact:
-    told = {run.policy: f"{100 * run.test_accuracy.median:.1f} %" for run in train.results}
-    value = told.pop(mine.policy)
-    others = [f"{policy} {accuracy}" for policy, accuracy in told.items()]
-    return Fact("Test accuracy", value, "; ".join([mine.policy, *others]))
 
 
 def _compare_answer(compare: Compare) -> Answer:

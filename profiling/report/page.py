@@ -23,10 +23,10 @@ from hogstream.profiling.results.files import Reported, ResultFile
 from hogstream.profiling.results.records import Ceilings
 from hogstream.profiling.results.schema import Bench, Compare, Train
 
-_NUMBER = re.compile(r"[(<]*(\d[\d,]*(?:\.\d+)?)(?:\^(\d+))?")
+_NUMBER = re.compile(r"[(<>]*(\d[\d,]*(?:\.\d+)?)(?:\^(\d+))?")
 _TITLES = {
     "bench": "Lock-free against locked",
-    "train": "Training without a lock",
+    "train": "Training to a target",
     "compare": "hogstream against other optimizers",
 }
 

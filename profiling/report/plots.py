@@ -8,18 +8,21 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from hogstream.profiling.measure.peers import HOGSTREAM
-from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing
+from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing, training_plots
 from hogstream.profiling.report.charts import Reach
 from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
-from hogstream.profiling.report.rows import machine_text, results_by_shape, worker_counts
+from hogstream.profiling.report.rows import (
+    machine_text,
+    results_by_shape,
+    target_text,
+    worker_counts,
+)
 from hogstream.profiling.results.diff import UNKNOWN, Diff
 from hogstream.profiling.results.gains import gains_by_place, stronger_of
-from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
+from hogstream.profiling.results.schema import Bench, Compare, Run, Train
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler.policies import POLICIES
 
-_Point = tuple[float, float]
-_CURVE = 160  # points of a line, at most
 _DRAWN_CHANGES, _CHANGES = 36, 12  # of a diff, and of a plot of it; its table holds all
 
 
@@ -76,57 +79,15 @@ def of_bench(bench: Bench) -> list[Group]:
 
 
 def of_train(train: Train) -> Group:
-    """Training loss against time."""
+    """Loss and metric against time."""
     looks = _looks(train.results)
-    curves = {
-        run.policy: [point for point in _smoothed(run.losses) if point[1] > 0]
-        for run in train.results
-    }
-    curves = {policy: curve for policy, curve in curves.items() if curve}
-    text = " ".join(map(_trained, train.results))
-
-    def draw(axes: Axes) -> None:
-        end = max(x for curve in curves.values() for x, _ in curve)
-        drawing.logarithmic(axes, "y", [y for curve in curves.values() for _, y in curve])
-        axes.grid(False, axis="x")
-        axes.set_xlim(0, end * 1.02 or 1)
-        axes.locator_params(axis="x", nbins=6)
-        for policy, curve in curves.items():
-            look, every = looks[policy], max(1, len(curve) // 8)
-            axes.plot([x for x, _ in curve], [y for _, y in curve], **look.line)
-            for x, y in curve[every - 1 :: every]:
-                drawing.mark(axes, x, y, look, f"{policy}: {y:.4f} after {x:.2f} s")
-
-    plot = Plot(
-        "Training loss",
-        f"Training loss against seconds, of the first round. {text}",
-        draw,
-        x="seconds",
-        y="cross entropy (nats), running mean",
-        width=520,
-        height=300,
-    )
     return Group(
-        "training", "Training", "The loss of the first round.", [plot] if curves else [], looks
+        "training",
+        f"Training: {train.settings.workload}",
+        "The first round, until the target or the end of each training.",
+        [*training_plots.losses(train, looks), *training_plots.metrics(train, looks)],
+        looks,
     )
-
-
-def _trained(run: TrainRun) -> str:
-    loss = "the loss diverged" if run.final_loss is None else f"loss {run.final_loss.median:.4f}"
-    return (
-        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy, {loss}, after "
-        f"{run.training_seconds.median:.1f} s (medians)."
-    )
-
-
-def _smoothed(losses: list[_Point]) -> list[_Point]:
-    """Running means, over which single batches do not hide the course; not too many of them."""
-    window = min(max(20, len(losses) // 25), len(losses))
-    ends = range(window, len(losses) + 1, max(1, len(losses) // _CURVE)) if window else ()
-    return [
-        (losses[end - 1][0], sum(loss for _, loss in losses[end - window : end]) / window)
-        for end in ends
-    ]
 
 
 def of_compare(compare: Compare) -> list[Group]:
@@ -183,16 +144,12 @@ def write_gains(bench: Bench, path: Path) -> None:
     drawing.save(bench_plots.gains(bench), path, note=note)
 
 
-def write_losses(train: Train, path: Path) -> None:
-    """Saves training loss against time; the suffix says the format."""
+def write_training(train: Train, path: Path) -> None:
+    """Saves loss and metric against time; the suffix says the format."""
     group = of_train(train)
-    named = {
-        f"{run.policy}: {100 * run.test_accuracy.median:.1f} % test accuracy": group.looks[
-            run.policy
-        ]
-        for run in train.results
-    }
-    drawing.save(group.plots, path, looks=named)
+    named = {training_plots.reached_text(run): group.looks[run.policy] for run in train.results}
+    note = f"medians to {target_text(train)}, on {machine_text(train)}"
+    drawing.save(group.plots, path, looks=named, note=note)
 
 
 def write_compare(compare: Compare, path: Path) -> None:

@@ -10,6 +10,7 @@ from hogstream.profiling.results.diff import UNKNOWN, Change, Diff, described
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
     Gain,
+    contender_of,
     gain_of,
     gains_by_place,
     shares_alone,
@@ -193,24 +194,44 @@ def kernels(bench: Bench) -> Table:
 
 
 def training(train: Train) -> Table:
-    """What each policy's training came to."""
+    """When each who trained reached the target."""
     columns = (
-        *("policy", "workers", "test accuracy", "final loss", "updates per s"),
-        *("staleness mean/max", "seconds", "95 % interval"),
+        *("who", "workers", "reached", "seconds to target", "95 % interval", "updates to target"),
+        *("updates per s", "staleness mean/max", "lost", "gain over it"),
     )
-    return Table("Training", columns, [_training_row(run) for run in train.results])
+    mine = contender_of(train)
+    rows = [_training_row(run, mine) for run in train.results]
+    title = f"{train.settings.workload}, to {target_text(train)}"
+    return _of_what_is_told(Table(title, columns, rows))
 
 
-def _training_row(run: TrainRun) -> Row:
+def _training_row(run: TrainRun, mine: TrainRun) -> Row:
+    gain = mine.gains.get(run.policy)
     return (
         run.policy,
         str(run.workers),
-        number_text(100 * run.test_accuracy.median, 1, " %"),
-        number_text(None if run.final_loss is None else run.final_loss.median, 4),
+        f"{sum(run.reached)} of {len(run.reached)}",
+        *_to_target_texts(run, run.seconds_to_target, 2),
+        _to_target_texts(run, run.updates_to_target, 0)[0],
         number_text(run.updates_per_second.median),
-        _staleness(run),
-        *spread_texts(run.training_seconds, 1),
+        "-" if run.staleness.mean is None else _staleness(run),
+        lost_text(run.lost_updates_fraction),
+        gain_text(None if gain is None else Gain(run.policy, gain.estimate)),
     )
+
+
+def _to_target_texts(run: TrainRun, spread: Spread, digits: int) -> tuple[str, str]:
+    """Median and interval of what it took; a bound, if most rounds did not get there."""
+    if run.mostly_reached:
+        return spread_texts(spread, digits)
+    return f">{number_text(spread.median, digits)}", "-"
+
+
+def target_text(train: Train) -> str:
+    """What was to be reached, such as ``test accuracy 0.97``."""
+    settings = train.settings
+    beyond = "" if settings.higher_is_better else " or less"
+    return f"{settings.metric} {settings.target:g}{beyond}"
 
 
 def levels(ceilings: Ceilings) -> Table:

@@ -13,19 +13,23 @@ from hogstream.profiling.report.rows import (
     range_text,
     results_by_shape,
     share_text,
+    target_text,
 )
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.diff import FASTER, SLOWER, UNKNOWN, Diff, false_alarms
 from hogstream.profiling.results.files import Reported
 from hogstream.profiling.results.gains import (
+    ALONE,
+    BY_HAND,
     CONTENDER,
     Gain,
+    contender_of,
     fastest_today,
-    gain_of,
     gains_by_place,
     greatest_gain,
     shares_alone,
     stronger_of,
+    strongest_other,
 )
 from hogstream.profiling.results.records import Measurement
 from hogstream.profiling.results.schema import Bench, BenchRun, Compare, PeerTime, Run, Train
@@ -307,28 +311,76 @@ def _failure_sentences(runs: Sequence[Run]) -> list[str]:
 
 
 def of_train(train: Train) -> list[str]:
-    """Which policy was faster, what was lost, if it was counted, and which workers failed."""
+    """Whether lock-free reached the target sooner, what it costs, and which workers failed."""
     lost = [
         f"Lost with {run.policy} of the updates, block by block: {_losses(run)}."
         for run in train.results
         if run.lost_updates_fraction is not None
     ]
-    said = _training_gains(train) + _share_sentences(train.results) + lost
+    said = [training_verdict(train), *_over_by_hand(train), _evaluation(train)]
+    said += _share_sentences(train.results) + lost
     return said + _failure_sentences(train.results) + train.warnings
 
 
-def _training_gains(train: Train) -> list[str]:
-    """How much sooner lock-free was done than the stronger baseline, if rounds tell."""
-    mine = next((run for run in train.results if run.policy == CONTENDER), None)
-    gain = None if mine is None else gain_of(mine)
-    if gain is None or gain.ratio.bounds is None:
+def training_verdict(train: Train) -> str:
+    """Whether lock-free reached the target sooner than the strongest other."""
+    mine = contender_of(train)
+    name = mine.policy[:1].upper() + mine.policy[1:]
+    rounds = f"{sum(mine.reached)} of {counted(len(mine.reached), 'round')}"
+    if not mine.mostly_reached:
+        others = [
+            f"{run.policy} in {sum(run.reached)} of {len(run.reached)}"
+            for run in train.results
+            if run is not mine and run.mostly_reached
+        ]
+        beside = f"; {', '.join(others)}" if others else ""
+        return f"{name} reached {target_text(train)} in {rounds} only{beside}."
+    took = f"{mine.seconds_to_target.median:.2f} s (the median; in {rounds})"
+    best = strongest_other(train)
+    if best is None:
+        return f"{name} reached {target_text(train)} after {took}, with nothing to compare it with."
+    theirs = next(run for run in train.results if run.policy == best.over)
+    reached = (
+        f"{mine.policy} reached {target_text(train)} after {took}, and {best.over}, the strongest "
+        f"other, after {theirs.seconds_to_target.median:.2f} s"
+    )
+    times = f"{_times(best.ratio)} as fast"
+    if best.ratio.bounds is None:
+        return f"Too few rounds to tell who is sooner: {reached}; that is {times}."
+    if not best.ratio.excludes(1):
+        return f"It makes no difference here: {reached}; that is {times}, which is within noise."
+    answered = "sooner" if best.ratio.low > 1 else "later"
+    return f"{name} is {answered}: {reached}; that is {times}."
+
+
+def _over_by_hand(train: Train) -> list[str]:
+    """What lock-free gains over what people write by hand, and over one worker alone."""
+    mine, told = contender_of(train), []
+    best = strongest_other(train)
+    for name, what in (
+        (BY_HAND, "processes by hand with torch.optim.RMSprop under a lock"),
+        (ALONE, "one worker alone"),
+    ):
+        if name in mine.gains and best is not None and best.over != name:  # which was told
+            ratio = mine.gains[name].estimate
+            noise = "" if ratio.excludes(1) else ", which may be noise"
+            told.append(f"{_times(ratio)} as fast as {what}{noise}")
+    if not told:
         return []
-    rounds = min(len(run.training_seconds.samples) for run in train.results)
-    return [
-        f"Lock-free trains {_times(gain.ratio)} as fast as "
-        f"{_stronger(train.results, gain)}; by bootstrap over {rounds} rounds, in which policies "
-        "took turns."
-    ]
+    name = mine.policy[:1].upper() + mine.policy[1:]
+    return [f"{name} reached the target {'; and '.join(told)}."]
+
+
+def _evaluation(train: Train) -> str:
+    """How exact the times are, and what that costs."""
+    every = max(run.seconds / run.evaluations for run in train.results if run.evaluations)
+    share = max(run.evaluation_share for run in train.results)
+    return (
+        f"While workers went on, copies of the parameters were evaluated, every {1000 * every:.0f} "
+        f"ms or more often, which took {share_text(share)} of the time of a core at most: times "
+        f"to the target are no more exact. Intervals are by bootstrap over rounds, in which all "
+        f"took turns."
+    )
 
 
 def of_compare(compare: Compare) -> list[str]:

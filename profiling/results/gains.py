@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from hogstream.profiling.results.confidence import Interval
 from hogstream.profiling.results.records import Ratio, Spread
-from hogstream.profiling.results.schema import Bench, BenchRun, Run, TodayRun, TrainRun
+from hogstream.profiling.results.schema import Bench, BenchRun, Run, TodayRun, Train, TrainRun
 
 CONTENDER = "lock-free"
+#: Who trains beside policies: lock-free with one worker, and plain processes with a lock.
+ALONE, BY_HAND = "one alone", "by hand"
 BASELINES = ("locked", "ordered")
 
 
@@ -47,7 +49,7 @@ def gains_of(policy: str, speeds: Mapping[str, Spread]) -> dict[str, Ratio]:
     return {other: gain for other, gain in gains.items() if gain is not None}
 
 
-def gain_of(run: BenchRun | TrainRun) -> Gain | None:
+def gain_of(run: BenchRun) -> Gain | None:
     """What a run gains over the stronger baseline.
 
     Returns:
@@ -107,22 +109,39 @@ def fastest_today(bench: Bench, elements: int, workers: int) -> TodayRun | None:
     return max(here, key=lambda run: run.updates_per_second.median, default=None)
 
 
-def training_gains_of(policy: str, seconds: Mapping[str, Spread]) -> dict[str, Ratio]:
-    """How many times as fast a policy trained as each other one that finished as many rounds.
+def training_gains(run: TrainRun, runs: Iterable[TrainRun]) -> dict[str, Ratio]:
+    """How many times as fast one reached the target as each other that had as many rounds.
 
     Args:
-        policy: Its name.
-        seconds: Of whole trainings with each policy, by name.
+        run: Whose gains.
+        runs: All, itself among them.
 
     Returns:
-        By policy; nothing if it finished none itself.
+        By policy; without those that reached it in no more than half of the rounds.
     """
-    if policy not in seconds:
+    if run.partial or not run.mostly_reached:
         return {}
-    mine = seconds[policy].samples
+    mine = run.seconds_to_target.samples
     gains = {
-        other: Ratio.of(theirs.samples, mine)
-        for other, theirs in seconds.items()
-        if other != policy and len(theirs.samples) == len(mine)
+        other.policy: Ratio.of(other.seconds_to_target.samples, mine)
+        for other in runs
+        if other is not run
+        and other.mostly_reached
+        and not other.partial
+        and len(other.reached) == len(mine)
     }
     return {other: gain for other, gain in gains.items() if gain is not None}
+
+
+def contender_of(train: Train) -> TrainRun:
+    """Whose gains are told: lock-free's, or else those of the first policy."""
+    return next((run for run in train.results if run.policy == CONTENDER), train.results[0])
+
+
+def strongest_other(train: Train) -> Gain | None:
+    """What the contender gains over the strongest other: the one over which it gains least."""
+    mine = contender_of(train).gains
+    gains = [
+        Gain(run.policy, mine[run.policy].estimate) for run in train.results if run.policy in mine
+    ]
+    return min(gains, key=lambda gain: gain.ratio.median, default=None)

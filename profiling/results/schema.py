@@ -26,6 +26,7 @@ from hogstream.profiling.results.records import (
     Ratio,
     Record,
     Result,
+    Signed,
     SignedSpread,
     Size,
     Spread,
@@ -159,25 +160,48 @@ class BenchRun(Run):
 
 
 class TrainRun(Run):
-    """Trainings of a model, a sample a round.
+    """Trainings of a workload, a sample a round.
+
+    ``policy`` says who trained: a policy, ``one alone`` (lock-free with one worker), or ``by hand``
+    (plain processes with ``torch.optim.RMSprop`` under a lock, without a scheduler, of which
+    latencies and staleness are not known).
 
     Attributes:
-        test_accuracy: From 0 to 1.
-        final_loss: Of the finished model over all training data; null if a training diverged.
-        training_seconds: Of a training.
-        epochs: How often each training example was seen.
-        losses: Of the first round: seconds since its start, and the loss of the batch, as long as
-            it was a number.
-        gains: How many times as fast it trained as each other policy that finished as many rounds,
-            by policy.
+        reached: Whether the target was reached, in each round.
+        seconds_to_target: Until the parameters were copied that reached it; of a round that did
+            not, until its end: it would have taken longer.
+        updates_to_target: The same in updates.
+        metric: Of the target, at the end; null if it was no number in one of the rounds.
+        evaluations: How many copies of the parameters were evaluated, in all rounds.
+        evaluation_share: What that took of the seconds of all trainings, on a thread of its own.
+        losses: Of the first round: seconds since its start, and the mean loss of the updates since
+            the point before, as long as it was a number.
+        metrics: Of the first round: seconds since its start, and the metric.
+        gains: How many times as fast it reached the target as each other, by policy, if both did in
+            more than half of the rounds.
     """
 
-    test_accuracy: Spread
-    final_loss: Spread | None
-    training_seconds: Spread
-    epochs: Spread
-    losses: list[tuple[Number, Number]]
+    reached: list[bool]
+    seconds_to_target: PositiveSpread
+    updates_to_target: PositiveSpread
+    metric: SignedSpread | None
+    evaluations: Count
+    evaluation_share: Number
+    losses: list[tuple[Number, Signed]]
+    metrics: list[tuple[Number, Signed]]
     gains: dict[str, Ratio]
+
+    def __post_init__(self) -> None:
+        """Checks that there is a sample of each round."""
+        for name in ("seconds_to_target", "updates_to_target"):
+            count = len(getattr(self, name).samples)
+            if count != len(self.reached):
+                raise ValueError(f"{name} must hold {len(self.reached)} rounds, got {count}")
+
+    @property
+    def mostly_reached(self) -> bool:
+        """Whether the target was reached in more than half of the rounds: medians are of it."""
+        return 2 * sum(self.reached) > len(self.reached)
 
 
 class KernelTime(Record):
@@ -433,12 +457,32 @@ class BenchSettings(Record):
 
 
 class TrainSettings(Record):
-    """What ``train`` was asked for."""
+    """What ``train`` was asked for.
 
+    Attributes:
+        workload: Its name.
+        metric: What is to reach the target.
+        target: Its value.
+        higher_is_better: Whether a metric above the target has reached it, or one below.
+        updates: After how many a training was given up; null for any number.
+        seconds: The same in seconds.
+        hyperparameters: Numbers and switches of the update, by name.
+        scheduling: How the scheduler ran.
+        processes: How many the workers were spread over.
+        rounds: In which all took turns.
+        seed: Of all random input.
+    """
+
+    workload: str
+    metric: str
+    target: Signed
+    higher_is_better: bool
+    updates: Size | None
+    seconds: Positive | None
+    hyperparameters: dict[str, float | bool]
     scheduling: Scheduling
     processes: Size
     rounds: Size
-    epochs: Size
     seed: Count
 
 
@@ -517,7 +561,7 @@ class Bench(Measurement, kw_only=True, tag="bench"):
 
 
 class Train(Measurement, kw_only=True, tag="train"):
-    """``hogstream train``."""
+    """``hogstream train``: the policies first, then those beside them."""
 
     settings: TrainSettings
     ceilings: Ceilings

@@ -12,7 +12,7 @@ from gpu.stages import ROOT
 
 #: What `make gpu-wheels` has downloaded.
 WHEELS = ROOT / "wheels"
-_SUBPACKAGES = ("kernels", "optim", "scheduler", "profiling", "cli")
+_SUBPACKAGES = ("kernels", "optim", "scheduler", "profiling", "workloads", "cli")
 
 
 def provide(site: Path, wheels: Path = WHEELS) -> str:

@@ -1,0 +1,8 @@
+"""The workloads that come with hogstream, each imported when it is asked for."""
+
+from __future__ import annotations
+
+#: Where each of them is, by name.
+WORKLOADS = {
+    "digits": "hogstream.workloads.digits:DIGITS",
+}
