@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.profiling.measure.by_hand import HandRun, Hogwild, Loss, again_and_again
+from hogstream.profiling.measure.by_hand import HandRun, Hogwild, Loss
 from hogstream.scheduler import ModelWorker, SchedulerSettings, SharedParameters
 from hogstream.scheduler.schedules import LrSchedule
-from hogstream.scheduler.workers.batches import moved
 from hogstream.workloads.workload import Target
 
 # What torch.optim.RMSprop knows of.
@@ -80,6 +79,4 @@ class ModelWorkload:
             return float(self.metric(model))
 
     def _prepare(self, run: HandRun) -> tuple[Loss, Iterable[Any]]:
-        device = next(run.model.parameters()).device
-        batches = again_and_again(self.make_batches())
-        return self.loss, (moved(batch, device) for batch in batches)
+        return self.loss, self.make_batches()
