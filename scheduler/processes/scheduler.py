@@ -405,10 +405,12 @@ class ProcessScheduler:
         await process.receive("made")
         run.arrive(share)
         await run.begun.wait()
+        # Made before the budget is looked at: if that is not spent, it had seconds left here.
+        start = Start(share.budget.updates, share.budget.seconds, run.start)
         if self._stopping or run.stopped or share.budget.is_spent():
             process.send("cancel")
             return
-        process.send("go", Start(share.budget.updates, share.budget.seconds, run.start))
+        process.send("go", start)
         first = share.index * self.settings.workers
 
         async def finish() -> None:
