@@ -187,7 +187,8 @@ class ProcessScheduler:
     async def _start(self) -> None:
         """Starts the processes; if one does not start, none is left."""
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-        self._seeds = itertools.count(int(torch.empty((), dtype=torch.int64).random_()))
+        seed = torch.empty((), dtype=torch.int64, device="cpu").random_()
+        self._seeds = itertools.count(int(seed))
         self._torch_threads = share_of_cores(self.processes * self.settings.workers)
         # A fork has all files that are open then, also the ends of others that are being started:
         # so it is one at a time.

@@ -195,15 +195,16 @@ async def test_a_new_process_has_what_is_new(tmp_path: Path) -> None:
     heard: Heard = []
     callbacks: dict[str, Any] = {"on_result": lambda *each: heard.append(each)}
     settings: dict[str, Any] = {"on_error": "restart", **COUNTING}
-    async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
-        await scheduler.run(send_random_numbers, updates=2, **callbacks)
-        assert sorted(heard) == [(0, expected[0]), (1, expected[1])]
-        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=0.0)
-        shared.flat.zero_()
-        report = await scheduler.run(partial(die_once, tmp_path / "marker"), updates=20)
-        assert len(report.dead) == 1
-        assert not shared.flat.any()
-        await scheduler.run(send_random_numbers, updates=2, **callbacks)
+    with torch.device("meta"):  # where nothing can be drawn
+        async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
+            await scheduler.run(send_random_numbers, updates=2, **callbacks)
+            assert sorted(heard) == [(0, expected[0]), (1, expected[1])]
+            scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=0.0)
+            shared.flat.zero_()
+            report = await scheduler.run(partial(die_once, tmp_path / "marker"), updates=20)
+            assert len(report.dead) == 1
+            assert not shared.flat.any()
+            await scheduler.run(send_random_numbers, updates=2, **callbacks)
     assert of(heard, 1) == [expected[1], expected[2]]
 
 
