@@ -410,7 +410,7 @@ class StreamScheduler:
         else:
             self._states = [shared.make_state(self._kinds)] * workers
         if self.settings.buffers != "shared":
-            shared.make_worker_buffers(workers)
+            shared.make_worker_buffers(workers, kept=self.settings.buffers == "worker")
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat

@@ -347,7 +347,7 @@ class ProcessScheduler:
         else:
             shared.make_state(self._kinds)
         if settings.buffers != "shared":
-            shared.make_worker_buffers(workers)
+            shared.make_worker_buffers(workers, kept=settings.buffers == "worker")
         shared.share_memory_(self.processes)
         shared.users += 1
 
