@@ -135,11 +135,13 @@ async def test_runs_that_overlap_leave_what_was_set(monkeypatch: pytest.MonkeyPa
     assert openmp_threads() == 5
 
 
-async def test_threads_of_processes_have_one_each() -> None:
+async def test_processes_share_the_cores() -> None:
     shared = small()
+    share = min(torch.get_num_threads(), max(1, (len(os.sched_getaffinity(0)) - 1) // 2))
     async with ProcessScheduler(shared, processes=2, lr=0.0) as scheduler:
-        await scheduler.run(note_openmp_threads, updates=2)
-    assert shared.flat[:2].tolist() == [1, 1]
+        report = await scheduler.run(note_openmp_threads, updates=2)
+    assert shared.flat[:2].tolist() == [share, share]
+    assert report.torch_threads == share
 
 
 def foreign_threads() -> set[int]:

@@ -41,7 +41,7 @@ async def main(method: str, folder: Path) -> dict[str, Any]:
     return {
         "counted": sorted(heard),
         "torch_threads": report.torch_threads,
-        "share": max(1, (len(os.sched_getaffinity(0)) - 1) // 2),
+        "share": min(2, max(1, (len(os.sched_getaffinity(0)) - 1) // 2)),
         "dead": len(report.dead),
         "updates": report.updates,
         "lost": 2 + report.updates + shared.flat.unique().tolist()[0],
