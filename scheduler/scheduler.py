@@ -316,6 +316,9 @@ class StreamScheduler:
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
+                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
+                        await asyncio.sleep(0)  # its iterations may never wait for anything
+                        turn = time.perf_counter()
                     if not context.begin():
                         await context.read()
                     iteration = worker(context)
@@ -331,9 +334,6 @@ class StreamScheduler:
                 else:
                     budget.finish()
                     failures = 0
-                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
-                        await asyncio.sleep(0)  # its iterations may never wait for anything
-                        turn = time.perf_counter()
                     continue
                 record.failures.setdefault(context.index, failure)
                 failures += 1
@@ -410,7 +410,7 @@ class StreamScheduler:
         else:
             self._states = [shared.make_state(self._kinds)] * workers
         if self.settings.buffers != "shared":
-            shared.make_worker_buffers(workers)
+            shared.make_worker_buffers(workers, kept=self.settings.buffers == "worker")
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat

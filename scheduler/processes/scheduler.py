@@ -179,9 +179,16 @@ class ProcessScheduler:
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
         check_main_module(self._start_method)
-        self._share()
+        with self.shared.undone_on_error():
+            self._share()
+            await self._start()
+        return self
+
+    async def _start(self) -> None:
+        """Starts the processes; if one does not start, none is left."""
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-        self._seeds = itertools.count(int(torch.empty((), dtype=torch.int64).random_()))
+        seed = torch.empty((), dtype=torch.int64, device="cpu").random_()
+        self._seeds = itertools.count(int(seed))
         self._torch_threads = share_of_cores(self.processes * self.settings.workers)
         # A fork has all files that are open then, also the ends of others that are being started:
         # so it is one at a time.
@@ -198,7 +205,6 @@ class ProcessScheduler:
             raise
         finally:
             self._tasks = []
-        return self
 
     async def __aexit__(
         self,
@@ -330,19 +336,19 @@ class ProcessScheduler:
     def _share(self) -> None:
         """Moves all that the processes share to where they can reach it."""
         shared, settings = self.shared, self.settings
+        workers = self.processes * settings.workers
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
-        with shared.undone_on_error():
-            if settings.telemetry:
-                shared.count_races_with(self._backend)
-            self._opened_with = self.hyperparameters
-            self._kinds = kinds_of(self._opened_with.switches)
-            if settings.state == "per-worker":
-                shared.make_worker_state(self.processes * settings.workers, self._kinds)
-            else:
-                shared.make_state(self._kinds)
-            if settings.buffers != "shared":
-                shared.make_worker_buffers(self.processes * settings.workers)
-            shared.share_memory_(self.processes)
+        if settings.telemetry:
+            shared.count_races_with(self._backend)
+        self._opened_with = self.hyperparameters
+        self._kinds = kinds_of(self._opened_with.switches)
+        if settings.state == "per-worker":
+            shared.make_worker_state(workers, self._kinds)
+        else:
+            shared.make_state(self._kinds)
+        if settings.buffers != "shared":
+            shared.make_worker_buffers(workers, kept=settings.buffers == "worker")
+        shared.share_memory_(self.processes)
         shared.users += 1
 
     async def _end(self) -> None:
@@ -400,10 +406,12 @@ class ProcessScheduler:
         await process.receive("made")
         run.arrive(share)
         await run.begun.wait()
+        # Made before the budget is looked at: if that is not spent, it had seconds left here.
+        start = Start(share.budget.updates, share.budget.seconds, run.start)
         if self._stopping or run.stopped or share.budget.is_spent():
             process.send("cancel")
             return
-        process.send("go", Start(share.budget.updates, share.budget.seconds, run.start))
+        process.send("go", start)
         first = share.index * self.settings.workers
 
         async def finish() -> None:

@@ -8,6 +8,7 @@ import ctypes
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -208,6 +209,45 @@ def send(value: object, shared: SharedParameters, process: int) -> Worker:
     async def worker(context: WorkerContext) -> None:
         context.send(value() if callable(value) else value)
         await context.submit(grad)
+
+    return worker
+
+
+def follow(shared: SharedParameters, process: int) -> Worker:
+    """Makes one whose gradients are made from what it reads; it sends the names of all threads."""
+    grads = [torch.empty_like(shared.flat) for _ in range(2)]
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(sorted(thread.name for thread in threading.enumerate()))
+        grad = grads[context.iteration % 2]
+        await context.run_blocking(torch.sin, context.flat + context.iteration, out=grad)
+        await context.submit(grad)
+
+    return worker
+
+
+def fail_after_submitting(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that never waits for anything."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad, loss=context.iteration)
+        raise LookupError("no more")
+
+    return worker
+
+
+def cancel_itself(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that is cancelled once its third iteration, which takes long, has ended."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+        if context.iteration == 2:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            time.sleep(0.01)  # noqa: ASYNC251 (so that others have their turn on the event loop)
 
     return worker
 

@@ -41,8 +41,8 @@ async def main(method: str, folder: Path) -> dict[str, Any]:
     return {
         "counted": sorted(heard),
         "torch_threads": report.torch_threads,
-        "share": max(1, (len(os.sched_getaffinity(0)) - 1) // 2),
-        "dead": len(report.dead),
+        "share": min(2, max(1, (len(os.sched_getaffinity(0)) - 1) // 2)),
+        "fates": [str(each).partition(") ")[2] for each in report.failures.values()],
         "updates": report.updates,
         "lost": 2 + report.updates + shared.flat.unique().tolist()[0],
         "threads": torch.get_num_threads(),

@@ -247,14 +247,17 @@ async def test_endless_cancellation_kills_no_process_that_answers() -> None:
 
 @pytest.mark.parametrize("after_turns", [0, 5])
 async def test_endless_cancellation_while_processes_start_leaves_none(after_turns: int) -> None:
+    """Nor what was made for them."""
     shared = counters()
-    entering = asyncio.ensure_future(ProcessScheduler(shared, processes=1).__aenter__())
+    settings: dict[str, Any] = {"state": "per-worker", "buffers": "worker", "telemetry": True}
+    entering = asyncio.ensure_future(ProcessScheduler(shared, processes=1, **settings).__aenter__())
     for _ in range(1 + after_turns):
         await asyncio.sleep(0)
     while not entering.done():
         entering.cancel()
         await asyncio.sleep(0)
     assert entering.cancelled()  # nothing_left_behind looks for the rest
+    assert (shared.worker_state, shared.worker_buffers, shared.races) == (None, None, None)
 
 
 @pytest.mark.parametrize("leave", [False, True])

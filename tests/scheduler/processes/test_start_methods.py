@@ -27,7 +27,7 @@ def test_processes_compute_with_their_share_of_threads(method: str, tmp_path: Pa
     assert result == {
         "counted": [[0, [0, share - 1, 2]], [1, [0, share - 1, 2]]],
         "torch_threads": share,
-        "dead": 1,
+        "fates": ["was killed by SIGKILL"],
         "updates": 40,
         "lost": 0.0,
         "threads": 2,
@@ -50,11 +50,12 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("method", ["forkserver", "fork"])
 def test_a_script_without_a_guard(method: str, tmp_path: Path) -> None:
-    """Is told so, unless nothing imports it again; with ``spawn``, beside other such scripts."""
+    """Is told so, unless nothing imports it again, nor could; ``spawn``: beside other scripts."""
     path = tmp_path / "script.py"
     path.write_text(UNGUARDED.replace("METHOD", method), "utf-8")
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", str(path)],
+        [sys.executable, "-W", "ignore", "-" if method == "fork" else str(path)],
+        input=path.read_text("utf-8"),
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
