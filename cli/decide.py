@@ -24,13 +24,14 @@ from hogstream.scheduler import SettingError
 @click.option(
     "--workers",
     type=options.worker_counts,
-    metavar="COUNTS",
+    metavar="N,N,...",
     show_default="as many as cores, from 2 to 16",
     help="How many workers, such as 2,4.",
 )
 @click.option(
     "--seconds",
     type=options.seconds_above_zero,
+    metavar="SECONDS",
     default=job.SECONDS,
     show_default=True,
     help="How long to measure, besides the start of processes.",
@@ -38,6 +39,7 @@ from hogstream.scheduler import SettingError
 @click.option(
     "--lr",
     type=options.number_from_zero,
+    metavar="LR",
     default=job.LR,
     show_default=True,
     help="Learning rate of all.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import Field, replace
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,21 +26,6 @@ _NOT_BATCHED = "awaited and bounded:K, which wait for each update, are compared 
 def policies_over(processes: int) -> tuple[str, ...]:
     """The policies to compare if none are named, with workers spread over so many processes."""
     return tuple(POLICIES) if processes == 1 else PROCESS_POLICIES
-
-
-def check_outputs_over(processes: int, outputs: dict[str, Path | None]) -> None:
-    """Checks that nothing is asked for that workers in other processes do not tell.
-
-    Args:
-        processes: How many there are.
-        outputs: What they do not tell, by option.
-
-    Raises:
-        click.UsageError: If something is.
-    """
-    for option, path in outputs.items():
-        if processes > 1 and path is not None:
-            raise click.UsageError(f"{option} needs --processes 1, got {processes}")
 
 
 def scheduling_options(depth: str) -> Callable[[Command], Command]:

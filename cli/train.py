@@ -31,23 +31,11 @@ from hogstream.workloads import rounds as job
 from hogstream.workloads.registry import WORKLOADS
 from hogstream.workloads.training import Limit
 
-
-def workload(text: str) -> Workload:
-    """What ``digits``, or ``MODULE:NAME``, is."""
-    if text not in WORKLOADS and ":" not in text:
-        raise click.BadParameter(
-            f"must be {', '.join(WORKLOADS)}, or MODULE:NAME such as my_module:my_workload, "
-            f"got {text!r}"
-        )
-    found = named(WORKLOADS.get(text, text))
-    try:
-        return check_workload(found)
-    except (TypeError, ValueError) as error:
-        raise click.BadParameter(f"{text} {error}") from error
+_ARGUMENT = "'WORKLOAD'"
 
 
 @click.command("train")
-@click.argument("workload", type=workload, metavar="WORKLOAD")
+@click.argument("name", metavar="WORKLOAD")
 @options.DEVICE
 @options.BACKEND
 @click.option(
@@ -103,7 +91,7 @@ def workload(text: str) -> Workload:
 @options.TRACE
 @options.plot_option("loss and metric against time")
 def train(
-    workload: Workload,
+    name: str,
     device: torch.device,
     backend: str | None,
     workers: int | None,
@@ -125,6 +113,7 @@ def train(
     hogstream.workloads.Workload of yours. What no option says is as the workload has it.
     """
     check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
+    workload = _workload(name)
     processes = processes or workload.processes
     policies = policies or policies_over(processes)
     resolved = options.resolve_backend(backend, device)
@@ -168,6 +157,25 @@ def train(
     )
 
 
+def _workload(name: str) -> Workload:
+    """What ``digits``, or ``MODULE:NAME``, is.
+
+    Raises:
+        click.BadParameter: If there is none, or it is something else.
+    """
+    if name not in WORKLOADS and ":" not in name:
+        raise click.BadParameter(
+            f"must be {', '.join(WORKLOADS)}, or MODULE:NAME such as my_module:my_workload, "
+            f"got {name!r}",
+            param_hint=_ARGUMENT,
+        )
+    found = named("WORKLOAD", WORKLOADS.get(name, name))
+    try:
+        return check_workload(found)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"{name}: {error}", param_hint=_ARGUMENT) from error
+
+
 def _check_portable(workload: Workload) -> None:
     """Checks that other processes can have it.
 
@@ -180,5 +188,5 @@ def _check_portable(workload: Workload) -> None:
         raise click.BadParameter(
             f"{workload.name} must be something that can be pickled for other processes, with "
             f"functions of a module for lambdas, but is not: {error}",
-            param_hint="'WORKLOAD'",
+            param_hint=_ARGUMENT,
         ) from error

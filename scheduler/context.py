@@ -236,7 +236,8 @@ class WorkerContext:
 
         Other workers go on meanwhile. It has the caller's context variables. Its CUDA work goes
         down the worker's lane: after what the caller's current stream was given before, and ahead
-        of the update submitted after it.
+        of the update submitted after it. Over processes, a worker that has one for itself, without
+        a deadline, calls it on the event loop's thread: nothing else is to be done there.
 
         Raises:
             RuntimeError: If the worker's run has ended, or this is not the thread of the
@@ -399,14 +400,14 @@ class WorkerContext:
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
-        snapshot = Snapshot(self.index, perf_counter_ns(), passage, self.flat)
+        snapshot = self._snapshot = Snapshot(self.index, perf_counter_ns(), passage, self.flat)
         try:
             self._enqueue(snapshot)
         except BaseException:
+            self._snapshot = None
             if self._gate is not None and passage is not None:
                 self._gate.end(passage)
             raise
-        self._snapshot = snapshot
         while self._snapshot is not None:
             await self._delivery()
         self._raise_error()

@@ -61,6 +61,9 @@ class Dispatch:
         low_water: A worker that has filled its lane goes on when no more updates than so many are
             left on it.
         torch_threads: How many threads torch uses for what computes for a worker; since ``open``.
+        alone: Whether its one worker has a process of a ``ProcessScheduler`` for itself. Then it
+            computes on the event loop's thread, as it would hand over nothing but time; unless
+            there is a deadline, for which somebody has to watch it.
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
@@ -81,6 +84,7 @@ class Dispatch:
         self.callbacks: Callbacks | None = None
         self.timeline = timeline
         self.process_lock = process_lock
+        self.alone = shared.slot > 0 and settings.workers == 1 and settings.deadline is None
         # When half of its lane is free: so neither wakes the other for each update. Where updates
         # wait for their batch, they could wait for ever then.
         self.low_water = settings.depth // 2 if settings.batch == 1 else settings.depth - 1
@@ -133,6 +137,7 @@ class Dispatch:
             low_water=self.low_water,
             graphs=settings.batch > 1,
             timed=self.timeline is not None,
+            inline=self.alone and settings.depth == 1,
         )
         await self.run_blocking(0, partial(warm_up, of_lanes, self.hyperparameters))
         self.lanes = open_lanes(of_lanes, settings.workers, settings.depth + 1, self.deliver)
@@ -281,7 +286,9 @@ class Dispatch:
         return passage
 
     async def run_blocking(self, worker: int, call: Callable[[], T]) -> T:
-        """Calls a function on a worker's thread."""
+        """Calls a function on a worker's thread, or on this one for a worker alone."""
+        if self.alone:
+            return call()
         self._under_way += 1
         calls = self._blocking.setdefault(worker, [])
 

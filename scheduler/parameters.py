@@ -245,24 +245,26 @@ class SharedParameters:
         """
         return self.make_worker_state(workers, ()).ms
 
-    def make_worker_buffers(self, workers: int) -> Buffers:
+    def make_worker_buffers(self, workers: int, *, kept: bool = True) -> Buffers:
         """Each worker's own buffers: made as copies of ``buffers`` if not there, the same later.
 
         Args:
             workers: How many.
+            kept: Whether what they hold matters. If not, and no scheduler is open, others are made
+                in the place of those for another number of workers.
 
         Raises:
             ValueError: If they were made for another number of workers.
             MemoryError: If they do not fit the device.
         """
         workers = check_integer("workers", workers, at_least=1)
-        if self.worker_buffers is None:
+        counts = {len(rows) for rows in (self.worker_buffers or {}).values()} - {workers}
+        if counts and (kept or self.users):
+            raise ValueError(
+                f"workers must be {counts.pop()}, as many as have buffers, got {workers}"
+            )
+        if self.worker_buffers is None or counts:
             self.worker_buffers = make_rows(self.buffers, workers)
-        for rows in self.worker_buffers.values():
-            if len(rows) != workers:
-                raise ValueError(
-                    f"workers must be {len(rows)}, as many as have buffers, got {workers}"
-                )
         return self.worker_buffers
 
     def reset_worker_buffers(self) -> None:

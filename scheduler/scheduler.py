@@ -37,6 +37,9 @@ from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
 
+# A worker alone in its process gives way to what else the event loop has to do this often.
+_TURN_SECONDS = 1e-3
+
 
 class StreamScheduler:
     """Runs asynchronous workers that update shared parameters, each down a lane of its own.
@@ -309,10 +312,13 @@ class StreamScheduler:
         self, worker: Worker, context: ScheduledContext, budget: Budget, record: RunRecord
     ) -> None:
         """Runs a worker's iterations until the budget is spent or it has failed for good."""
-        failures = 0
+        failures, turn = 0, time.perf_counter()
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
+                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
+                        await asyncio.sleep(0)  # its iterations may never wait for anything
+                        turn = time.perf_counter()
                     if not context.begin():
                         await context.read()
                     iteration = worker(context)
@@ -404,7 +410,7 @@ class StreamScheduler:
         else:
             self._states = [shared.make_state(self._kinds)] * workers
         if self.settings.buffers != "shared":
-            shared.make_worker_buffers(workers)
+            shared.make_worker_buffers(workers, kept=self.settings.buffers == "worker")
         self._snapshots: Sequence[torch.Tensor | None] = [None] * workers
         if self.settings.read == "snapshot":
             shape, flat = (workers, shared.elements), shared.flat

@@ -45,11 +45,15 @@ class ThreadState:
 
 
 class _Bounds(threading.local):
-    """Of the calling thread: those in force, and what it had before the first of them."""
+    """Of the calling thread: those in force, and how many threads it has without them."""
 
     def __init__(self) -> None:
         self.in_force: list[int] = []
-        self.before = 0
+        self.without = 0
+
+    def least(self) -> int:
+        """How many threads it has with them, unless somebody has set others."""
+        return min([self.without, *self.in_force])
 
 
 _bounds = _Bounds()
@@ -65,17 +69,17 @@ def bounded_torch_threads(most: int) -> Iterator[None]:
     Args:
         most: At least 1.
     """
-    if not _bounds.in_force:
-        _bounds.before = torch.get_num_threads()
+    if torch.get_num_threads() != _bounds.least():
+        _bounds.without = torch.get_num_threads()
     _bounds.in_force.append(most)
-    _set_torch_threads(min(_bounds.before, *_bounds.in_force))
+    _set_torch_threads(_bounds.least())
     try:
         yield
     finally:
-        ours = torch.get_num_threads() == min(_bounds.before, *_bounds.in_force)
+        ours = torch.get_num_threads() == _bounds.least()
         _bounds.in_force.remove(most)
         if ours:
-            _set_torch_threads(min([_bounds.before, *_bounds.in_force]))
+            _set_torch_threads(_bounds.least())
 
 
 def _set_torch_threads(threads: int) -> None:
@@ -97,4 +101,7 @@ def share_of_cores(workers: int) -> int:
     """
     can_ask = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    return min(torch.get_num_threads(), max(1, (cores - 1) // workers))
+    given = torch.get_num_threads()
+    if given == _bounds.least():  # while another scheduler runs, whose bound is not for this one
+        given = _bounds.without
+    return min(given, max(1, (cores - 1) // workers))

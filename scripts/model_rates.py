@@ -123,33 +123,30 @@ def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class LossByHand:
-    """The same, with torch's intra-op threads set by hand on each thread that computes it."""
+    """The same, with a single intra-op thread set by hand on each thread that computes it."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
         self._local = threading.local()
 
     def __call__(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Cross entropy."""
         if not hasattr(self._local, "set"):
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(1)
             self._local.set = True
         return loss_of(model, batch)
 
 
-def make_worker(
-    name: str, threads: int | None, shared: SharedParameters, process: int
-) -> ModelWorker:
+def make_worker(name: str, by_hand: bool, shared: SharedParameters, process: int) -> ModelWorker:
     """What trains in each process, or on all threads of this one.
 
     Args:
         name: Of the model.
-        threads: Intra-op threads to set by hand; None to leave them as they are.
+        by_hand: Whether torch's intra-op threads are set by hand.
         shared: The parameters.
         process: Its number.
     """
     model = MODELS[name]
-    loss = loss_of if threads is None else LossByHand(threads)
+    loss = LossByHand() if by_hand else loss_of
     return ModelWorker(shared, model.make(), loss, model.batches(process))
 
 
@@ -167,9 +164,9 @@ def train_plainly(model: nn.Module, batches: Iterator[Batch], going: Callable[[]
     return made
 
 
-def plain_process(name: str, threads: int, run: HandRun) -> None:
+def plain_process(name: str, run: HandRun) -> None:
     """The same in a process."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     batches = MODELS[name].batches(run.process)
     optimizer = RMSpropAsync(run.model.parameters(), lr=LEARNING_RATE)
     while run.going():
@@ -180,7 +177,7 @@ def plain_process(name: str, threads: int, run: HandRun) -> None:
         run.landed(loss.item())
 
 
-async def measured_plainly(name: str, workers: int, threads: int, seconds: float) -> float:
+async def measured_plainly(name: str, workers: int, seconds: float) -> float:
     """Updates/s of plain loops, one a thread, each with a replica over the same parameters."""
     model = MODELS[name]
     trained = model.make()
@@ -192,7 +189,7 @@ async def measured_plainly(name: str, workers: int, threads: int, seconds: float
     begin = time.perf_counter()
 
     def work(worker: int) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         made[worker] = train_plainly(
             replicas[worker], model.batches(worker), lambda: time.perf_counter() < begin + seconds
         )
@@ -215,9 +212,8 @@ async def prepare(
     name: str, workers: int, spread_over: str, stack: AsyncExitStack
 ) -> dict[str, Measure]:
     """Each way to train a model, ready until the stack is left."""
-    threads = max(1, torch.get_num_threads() // workers)
     ways: dict[str, Measure] = {}
-    for way, by_hand in ((OURS, None), (BY_HAND, threads)):
+    for way, by_hand in ((OURS, False), (BY_HAND, True)):
         model = MODELS[name].make()
         shared = SharedParameters.from_module(model)
         if spread_over == "processes":
@@ -230,11 +226,11 @@ async def prepare(
             worker = make_worker(name, by_hand, shared, 0)
         ways[way] = partial(measured, scheduler, [worker])
     if spread_over == "processes":
-        work = partial(plain_process, name, threads)
+        work = partial(plain_process, name)
         plain = await stack.enter_async_context(ByHand(work, MODELS[name].make(), workers))
         ways[PLAIN] = partial(measured, plain, [])
     else:
-        ways[PLAIN] = partial(measured_plainly, name, workers, threads)
+        ways[PLAIN] = partial(measured_plainly, name, workers)
     return ways
 
 

@@ -57,6 +57,8 @@ def main() -> None:
         path.write_text(updated(name, path.read_text("utf-8"), RESULTS), encoding="utf-8")
     for _, sweep in _last_sweep(RESULTS):
         plots.write_gain(sweep, RESULTS / PICTURE)
+    for name, train in _read(RESULTS, "train-*", Train):
+        plots.write_training(train, (RESULTS / name).with_suffix(".png"))
     epsilon.draw(RESULTS / epsilon.PICTURE)
 
 
@@ -87,8 +89,10 @@ def results(folder: Path) -> list[str]:
         skipped = rows.skipped(compare)
         tables = [rows.peers(compare), *([skipped] if skipped else [])]
         parts += _section(name, compare, sentences.of_compare(compare), tables)
-    for name, train in _read(folder, "train-digits", Train):
+    for name, train in _read(folder, "train-*", Train):
         parts += _section(name, train, sentences.of_train(train), [rows.training(train)])
+        shown = f"Loss and {train.settings.metric} of {train.settings.workload} against time"
+        parts += [f"![{shown}](results/{Path(name).with_suffix('.png')})"]
     for name, profile in _read(folder, "profile-ncu", NcuProfile):
         parts += _section(name, profile, [], [_counters(profile)])
     for name, run in _read(folder, "gpu", GpuRun):

@@ -79,6 +79,6 @@ DIGITS = ModelWorkload(
     seconds=20.0,
     # As torch.optim.RMSprop by hand, with its eps outside of the root.
     settings=SchedulerSettings(
-        workers=2, hyperparameters=Hyperparameters(lr=1e-3, eps_inside_sqrt=False)
+        workers=2, hyperparameters=Hyperparameters(lr=3e-4, eps_inside_sqrt=False)
     ),
 )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from hogstream.profiling.measure.by_hand import HandRun, Hogwild, Loss, again_and_again
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.profiling.measure.by_hand import HandRun, Hogwild, Loss
 from hogstream.scheduler import ModelWorker, SchedulerSettings, SharedParameters
 from hogstream.scheduler.schedules import LrSchedule
-from hogstream.scheduler.workers.batches import moved
 from hogstream.workloads.workload import Target
+
+# What torch.optim.RMSprop knows of.
+_OF_TORCH = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered")
 
 
 @dataclass(frozen=True)
 class ModelWorkload:
     """A ``Workload`` that trains a model on batches.
 
-    By hand it is plain Hogwild: in each process an optimizer of its own over the one model, and a
-    lock around its step. Functions are of a module, as they are pickled.
+    Functions are of a module, as they are pickled.
 
     Attributes:
         name: What it is called in tables.
@@ -34,8 +36,7 @@ class ModelWorkload:
         seconds: When a training that has not reached the target is given up, > 0.
         settings: How the scheduler runs, if nothing else is asked for.
         processes: Over how many processes workers are spread, if nothing else is asked for.
-        lr_schedule: The learning rate in the course of a training; then there is no training by
-            hand. None for a constant one.
+        lr_schedule: The learning rate in the course of a training; None for a constant one.
     """
 
     name: str
@@ -51,19 +52,16 @@ class ModelWorkload:
 
     @property
     def by_hand(self) -> Hogwild | None:
-        """Plain Hogwild with ``torch.optim.RMSprop`` under a lock."""
+        """Plain Hogwild with ``torch.optim.RMSprop``, its ``eps`` outside the root, under a lock.
+
+        None if torch has no such update, or there is a schedule.
+        """
         numbers = self.settings.hyperparameters
-        if self.lr_schedule is not None:
+        theirs = {name: getattr(numbers, name) for name in _OF_TORCH}
+        same = replace(Hyperparameters(eps_inside_sqrt=numbers.eps_inside_sqrt), **theirs)
+        if self.lr_schedule is not None or numbers != same:
             return None
-        of_torch = {
-            "lr": numbers.lr,
-            "alpha": numbers.alpha,
-            "eps": numbers.eps,
-            "weight_decay": numbers.weight_decay,
-            "momentum": numbers.momentum,
-            "centered": numbers.centered,
-        }
-        return Hogwild(self._prepare, of_torch)
+        return Hogwild(self._prepare, theirs)
 
     def model(self, device: torch.device) -> torch.nn.Module:
         """A new model."""
@@ -81,6 +79,4 @@ class ModelWorkload:
             return float(self.metric(model))
 
     def _prepare(self, run: HandRun) -> tuple[Loss, Iterable[Any]]:
-        device = next(run.model.parameters()).device
-        batches = again_and_again(self.make_batches())
-        return self.loss, (moved(batch, device) for batch in batches)
+        return self.loss, self.make_batches()

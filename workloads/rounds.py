@@ -167,7 +167,9 @@ def _run(contender: Contender, outcomes: Outcomes, ceilings: Ceilings) -> TrainR
         "partial": not all(outcome.whole for outcome in outcomes),
         "reached": [outcome.reached for outcome in outcomes],
         "seconds_to_target": PositiveSpread.of([outcome.end.time for outcome in outcomes]),
-        "updates_to_target": PositiveSpread.of([outcome.end.updates for outcome in outcomes]),
+        "updates_to_target": PositiveSpread.of(
+            [float(outcome.end.updates) for outcome in outcomes]
+        ),
         "metric": SignedSpread.of(metrics) if all(map(_is_told, metrics)) else None,
         "evaluations": sum(len(outcome.points) for outcome in outcomes),
         "evaluation_share": sum(outcome.evaluating for outcome in outcomes) / seconds,

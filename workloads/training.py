@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -175,12 +175,13 @@ class Training:
             following = asyncio.create_task(watch.follow(runner.stop))
             try:
                 await start(on_loss=self._note_loss, on_result=watch.note_result)
+                if following.done():
+                    following.result()  # or what it has failed with, which has ended the run
                 whole = True
             finally:
                 ended = time.perf_counter()
                 following.cancel()
-                with suppress(asyncio.CancelledError):
-                    await following
+                await asyncio.gather(following, return_exceptions=True)
                 report = runner.report
                 if isinstance(report, HandReport):
                     report = _as_report(report, model)
@@ -222,18 +223,21 @@ class Training:
     def _ended(self, watch: Watch, report: RunReport, ended: float, *, whole: bool) -> Outcome:
         """What it came to, with times since its start: before, processes came up."""
         watched = watch.seconds
-        if watch.reached is None:
+        if whole and watch.reached is None:
             watch.evaluate()  # what it came to in the end
         start = ended - report.seconds
         points = [
             point._replace(time=min(max(point.time - start, 0.0), report.seconds))
             for point in watch.points
         ]
+        end = points[-1]
+        if watch.reached is None:
+            end = end._replace(time=report.seconds, updates=report.updates)
         return Outcome(
             report=report,
             whole=whole,
             reached=watch.reached is not None,
-            end=points[-1],
+            end=end,
             points=points,
             losses=[(max(landed - start, 0.0), loss) for landed, loss in self._losses],
             evaluating=watched,
@@ -260,6 +264,7 @@ def _as_report(report: HandReport, model: torch.nn.Module) -> RunReport:
         restarts=nobody,
         failures={},
         partial=report.partial,
+        torch_threads=report.torch_threads,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hogstream.profiling.errors import MeasurementError
+from hogstream.scheduler.thread_state import ThreadState
 from hogstream.workloads.workload import Workload, called
 
 # An evaluation is followed by a pause so many times as long: it takes a twentieth of a core.
@@ -81,7 +82,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         # One thread for an operation, as evaluations are to take a part of one core only.
         try:
-            with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            with ThreadPoolExecutor(1, initializer=ThreadState(1).enter) as thread:
                 while self.reached is None:
                     await asyncio.sleep(self._pause)
                     if self._made() > self.points[-1].updates:

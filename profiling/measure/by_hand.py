@@ -12,7 +12,7 @@ import math
 import pickle
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +34,12 @@ from hogstream.profiling.measure.plain_process import (
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import check_integer, error_text
 from hogstream.scheduler.processes.process import check_main_module
+from hogstream.scheduler.workers.batches import Batches, moved
 
 # How long a process may keep losses to itself, so that many are sent at once.
 _KEPT_SECONDS = 0.05
+# For how long processes that do nothing may take to end, with those of a DataLoader of theirs.
+_END_SECONDS = 10.0
 
 Heard = Callable[[int, Any], object]
 Answer = Coroutine[Any, Any, Any]
@@ -246,7 +249,7 @@ class ByHand:
 
     async def __aexit__(self, *_: object) -> None:
         """Ends the processes; what they do is of no use any more."""
-        self._end()
+        self._end(_END_SECONDS)
 
     async def run(
         self,
@@ -351,8 +354,8 @@ class ByHand:
                 else:
                     on_result(index, pickle.loads(value))
 
-    def _end(self) -> None:
-        end_all(self._processes)
+    def _end(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        end_all(self._processes, grace_seconds)
         self._processes.clear()
 
 
@@ -442,32 +445,16 @@ class Hogwild:
         """Trains until there is no more to do.
 
         Raises:
-            RuntimeError: If there are no batches any more.
+            RuntimeError: If the batches have run out.
         """
-        loss_of, batches = self.prepare(run)
+        loss_of, iterable = self.prepare(run)
+        batches, device = Batches(iterable), next(run.model.parameters()).device
         optimizer = torch.optim.RMSprop(run.model.parameters(), **self.hyperparameters)
         guard = run.lock if self.locked else nullcontext()
-        for batch in again_and_again(batches):
-            if not run.going():
-                return
+        while run.going():
             optimizer.zero_grad()
-            loss = loss_of(run.model, batch)
+            loss = loss_of(run.model, moved(batches.read(), device))
             loss.backward()
             with guard:
                 optimizer.step()
             run.landed(loss.item())
-
-
-def again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches for ever, begun anew when they end.
-
-    Raises:
-        RuntimeError: If there are none any more.
-    """
-    empty = False
-    while not empty:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-    raise RuntimeError("batches must last, or be such as can be begun anew, but ran out")

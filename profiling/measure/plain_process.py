@@ -103,11 +103,16 @@ class PlainProcess:
         self._process.close()
 
 
-def end_all(processes: Sequence[PlainProcess]) -> None:
-    """Ends processes; what they do is of no use any more."""
+def end_all(processes: Sequence[PlainProcess], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Ends processes; what they do is of no use any more.
+
+    Args:
+        processes: Which.
+        grace_seconds: For how long they may end by themselves.
+    """
     for process in processes:
         process.hang_up()
-    until = time.monotonic() + GRACE_SECONDS
+    until = time.monotonic() + grace_seconds
     for process in processes:
         process.end(until)
 

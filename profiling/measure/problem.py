@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hogstream.profiling.measure.by_hand import HandRun, Loss, again_and_again
+from hogstream.profiling.measure.by_hand import HandRun, Loss
 from hogstream.scheduler import ModelWorker, SettingError, SharedParameters
 from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.workers.batches import Batches, moved
+
+_NONE = object()  # that no batch is
 
 #: Returns a model, its loss of a batch, and batches.
 Make = Callable[[], tuple[torch.nn.Module, Loss, Iterable[Any]]]
@@ -53,7 +56,7 @@ class Problem:
     def backward(self) -> float:
         """Makes the gradient of the next batch; its loss."""
         self.model.zero_grad()
-        loss = self.loss(self.model, next(self.batches))
+        loss = self.loss(self.model, moved(next(self.batches), self.device))
         loss.backward()
         return loss.item()
 
@@ -113,13 +116,13 @@ def _made(make: Make) -> Problem:
         raise _wrong(f"a loss that is called with model and batch, got {_kind(loss)}")
     if not isinstance(batches, Iterable):
         raise _wrong(f"batches that can be iterated over, got {_kind(batches)}")
-    return Problem(model, loss, again_and_again(batches))
+    return Problem(model, loss, iter(Batches(batches).read, _NONE))
 
 
 def _check_gradient(problem: Problem) -> None:
     """Checks that a batch has a gradient."""
     mine = problem.copied()
-    loss = mine.loss(mine.model, next(mine.batches))
+    loss = mine.loss(mine.model, moved(next(mine.batches), mine.device))
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         told = tuple(loss.shape) if isinstance(loss, torch.Tensor) else _kind(loss)
         raise _wrong(f"a loss that returns a tensor of one element, got {told}")

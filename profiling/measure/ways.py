@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from hogstream.optim import RMSprop
-from hogstream.profiling.environment import usable_cores
 from hogstream.profiling.measure.by_hand import ByHand, Hogwild
 from hogstream.profiling.measure.problem import (
     Make,
@@ -187,14 +186,15 @@ class Scheduled:
         self._start.restore()
         self._shared.ms.zero_()
         losses: list[float] = []
-        report: RunReport = await self._scheduler.run(
-            self._work, seconds=seconds, on_loss=lambda _, loss: losses.append(loss)
-        )
+        run = partial(self._scheduler.run, self._work, on_loss=lambda _, loss: losses.append(loss))
+        report: RunReport = await run(seconds=seconds)
+        if not report.updates:  # the machine had other things to do
+            report = await run(updates=self.kind.workers)
         staleness = report.to_dict()["staleness"]
         return Turn(
             report.updates_per_second,
             losses,
-            max(1, usable_cores() // self.kind.workers),
+            report.torch_threads,
             report.latencies.mean_us(),
             staleness["mean"],
             int(staleness["max"]),
@@ -223,9 +223,10 @@ class Hand:
         """Has the processes work."""
         self._start.restore()
         losses: list[float] = []
-        report = await self._by_hand.run(
-            seconds=seconds, on_loss=lambda _, loss: losses.append(loss)
-        )
+        run = partial(self._by_hand.run, on_loss=lambda _, loss: losses.append(loss))
+        report = await run(seconds=seconds)
+        if not report.updates:
+            report = await run(updates=self.kind.workers)
         return Turn(report.updates_per_second, losses, report.torch_threads)
 
 

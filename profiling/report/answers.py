@@ -44,7 +44,6 @@ from hogstream.profiling.results.schema import (
     PeerTime,
     Run,
     Train,
-    TrainRun,
 )
 from hogstream.profiling.wording import counted, number_text
 
@@ -155,13 +154,13 @@ def _is_clear(run: BenchRun) -> bool:
 
 def _train_answer(train: Train) -> Answer:
     mine = contender_of(train)
-    facts = []
-    for name in dict.fromkeys(filter(None, [_over(mine), BY_HAND, ALONE])):
+    best, facts = strongest_other(train), []
+    for name in dict.fromkeys([*([best.over] if best else []), BY_HAND, ALONE]):
         if name in mine.gains:
             ratio = mine.gains[name].estimate
             noise = "" if ratio.excludes(1) else "; it may be noise"
             told = f"95 %: {range_text(ratio, 2)}; {mine.policy} over {name}{noise}"
-            facts.append(Fact(f"As soon as {name}", f"{ratio.median:.2f}x", told))
+            facts.append(Fact(f"As fast as {name}", f"{ratio.median:.2f}x", told))
     speeds = [
         f"{run.policy} {number_text(run.updates_per_second.median)}"
         for run in train.results
@@ -170,12 +169,6 @@ def _train_answer(train: Train) -> Answer:
     value = number_text(mine.updates_per_second.median)
     facts.append(Fact("Updates/s", value, "; ".join([mine.policy, *speeds])))
     return Answer(training_verdict(train), [*facts, *_costs(mine), _machine(train)])
-
-
-def _over(run: TrainRun) -> str | None:
-    """The strongest other."""
-    best = strongest_other(run)
-    return None if best is None else best.over
 
 
 def _gain_texts(run: BenchRun, gain: Gain) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from hogstream.profiling.measure.peers import HOGSTREAM
-from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing
+from hogstream.profiling.report import bench_plots, ceiling_plots, charts, drawing, training_plots
 from hogstream.profiling.report.charts import Reach
-from hogstream.profiling.report.drawing import DASHED, DAY, LOOKS, Group, Looks, Plot
+from hogstream.profiling.report.drawing import DAY, LOOKS, Group, Looks, Plot
 from hogstream.profiling.report.rows import (
     machine_text,
     results_by_shape,
@@ -19,11 +19,10 @@ from hogstream.profiling.report.rows import (
 )
 from hogstream.profiling.results.diff import UNKNOWN, Diff
 from hogstream.profiling.results.gains import gains_by_place, stronger_of
-from hogstream.profiling.results.schema import Bench, Compare, Run, Train, TrainRun
+from hogstream.profiling.results.schema import Bench, Compare, Run, Train
 from hogstream.profiling.wording import counted, size_name
 from hogstream.scheduler.policies import POLICIES
 
-_Point = tuple[float, float]
 _DRAWN_CHANGES, _CHANGES = 36, 12  # of a diff, and of a plot of it; its table holds all
 
 
@@ -81,74 +80,14 @@ def of_bench(bench: Bench) -> list[Group]:
 
 def of_train(train: Train) -> Group:
     """Loss and metric against time."""
-    looks, settings = _looks(train.results), train.settings
-    losses = {run.policy: _smoothed(run.losses) for run in train.results}
-    metrics = {run.policy: run.metrics for run in train.results}
-    text = " ".join(_trained(run, train) for run in train.results)
-    plots = [
-        _curves(
-            f"Loss against seconds, of the first round. {text}", "loss, running mean", losses, looks
-        ),
-        _curves(
-            f"{settings.metric} against seconds, of the first round. {text}",
-            f"{settings.metric}; dashed: the target",
-            metrics,
-            looks,
-            settings.target,
-        ),
-    ]
+    looks = _looks(train.results)
     return Group(
         "training",
-        f"Training: {settings.workload}",
-        "The loss and the metric of the first round.",
-        [plot for plot in plots if plot is not None],
+        f"Training: {train.settings.workload}",
+        "The first round, until the target or the end of each training.",
+        [*training_plots.losses(train, looks), *training_plots.metrics(train, looks)],
         looks,
     )
-
-
-def _curves(
-    text: str, y: str, curves: dict[str, list[_Point]], looks: Looks, target: float | None = None
-) -> Plot | None:
-    """Lines against seconds, those of losses in decades; None if there is nothing to draw."""
-    curves = {policy: curve for policy, curve in curves.items() if curve}
-    if not curves:
-        return None
-    heights = [y for curve in curves.values() for _, y in curve]
-
-    def draw(axes: Axes) -> None:
-        if target is None and min(heights) > 0:
-            drawing.logarithmic(axes, "y", heights)
-        axes.grid(False, axis="x")
-        axes.grid(True, axis="y")
-        axes.set_xlim(0, max(x for curve in curves.values() for x, _ in curve) * 1.02 or 1)
-        axes.locator_params(axis="x", nbins=6)
-        if target is not None:
-            axes.axhline(target, **DASHED)
-        for policy, curve in curves.items():
-            look, every = looks[policy], max(1, len(curve) // 8)
-            axes.plot([x for x, _ in curve], [y for _, y in curve], **look.line)
-            for x, y in curve[every - 1 :: every]:
-                drawing.mark(axes, x, y, look, f"{policy}: {y:.4g} after {x:.2f} s")
-
-    title = y.partition(",")[0].partition(";")[0]
-    return Plot(title[:1].upper() + title[1:], text, draw, x="seconds", y=y, width=520, height=300)
-
-
-def _trained(run: TrainRun, train: Train) -> str:
-    return (
-        f"{run.policy}: {target_text(train)} in {sum(run.reached)} of "
-        f"{counted(len(run.reached), 'round')}, {'after' if run.mostly_reached else 'of'} "
-        f"{run.seconds_to_target.median:.1f} s (the median)."
-    )
-
-
-def _smoothed(points: list[_Point]) -> list[_Point]:
-    """Running means, over which single batches do not hide the course."""
-    window = max(1, min(len(points) // 20, 10))
-    return [
-        (points[end - 1][0], sum(y for _, y in points[end - window : end]) / window)
-        for end in range(window, len(points) + 1)
-    ]
 
 
 def of_compare(compare: Compare) -> list[Group]:
@@ -208,8 +147,9 @@ def write_gains(bench: Bench, path: Path) -> None:
 def write_training(train: Train, path: Path) -> None:
     """Saves loss and metric against time; the suffix says the format."""
     group = of_train(train)
-    named = {_trained(run, train).rstrip("."): group.looks[run.policy] for run in train.results}
-    drawing.save(group.plots, path, looks=named, note=machine_text(train))
+    named = {training_plots.reached_text(run): group.looks[run.policy] for run in train.results}
+    note = f"medians to {target_text(train)}, on {machine_text(train)}"
+    drawing.save(group.plots, path, looks=named, note=note)
 
 
 def write_compare(compare: Compare, path: Path) -> None:

@@ -336,7 +336,7 @@ def training_verdict(train: Train) -> str:
         beside = f"; {', '.join(others)}" if others else ""
         return f"{name} reached {target_text(train)} in {rounds} only{beside}."
     took = f"{mine.seconds_to_target.median:.2f} s (the median; in {rounds})"
-    best = strongest_other(mine)
+    best = strongest_other(train)
     if best is None:
         return f"{name} reached {target_text(train)} after {took}, with nothing to compare it with."
     theirs = next(run for run in train.results if run.policy == best.over)
@@ -344,7 +344,7 @@ def training_verdict(train: Train) -> str:
         f"{mine.policy} reached {target_text(train)} after {took}, and {best.over}, the strongest "
         f"other, after {theirs.seconds_to_target.median:.2f} s"
     )
-    times = f"{_times(best.ratio)} as soon"
+    times = f"{_times(best.ratio)} as fast"
     if best.ratio.bounds is None:
         return f"Too few rounds to tell who is sooner: {reached}; that is {times}."
     if not best.ratio.excludes(1):
@@ -356,14 +356,15 @@ def training_verdict(train: Train) -> str:
 def _over_by_hand(train: Train) -> list[str]:
     """What lock-free gains over what people write by hand, and over one worker alone."""
     mine, told = contender_of(train), []
+    best = strongest_other(train)
     for name, what in (
         (BY_HAND, "processes by hand with torch.optim.RMSprop under a lock"),
         (ALONE, "one worker alone"),
     ):
-        if name in mine.gains:
+        if name in mine.gains and best is not None and best.over != name:  # which was told
             ratio = mine.gains[name].estimate
             noise = "" if ratio.excludes(1) else ", which may be noise"
-            told.append(f"{_times(ratio)} as soon as {what}{noise}")
+            told.append(f"{_times(ratio)} as fast as {what}{noise}")
     if not told:
         return []
     name = mine.policy[:1].upper() + mine.policy[1:]

@@ -110,7 +110,7 @@ def fastest_today(bench: Bench, elements: int, workers: int) -> TodayRun | None:
 
 
 def training_gains(run: TrainRun, runs: Iterable[TrainRun]) -> dict[str, Ratio]:
-    """How many times as soon one reached the target as each other that had as many rounds.
+    """How many times as fast one reached the target as each other that had as many rounds.
 
     Args:
         run: Whose gains.
@@ -138,7 +138,10 @@ def contender_of(train: Train) -> TrainRun:
     return next((run for run in train.results if run.policy == CONTENDER), train.results[0])
 
 
-def strongest_other(run: TrainRun) -> Gain | None:
-    """What one gains over the strongest other: the one over which it gains least."""
-    gains = [Gain(name, gain.estimate) for name, gain in run.gains.items()]
+def strongest_other(train: Train) -> Gain | None:
+    """What the contender gains over the strongest other: the one over which it gains least."""
+    mine = contender_of(train).gains
+    gains = [
+        Gain(run.policy, mine[run.policy].estimate) for run in train.results if run.policy in mine
+    ]
     return min(gains, key=lambda gain: gain.ratio.median, default=None)

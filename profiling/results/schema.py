@@ -89,7 +89,7 @@ class Staleness(Record):
     histogram: dict[Count, Count] | None
 
 
-class Run(Record, kw_only=True):
+class Run(Record):
     """The scheduler's runs under one policy, at one size and worker count, over all rounds.
 
     Attributes:
@@ -117,8 +117,7 @@ class Run(Record, kw_only=True):
         dead: Process ids of workers that were killed.
         partial: Whether a run ended early.
         share_of_ceilings: Of the machine's.
-        torch_threads: How many torch used for operations of a worker; null in files from before it
-            was noted.
+        torch_threads: How many torch used for operations of a worker; null if it was not noted.
     """
 
     policy: str
@@ -145,7 +144,7 @@ class Run(Record, kw_only=True):
     dead: list[Count]
     partial: bool
     share_of_ceilings: Shares
-    torch_threads: Size | None = None
+    torch_threads: Size | None
 
 
 class BenchRun(Run):
@@ -177,7 +176,7 @@ class TrainRun(Run):
         losses: Of the first round: seconds since its start, and the mean loss of the updates since
             the point before, as long as it was a number.
         metrics: Of the first round: seconds since its start, and the metric.
-        gains: How many times as soon it reached the target as each other, by policy, if both did in
+        gains: How many times as fast it reached the target as each other, by policy, if both did in
             more than half of the rounds.
     """
 

@@ -47,9 +47,11 @@ def simplicity(way: Way) -> tuple[int, bool, int, int]:
 def decided(ways: Sequence[Way]) -> Verdict:
     """The simplest of the ways that are not clearly slower than the fastest.
 
-    Clearly slower: by 5 % or more, and beyond noise. A way that makes more updates/s than a plain
-    loop is out of the question if they come to nothing: if its loss after the same time is beyond
-    noise above the loop's, or not finite while the loop's is.
+    Clearly slower: by 5 % or more, and beyond noise. If a plain loop is, what takes its place is
+    clearly faster than that: of noisy ways not all are which do not differ from the fastest. A way
+    that makes more updates/s than a plain loop is out of the question if they come to nothing: if
+    its loss after the same time is beyond noise above the loop's, or not finite while the loop's
+    is.
 
     Args:
         ways: At least one.
@@ -58,6 +60,8 @@ def decided(ways: Sequence[Way]) -> Verdict:
     learning = [way for way in ways if loop is None or way is loop or _learns(way, loop)]
     fastest = max(learning, key=_speed)
     alike = [way for way in learning if way is fastest or not is_clear(_ratio(fastest, way))]
+    if loop is not None and loop not in alike:
+        alike = [way for way in alike if way is fastest or is_clear(_ratio(way, loop))]
     use = min(alike, key=simplicity)
     next_best = max((way for way in learning if way is not use), key=_speed, default=None)
     return Verdict(
@@ -104,11 +108,11 @@ def answer(verdict: Verdict) -> str:
         )
     if not is_clear(verdict.gain):
         said = "It makes no difference here: use" if way.run_by == "loop" else "Use"
-        costs = _costs(way)
+        facts = [f"{way.name}, at {speed}", *over_loop, *_costs(way)]
+        simpler = ", and it is less simple" if simplicity(other) > simplicity(way) else ""
         return (
-            f"{said} {', '.join([f'{way.name}, at {speed}', *over_loop, *costs])}; the fastest of "
-            f"the others, {other.name}, makes {_times_as_many(other, way)}, which is no reason "
-            f"for what is less simple."
+            f"{said} {', '.join(facts)}; the fastest of the others, {other.name}, makes "
+            f"{times(_ratio(other, way))} as many, which is no clear difference{simpler}."
         )
     gains = [speed, f"{times(verdict.gain)} those of the next best, {other.name}"]
     if other.run_by != "loop":
@@ -170,10 +174,6 @@ def _ratio(way: Way, other: Way) -> Ratio:
     ratio = Ratio.of(way.updates_per_second.samples, other.updates_per_second.samples)
     assert ratio is not None  # as neither is ever 0
     return ratio
-
-
-def _times_as_many(way: Way, other: Way) -> str:
-    return f"{times(_ratio(way, other))} as many"
 
 
 def _digits(value: float) -> str:

@@ -38,6 +38,8 @@ class LaneSettings:
             on it.
         graphs: On a GPU, updates that are launched together, and come again, are one CUDA graph.
         timed: A GPU takes the times of updates, which costs it something; for a timeline.
+        inline: Compiled code applies an update on the thread that launches it, and it is delivered
+            at once: for a single CPU lane whose worker would wait for each landing.
     """
 
     shared: SharedParameters
@@ -50,6 +52,7 @@ class LaneSettings:
     low_water: int = 0
     graphs: bool = False
     timed: bool = False
+    inline: bool = False
 
 
 class Lane(Protocol):

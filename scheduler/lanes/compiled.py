@@ -211,7 +211,51 @@ class Enter(Protocol):
         """Sets what is the thread's own."""
 
 
-class LoopThread:
+class Loop:
+    """The compiled loop of some lanes, and its memory; it runs on whichever thread calls it."""
+
+    def __init__(self, lanes: Sequence[RingLane], settings: SettingsMemory) -> None:
+        """Makes the memory.
+
+        Args:
+            lanes: Which it serves.
+            settings: Of the lanes.
+
+        Raises:
+            OSError: If there is no file descriptor left.
+        """
+        self._event = Signal(blocking=True)
+        self._served = tuple(lanes)  # whose memory must live as long, whoever lets go of them
+        self._lanes = np.array([lane.address for lane in lanes], np.int64)
+        self._memory = np.zeros(rings.THREAD, np.int64)
+        self._settings = settings
+        self.address = self._memory.ctypes.data
+        arguments = self.address + WORD * rings.ARGUMENTS
+        places = range(rings.ARGUMENT_ADDRESSES - rings.ARGUMENTS)
+        self.words = self._memory.data
+        for word, value in (
+            (rings.THREAD_EVENT, self._event.reader),
+            (rings.THREAD_WAKER, self._event.writer),
+            (rings.ONE, 1),
+            (rings.LANES, self._lanes.ctypes.data),
+            (rings.LANE_COUNT, len(lanes)),
+            (rings.POLLED, self._event.reader | 1 << 32),  # a ``pollfd`` that asks for POLLIN
+            *((rings.ARGUMENT_ADDRESSES + place, arguments + WORD * place) for place in places),
+        ):
+            self.words[word] = value
+        for lane in lanes:
+            lane.words[rings.LANE_THREAD] = self.address
+
+    def run(self) -> None:
+        """Returns when it is told to stop and has nothing left to do."""
+        native_loop.run(self.address, self._settings.address)
+
+    def close(self) -> None:
+        """Gives back what it has of the system; it must not run."""
+        self._event.close()
+
+
+class LoopThread(Loop):
     """A thread that runs the compiled loop for some lanes."""
 
     def __init__(
@@ -229,39 +273,19 @@ class LoopThread:
             OSError: If there is no file descriptor left.
             RuntimeError: If there can be no more threads.
         """
-        self._event = Signal(blocking=True)
-        self._served = tuple(lanes)  # whose memory must live as long, whoever lets go of them
-        self._lanes = np.array([lane.address for lane in lanes], np.int64)
-        self._memory = np.zeros(rings.THREAD, np.int64)
-        self._settings = settings
+        super().__init__(lanes, settings)
         self._enter = enter
-        self.address = self._memory.ctypes.data
-        arguments = self.address + WORD * rings.ARGUMENTS
-        places = range(rings.ARGUMENT_ADDRESSES - rings.ARGUMENTS)
-        self.words = self._memory.data
-        for word, value in (
-            (rings.THREAD_EVENT, self._event.reader),
-            (rings.THREAD_WAKER, self._event.writer),
-            (rings.ONE, 1),
-            (rings.LANES, self._lanes.ctypes.data),
-            (rings.LANE_COUNT, len(lanes)),
-            (rings.POLLED, self._event.reader | 1 << 32),  # a ``pollfd`` that asks for POLLIN
-            *((rings.ARGUMENT_ADDRESSES + place, arguments + WORD * place) for place in places),
-        ):
-            self.words[word] = value
-        for lane in lanes:
-            lane.words[rings.LANE_THREAD] = self.address
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
         try:
             self._thread.start()
         except BaseException:
-            self._event.close()
+            super().close()
             raise
 
     def run(self) -> None:
         """The loop: returns when it is told to stop and has nothing left to do."""
         self._enter()
-        native_loop.run(self.address, self._settings.address)
+        super().run()
 
     def end(self) -> None:
         """Waits until the thread, which has been told to stop, has ended."""
@@ -271,7 +295,7 @@ class LoopThread:
     def close(self) -> None:
         """Ends the thread, which has been told to stop."""
         self.end()
-        self._event.close()
+        super().close()
 
 
 class SettingsMemory:

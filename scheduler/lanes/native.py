@@ -1,4 +1,8 @@
-"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL."""
+"""Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL.
+
+A worker that has a process for itself, and waits for each landing, gains nothing by such a thread:
+its lane runs the same code on the event loop's thread.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
     Form,
+    Loop,
     LoopThread,
     RingLane,
     RingLanes,
@@ -60,12 +65,41 @@ class NativeLane(RingLane, CpuLane):
         """Launches what was given its place."""
         native_loop.launch(self.address, self._launched)
 
+    def close(self) -> None:
+        """Gives back what it has of the system."""
+
+
+class InlineLane(NativeLane):
+    """A lane on the event loop's thread: what is launched is applied and delivered at once."""
+
+    def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+        """Makes it; it is the only lane."""
+        super().__init__(index, lanes, rows)
+        self._loop = Loop([self], lanes.settings)
+        words = lanes.settings.words
+        words[rings.STOP] = 1  # as soon as nothing is left to do
+        words[rings.WOKEN] = 1  # and so nothing wakes the event loop, on whose thread all is done
+
+    def launch(self, work: Work) -> None:
+        """Enqueues an update or a snapshot, and launches it."""
+        self.launch_all([work])
+
+    def publish(self) -> None:
+        """Applies what was given its place, and delivers it."""
+        super().publish()
+        self._loop.run()
+        self.deliver()
+
+    def close(self) -> None:
+        """Gives back what it has of the system."""
+        self._loop.close()
+
 
 class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
-        threads: One of each lane.
+        threads: One of each lane that is not inline.
     """
 
     def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
@@ -89,6 +123,9 @@ class NativeLanes(RingLanes[NativeLane]):
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
+                if settings.inline:
+                    self.lanes.append(InlineLane(index, self, rows))
+                    continue
                 lane = NativeLane(index, self, rows)
                 name = f"hogstream-lane-{index}"
                 self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
@@ -113,6 +150,8 @@ class NativeLanes(RingLanes[NativeLane]):
         self.settings.stop()
         for thread in self.threads:
             thread.close()
+        for lane in self.lanes:
+            lane.close()
         super().close()
 
 

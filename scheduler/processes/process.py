@@ -10,6 +10,7 @@ import pickle
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -183,7 +184,8 @@ class WorkerProcess:
             OSError: If there is no more room for a process, or it died at once.
         """
         mine, its = socket.socketpair()
-        channel: Channel | None = None
+        # Before it starts: a fork lets go of it, and so sees when it is closed here.
+        channel = await Channel.open(mine)
         name = f"hogstream-process-{setup.index}"
         arguments = setup, its, [shared], lock
         context: Any = torch.multiprocessing.get_context(method)
@@ -195,13 +197,9 @@ class WorkerProcess:
             started.add_done_callback(_note_failure)
             await uncancelled(lambda: asyncio.wait({started}))
             started.result()
-            channel = await Channel.open(mine)
             return cls(setup.index, process, channel)
         except BaseException:
-            if channel is None:
-                mine.close()
-            else:
-                channel.hang_up()
+            channel.hang_up()
             if process.pid is not None:
                 process.kill()
                 process.join()
@@ -334,15 +332,23 @@ class WorkerProcess:
         return ProcessDied(f"{self._name} {fate}", self.pid, code)
 
 
-def check_main_module() -> None:
+def check_main_module(method: str = "spawn") -> None:
     """Checks that a process may be started: it begins by importing ``__main__`` as this one did.
 
+    Args:
+        method: How it is started; a fork imports nothing.
+
+    A process that does so now ends here.
+
     Raises:
-        SystemExit: In a process that does so now.
         RuntimeError: If ``__main__`` cannot be imported.
     """
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself finds out
-        raise SystemExit(_UNGUARDED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_UNGUARDED)  # a server of forks would make another code of SystemExit
+    if method == "fork":
+        return
     path = spawn.get_preparation_data("").get("init_main_from_path")
     if path is not None and not os.path.isfile(path):
         raise RuntimeError(f"__main__ must be a file that other processes can read, got {path}")
@@ -386,6 +392,8 @@ def _reap(process: Any) -> bool:
     popen = process._popen
     if popen is None or popen.poll() is not None:
         return True
+    if popen.method == "forkserver":
+        return False  # it is the server's child, who is about to tell
     try:
         ended, status = os.waitpid(popen.pid, os.WNOHANG)
     except ChildProcessError:
@@ -418,6 +426,7 @@ def _serve(
     ends: too late for memory of a GPU to be given back, and its owner would keep it for ever.
     """
     shared = given.pop()
+    signal.set_wakeup_fd(-1)  # a fork has that of its parent's event loop
     # Ctrl-C goes to the whole process group, but it is for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -447,9 +456,15 @@ def _seed(seed: int) -> None:
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
+    ends = [parent.sentinel]
     # A process that the parent has forked keeps the sentinel open when the parent has ended.
-    while not connection.wait([parent.sentinel], _ORPHAN_SECONDS) and os.getppid() == parent.pid:
-        pass
+    if hasattr(os, "pidfd_open") and parent.pid is not None:
+        with suppress(OSError):  # where that is not allowed, or it has ended
+            ends.append(os.pidfd_open(parent.pid))
+    by_parent = os.getppid() == parent.pid  # and not by a server of forks
+    while not connection.wait(ends, _ORPHAN_SECONDS):
+        if by_parent and os.getppid() != parent.pid:
+            break
     os._exit(1)  # nobody is left to report to
 
 

@@ -49,6 +49,7 @@ from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.update_state import check_has_state, kinds_of
 
 POLICIES = ("lock-free", "locked", "awaited")
+START_METHODS = ("spawn", "forkserver", "fork")
 
 MakeWorker = Callable[[SharedParameters, int], Worker]
 
@@ -63,7 +64,8 @@ class ProcessScheduler:
         async with ProcessScheduler(shared, processes=4, policy="lock-free") as scheduler:
             report = await scheduler.run(make_worker, updates=10_000)
 
-    The processes are spawned, so a script needs its ``if __name__ == "__main__":``. They end with
+    Processes that are not forked import ``__main__``, so a script needs its
+    ``if __name__ == "__main__":``. They end with
     the scope, however it is left, and with this process, however it ends, but not with one that it
     forks. They ignore Ctrl-C, which cancels a run here: one cancellation has them stop and report,
     another kills them. Those that come within a tenth of a second of each other are one, such as
@@ -89,6 +91,7 @@ class ProcessScheduler:
         settings: SchedulerSettings | None = None,
         *,
         processes: int,
+        start_method: str = "spawn",
         timeline: Timeline | None = None,
         **values: Any,
     ) -> None:
@@ -102,6 +105,10 @@ class ProcessScheduler:
                 all processes, which the death of its holder releases. With ``on_error="restart"``,
                 a new process makes what was left of the share of one that died.
             processes: How many, at least 1.
+            start_method: How they are started. ``"spawn"``: as new interpreters, which import what
+                they need. ``"forkserver"``: as forks of a server that multiprocessing spawns.
+                ``"fork"``: as forks of this process, at once, with all that it has imported; not
+                for parameters on a GPU, as CUDA does not live through a fork.
             timeline: Takes down each update and wait, for a trace: those of a process when it is
                 done with a run, and none of one that died.
             values: By name, in the place of those in ``settings``: settings and hyperparameters.
@@ -117,6 +124,13 @@ class ProcessScheduler:
         if (lock := values.pop("process_lock", None)) is not None:
             raise SettingError("process_lock", f"must be None over processes, got {lock!r}")
         self.processes = check_integer("processes", processes, at_least=1)
+        check_choice("start_method", start_method, START_METHODS)
+        if start_method == "fork" and shared.flat.is_cuda:
+            raise SettingError(
+                "start_method",
+                f"must be spawn or forkserver for parameters on {shared.flat.device}, as CUDA does "
+                f"not live through a fork, got 'fork'",
+            )
         one_worker = {} if settings is not None else {"workers": 1}
         self.settings = SchedulerSettings.make(settings, {**one_worker, **values})
         self.settings.hyperparameters.check_held_by(shared.flat.dtype)
@@ -124,6 +138,7 @@ class ProcessScheduler:
         self.shared = shared
         self._backend = self.settings.select_backend(shared.flat.device.type)
         self.report: RunReport | None = None
+        self._start_method = start_method
         self._timeline = timeline
         self._hyperparameters = self.settings.hyperparameters
         self._open = False
@@ -163,11 +178,21 @@ class ProcessScheduler:
         """
         if self._open:
             raise RuntimeError("the scheduler is open already: enter it once")
-        check_main_module()
-        self._share()
+        check_main_module(self._start_method)
+        with self.shared.undone_on_error():
+            self._share()
+            await self._start()
+        return self
+
+    async def _start(self) -> None:
+        """Starts the processes; if one does not start, none is left."""
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-        self._seeds = itertools.count(int(torch.empty((), dtype=torch.int64).random_()))
+        seed = torch.empty((), dtype=torch.int64, device="cpu").random_()
+        self._seeds = itertools.count(int(seed))
         self._torch_threads = share_of_cores(self.processes * self.settings.workers)
+        # A fork has all files that are open then, also the ends of others that are being started:
+        # so it is one at a time.
+        self._starting = asyncio.Semaphore(1 if self._start_method == "fork" else self.processes)
         self._open = True
         self._tasks = [asyncio.ensure_future(self._process(each)) for each in range(self.processes)]
         try:
@@ -180,7 +205,6 @@ class ProcessScheduler:
             raise
         finally:
             self._tasks = []
-        return self
 
     async def __aexit__(
         self,
@@ -249,8 +273,8 @@ class ProcessScheduler:
         if lr_schedule is not None:
             check_callable("lr_schedule", lr_schedule)
         job = Job(
-            _pickled("make_worker", make_worker),
-            None if lr_schedule is None else _pickled("lr_schedule", lr_schedule),
+            self._pickled("make_worker", make_worker),
+            None if lr_schedule is None else self._pickled("lr_schedule", lr_schedule),
             losses=callbacks.hears_losses,
             results=callbacks.hears_results,
         )
@@ -292,22 +316,39 @@ class ProcessScheduler:
             self._running.stopped = True
             self._send_all("stop")
 
+    def _pickled(self, name: str, value: Any) -> bytes:
+        """A function, as other processes can unpickle it.
+
+        Raises:
+            TypeError: If they cannot.
+        """
+        try:
+            pickled = pickle.dumps(value)
+        except Exception as error:
+            raise TypeError(
+                f"{name} must be a function of a module, or something else that can be pickled, "
+                f"got {value!r}"
+            ) from error
+        if self._start_method != "fork":  # which has the same __main__
+            check_portable(name, value, pickled)
+        return pickled
+
     def _share(self) -> None:
         """Moves all that the processes share to where they can reach it."""
         shared, settings = self.shared, self.settings
+        workers = self.processes * settings.workers
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
-        with shared.undone_on_error():
-            if settings.telemetry:
-                shared.count_races_with(self._backend)
-            self._opened_with = self.hyperparameters
-            self._kinds = kinds_of(self._opened_with.switches)
-            if settings.state == "per-worker":
-                shared.make_worker_state(self.processes * settings.workers, self._kinds)
-            else:
-                shared.make_state(self._kinds)
-            if settings.buffers != "shared":
-                shared.make_worker_buffers(self.processes * settings.workers)
-            shared.share_memory_(self.processes)
+        if settings.telemetry:
+            shared.count_races_with(self._backend)
+        self._opened_with = self.hyperparameters
+        self._kinds = kinds_of(self._opened_with.switches)
+        if settings.state == "per-worker":
+            shared.make_worker_state(workers, self._kinds)
+        else:
+            shared.make_state(self._kinds)
+        if settings.buffers != "shared":
+            shared.make_worker_buffers(workers, kept=settings.buffers == "worker")
+        shared.share_memory_(self.processes)
         shared.users += 1
 
     async def _end(self) -> None:
@@ -365,10 +406,12 @@ class ProcessScheduler:
         await process.receive("made")
         run.arrive(share)
         await run.begun.wait()
+        # Made before the budget is looked at: if that is not spent, it had seconds left here.
+        start = Start(share.budget.updates, share.budget.seconds, run.start)
         if self._stopping or run.stopped or share.budget.is_spent():
             process.send("cancel")
             return
-        process.send("go", Start(share.budget.updates, share.budget.seconds, run.start))
+        process.send("go", start)
         first = share.index * self.settings.workers
 
         async def finish() -> None:
@@ -394,8 +437,10 @@ class ProcessScheduler:
                 self._torch_threads,
                 timed=self._timeline is not None,
             )
-            process = await WorkerProcess.start(setup, "spawn", self.shared, self._lock)
-            self._started[index] = process
+            async with self._starting:
+                process = self._started[index] = await WorkerProcess.start(
+                    setup, self._start_method, self.shared, self._lock
+                )
             await process.receive("open")
             process.send("hyperparameters", self.hyperparameters)
         return process
@@ -433,23 +478,6 @@ class ProcessScheduler:
         self._stopping = True
         for process in self._started.values():
             process.kill()
-
-
-def _pickled(name: str, value: Any) -> bytes:
-    """A function, as other processes can unpickle it.
-
-    Raises:
-        TypeError: If they cannot.
-    """
-    try:
-        pickled = pickle.dumps(value)
-    except Exception as error:
-        raise TypeError(
-            f"{name} must be a function of a module, or something else that can be pickled, got "
-            f"{value!r}"
-        ) from error
-    check_portable(name, value, pickled)
-    return pickled
 
 
 @dataclass

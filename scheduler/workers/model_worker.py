@@ -130,7 +130,8 @@ class ModelWorker:
         drawing: AbstractContextManager[object] = _NOTHING
         drawing_nothing: AbstractContextManager[object] = _NOTHING
         if random_numbers is not None:
-            drawing, drawing_nothing = random_numbers.drawn(), NothingDrawn()
+            drawing = random_numbers.drawn()
+            drawing_nothing = NothingDrawn()  # type: ignore[no-untyped-call]
         casting: AbstractContextManager[object] = _NOTHING
         if self._autocast is not None:
             casting = torch.autocast(device.type, self._autocast)

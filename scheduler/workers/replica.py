@@ -30,10 +30,10 @@ class Replica:
         Raises:
             ValueError: If its parameters or buffers do not fit the shared ones.
         """
-        if not shared.buffers and (names := list(buffers_of(model))):
+        if not shared.buffers and (missing := list(buffers_of(model))):
             raise ValueError(
-                f"shared must have buffers as the model, which has {', '.join(names)}: make it by "
-                f"SharedParameters.from_module"
+                f"shared must have buffers as the model, which has {', '.join(missing)}: make it "
+                "by SharedParameters.from_module"
             )
         self._flat = context.flat
         self._originals = list(model.parameters())
@@ -192,7 +192,7 @@ def _slots(module: torch.nn.Module, kind: str) -> list[_Slot]:
     ]
 
 
-def _clip(grads: Sequence[torch.Tensor], max_norm: float) -> None:
+def _clip(grads: list[torch.Tensor], max_norm: float) -> None:
     """As ``torch.nn.utils.clip_grad_norm_``, which takes much longer over a single tensor."""
     one, *others = grads
     norm = torch.nn.utils.get_total_norm(grads) if others else torch.linalg.vector_norm(one)

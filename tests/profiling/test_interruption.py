@@ -100,37 +100,21 @@ def test_training_is_told_as_far_as_it_went(tmp_path: Path) -> None:
     json_file, plot = tmp_path / "train.json", tmp_path / "loss.svg"
     trace = tmp_path / "trace.json"
     outcome = interrupt_hogstream(
-        "locked, round 1, epoch 4",
+        "round 2: locked",
         *("train", "digits", "--device", "cpu", "--workers", "3", "--policy", "locked"),
-        *("--epochs", "100000", "--json", json_file, "--plot", plot, "--trace", trace),
+        *("--no-beside", "--updates", "100", "--rounds", "1000"),
+        *("--json", json_file, "--plot", plot, "--trace", trace),
     )
     (result,) = check_interrupted(outcome, json_file, plot, trace)["results"]
-    assert (result["policy"], result["partial"]) == ("locked", True)
-    assert 0 <= result["updates"] - len(result["losses"]) <= 3  # landed, but not told any more
-    assert result["updates"] >= 3 * 45  # three epochs are over
-    assert result["epochs"]["median"] == result["updates"] / 45
-    assert result["seconds"] >= result["losses"][-1][0] > 0
-    assert result["updates_per_second"]["median"] == result["updates"] / result["seconds"]
-    assert result["losses"][0][1] > result["final_loss"]["median"]
-    assert result["test_accuracy"]["median"] > 0.5
+    assert (result["policy"], result["partial"]) == ("locked", False)  # of whole ones alone
+    rounds = len(result["reached"])
+    assert result["updates"] == rounds * 100
+    assert len(result["seconds_to_target"]["samples"]) == rounds
     assert 0 < result["latency_us"]["p50"] <= result["latency_us"]["p99"]
     assert sum(result["staleness"]["histogram"].values()) == result["updates"]
     events = json.loads(trace.read_text("utf-8"))["traceEvents"]
-    assert sum(event.get("cat") == "update" for event in events) == result["updates"]
-    accuracy = f"{100 * result['test_accuracy']['median']:.1f} %"
-    assert f"{accuracy} test accuracy" in plot.read_text("utf-8")
-
-
-def test_training_that_was_cut_short_does_not_spoil_whole_ones(tmp_path: Path) -> None:
-    json_file = tmp_path / "train.json"
-    outcome = interrupt_hogstream(
-        "locked, round 2, epoch 2",
-        *("train", "digits", "--device", "cpu", "--workers", "1", "--policy", "locked"),
-        *("--epochs", "20", "--rounds", "1000", "--json", json_file),
-    )
-    (result,) = check_interrupted(outcome, json_file)["results"]
-    assert set(result["epochs"]["samples"]) == {20}
-    assert len(result["training_seconds"]["samples"]) == len(result["epochs"]["samples"])
+    assert sum(event.get("cat") == "update" for event in events) >= result["updates"]
+    assert "locked: " in plot.read_text("utf-8")
 
 
 def test_nothing_is_written_before_the_first_result(tmp_path: Path) -> None:

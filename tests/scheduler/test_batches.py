@@ -75,7 +75,7 @@ class Ending:
 )
 async def test_batches_that_run_out_are_an_error(batches: Any, updates: int, message: str) -> None:
     shared, worker, _ = make_worker(batches())
-    async with StreamScheduler(shared, workers=2, **GOES_ALONG) as scheduler:
+    async with StreamScheduler(shared, workers=1, **GOES_ALONG) as scheduler:
         with pytest.raises(WorkerError, match=message):
             await scheduler.run(worker, updates=5)
     assert shared.version == updates

@@ -202,9 +202,27 @@ async def test_workers_keep_buffers_of_their_own() -> None:
         shared.make_worker_buffers(3)
 
 
+async def test_the_mean_may_next_be_of_another_number_of_workers() -> None:
+    """As workers begin anew; not while another scheduler has those buffers."""
+    module = Counting()
+    shared = SharedParameters.from_module(module)
+    worker = ModelWorker(shared, module, forward, [1.0])
+    settings = {"buffers": "average", **OPTIONS}
+    for workers in (2, 3, 1):
+        async with StreamScheduler(shared, workers=workers, **settings) as scheduler:
+            await scheduler.run(worker, updates=6)
+            with pytest.raises(ValueError, match=f"workers must be {workers}, as many as have buf"):
+                await StreamScheduler(shared, workers=4, **settings).__aenter__()
+    assert 2 + 2 + 6 <= module.calls.item() <= 6 * 3  # of who made most in each run
+
+
 @pytest.mark.parametrize(
     ("updates", "mean", "count"),
-    [([1, 0, 3], (1.0 + 7.0) / 2, 30), ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10), ([0, 0, 0], 0.5, 5)],
+    [
+        ([1, 0, 3], (1.0 + 7.0) / 2, 30),
+        ([2, 2, 1], (1.0 + 10.0 + 7.0) / 3, 10),
+        ([0, 0, 0], 0.5, 5),
+    ],
 )
 def test_average_is_of_workers_that_took_part(updates: list[int], mean: float, count: int) -> None:
     """Counts, which have no mean, come from who made most updates."""

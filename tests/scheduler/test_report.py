@@ -161,3 +161,11 @@ def test_percentiles_are_within_a_bin_of_the_samples(percent: int) -> None:
     exact = np.percentile(samples, percent, method="inverted_cdf") / 1e3
     assert made.percentile_us(percent) == pytest.approx(exact, rel=0.016)
     assert len(made) == 10_001
+
+
+def test_a_mean_is_within_half_a_bin_of_that_of_the_samples() -> None:
+    samples = np.random.default_rng(0).lognormal(10, 1, 10_001).astype(np.int64) + 1
+    made = Latencies()
+    assert made.mean_us() is None
+    made.add(samples.tolist())
+    assert made.mean_us() == pytest.approx(samples.mean() / 1e3, rel=0.008)

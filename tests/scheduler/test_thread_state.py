@@ -112,11 +112,39 @@ async def test_worker_may_ask_for_other_threads() -> None:
     assert seen == [5, 5, 5]
 
 
-async def test_threads_of_processes_have_one_each() -> None:
+async def test_runs_that_overlap_leave_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opens during another run has its own share of the cores; what is set there stays."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    torch.set_num_threads(6)
+    shared, other = small(), small()
+    submit = submit_ones(shared)
+    seen: list[int] = []
+
+    async def worker(context: WorkerContext) -> None:
+        if not seen:
+            seen.append(openmp_threads())
+            async with StreamScheduler(other, workers=2) as inner:
+                torch.set_num_threads(5)
+                report = await inner.run(submit_ones(other), updates=2)
+                seen.extend([report.torch_threads, openmp_threads()])
+        await submit(context)
+
+    async with StreamScheduler(shared, workers=7) as scheduler:
+        await scheduler.run(worker, updates=7)
+    assert seen == [1, 3, 1]
+    assert openmp_threads() == 5
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are forked, as those have as many cores as this one is made to believe."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    torch.set_num_threads(16)
     shared = small()
-    async with ProcessScheduler(shared, processes=2, lr=0.0) as scheduler:
-        await scheduler.run(note_openmp_threads, updates=2)
-    assert shared.flat[:2].tolist() == [1, 1]
+    async with ProcessScheduler(shared, processes=2, start_method="fork", lr=0.0) as scheduler:
+        report = await scheduler.run(note_openmp_threads, updates=2)
+    assert shared.flat[:2].tolist() == [7, 7]
+    assert report.torch_threads == 7
 
 
 def foreign_threads() -> set[int]:

@@ -452,19 +452,8 @@ async def test_update_may_be_of_several_batches_and_clipped(
         max_grad_norm=max_grad_norm,
     )
 
-    async def noting(context: WorkerContext) -> None:
-        submit = context.submit
-
-        async def submit_and_note(grad: Any, **options: Any) -> None:
-            losses.append(options["loss"])
-            await submit(grad, **options)
-
-        context.submit = submit_and_note  # type: ignore[method-assign, assignment]
-        await worker(context)
-        context.submit = submit  # type: ignore[method-assign]
-
     async with StreamScheduler(shared, workers=1, **OPTIONS) as scheduler:
-        await scheduler.run(noting, updates=4)
+        await scheduler.run(worker, updates=4, on_loss=lambda _, loss: losses.append(loss))
 
     train = PlainLoop(plain, in_its_dtype, make_batches())
     batches = make_batches()

@@ -1,4 +1,4 @@
-"""Runs a process until it is interrupted: python process_script.py [FATE]."""
+"""Runs a process until it is interrupted: python process_script.py [FATE [METHOD]]."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from hogstream.scheduler import ProcessScheduler, SharedParameters
 from process_workers import block, misbehave, until_landed
 
 
-async def main(fates: dict[int, str]) -> None:
+async def main(fates: dict[int, str], method: str) -> None:
     shared = SharedParameters({"counters": torch.zeros(1 << 12)})
     scheduler = ProcessScheduler(
-        shared, processes=1, policy="locked", backend="numpy", lr=1.0, alpha=0.0, eps=0.0
+        shared,
+        processes=1,
+        start_method=method,
+        policy="locked",
+        backend="numpy",
+        lr=1.0,
+        alpha=0.0,
+        eps=0.0,
     )
     try:
         async with scheduler:
@@ -38,4 +45,9 @@ async def main(fates: dict[int, str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    asyncio.run(main({0: sys.argv[1]} if len(sys.argv) > 1 else {}))
+    asyncio.run(
+        main(
+            {0: sys.argv[1]} if len(sys.argv) > 1 else {},
+            sys.argv[2] if len(sys.argv) > 2 else "spawn",
+        )
+    )

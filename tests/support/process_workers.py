@@ -8,6 +8,7 @@ import ctypes
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -212,6 +213,45 @@ def send(value: object, shared: SharedParameters, process: int) -> Worker:
     return worker
 
 
+def follow(shared: SharedParameters, process: int) -> Worker:
+    """Makes one whose gradients are made from what it reads; it sends the names of all threads."""
+    grads = [torch.empty_like(shared.flat) for _ in range(2)]
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(sorted(thread.name for thread in threading.enumerate()))
+        grad = grads[context.iteration % 2]
+        await context.run_blocking(torch.sin, context.flat + context.iteration, out=grad)
+        await context.submit(grad)
+
+    return worker
+
+
+def fail_after_submitting(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that never waits for anything."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad, loss=context.iteration)
+        raise LookupError("no more")
+
+    return worker
+
+
+def cancel_itself(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that is cancelled once its third iteration, which takes long, has ended."""
+    grad = torch.ones_like(shared.flat)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit(grad)
+        if context.iteration == 2:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            time.sleep(0.01)  # noqa: ASYNC251 (so that others have their turn on the event loop)
+
+    return worker
+
+
 def send_random_numbers(shared: SharedParameters, process: int) -> Worker:
     """Makes one that sends the random numbers that it draws when it is made."""
     drawn = [torch.rand(()).item(), random.random(), np.random.rand()]  # noqa: NPY002
@@ -222,3 +262,35 @@ def step_until(version: int, progress: Progress) -> float:
     """A schedule: a learning rate of 1 until a version, and 0 from there on."""
     assert 0.0 <= progress.seconds < 600.0
     return 1.0 if progress.version < version else 0.0
+
+
+def use_openmp() -> float:
+    """Does something that is big enough for as many threads as torch may use."""
+    return float((torch.ones(1 << 20) * 2.0).tanh().sum())
+
+
+def count_openmp_threads(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends how many threads a small operation starts on its thread, and a big one.
+
+    Then as many as the worker itself asks for.
+    """
+    grad = torch.ones_like(shared.flat)
+
+    def count() -> list[int]:
+        counts = [len(os.listdir("/proc/self/task"))]
+        for threads, operation in (
+            (None, lambda: torch.ones(8).tanh()),
+            (None, use_openmp),
+            (3, use_openmp),
+        ):
+            if threads is not None:
+                torch.set_num_threads(threads)
+            operation()
+            counts.append(len(os.listdir("/proc/self/task")))
+        return [count - counts[0] for count in counts[1:]]
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(await context.run_blocking(count))
+        await context.submit(grad)
+
+    return worker

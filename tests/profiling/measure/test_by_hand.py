@@ -139,13 +139,15 @@ def test_a_run_tells_what_it_has_kept_and_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="value must be something that can be pickled, got <func"):
         mine.send(lambda: None)
     mine.send("value")
+    mine.landed(0.75)  # which is still to be told
     mine.close()
     assert end.recv() == (None, None)  # it has come to its first update
     told = []
     while end.poll():
         told += end.recv()[0]
-    assert told == [(True, 0.5), (True, 0.5), (True, 0.25), (False, pickle.dumps("value"))]
-    assert own.made == [3]
+    losses = [(True, loss) for loss in (0.5, 0.5, 0.25)]
+    assert told == [*losses, (False, pickle.dumps("value")), (True, 0.75)]
+    assert own.made == [4]
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -205,5 +207,5 @@ def test_the_plain_loop_is_torchs(locked: bool) -> None:
 
 
 def test_batches_that_have_run_out_are_an_error() -> None:
-    with pytest.raises(RuntimeError, match="batches must last, or be such as"):
+    with pytest.raises(RuntimeError, match="batches must hold at least one batch, got none"):
         Hogwild(nothing_left, {"lr": 0.1})(OneProcess(line(), 1))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ REFUSED = {
     "frozen": "make must return a model with a parameter that requires a gradient, got none",
     "no_loss": "make must return a loss that is called with model and batch, got float",
     "no_batches": "make must return batches that can be iterated over, got int",
-    "empty": "make must make what can be trained, but failed: RuntimeError: batches must last",
+    "empty": "make must make what can be trained, but failed: RuntimeError: batches must hold",
     "not_a_scalar": r"make must return a loss that returns a tensor of one element, got \(4,\)",
     "a_float": "make must return a loss that returns a tensor of one element, got float",
     "no_gradient": "make must return a loss that depends on a parameter",

@@ -191,7 +191,7 @@ def test_page_is_no_wider_than_a_phone(name: str) -> None:
     ("kind", "facts"),
     [
         ("bench", ["Gain at best", "Cost: staleness", "Cost: lost updates", "Machine"]),
-        ("train", ["As fast", "Cost: staleness", "Cost: lost updates", "Machine"]),
+        ("train", ["As fast as by hand", "Cost: staleness", "Cost: lost updates", "Machine"]),
         ("compare", ["At resnet50, the largest", "Machine"]),
         ("diff", ["Changed beyond noise", "Faster, the most", "Like for like", "Machine"]),
     ],

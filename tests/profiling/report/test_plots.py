@@ -99,14 +99,14 @@ def test_pictures_are_saved_as_their_suffix_says(tmp_path: Path, suffix: str) ->
     pictures = {name: tmp_path / f"{name}.{suffix}" for name in ("gains", "gain", "loss", "peers")}
     plots.write_gains(committed("sweep", Bench), pictures["gains"])
     plots.write_gain(committed("sweep", Bench), pictures["gain"])
-    plots.write_losses(committed("train-digits", Train), pictures["loss"])
+    plots.write_training(committed("train-digits", Train), pictures["loss"])
     plots.write_compare(committed("compare", Compare), pictures["peers"])
     for path in pictures.values():
         assert path.read_bytes().startswith(begins)
     if suffix == "svg":
         (run, *_) = committed("train-digits", Train).results
-        accuracy = f"{100 * run.test_accuracy.median:.1f} %"
-        assert f"{run.policy}: {accuracy} test accuracy" in pictures["loss"].read_text("utf-8")
+        took = f"{run.seconds_to_target.median:.2f} s, in 5 of 5 rounds"
+        assert f"{run.policy}: {took}" in pictures["loss"].read_text("utf-8")
         assert not any("tip:" in path.read_text("utf-8") for path in pictures.values())
 
 
@@ -120,9 +120,23 @@ def test_a_picture_of_nothing_says_so(tmp_path: Path) -> None:
     assert "There is nothing to draw." in (tmp_path / "gains.svg").read_text("utf-8")
     train = committed("train-digits", Train)
     for run in train.results:
-        run.losses = []
-    plots.write_losses(train, tmp_path / "loss.svg")
+        run.losses = run.metrics = []
+    plots.write_training(train, tmp_path / "loss.svg")
     assert "There is nothing to draw." in (tmp_path / "loss.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_trainings_are_drawn_with_their_target_and_losses_below_zero(higher: bool) -> None:
+    train = committed("train-digits", Train)
+    train.settings.higher_is_better = higher
+    train.settings.target = 3.0 if higher else -3.0  # beyond all that was reached
+    for run in train.results:
+        run.losses = [(at, loss - 1.0) for at, loss in run.losses]
+    for plot in plots.of_train(train).plots:
+        axes = Figure().add_subplot()
+        plot.draw(axes)
+        assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[higher] == pytest.approx(train.settings.target, rel=0.1)
 
 
 def test_the_front_picture_is_of_the_stronger_baseline(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def test_of_trainings_with_few_rounds_nothing_can_be_told() -> None:
 
 def test_rounds_of_training_are_set_against_each_other() -> None:
     found = diff(trained(ROUNDS), trained([0.5 * speed for speed in ROUNDS]))
-    assert verdicts(found) == dict.fromkeys(("lock-free", "locked", "ordered", "awaited"), SLOWER)
+    assert verdicts(found) == dict.fromkeys(
+        ("lock-free", "locked", "ordered", "awaited", "one alone", "by hand"), SLOWER
+    )
 
 
 def test_what_differs_but_for_the_code_is_told() -> None:

@@ -196,7 +196,7 @@ def test_writes_a_trace_and_the_metrics(tmp_path, capsys, workload, policies):
     assert (result["kind"], result["schema"]) == ("profile torch", 2)
     assert (result["partial"], result["error"]) == (False, None)
     assert result["workload"] == [*map(str, workload[1:] or ("train", "digits"))]
-    assert result["train"]["epochs"] == result["train"]["rounds"] == 1  # brief
+    assert (result["train"]["updates"], result["train"]["rounds"]) == (100, 1)  # brief
     assert result["bench"] is None
     assert {"device", "backend", "versions"} <= result["environment"].keys()
     assert {row["policy"] for row in result["scheduler"]} == policies
@@ -220,7 +220,7 @@ def test_writes_a_trace_and_the_metrics(tmp_path, capsys, workload, policies):
     ("workload", "complaint"),
     [
         (("missing.py",), "there is no script 'missing.py'"),
-        (("train",), "got 'train'"),
+        (("train",), "Missing argument 'WORKLOAD'"),
         (("python", "x.py"), "a Python script (.py, without python), with its arguments, got"),
         (("bench", "--json=x"), "--json must stand before --"),
         (("bench", "--trace", "x"), "--trace must stand before --"),

@@ -17,13 +17,17 @@ import torch
 from hogstream.scheduler import (
     ProcessScheduler,
     SharedParameters,
+    StreamScheduler,
     Timeline,
     WorkerError,
 )
 from process_workers import (
     Explosive,
     Unpicklable,
+    cancel_itself,
     die_once,
+    fail_after_submitting,
+    follow,
     report_all,
     send,
     send_random_numbers,
@@ -195,16 +199,39 @@ async def test_a_new_process_has_what_is_new(tmp_path: Path) -> None:
     heard: Heard = []
     callbacks: dict[str, Any] = {"on_result": lambda *each: heard.append(each)}
     settings: dict[str, Any] = {"on_error": "restart", **COUNTING}
-    async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
-        await scheduler.run(send_random_numbers, updates=2, **callbacks)
-        assert sorted(heard) == [(0, expected[0]), (1, expected[1])]
-        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=0.0)
-        shared.flat.zero_()
-        report = await scheduler.run(partial(die_once, tmp_path / "marker"), updates=20)
-        assert len(report.dead) == 1
-        assert not shared.flat.any()
-        await scheduler.run(send_random_numbers, updates=2, **callbacks)
+    with torch.device("meta"):  # where nothing can be drawn
+        async with ProcessScheduler(shared, processes=2, **settings) as scheduler:
+            await scheduler.run(send_random_numbers, updates=2, **callbacks)
+            assert sorted(heard) == [(0, expected[0]), (1, expected[1])]
+            scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=0.0)
+            shared.flat.zero_()
+            report = await scheduler.run(partial(die_once, tmp_path / "marker"), updates=20)
+            assert len(report.dead) == 1
+            assert not shared.flat.any()
+            await scheduler.run(send_random_numbers, updates=2, **callbacks)
     assert of(heard, 1) == [expected[1], expected[2]]
+
+
+async def test_a_worker_alone_computes_and_updates_on_one_thread() -> None:
+    """With the bits of one on threads; what the parent says is heard though it never waits."""
+    settings: dict[str, Any] = {"backend": "numba", "on_error": "restart", "momentum": 0.5}
+    settings |= {"policy": "locked", "read": "snapshot", "lr": 0.01}
+    threads: Heard = []
+    shared, expected = small(), small()
+    async with StreamScheduler(expected, workers=1, **settings) as one:
+        await one.run(follow(expected, 0), updates=100)
+    async with ProcessScheduler(shared, processes=1, **settings) as scheduler:
+        await scheduler.run(follow, updates=100, on_result=lambda *each: threads.append(each))
+        assert torch.equal(shared.flat, expected.flat)
+        names = {name for _, each in threads for name in each}
+        assert not any(name.startswith(("hogstream-lane", "hogstream-worker")) for name in names)
+        report = await scheduler.run(
+            fail_after_submitting, updates=200_000, on_loss=lambda *_: scheduler.stop()
+        )
+        assert report.partial
+        report = await scheduler.run(cancel_itself, updates=10)
+    assert (report.updates, report.restarts) == (10, [1])
+    assert "cancelled, but not by the scheduler" in str(report.failures[0])
 
 
 def first_numbers(seed: int) -> list[float]:

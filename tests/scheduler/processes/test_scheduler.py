@@ -247,14 +247,17 @@ async def test_endless_cancellation_kills_no_process_that_answers() -> None:
 
 @pytest.mark.parametrize("after_turns", [0, 5])
 async def test_endless_cancellation_while_processes_start_leaves_none(after_turns: int) -> None:
+    """Nor what was made for them."""
     shared = counters()
-    entering = asyncio.ensure_future(ProcessScheduler(shared, processes=1).__aenter__())
+    settings: dict[str, Any] = {"state": "per-worker", "buffers": "worker", "telemetry": True}
+    entering = asyncio.ensure_future(ProcessScheduler(shared, processes=1, **settings).__aenter__())
     for _ in range(1 + after_turns):
         await asyncio.sleep(0)
     while not entering.done():
         entering.cancel()
         await asyncio.sleep(0)
     assert entering.cancelled()  # nothing_left_behind looks for the rest
+    assert (shared.worker_state, shared.worker_buffers, shared.races) == (None, None, None)
 
 
 @pytest.mark.parametrize("leave", [False, True])
@@ -400,10 +403,19 @@ def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("fate", ["blocked", "outlived"])
-def test_processes_end_with_a_parent_that_is_killed(fate: str) -> None:
+@pytest.mark.parametrize(
+    ("fate", "method"),
+    [
+        ("blocked", "spawn"),
+        ("outlived", "spawn"),
+        ("outlived", "forkserver"),
+        ("blocked", "fork"),
+        ("outlived", "fork"),
+    ],
+)
+def test_processes_end_with_a_parent_that_is_killed(fate: str, method: str) -> None:
     """Also one that blocks its event loop, or that a process outlives which it has forked."""
-    with running_script(fate) as (script, pids):
+    with running_script(fate, method) as (script, pids):
         ends = [os.pidfd_open(pid) for pid in pids]
         script.kill()
         script.wait(LIMIT_SECONDS)
