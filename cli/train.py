@@ -109,8 +109,9 @@ def train(
 ) -> None:
     """Train a model to a target: lock-free, with locks, with one worker alone, and by hand.
 
-    WORKLOAD is digits, an MLP on scikit-learn's handwritten digits; or my_module:my_workload, a
-    hogstream.workloads.Workload of yours. What no option says is as the workload has it.
+    WORKLOAD is digits, an MLP on scikit-learn's handwritten digits; cartpole or pong, played by
+    A3C; or my_module:my_workload, a hogstream.workloads.Workload of yours. What no option says is
+    as the workload has it.
     """
     check_distinct({"--json": json_file, "--trace": trace, "--plot": plot})
     workload = _workload(name)

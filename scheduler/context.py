@@ -237,7 +237,8 @@ class WorkerContext:
         Other workers go on meanwhile. It has the caller's context variables. Its CUDA work goes
         down the worker's lane: after what the caller's current stream was given before, and ahead
         of the update submitted after it. Over processes, a worker that has one for itself, without
-        a deadline, calls it on the event loop's thread: nothing else is to be done there.
+        a deadline, calls it on the event loop's thread: nothing else is to be done there, and
+        nothing that it calls may wait for that loop.
 
         Raises:
             RuntimeError: If the worker's run has ended, or this is not the thread of the

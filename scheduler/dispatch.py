@@ -61,9 +61,8 @@ class Dispatch:
         low_water: A worker that has filled its lane goes on when no more updates than so many are
             left on it.
         torch_threads: How many threads torch uses for what computes for a worker; since ``open``.
-        alone: Whether its one worker has a process of a ``ProcessScheduler`` for itself. Then it
-            computes on the event loop's thread, as it would hand over nothing but time; unless
-            there is a deadline, for which somebody has to watch it.
+        alone: Whether its one worker has the process for itself, and nobody has to watch it for a
+            deadline: then it computes on the event loop's thread.
         lanes: One of each worker; None while they are not open.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
@@ -76,6 +75,8 @@ class Dispatch:
         shared: SharedParameters,
         timeline: Timeline | None,
         process_lock: ProcessLock | None,
+        *,
+        alone: bool,
     ) -> None:
         self.settings = settings
         self.shared = shared
@@ -84,7 +85,7 @@ class Dispatch:
         self.callbacks: Callbacks | None = None
         self.timeline = timeline
         self.process_lock = process_lock
-        self.alone = shared.slot > 0 and settings.workers == 1 and settings.deadline is None
+        self.alone = alone
         # When half of its lane is free: so neither wakes the other for each update. Where updates
         # wait for their batch, they could wait for ever then.
         self.low_water = settings.depth // 2 if settings.batch == 1 else settings.depth - 1

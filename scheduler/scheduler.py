@@ -69,6 +69,7 @@ class StreamScheduler:
         *,
         timeline: Timeline | None = None,
         process_lock: ProcessLock | None = None,
+        own_process: bool = False,
         **values: Any,
     ) -> None:
         """Checks everything; starts nothing.
@@ -79,6 +80,9 @@ class StreamScheduler:
             timeline: Takes down each update and wait, for a trace.
             process_lock: Held by a lane around each update, in the place of the mutex of
                 ``policy="locked"``, against schedulers of other processes.
+            own_process: Whether nothing else goes on in this process. Then a single worker without
+                a deadline computes, and at a depth of 1 on a CPU updates, on the event loop's
+                thread: threads of its own would only hand things over.
             values: By name, in the place of those in ``settings``: settings, at least ``workers``
                 if none were given, and hyperparameters, such as ``lr``.
 
@@ -105,7 +109,8 @@ class StreamScheduler:
         self._running = False
         self._stopping = False
         self._budget: Budget | None = None
-        self._dispatch = Dispatch(self.settings, shared, timeline, process_lock)
+        alone = own_process and self.settings.workers == 1 and self.settings.deadline is None
+        self._dispatch = Dispatch(self.settings, shared, timeline, process_lock, alone=alone)
         self._ranges = open_ranges(self.settings.policy)
 
     @property

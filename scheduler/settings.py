@@ -141,7 +141,10 @@ class SchedulerSettings:
         numbers = {name: values[name] for name in values if name not in _NAMES}
         if unknown := numbers.keys() - set(HYPERPARAMETERS):
             allowed = ", ".join(HYPERPARAMETERS)
-            raise TypeError(f"hyperparameters must be among {allowed}, got {sorted(unknown)}")
+            raise TypeError(
+                f"hyperparameters must be among {allowed}, got {sorted(unknown)}; and settings "
+                f"among {', '.join(_NAMES)}"
+            )
         if settings is not None:
             check_type("settings", settings, cls)
         if numbers:

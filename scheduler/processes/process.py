@@ -476,7 +476,7 @@ async def _take_orders(
     timeline = Timeline() if setup.timed else None
     try:
         async with StreamScheduler(
-            shared, setup.settings, timeline=timeline, process_lock=lock
+            shared, setup.settings, timeline=timeline, process_lock=lock, own_process=True
         ) as scheduler:
             channel.send("open")
             while True:

@@ -18,14 +18,15 @@ from documents import ROOT, blocks
 PROGRAMS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 # What a line of their output must match.
 PROMISED = {
+    "a3c.py": r"300 updates, \d+ episodes, the longest \d+ steps$",
     "asynchronous_training.py": r"accuracy (0\.9\d|1\.00) after 600 updates$",
     "await_cuda_event.py": r"(4 products; the event loop|skipped: there is no CUDA device)",
     "decide.py": r"(Use|It makes no difference here: use) .* updates/s.*\.$",
     "hogwild.py": r"accuracy (0\.9\d|1\.00) after 1000 updates by 2 processes$",
     "optimizer_swap.py": r"RMSpropAsync  +0\.\d{4}$",
 }
-# Those whose processes import them; they are run as users run them.
-STARTS_PROCESSES = {"hogwild.py"}
+# Those whose processes import them are run as users run them, with these arguments.
+STARTS_PROCESSES = {"a3c.py": ["300"], "hogwild.py": []}
 
 
 @cache
@@ -34,7 +35,10 @@ def output_of(name: str) -> str:
     path = ROOT / "examples" / name
     if name in STARTS_PROCESSES:
         return subprocess.run(
-            [sys.executable, path], check=True, capture_output=True, text=True
+            [sys.executable, path, *STARTS_PROCESSES[name]],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
     threads, said = torch.get_num_threads(), io.StringIO()
     with torch.random.fork_rng(devices=[]), redirect_stdout(said):

@@ -25,7 +25,7 @@ PYTHON_PAGES = (
 )
 SHELL_PAGES = (
     *(README, "docs/examples.md", "docs/guide/decide.md", "docs/guide/tune.md"),
-    *("docs/gpu-run.md", "docs/profiling.md"),
+    *("docs/gpu-run.md", "docs/guide/a3c.md", "docs/profiling.md"),
 )
 COMMANDS = [
     (page, line)
