@@ -212,7 +212,7 @@ def test_bench_measures_what_people_run_today(tmp_path: Path) -> None:
     out = run_python(
         *(str(HOGSTREAM), "bench", "--device", "cpu", "--today", "--dtype", "bfloat16"),
         *("--workers", "2", "--elements", "2^10", "--policies", "lock-free,locked"),
-        *("--seconds", "0.7", "--json", str(json_file), "--report", str(report)),
+        *("--seconds", "0.35", "--json", str(json_file), "--report", str(report)),
     )
     bench = json.loads(json_file.read_text())
     setups = [(run["spread_over"], run["update"], run["lock"]) for run in bench["today"]]

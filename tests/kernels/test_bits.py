@@ -83,6 +83,7 @@ def test_special_values_in_every_operand(backend, dtype, options):
     assert_same_bits(backend.update(state, grad, **options), formula(state, grad, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)

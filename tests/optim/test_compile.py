@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from hogstream.optim import RMSprop, RMSpropAsync
 
 dynamo = pytest.importorskip("torch._dynamo")
+pytestmark = pytest.mark.slow
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 Step = Callable[[torch.Tensor], object]

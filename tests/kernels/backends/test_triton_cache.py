@@ -11,27 +11,36 @@ from process_testing import run_python
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
-# Also in a child, whose end must not take the folder away.
+# For each folder in a child of its own, of one parent that has imported torch. Also in a child of
+# that, whose end must not take the folder away.
 CODE = """
-import os, sys
-from hogstream.kernels.backends.triton_cache import ensure_folder
-ensure_folder()
-import triton
-if not os.fork():
-    sys.exit()
-os.wait()
-print(triton.knobs.cache.dir, os.path.isdir(triton.knobs.cache.dir))
+import os, sys, torch
+for folder in sys.argv[1:]:
+    os.environ["TRITON_CACHE_DIR"] = folder
+    child = os.fork()
+    if child == 0:
+        from hogstream.kernels.backends.triton_cache import ensure_folder
+        ensure_folder()
+        import triton
+        if not os.fork():
+            sys.exit()
+        os.wait()
+        print(triton.knobs.cache.dir, os.path.isdir(triton.knobs.cache.dir))
+        sys.exit()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, folder
+assert "triton" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("own", ["none", "file", "good"])
-def test_has_a_folder(tmp_path, own):
+def test_has_a_folder(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "tmp").mkdir()
-    cache = {"none": "/proc/none", "file": tmp_path / "file", "good": tmp_path / "good"}[own]
-    said = run_python("-c", CODE, TRITON_CACHE_DIR=str(cache), TMPDIR=str(tmp_path / "tmp"))
-    folder, is_there = said.split()
-    assert is_there == "True"
-    assert (Path(folder) == cache) == (own == "good")
-    assert Path(folder).exists() == (own == "good")  # a temporary one is deleted at the end
+    good = tmp_path / "good"
+    caches = ["/proc/none", str(tmp_path / "file"), str(good)]
+    said = run_python("-c", CODE, *caches, TMPDIR=str(tmp_path / "tmp")).splitlines()
+    for cache, line in zip(caches, said, strict=True):
+        folder, is_there = line.split()
+        assert is_there == "True"
+        assert (folder == cache) == (cache == str(good))
+        assert Path(folder).exists() == (folder == cache)  # a temporary one is deleted at the end
     assert not list((tmp_path / "tmp").iterdir())

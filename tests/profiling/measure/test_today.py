@@ -16,7 +16,7 @@ from hogstream.profiling.event_loop import run
 from hogstream.profiling.interruption import End, gather_until_interrupted
 from hogstream.profiling.measure import today
 from hogstream.profiling.measure.today import PROCESSES, SETUPS, THREADS, Gradients, Today
-from process_testing import LIMIT_SECONDS, run_python
+from process_testing import run_python
 
 CPU = torch.device("cpu")
 GRADIENTS = Gradients(seed=3, dtype=torch.float32, device=CPU)
@@ -47,21 +47,30 @@ def test_every_setup_makes_updates_at_every_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["killed", "failed", "cancelled", "left"])
-def test_processes_end_however_the_scope_does(end: str) -> None:
+def test_processes_that_fail_or_die_are_an_error_and_end_with_the_scope() -> None:
     async def measure() -> None:
         async with Today((64,), 2, GRADIENTS) as setups:
+            failed = "process 0 of what people run today failed: KeyError: 65"
+            with pytest.raises(MeasurementError, match=failed):
+                await setups.prepare(65, 1, 1)
             measures = await setups.prepare(64, 2, 2)
-            if end == "killed":
-                for each in multiprocessing.active_children():
-                    if each.name.endswith("1") and each.pid is not None:
-                        os.kill(each.pid, signal.SIGKILL)
-            elif end == "failed":
-                await setups.prepare(65, 2, 2)
-            elif end == "left":
-                raise LookupError
+            for each in multiprocessing.active_children():
+                if each.name.endswith("1") and each.pid is not None:
+                    os.kill(each.pid, signal.SIGKILL)
             in_processes = [measures[each] for each in SETUPS if each.spread_over == PROCESSES]
-            await in_processes[0](LIMIT_SECONDS if end == "cancelled" else SECONDS)
+            await in_processes[0](SECONDS)
+
+    ended = "process 1 of what people run today ended with exit code -9"
+    with pytest.raises(MeasurementError, match=ended):
+        run(measure())
+    assert processes() == []
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_scope_that_is_cancelled() -> None:
+    async def measure() -> None:
+        async with Today((64,), 2, GRADIENTS) as setups:
+            await setups.prepare(64, 2, 2)
 
     async def cancelled() -> None:
         measuring = asyncio.ensure_future(measure())
@@ -70,16 +79,8 @@ def test_processes_end_however_the_scope_does(end: str) -> None:
         measuring.cancel()
         await measuring
 
-    error: type[BaseException]
-    told: str | None
-    error, told = {
-        "killed": (MeasurementError, "process 1 of what people run today ended with exit code -9"),
-        "failed": (MeasurementError, "process [01] of what people run today failed: KeyError: 65"),
-        "cancelled": (asyncio.CancelledError, None),
-        "left": (LookupError, None),
-    }[end]
-    with pytest.raises(error, match=told):
-        run(cancelled() if end == "cancelled" else measure())
+    with pytest.raises(asyncio.CancelledError):
+        run(cancelled())
     assert processes() == []
 
 

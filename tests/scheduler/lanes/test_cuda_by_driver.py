@@ -87,6 +87,7 @@ async def test_an_event_is_awaited_without_a_scheduler(gpu: TestGpu, event: Any)
         await second
 
 
+@pytest.mark.slow
 async def test_an_event_is_awaited_by_a_worker(gpu: TestGpu, event: Any) -> None:
     stream, other = gpu.torch.make_stream(), Event(gpu)
     shared = small()

@@ -19,6 +19,7 @@ from simulation import simulate, simulate_scenario
 CHUNK = 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 300, CHUNK))
 def test_seeds(first: int, capfd: pytest.CaptureFixture[str]) -> None:
     with capfd.disabled():  # a seed that hangs says where, and ends Python
