@@ -76,8 +76,8 @@ class A3CWorkload:
 class A3CByHand:
     """A3C as one writes it with ``torch.multiprocessing``, torch's RMSprop and a lock.
 
-    All processes have one state, as the paper's shared RMSProp; ``eps`` is outside of the root, as
-    torch has it.
+    All processes have one state, as the paper's shared RMSProp. Torch has ``eps`` outside of the
+    root, so it is given the root of ours: the smallest gradients have the same steps then.
 
     Attributes:
         of: What is trained.
@@ -96,7 +96,9 @@ class A3CByHand:
         shared = list(run.model.parameters())
         sizes = [each.numel() for each in shared]
         numbers = self.of.hyperparameters
-        optimizer = torch.optim.RMSprop(shared, lr=numbers.lr, alpha=numbers.alpha, eps=numbers.eps)
+        optimizer = torch.optim.RMSprop(
+            shared, lr=numbers.lr, alpha=numbers.alpha, eps=numbers.eps**0.5
+        )
         for parameter, average in zip(shared, self.square_avg.split(sizes), strict=True):
             state = {"step": torch.tensor(0.0), "square_avg": average.view_as(parameter)}
             optimizer.state[parameter] = state
