@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -24,6 +26,15 @@ HOGSTREAM = Path(__file__).with_name("brief_hogstream.py")
 may_fork_with_threads = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
+
+
+def ensure_server_of_forks() -> None:
+    """Starts multiprocessing's, which has imported what processes of schedulers do.
+
+    Each process costs little then. There is one server, until Python ends.
+    """
+    multiprocessing.set_forkserver_preload(["hogstream.scheduler", "hogstream.kernels"])
+    forkserver.ensure_running()
 
 
 def shared_memory() -> set[str]:

@@ -1,4 +1,8 @@
-"""Schedulers over real processes: each spawned one imports torch, so tests share few of them."""
+"""Schedulers over real processes.
+
+Each spawned one imports torch, so tests share few of them; where it makes no difference how they
+are started, they are forks of a server that has imported it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from hogstream.scheduler import (
     StreamScheduler,
     WorkerError,
 )
-from process_testing import LIMIT_SECONDS, shared_memory
+from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory
 from process_workers import (
     die_once,
     fail_in_making,
@@ -43,6 +47,7 @@ from scheduler_testing import COUNTING
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "support" / "process_script.py"
+FORKED: dict[str, Any] = {"start_method": "forkserver"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +60,7 @@ def no_main_module(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_left_behind() -> Iterator[None]:
     """No process, file descriptor or segment of shared memory; threads are looked for elsewhere."""
     resource_tracker.ensure_running()  # Python's own, one for all, until Python ends
+    ensure_server_of_forks()
     gc.collect()
     segments, before = shared_memory(), len(os.listdir("/proc/self/fd"))
     yield
@@ -68,12 +74,18 @@ def counters(elements: int = 1 << 12) -> SharedParameters:
     return SharedParameters({"counters": torch.zeros(elements)})
 
 
-@pytest.mark.parametrize("policy", ["locked", "awaited"])
-async def test_processes_under_a_lock_lose_no_update(policy: str) -> None:
+@pytest.mark.parametrize(("policy", "method"), [("locked", "spawn"), ("awaited", "forkserver")])
+async def test_processes_under_a_lock_lose_no_update(policy: str, method: str) -> None:
     """Several runs of the same processes: of a number, of a time, of failures, and cancelled."""
     shared = counters(1 << 16)
     async with ProcessScheduler(
-        shared, processes=2, workers=2, policy=policy, depth=2, **COUNTING
+        shared,
+        processes=2,
+        start_method=method,
+        workers=2,
+        policy=policy,
+        depth=2,
+        **COUNTING,
     ) as scheduler:
         report = await scheduler.run(submit_ones, updates=101)
         assert shared.flat.eq(-101).all()
@@ -121,7 +133,7 @@ async def test_processes_under_a_lock_lose_no_update(policy: str) -> None:
 
 async def test_lock_free_processes_race_and_are_counted() -> None:
     shared = counters(1 << 16)
-    settings = {**COUNTING, "alpha": 0.5, "state": "per-worker"}
+    settings = {**COUNTING, **FORKED, "alpha": 0.5, "state": "per-worker"}
     async with ProcessScheduler(shared, processes=2, telemetry=True, **settings) as scheduler:
         first = await scheduler.run(submit_ones, updates=7)
         assert shared.worker_ms is not None
@@ -184,7 +196,9 @@ async def test_others_go_on_when_processes_die_or_hang() -> None:
 
 async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
     shared = counters(1 << 20)
-    async with ProcessScheduler(shared, processes=2, on_error="restart", **COUNTING) as scheduler:
+    async with ProcessScheduler(
+        shared, processes=2, on_error="restart", **FORKED, **COUNTING
+    ) as scheduler:
         report = await scheduler.run(partial(die_once, tmp_path / "died"), updates=40)
     assert shared.versions.tolist() == [0, 20, 20]
     assert report.updates_by_worker == [20, 20]
@@ -200,7 +214,7 @@ async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
 async def test_stopped_process_is_killed_and_ends_the_run() -> None:
     shared = counters()
     async with ProcessScheduler(
-        shared, processes=2, policy="locked", deadline=4.0, **COUNTING
+        shared, processes=2, policy="locked", deadline=4.0, **FORKED, **COUNTING
     ) as scheduler:
         with pytest.raises(WorkerError, match="worker 0 failed: TimeoutError: process 0"):
             await scheduler.run(partial(misbehave, {0: "stopped"}), updates=2_000_000)
@@ -231,7 +245,7 @@ async def test_second_cancellation_does_not_wait_for_a_process_that_hangs() -> N
 
 async def test_endless_cancellation_kills_no_process_that_answers() -> None:
     shared = counters()
-    async with ProcessScheduler(shared, processes=2, backend="numpy") as scheduler:
+    async with ProcessScheduler(shared, processes=2, backend="numpy", **FORKED) as scheduler:
         run = asyncio.create_task(scheduler.run(submit_ones, updates=100_000_000))
         await until_landed(shared, 3)
         while not run.done():  # as a scope of anyio does whose deadline has passed
@@ -262,7 +276,7 @@ async def test_endless_cancellation_while_processes_start_leaves_none(after_turn
 
 @pytest.mark.parametrize("leave", [False, True])
 def test_another_event_loop_is_refused(leave: bool) -> None:
-    scheduler = ProcessScheduler(counters(), processes=1, backend="numpy")
+    scheduler = ProcessScheduler(counters(), processes=1, backend="numpy", **FORKED)
     loop, other = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
         loop.run_until_complete(scheduler.__aenter__())
@@ -475,7 +489,7 @@ async def test_process_may_be_killed_at_any_moment_again_and_again() -> None:
     chance = random.Random(0)
     shared = counters(1 << 18)
     async with ProcessScheduler(
-        shared, processes=2, policy="locked", on_error="restart", **COUNTING
+        shared, processes=2, policy="locked", on_error="restart", **FORKED, **COUNTING
     ) as scheduler:
         run = asyncio.create_task(scheduler.run(submit_ones, updates=10**9))
         for _ in range(3):
