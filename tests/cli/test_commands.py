@@ -536,7 +536,10 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
             "'--processes': must be 1 with policies other than lock-free, locked, awaited, got 2",
         ),
         (["train"], "Missing argument 'WORKLOAD'"),
-        (["train", "zap"], "'WORKLOAD': must be cartpole, digits, pong, or MODULE:NAME such as .*, got 'zap'"),
+        (
+            ["train", "zap"],
+            "'WORKLOAD': must be cartpole, digits, pong, or MODULE:NAME such as .*, got 'zap'",
+        ),
         (["train", "x y:z"], "'WORKLOAD': must be MODULE:NAME, such as .*, got 'x y:z'"),
         (["train", "no_such:mine"], "'WORKLOAD': cannot import no_such: ModuleNotFoundError"),
         (["train", "tiny_workload:ZAP"], "'WORKLOAD': tiny_workload has no ZAP"),
