@@ -12,8 +12,7 @@ from hogstream.scheduler.scheduler import StreamScheduler
 from hogstream.scheduler.schedules import LinearDecay, Progress
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.workers.model_worker import ModelWorker
-from hogstream.scheduler.workers.simulated_worker import SimulatedWorker
+from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
 
 __all__ = [
     "Checkpoint",

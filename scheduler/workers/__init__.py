@@ -1,1 +1,6 @@
-"""Workers to run: simulated ones for benchmarks, and a model's forward and backward."""
+"""Workers that are ready to run: of a model, and simulated ones for benchmarks."""
+
+from hogstream.scheduler.workers.model_worker import ModelWorker
+from hogstream.scheduler.workers.simulated_worker import SimulatedWorker
+
+__all__ = ["ModelWorker", "SimulatedWorker"]
