@@ -24,6 +24,7 @@ from hogstream.profiling.results.records import Ratio
 from hogstream.profiling.results.schema import Decision, Way
 from hogstream.profiling.results.verdict import times
 from hogstream.profiling.turns import in_turn
+from model_rates import Recurrent
 
 ROUNDS = 3
 
@@ -51,21 +52,6 @@ def mlp() -> Any:
     """An MLP, whose update is a small part."""
     layers = nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     return nn.Sequential(*layers), classify, points(64, 64)
-
-
-class Recurrent(nn.Module):
-    """An LSTM, and a layer over its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(16, 64, batch_first=True)
-        self.last = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, shape (batch, 10), of inputs of shape (batch, time, 16)."""
-        outputs: torch.Tensor = self.lstm(x)[0]
-        logits: torch.Tensor = self.last(outputs[:, -1])
-        return logits
 
 
 def lstm() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -43,6 +44,28 @@ def do_as_told(run: HandRun) -> None:
             threading.Event().wait()
         time.sleep(1e-3)
         run.landed()
+
+
+class OneProcess:
+    """A run in this process, of so many updates."""
+
+    process, processes = 0, 1
+
+    def __init__(self, model: torch.nn.Module, updates: int) -> None:
+        self.model, self.updates = model, updates
+        self.losses: list[float | None] = []
+        self.sent: list[Any] = []
+        self.lock = multiprocessing.Lock()
+        self.held: list[bool] = []
+
+    def going(self) -> bool:
+        return len(self.losses) < self.updates
+
+    def landed(self, loss: float | None = None) -> None:
+        self.losses.append(loss)
+
+    def send(self, value: Any) -> None:
+        self.sent.append(value)
 
 
 def first_weight(model: torch.nn.Module) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hand_work import OneProcess
 from hogstream.scheduler import SharedParameters, StreamScheduler
 from hogstream.workloads.a3c import A3C, Episode, Player, Rollout, a3c_loss, n_step_returns
 from hogstream.workloads.a3c_workload import A3CByHand, A3CWorkload
@@ -138,34 +139,13 @@ def test_score_is_that_of_the_last_hundred_episodes() -> None:
     assert CARTPOLE.evaluate(model, episodes + [Episode(4.0, 1)] * 50) == 4.0
 
 
-class _Hand:
-    """What a plain loop sees of a run of a single process."""
-
-    process, processes = 0, 1
-
-    def __init__(self, model: torch.nn.Module, updates: int) -> None:
-        self.model, self.updates = model, updates
-        self.lock = torch.multiprocessing.get_context("spawn").Lock()
-        self.losses: list[float | None] = []
-        self.sent: list[Any] = []
-
-    def going(self) -> bool:
-        return len(self.losses) < self.updates
-
-    def landed(self, loss: float | None = None) -> None:
-        self.losses.append(loss)
-
-    def send(self, value: Any) -> None:
-        self.sent.append(value)
-
-
 def test_training_by_hand_plays_as_the_worker_does() -> None:
     """It moves all parameters and the shared state, and sends what episodes came to."""
     workload: A3CWorkload = CARTPOLE
     model = workload.model(torch.device("cpu")).share_memory()
     before = [each.clone() for each in model.parameters()]
     by_hand: A3CByHand = workload.by_hand
-    run: Any = _Hand(model, updates=12)
+    run: Any = OneProcess(model, 12)
     by_hand(run)
     assert len(run.losses) == 12
     assert all(math.isfinite(each) for each in run.losses)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hand_work import (
+    OneProcess,
     do_as_told,
     first_weight,
     line_and_batches,
@@ -157,22 +158,6 @@ def test_what_cannot_be_is_refused() -> None:
         ByHand(do_as_told, line(), processes=0)
     with pytest.raises(RuntimeError, match="the processes have ended"):
         run(ByHand(do_as_told, line(), processes=1).run(updates=1))
-
-
-class OneProcess:
-    """A run in this process, of so many updates."""
-
-    def __init__(self, model: torch.nn.Module, updates: int) -> None:
-        self.model, self.updates = model, updates
-        self.losses: list[float | None] = []
-        self.lock = multiprocessing.Lock()
-        self.held: list[bool] = []
-
-    def going(self) -> bool:
-        return len(self.losses) < self.updates
-
-    def landed(self, loss: float | None = None) -> None:
-        self.losses.append(loss)
 
 
 @pytest.mark.parametrize("locked", [True, False])
