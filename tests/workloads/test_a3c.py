@@ -132,10 +132,10 @@ def test_gradient_is_clipped() -> None:
 
 
 def test_score_is_that_of_the_last_hundred_episodes() -> None:
-    episodes = [Episode(0.0, 1)] * 50 + [Episode(4.0, 1)] * 50
+    episodes = [Episode(8.0, 1)] * 50 + [Episode(4.0, 1)] * 50
     model = CartPoleNetwork()
     assert math.isnan(CARTPOLE.evaluate(model, episodes[1:]))
-    assert CARTPOLE.evaluate(model, episodes) == 2.0
+    assert CARTPOLE.evaluate(model, episodes) == 6.0
     assert CARTPOLE.evaluate(model, episodes + [Episode(4.0, 1)] * 50) == 4.0
 
 
@@ -149,6 +149,7 @@ def test_training_by_hand_plays_as_the_worker_does() -> None:
     by_hand(run)
     assert len(run.losses) == 12
     assert all(math.isfinite(each) for each in run.losses)
+    assert run.sent
     assert all(episode.score == episode.steps for episode in run.sent)
     assert by_hand.square_avg.is_shared()
     assert by_hand.square_avg.count_nonzero() > 0
@@ -176,6 +177,35 @@ def test_pong_is_seen_as_the_paper_has_it() -> None:
     assert rewards < 0  # who does not follow the ball loses points
     again, _ = game.reset(seed=1)
     assert again.shape == (4, 84, 84)
+
+
+@pytest.mark.slow
+def test_newest_of_four_frames_is_the_brighter_of_two() -> None:
+    """Beside the game itself, frame by frame: where something moves, both of its places are seen.
+
+    What is lit up in all of the picture hardly depends on how that is scaled down.
+    """
+    pytest.importorskip("ale_py")
+    import gymnasium
+
+    from hogstream.workloads.pong import PONG
+
+    ours = PONG.make_environment()
+    ours.reset(seed=0)
+    game = gymnasium.make(
+        "ALE/Pong-v5", obs_type="grayscale", frameskip=1, repeat_action_probability=0.0
+    )
+    game.reset(seed=0)
+    for _ in range(np.random.default_rng(0).integers(31)):
+        game.step(0)
+    moved = 0.0
+    for _ in range(40):
+        frames = [np.asarray(game.step(3)[0], np.float64) / 255 for _ in range(4)]
+        seen = float(ours.step(3)[0][-1].mean())
+        both, last = (each.mean() for each in (np.maximum(frames[2], frames[3]), frames[3]))
+        assert abs(seen - both) < 1e-4
+        moved = max(moved, both - last)
+    assert moved > 3e-4
 
 
 @pytest.mark.slow
