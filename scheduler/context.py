@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from threading import get_ident
 from time import perf_counter, perf_counter_ns
 from typing import Any, ParamSpec, TypeVar
@@ -13,21 +11,20 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.operands import Operands, check_disjoint, check_grad
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
+from hogstream.scheduler.gradients import Gradient, Gradients
 from hogstream.scheduler.lanes.base import Lane
-from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import BoundGate, Passage
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
 
+#: Up to so many a gradient is copied in less time than it takes to check it by name.
+_SMALL_BYTES = 1 << 17
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_CHECKED_GRADIENTS = 64
-_CHECKED_PARTS = 64  # of each of them
 
 
 class WorkerError(Exception):
@@ -85,6 +82,9 @@ class WorkerContext:
         parameters: Views of ``flat`` by name.
         buffers: By name, what this worker's replica of a model has for its buffers: the shared
             ones, or with ``buffers="worker"`` or ``"average"`` its own.
+        prefers_flat: Whether a flat gradient is best, even if it has to be copied: a small one,
+            which costs less than to check each by name; on a GPU, which launches each part by
+            itself; and with ``telemetry``, which counts races by blocks of the flat parameters.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class WorkerContext:
         self._reads_at_once = dispatch.gate is None and snapshot is None
         self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
-        self._gradients = _CheckedGradients(
-            shared, state, whole_only=dispatch.settings.telemetry and shared.flat.is_cuda
-        )
+        telemetry, on_gpu = dispatch.settings.telemetry, shared.flat.is_cuda
+        self.prefers_flat = telemetry or on_gpu or shared.flat.nbytes <= _SMALL_BYTES
+        self._gradients = Gradients(shared, state, whole_only=telemetry and on_gpu)
         self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
@@ -136,8 +136,7 @@ class WorkerContext:
 
     async def submit(
         self,
-        grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
-        only: Collection[str] | None = None,
+        grad: Gradient | Sequence[Gradient],
         loss: float | Sequence[float] | None = None,
     ) -> None:
         """Submits this iteration's update, to go down the worker's lane; or several.
@@ -155,23 +154,21 @@ class WorkerContext:
 
         Args:
             grad: Flat gradient, shape (elements,), contiguous, of the shared parameters' dtype and
-                device. ``SharedParameters.views_of`` gives views of it by name. Or a list or tuple
-                of such gradients, at least one.
-            only: Names of the parameters that have a gradient; None if all do. The others are left
-                alone, their state too: no weight decay moves them, as a gradient of zeros would
-                let it. What ``grad`` holds for them is not looked at.
+                device; ``SharedParameters.views_of`` gives views of it by name. Or a mapping from
+                names of parameters, at least one, to such gradients, each of its parameter's shape:
+                other parameters are left alone, their state too, where a gradient of zeros would
+                have weight decay move them. Or a list or tuple of such gradients, at least one.
             loss: A number for the run's ``on_loss``, which is called with it once the update has
                 landed; of several gradients, a list or tuple of as many.
 
         Raises:
-            TypeError: If ``grad`` is of another type or dtype, ``only`` is no collection, or
-                ``loss`` no number.
+            TypeError: If ``grad`` is of another type or dtype, or ``loss`` no number.
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters; if there are none, or several with a policy ``bounded:K``,
                 which must know of each update when its parameters are read; if there are not as
-                many losses as gradients; or if ``only`` is empty, names what is no parameter, or is
-                given with ``telemetry`` on a GPU, where races of whole updates are counted. Nothing
-                was submitted then.
+                many losses as gradients; or if a mapping names what is no parameter, or is given
+                with ``telemetry`` on a GPU, where races of whole updates are counted. Nothing was
+                submitted then.
             RuntimeError: If this iteration has called ``submit`` already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
@@ -183,9 +180,9 @@ class WorkerContext:
         if current is None or current.submitted or get_ident() != self._thread:
             raise self._why_refused("submit")
         if type(grad) is not torch.Tensor and isinstance(grad, (list, tuple)):
-            await self._submit_several(current, grad, only, loss)
+            await self._submit_several(current, grad, loss)
             return
-        grad, checked = self._gradients.check(grad, only)
+        held, checked = self._gradients.check(grad)  # type: ignore[arg-type]  # it is one
         if loss is not None:
             loss = _checked_loss(loss)
         submitted_ns = perf_counter_ns()
@@ -198,7 +195,7 @@ class WorkerContext:
             self.index,
             submitted_ns,
             current.passage,
-            grad,
+            held,
             checked,
             numbers if rate is None else rate.apply(numbers),
             current.read_version,
@@ -280,8 +277,7 @@ class WorkerContext:
     async def _submit_several(
         self,
         current: Iteration,
-        grads: Sequence[torch.Tensor],
-        only: Collection[str] | None,
+        grads: Sequence[Gradient],
         loss: float | Sequence[float] | None,
     ) -> None:
         """Submits an update of each gradient: at once, as many as the lane has room for."""
@@ -290,7 +286,7 @@ class WorkerContext:
         if len(grads) > 1 and isinstance(self._gate, BoundGate):
             policy = self._dispatch.settings.policy
             raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
-        gradients = [self._gradients.check(each, only) for each in grads]
+        gradients = [self._gradients.check(each) for each in grads]
         losses = None if loss is None else _checked_losses(loss, len(grads))
         submitted_ns = perf_counter_ns()
         current.submitted = True
@@ -313,7 +309,7 @@ class WorkerContext:
     def _enqueue_several(
         self,
         current: Iteration,
-        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        gradients: Sequence[tuple[object, Checked]],
         losses: Sequence[float] | None,
         numbers: Hyperparameters,
         submitted_ns: int,
@@ -326,12 +322,12 @@ class WorkerContext:
                 self.index,
                 submitted_ns,
                 current.passage,
-                grad,
+                held,
                 checked,
                 numbers,
                 current.read_version,
             )
-            for grad, checked in gradients[first:last]
+            for held, checked in gradients[first:last]
         ]
         if losses is not None:
             for update, loss in zip(updates, losses[first:last], strict=True):
@@ -526,102 +522,6 @@ class ScheduledContext(WorkerContext):
         return late
 
 
-@dataclass(slots=True, eq=False)
-class _Kept:
-    """A gradient that was checked: itself, its memory, and what came of the check."""
-
-    reference: weakref.ref[torch.Tensor]
-    plain: torch.Tensor
-    address: int
-    whole: Checked
-    parts: dict[frozenset[str], Checked]
-
-
-class _CheckedGradients:
-    """Checks a worker's gradients: each once, as long as it has the same memory, all of it."""
-
-    def __init__(self, shared: SharedParameters, state: UpdateState, *, whole_only: bool) -> None:
-        """Remembers what gradients must fit.
-
-        Args:
-            shared: What they update.
-            state: The worker's, of shape (elements,), as its updates have it.
-            whole_only: Whether none may update some parameters only.
-        """
-        self._shared, self._flat, self._state = shared, shared.flat, state
-        self._elements = shared.elements
-        self._whole_only = whole_only
-        self._kept: dict[int, _Kept] = {}
-
-    def check(
-        self, grad: torch.Tensor, only: Collection[str] | None
-    ) -> tuple[torch.Tensor, Checked]:
-        """The gradient to keep alive until its update has landed, and where it lies.
-
-        Args:
-            grad: Flat, of all parameters.
-            only: Names of those to update; None for all.
-        """
-        kept = self._kept.get(id(grad))
-        if (
-            kept is None
-            or kept.reference() is not grad
-            or grad.data_ptr() != kept.address
-            or grad.numel() != self._elements
-        ):
-            kept = self._check_whole(grad)
-        return kept.plain, kept.whole if only is None else self._parts(kept, only)
-
-    def _check_whole(self, grad: torch.Tensor) -> _Kept:
-        if not isinstance(grad, torch.Tensor):
-            raise TypeError(f"grad must be a torch tensor, got {type(grad).__name__}")
-        check_grad(self._flat, grad)
-        if grad.dtype != self._flat.dtype:
-            wanted, got = (str(each.dtype).removeprefix("torch.") for each in (self._flat, grad))
-            raise TypeError(f"grad must be {wanted} as param, got {got}")
-        if not grad.is_contiguous():
-            raise ValueError(f"grad must be contiguous, got strides {grad.stride()}")
-        plain = grad.detach().resolve_neg()
-        operands = Operands(self._flat, plain, *self._state)
-        check_disjoint([(Operands._fields, operands)])
-        key = id(grad)
-        reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
-        kept = _Kept(reference, plain, plain.data_ptr(), Checked([operands]), {})
-        if not grad.is_neg():
-            if len(self._kept) == _CHECKED_GRADIENTS:
-                self._kept.clear()
-            self._kept[key] = kept
-        return kept
-
-    def _parts(self, kept: _Kept, only: Collection[str]) -> Checked:
-        """A gradient as lanes take it that update some parameters only."""
-        if isinstance(only, str) or not isinstance(only, Collection):
-            raise TypeError(f"only must be a collection of names or None, got {only!r}")
-        names = frozenset(only)
-        checked = kept.parts.get(names)
-        if checked is not None:
-            return checked
-        if self._whole_only:
-            raise ValueError(
-                "only must be None with telemetry on a GPU, which counts whole updates"
-            )
-        if not names:
-            raise ValueError("only must name at least one parameter, got none")
-        if unknown := sorted(map(repr, names - self._shared.views.keys())):
-            raise ValueError(
-                f"only must name shared parameters, got {', '.join(unknown)}, which are none"
-            )
-        checked = Checked([self._part(kept.plain, *run) for run in _runs(self._shared, names)])
-        if len(kept.parts) == _CHECKED_PARTS:
-            kept.parts.clear()
-        kept.parts[names] = checked
-        return checked
-
-    def _part(self, plain: torch.Tensor, start: int, stop: int) -> Operands:
-        state = self._state.map(lambda each: each[start:stop])
-        return Operands(self._flat[start:stop], plain[start:stop], *state)
-
-
 def _checked_loss(loss: Any) -> float:
     """A loss that goes with an update: any number, also if it is not finite.
 
@@ -640,19 +540,6 @@ def _checked_losses(losses: Any, count: int) -> Sequence[float]:
     if len(losses) != count:
         raise ValueError(f"loss must be {count} numbers, one of each gradient, got {len(losses)}")
     return [_checked_loss(loss) for loss in losses]
-
-
-def _runs(shared: SharedParameters, names: Collection[str]) -> list[tuple[int, int]]:
-    """Where some parameters lie in the flat ones, neighbours together: from and to an element."""
-    runs: list[tuple[int, int]] = []
-    stop = 0
-    for name, view in shared.views.items():
-        start, stop = stop, stop + view.numel()
-        if name in names:
-            if runs and runs[-1][1] == start:
-                start, _ = runs.pop()
-            runs.append((start, stop))
-    return runs
 
 
 Worker = Callable[[WorkerContext], Awaitable[None]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.context import Iteration, ScheduledContext
 from hogstream.scheduler.dispatch import Dispatch
+from hogstream.scheduler.gradients import Gradient
 from hogstream.scheduler.lanes.base import Lane
 from hogstream.scheduler.tracing.nvtx import Ranges
 from hogstream.scheduler.update import Checked, Snapshot, Work
@@ -43,13 +44,12 @@ class RangedContext(ScheduledContext):
 
     async def submit(
         self,
-        grad: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...],
-        only: Collection[str] | None = None,
+        grad: Gradient | Sequence[Gradient],
         loss: float | Sequence[float] | None = None,
     ) -> None:
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
-            await super().submit(grad, only, loss)
+            await super().submit(grad, loss)
 
     def begin(self) -> bool:
         """As ``ScheduledContext.begin``."""
@@ -74,7 +74,7 @@ class RangedContext(ScheduledContext):
     def _enqueue_several(
         self,
         current: Iteration,
-        gradients: Sequence[tuple[torch.Tensor, Checked]],
+        gradients: Sequence[tuple[object, Checked]],
         losses: Sequence[float] | None,
         numbers: Hyperparameters,
         submitted_ns: int,

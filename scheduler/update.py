@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
-from hogstream.kernels.operands import Operands
 from hogstream.scheduler.policies import Passage
 
 
@@ -27,10 +25,10 @@ class Checked:
 
     __slots__ = "address", "memory", "table"
 
-    def __init__(self, operands: Sequence[Operands]) -> None:
-        """Lays out checked operands, at least one."""
-        self.table = LaunchTable(operands)
-        columns: Any = self.table.columns
+    def __init__(self, table: LaunchTable) -> None:
+        """Takes the table of checked operands."""
+        self.table = table
+        columns: Any = table.columns
         self.address = ctypes.addressof(ctypes.c_int64.from_buffer(columns))  # the fastest way
         self.memory = columns.tobytes()
 
@@ -61,7 +59,7 @@ class Update(_OnLane):
     """One worker's update on its way from submission to delivery.
 
     Attributes:
-        grad: The gradient, referenced until the update has landed.
+        grad: What keeps the gradient alive until the update has landed.
         checked: The gradient as lanes take it.
         hyperparameters: The numbers and switches of the update.
         read_version: Version of the parameters that the gradient was made from.
@@ -70,7 +68,7 @@ class Update(_OnLane):
         nonfinite: It was left out, because the gradient holds an infinity or NaN.
     """
 
-    grad: torch.Tensor
+    grad: object
     checked: Checked
     hyperparameters: Hyperparameters
     read_version: int

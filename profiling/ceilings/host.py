@@ -9,6 +9,7 @@ import torch
 
 from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.profiling.event_loop import run
 from hogstream.profiling.turns import Rate
@@ -52,7 +53,7 @@ async def _launch(device: torch.device, queues: int) -> float:
     shared = SharedParameters({"flat": one})
     settings = LaneSettings(shared, select_backend(None, device.type))
     numbers, grad = Hyperparameters(), torch.zeros_like(one)
-    checked = Checked([Operands(shared.flat, grad, shared.ms)])
+    checked = Checked(LaunchTable([Operands(shared.flat, grad, shared.ms)]))
     updates = [Update(0, 0, None, grad, checked, numbers, 0) for _ in range(_QUEUE)]
     warm_up(settings, numbers)
     lanes = open_lanes(settings, 1, _QUEUE, lambda _lane, _landed: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from hogstream.scheduler.checks import check_integer, check_number, check_type
 from hogstream.scheduler.context import WorkerContext
+from hogstream.scheduler.gradients import Gradient
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.workers.batches import Batches, moved
 from hogstream.scheduler.workers.random_numbers import NothingDrawn, RandomNumbers
@@ -105,22 +106,20 @@ class ModelWorker:
         if replica is None or not replica.fits(context):
             replica = self._replicas[context.index] = Replica(self._shared, self._model, context)
             context.on_close(self._close)
-        grad, reached, loss = await context.run_blocking(
+        grad, loss = await context.run_blocking(
             self._compute, replica, context.index, context.iteration
         )
-        await context.submit(grad, only=reached, loss=loss)
+        await context.submit(grad, loss=loss)
 
-    def _compute(
-        self, replica: Replica, worker: int, iteration: int
-    ) -> tuple[torch.Tensor, Sequence[str] | None, float]:
-        """The gradient of some batches, the names of what it reaches, and the mean of losses."""
+    def _compute(self, replica: Replica, worker: int, iteration: int) -> tuple[Gradient, float]:
+        """The gradient of some batches, and the mean of their losses."""
         random_numbers = self._random_numbers_of(worker)
         replica.clear()
         losses = [
             self._forward_backward(replica.module, random_numbers) for _ in range(self._accumulate)
         ]
-        grad, reached = replica.take_grad(iteration, len(losses), self._max_grad_norm)
-        return grad, reached, sum(loss.item() for loss in losses) / len(losses)
+        grad = replica.take_grad(iteration, len(losses), self._max_grad_norm)
+        return grad, sum(loss.item() for loss in losses) / len(losses)
 
     def _forward_backward(
         self, module: torch.nn.Module, random_numbers: RandomNumbers | None

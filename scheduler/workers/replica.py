@@ -10,13 +10,12 @@ import torch
 
 from hogstream.scheduler.buffers import Buffers, buffers_of
 from hogstream.scheduler.context import WorkerContext
+from hogstream.scheduler.gradients import Gradient
 from hogstream.scheduler.parameters import SharedParameters
 
 
 class Replica:
     """A worker's own module over the shared parameters, with gradients of its own.
-
-    Updates may still read gradients while the next is made, so there are several.
 
     Attributes:
         module: A copy of the model, with the parameters and buffers of the context.
@@ -60,15 +59,17 @@ class Replica:
             for each in self.module.modules()
             for held in (each._parameters, each._buffers, each._modules)
         ]
-        # One more than may be in flight: an update that nobody waits for any more is so as well.
-        self._grads = [torch.zeros_like(shared.flat) for _ in range(context.depth + 1)]
+        # Updates may still read gradients while the next is made, so there are several: one more
+        # than may be in flight, as an update that nobody waits for any more is so as well.
+        flat = context.depth + 1 if context.prefers_flat else 0
+        self._grads = [torch.zeros_like(shared.flat) for _ in range(flat)]
         self._views = [shared.views_of(grad) for grad in self._grads]
 
     def fits(self, context: WorkerContext) -> bool:
         """Whether it was made for a context like this one."""
         return (
             self._flat is context.flat
-            and len(self._grads) == context.depth + 1
+            and len(self._grads) == (context.depth + 1 if context.prefers_flat else 0)
             and (self._buffers is context.buffers or self._has_buffers(context.buffers))
         )
 
@@ -91,10 +92,8 @@ class Replica:
             for parameter, each in zip(self._parameters.values(), frozen, strict=True):
                 parameter.requires_grad_(not each)
 
-    def take_grad(
-        self, iteration: int, batches: int, max_norm: float | None
-    ) -> tuple[torch.Tensor, Sequence[str] | None]:
-        """Copies what backwards have made into a flat gradient that no update reads.
+    def take_grad(self, iteration: int, batches: int, max_norm: float | None) -> Gradient:
+        """What backwards have made, where no later one writes.
 
         Args:
             iteration: Number of the worker's iteration.
@@ -102,11 +101,11 @@ class Replica:
             max_norm: Scales it down to this norm; None for any.
 
         Returns:
-            The gradient, and the names of the parameters that have one; None if all do.
+            By name, the gradients of the parameters that have one; if the context prefers it, and
+            all have, one flat gradient.
         """
         self._check_parameters()
         self._take_buffers()
-        index = iteration % len(self._grads)
         grads = {
             name: grad
             for name, parameter in self._parameters.items()
@@ -116,22 +115,34 @@ class Replica:
             raise RuntimeError(
                 "loss must depend on a parameter of the model that requires a gradient, got none"
             )
-        parts = [self._views[index][name] for name in grads]
         with torch.no_grad():
-            torch._foreach_copy_(
-                parts,
-                [
-                    each if each.layout == torch.strided else each.to_dense()
-                    for each in grads.values()
-                ],
-            )
-            if len(grads) == len(self._parameters):
-                parts = [self._grads[index]]
+            if self._grads:
+                grads = self._copied(grads, iteration % len(self._grads))
+            else:
+                grads = {name: self._plain(name, grad) for name, grad in grads.items()}
+            whole = self._grads and len(grads) == len(self._parameters)
+            flat = self._grads[iteration % len(self._grads)] if whole else None
+            parts = list(grads.values()) if flat is None else [flat]
             if batches > 1:
                 torch._foreach_div_(parts, batches)
             if max_norm is not None:
                 _clip(parts, max_norm)
-        return self._grads[index], None if len(grads) == len(self._parameters) else tuple(grads)
+        return grads if flat is None else flat
+
+    def _copied(self, grads: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+        """Gradients in flat memory that no update reads."""
+        views = {name: self._views[index][name] for name in grads}
+        sources = [
+            grad if grad.layout == torch.strided else grad.to_dense() for grad in grads.values()
+        ]
+        torch._foreach_copy_(list(views.values()), sources)
+        return views
+
+    def _plain(self, name: str, grad: torch.Tensor) -> torch.Tensor:
+        """A gradient as updates take it; backwards leave it so, but for what is sparse."""
+        if grad.layout != torch.strided:
+            grad = grad.to_dense()
+        return grad.to(self._parameters[name].dtype).contiguous()
 
     def _check_parameters(self) -> None:
         """Checks that the parameters are those that are shared: others would train nothing."""

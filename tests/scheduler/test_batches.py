@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
 from typing import Any
@@ -91,6 +92,9 @@ async def test_loader_with_processes_ends_with_the_scope() -> None:
         await scheduler.run(worker, updates=6)
         assert len(multiprocessing.active_children()) > len(before)
     assert multiprocessing.active_children() == before
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":  # the loader's, which it ends but does not wait for
+            thread.join()
     assert sorted(seen[:4]) == [0.5, 2.5, 4.5, 6.5]
     assert len(seen) == 6
 

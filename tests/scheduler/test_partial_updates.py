@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
-from scheduler_testing import COUNTING, POLICIES
+from scheduler_testing import COUNTING, POLICIES, part_of
 
 #: Of shapes that neither start nor end where a block of race counters does, one of them empty.
 SIZES = {"a": 3, "b": 20_000, "empty": 0, "c": 5, "d": 9_000}
@@ -35,25 +34,27 @@ def moved(shared: SharedParameters) -> set[str]:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     "only",
-    [["a"], ["b", "a"], {"a", "c"}, ("d", "b", "empty"), {"a": 1, "b": 2, "c": 3, "d": 4}.keys()],
+    [["a"], ["b", "a"], ["a", "c"], ["d", "b", "empty"], ["a", "b", "c", "d"]],
     ids=["first", "neighbours", "apart", "with empty", "all"],
 )
+@pytest.mark.parametrize("views", [True, False], ids=["views", "apart"])
 async def test_the_others_are_left_alone(
-    backend: str, policy: str, only: Collection[str], on_nonfinite: str
+    backend: str, policy: str, only: list[str], on_nonfinite: str, views: bool
 ) -> None:
-    """No decay moves them, nor what the gradient holds for them."""
+    """No decay moves them, nor what is beside the gradients in memory."""
     names = set(only)
     shared = make_shared()
     expected = make_shared().flat.numpy()
     grad = torch.full((shared.elements,), float("nan"))
-    views = shared.views_of(grad)
+    of_flat = shared.views_of(grad)
     for name in names:
-        views[name].fill_(2.0)
+        of_flat[name].fill_(2.0)
+    grads = {name: of_flat[name] if views else of_flat[name].clone() for name in only}
     reached = ~np.isnan(grad.numpy())
     options: dict[str, Any] = {"lr": 0.125, "alpha": 0.0, "eps": 0.0, "weight_decay": 1.0}
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=only)
+        await context.submit(grads)
 
     async with StreamScheduler(
         shared, backend=backend, workers=1, policy=policy, on_nonfinite=on_nonfinite, **options
@@ -74,8 +75,10 @@ async def test_triton_updates_the_same(backend: str) -> None:
         shared = make_shared()
         grad = torch.randn(shared.elements, generator=torch.Generator().manual_seed(0))
 
-        async def worker(context: WorkerContext, grad: torch.Tensor = grad) -> None:
-            await context.submit(grad, only=["a", "c", "d"])
+        grads = part_of(shared, grad, ["a", "c", "d"])
+
+        async def worker(context: WorkerContext, grads: Any = grads) -> None:
+            await context.submit(grads)
 
         async with StreamScheduler(shared, backend=name, workers=1, weight_decay=0.1) as scheduler:
             await scheduler.run(worker, updates=2)
@@ -92,7 +95,7 @@ async def test_a_gradient_serves_one_set_of_names_after_the_other(backend: str) 
     grad = torch.ones(shared.elements)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=names[: context.iteration % 100 + 1] or None)
+        await context.submit(part_of(shared, grad, names[: context.iteration % 100 + 1]))
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
         await scheduler.run(worker, updates=200)
@@ -103,10 +106,11 @@ async def test_a_gradient_serves_one_set_of_names_after_the_other(backend: str) 
 async def test_a_part_that_is_not_finite_leaves_out_the_whole_update(backend: str) -> None:
     shared = make_shared()
     grad = torch.ones(shared.elements)
-    shared.views_of(grad)["d"][-1] = float("inf")
+    grad[-1] = float("inf")
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=["a", "c", "d"] if context.iteration else ["b"])
+        names = ["a", "c", "d"] if context.iteration else ["b"]
+        await context.submit(part_of(shared, grad, names))
 
     async with StreamScheduler(
         shared, backend=backend, workers=1, on_nonfinite="skip", **COUNTING
@@ -129,7 +133,7 @@ async def test_races_are_counted_in_the_blocks_that_a_part_touches() -> None:
     grad = torch.ones(shared.elements)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=names)
+        await context.submit(part_of(shared, grad, names))
 
     async with StreamScheduler(shared, workers=3, policy="locked", telemetry=True) as scheduler:
         report = await scheduler.run(worker, updates=30)
@@ -145,7 +149,7 @@ async def test_counters_show_what_racing_parts_lose() -> None:
     grads = [torch.ones(shared.elements) for _ in range(4)]
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grads[context.index], only=["a", "c"])
+        await context.submit(part_of(shared, grads[context.index], ["a", "c"]))
 
     async with StreamScheduler(shared, workers=4, telemetry=True, **COUNTING) as scheduler:
         await scheduler.run(worker, updates=400)
@@ -158,24 +162,92 @@ async def test_counters_show_what_racing_parts_lose() -> None:
     assert torch.equal(counted[overwritten == 0].amin(1), landed[overwritten == 0].float())
 
 
+@pytest.mark.parametrize("worker_state", [False, True], ids=["shared", "per worker"])
+async def test_gradients_of_layers_are_taken_where_they_are(
+    backend: str, worker_state: bool
+) -> None:
+    """Of any shape, in any order, new ones each time: against updates of a flat gradient."""
+    shapes = {"first": (3, 4), "scalar": (), "none": (0, 2), "last": (2, 1, 5)}
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    options: dict[str, Any] = {
+        "state": "per-worker" if worker_state else "shared",
+        "momentum": 0.5,
+        "centered": True,
+    }
+
+    async def trained(*, by_name: bool) -> SharedParameters:
+        shared = SharedParameters(zeros)
+        generator = torch.Generator().manual_seed(0)
+
+        async def worker(context: WorkerContext) -> None:
+            grad = torch.randn(shared.elements, generator=generator)
+            views = shared.views_of(grad)
+            named = {name: views[name].clone() for name in reversed(views)}
+            await context.submit(named if by_name else grad)
+
+        async with StreamScheduler(shared, backend=backend, workers=1, **options) as scheduler:
+            await scheduler.run(worker, updates=20)
+        return shared
+
+    one, other = await trained(by_name=True), await trained(by_name=False)
+    assert torch.equal(one.flat, other.flat)
+    for kind, tensor in (other.worker_state or other.state).named().items():
+        assert torch.equal((one.worker_state or one.state).named()[kind], tensor)
+        assert tensor.ne(0).all()
+    assert one.version == other.version == 20
+
+
+def overlapping(shared: SharedParameters) -> dict[str, torch.Tensor]:
+    return {"b": torch.ones(20_000), "a": shared.flat[1:4]}
+
+
 @pytest.mark.parametrize(
-    ("only", "error", "message"),
+    ("grads", "error", "message"),
     [
-        ([], ValueError, "only must name at least one parameter, got none"),
-        (["x"], ValueError, "only must name shared parameters, got 'x', which are none"),
-        (["a", "y", "x"], ValueError, "got 'x', 'y', which are none"),
-        ("a", TypeError, "only must be a collection of names or None, got 'a'"),
-        (3, TypeError, "only must be a collection of names or None, got 3"),
+        ({}, ValueError, "grad must hold at least one gradient by name, got none"),
+        (
+            {"x": torch.ones(3)},
+            ValueError,
+            "grad must name shared parameters, got 'x', which are none",
+        ),
+        ({"a": torch.ones(3), "y": 1, 3: 1}, ValueError, "got 'y', 3, which are none"),
+        ({"a": 1.0}, TypeError, "the gradient of a must be a torch tensor, got float"),
+        ({"a": None}, TypeError, "the gradient of a must be a torch tensor, got NoneType"),
+        (
+            {"a": torch.ones(2)},
+            ValueError,
+            r"the gradient of a must have the shape of param, \(3,\), got \(2,\)",
+        ),
+        (
+            {"a": torch.ones(3, dtype=torch.float64)},
+            TypeError,
+            "the gradient of a must be float32 as param, got float64",
+        ),
+        (
+            {"a": torch.ones(6)[::2]},
+            ValueError,
+            r"the gradient of a must be contiguous, got strides \(2,\)",
+        ),
+        (
+            {"a": torch.ones(3).to_sparse()},
+            ValueError,
+            "the gradient of a must be dense, got layout sparse_coo",
+        ),
+        (
+            overlapping,
+            ValueError,
+            "the gradient of a must not overlap the shared parameters or their state",
+        ),
+        ("a", TypeError, "grad must be a torch tensor, got str"),
     ],
 )
-async def test_names_that_cannot_be_are_refused_and_nothing_changes(
-    backend: str, only: Any, error: type[Exception], message: str
+async def test_gradients_that_cannot_be_are_refused_and_nothing_changes(
+    backend: str, grads: Any, error: type[Exception], message: str
 ) -> None:
     shared = make_shared()
-    grad = torch.ones(shared.elements)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=only)
+        await context.submit(grads(shared) if callable(grads) else grads)
 
     async with StreamScheduler(shared, backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match=message) as caught:
@@ -183,3 +255,15 @@ async def test_names_that_cannot_be_are_refused_and_nothing_changes(
     assert isinstance(caught.value.failures[0], error)
     assert moved(shared) == set()
     assert shared.version == 0
+
+
+async def test_what_is_only_negative_by_a_bit_is_taken_as_it_is(backend: str) -> None:
+    shared = SharedParameters({"a": torch.zeros(2)})
+    grad = torch._neg_view(torch.ones(2))  # as that of a conjugate's imaginary part is
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit({"a": grad})
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=1)
+    assert shared.flat.tolist() == [1.0, 1.0]

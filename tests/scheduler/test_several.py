@@ -249,7 +249,7 @@ async def test_some_parameters_only(backend: str) -> None:
     shared = SharedParameters({"a": torch.zeros(3), "b": torch.zeros(5)})
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit([torch.ones(8)] * 2, only=["b"])
+        await context.submit([{"b": torch.ones(5)}] * 2)
 
     async with StreamScheduler(shared, workers=1, backend=backend, **COUNTING) as scheduler:
         await scheduler.run(worker, updates=4)

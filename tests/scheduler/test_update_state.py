@@ -27,7 +27,14 @@ from hogstream.scheduler import (
 from hogstream.scheduler.checkpoints import load_checkpoint, save_checkpoint
 from hogstream.scheduler.update_state import UpdateState
 from process_workers import submit_ones as submit_ones_there
-from scheduler_testing import POLICIES, RACING, python_lanes, racing_gradients, submit_ones
+from scheduler_testing import (
+    POLICIES,
+    RACING,
+    part_of,
+    python_lanes,
+    racing_gradients,
+    submit_ones,
+)
 
 N = 1001
 FORMS: dict[str, dict[str, Any]] = {
@@ -140,7 +147,7 @@ async def test_state_of_parameters_without_a_gradient_is_left_alone(backend: str
     grad = torch.linspace(-2, 2, shared.elements)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only[context.iteration % 4])
+        await context.submit(part_of(shared, grad, only[context.iteration % 4]))
 
     async with StreamScheduler(shared, workers=1, backend=backend, **EVERYTHING) as scheduler:
         await scheduler.run(worker, updates=11)

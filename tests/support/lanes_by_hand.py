@@ -16,6 +16,7 @@ import torch
 
 from hogstream.kernels.backends.select import select_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
 from hogstream.scheduler import SharedParameters
 from hogstream.scheduler.lanes.base import LaneSettings
@@ -55,7 +56,7 @@ def updates_of(lanes: NativeLanes, count: int) -> list[Update]:
     """Updates that may be enqueued on any lane."""
     shared = lanes.settings.of.shared
     grad = torch.ones_like(shared.flat)
-    checked = Checked([Operands(shared.flat, grad, shared.ms)])
+    checked = Checked(LaunchTable([Operands(shared.flat, grad, shared.ms)]))
     hyperparameters = Hyperparameters()
     return [Update(0, 0, None, grad, checked, hyperparameters, 0) for _ in range(count)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,16 @@ def racing_gradients(kind: str, elements: int) -> list[torch.Tensor]:
 def small() -> SharedParameters:
     """64 zeros."""
     return SharedParameters({"p": torch.zeros(64)})
+
+
+def part_of(
+    shared: SharedParameters, grad: torch.Tensor, names: Collection[str] | None
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Of a flat gradient what is of some parameters, by name; all of it, of None."""
+    if names is None:
+        return grad
+    views = shared.views_of(grad)
+    return {name: views[name] for name in names}
 
 
 def submit_ones(shared: SharedParameters) -> Callable[[WorkerContext], Any]:

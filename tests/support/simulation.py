@@ -41,6 +41,7 @@ from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.update_state import UpdateState, kinds_of
 from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
+from scheduler_testing import part_of
 
 
 @dataclass(frozen=True)
@@ -377,7 +378,7 @@ class _Program:
         entry = Submitted(place, context.index, value, only, numbers)
         self._log[context.index, context.iteration] = entry
         self._simulation.streams.unsubmitted.pop(grad.data_ptr(), None)
-        await context.submit(grad, only)
+        await context.submit(part_of(self._shared, grad, only))
 
     def _take(self, context: WorkerContext) -> torch.Tensor:
         memory = self._simulation.memory

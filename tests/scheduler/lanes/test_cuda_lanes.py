@@ -22,7 +22,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.tracing.timeline import Timeline
-from scheduler_testing import COUNTING, RACING, racing_gradients, submit_ones
+from scheduler_testing import COUNTING, RACING, part_of, racing_gradients, submit_ones
 
 N = 30_001
 
@@ -140,8 +140,11 @@ async def test_updates_of_some_parameters_are_those_of_the_cpu(
         shared = SharedParameters({k: torch.ones(n, device=device) for k, n in sizes.items()})
         of_device = list(grads.to(device))
 
-        async def worker(context: WorkerContext, grads: Any = of_device) -> None:
-            await context.submit(grads[context.iteration % 3], only[context.iteration % 4])
+        async def worker(
+            context: WorkerContext, shared: SharedParameters = shared, grads: Any = of_device
+        ) -> None:
+            names = only[context.iteration % 4]
+            await context.submit(part_of(shared, grads[context.iteration % 3], names))
 
         async with schedule(shared, workers=1, depth=4, weight_decay=0.1, **options) as scheduler:
             await scheduler.run(worker, updates=48)
@@ -416,9 +419,9 @@ async def test_updates_of_some_parameters_are_not_counted() -> None:
     grad = torch.ones_like(shared.flat)
 
     async def worker(context: WorkerContext) -> None:
-        await context.submit(grad, only=["p"])
+        await context.submit({"p": grad})
 
     async with StreamScheduler(shared, workers=1, telemetry=True) as scheduler:
-        with pytest.raises(WorkerError, match="only must be None with telemetry on a GPU"):
+        with pytest.raises(WorkerError, match="grad must be flat with telemetry on a GPU"):
             await scheduler.run(worker, updates=1)
     assert shared.version == 0

@@ -1,0 +1,190 @@
+"""Checks what workers submit, and lays it out as lanes take it: without a copy."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hogstream.kernels.launch_table import GRAD, LaunchTable
+from hogstream.kernels.operands import Operands, check_disjoint, check_grad
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.update import Checked
+from hogstream.scheduler.update_state import UpdateState
+
+#: A flat gradient of all parameters, or gradients of some by name.
+Gradient = torch.Tensor | Mapping[str, torch.Tensor]
+
+_KEPT_GRADIENTS = 64
+_KEPT_TABLES = 64
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A flat gradient that was checked: itself, its memory, and what came of the check."""
+
+    reference: weakref.ref[torch.Tensor]
+    plain: torch.Tensor
+    address: int
+    checked: Checked
+
+
+@dataclass(slots=True, frozen=True)
+class _Place:
+    """Where a parameter lies in the flat ones, from and to an element, and its shape."""
+
+    start: int
+    stop: int
+    shape: torch.Size
+
+
+class Gradients:
+    """Checks a worker's gradients: a flat one once, as long as it has the same memory."""
+
+    def __init__(self, shared: SharedParameters, state: UpdateState, *, whole_only: bool) -> None:
+        """Remembers what gradients must fit.
+
+        Args:
+            shared: What they update.
+            state: The worker's, of shape (elements,), as its updates have it.
+            whole_only: Whether none may update some parameters only.
+        """
+        self._flat, self._state = shared.flat, state
+        self._dtype, self._device = shared.flat.dtype, shared.flat.device
+        self._whole_only = whole_only
+        self._kept: dict[int, _Kept] = {}
+        self._places: dict[str, _Place] = {}
+        stop = 0
+        for name, view in shared.views.items():
+            start, stop = stop, stop + view.numel()
+            self._places[name] = _Place(start, stop, view.shape)
+        self._written = [
+            (each.data_ptr(), each.data_ptr() + each.nbytes)
+            for each in Operands(shared.flat, shared.flat, *state).written
+        ]
+        self._tables: dict[tuple[int, ...], LaunchTable] = {}  # by the ends of their parts
+
+    def check(self, grad: Gradient) -> tuple[object, Checked]:
+        """What to keep alive until a gradient's update has landed, and where it lies.
+
+        Raises:
+            TypeError: If it, or one by name, is of a wrong type or dtype.
+            ValueError: If one does not fit its parameters, overlaps what updates write, or if
+                there is none.
+        """
+        kept = self._kept.get(id(grad))
+        if (
+            kept is None
+            or kept.reference() is not grad
+            or grad.data_ptr() != kept.address
+            or grad.numel() != self._flat.numel()
+        ):
+            if isinstance(grad, Mapping):
+                return self._check_named(grad)
+            kept = self._check_flat(grad)
+        return kept.plain, kept.checked
+
+    def _check_flat(self, grad: torch.Tensor) -> _Kept:
+        plain = self._checked("grad", self._flat, grad).detach()
+        operands = Operands(self._flat, plain, *self._state)
+        check_disjoint([(Operands._fields, operands)])
+        key = id(grad)
+        reference = weakref.ref(grad, lambda _: self._kept.pop(key, None))
+        kept = _Kept(reference, plain, plain.data_ptr(), Checked(LaunchTable([operands])))
+        if not grad.is_neg():
+            if len(self._kept) == _KEPT_GRADIENTS:
+                self._kept.clear()
+            self._kept[key] = kept
+        return kept
+
+    def _check_named(self, grads: Mapping[str, torch.Tensor]) -> tuple[object, Checked]:
+        """Gradients by name; they are checked each time, as a backward makes new ones."""
+        if self._whole_only:
+            raise ValueError(
+                "grad must be flat with telemetry on a GPU, which counts whole updates, "
+                "got gradients by name"
+            )
+        if not grads:
+            raise ValueError("grad must hold at least one gradient by name, got none")
+        if unknown := sorted(map(repr, grads.keys() - self._places.keys())):
+            raise ValueError(
+                f"grad must name shared parameters, got {', '.join(unknown)}, which are none"
+            )
+        held = {name: self._checked_part(name, grad) for name, grad in grads.items()}
+        ends, pointers = self._parts(held)
+        table = self._tables.get(ends)
+        if table is None:
+            if len(self._tables) == _KEPT_TABLES:
+                self._tables.clear()
+            table = self._tables[ends] = LaunchTable(
+                [self._part(*each) for each in zip(ends[::2], ends[1::2], strict=True)]
+            )
+        table = table.copy_to(np.empty_like(table.columns))
+        table.columns[GRAD] = pointers
+        return held, Checked(table)
+
+    def _checked_part(self, name: str, grad: torch.Tensor) -> torch.Tensor:
+        """One by name; what it costs is paid for each parameter of each update."""
+        place = self._places[name]
+        if (
+            type(grad) is not torch.Tensor
+            or grad.layout is not torch.strided
+            or grad.dtype is not self._dtype
+            or grad.shape != place.shape
+            or grad.device != self._device
+            or not grad.is_contiguous()
+            or grad.is_neg()
+        ):
+            part = self._flat[place.start : place.stop].view(place.shape)
+            grad = self._checked(f"the gradient of {name}", part, grad)
+        start = grad.data_ptr()
+        stop = start + grad.nbytes
+        for first, last in self._written:
+            if start < last and first < stop:
+                raise ValueError(
+                    f"the gradient of {name} must not overlap the shared parameters or their state"
+                )
+        return grad
+
+    def _checked(self, name: str, param: torch.Tensor, grad: Any) -> torch.Tensor:
+        """A gradient that fits its parameters, without a negative bit."""
+        if not isinstance(grad, torch.Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(grad).__name__}")
+        check_grad(param, grad, name)
+        if grad.dtype != param.dtype:
+            wanted, got = (str(each.dtype).removeprefix("torch.") for each in (param, grad))
+            raise TypeError(f"{name} must be {wanted} as param, got {got}")
+        if not grad.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {grad.stride()}")
+        return grad.resolve_neg()
+
+    def _parts(self, grads: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], list[int]]:
+        """The parts that an update consists of: neighbours whose gradients are ones too are one.
+
+        Returns:
+            Where each starts and stops in the flat parameters, one after the other, and where its
+            gradient lies.
+        """
+        ends, pointers = list[int](), list[int]()
+        end = 0
+        for name, place in self._places.items():
+            grad = grads.get(name)
+            if grad is None or place.start == place.stop:
+                continue
+            pointer = grad.data_ptr()
+            if ends and ends[-1] == place.start and end == pointer:
+                ends[-1] = place.stop
+            else:
+                ends += place.start, place.stop
+                pointers.append(pointer)
+            end = pointer + grad.nbytes
+        return (tuple(ends), pointers) if ends else ((0, 0), [0])
+
+    def _part(self, start: int, stop: int) -> Operands:
+        """An update of a part; of the gradient, its dtype alone counts."""
+        param = self._flat[start:stop]
+        return Operands(param, param, *self._state.map(lambda each: each[start:stop]))
