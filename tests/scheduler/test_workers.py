@@ -30,9 +30,15 @@ SUBTRACTING: dict[str, Any] = {"lr": 1.0, "alpha": 1 - 2**-53, "eps": 1.0}
 OPTIONS: dict[str, Any] = {"lr": 0.01, "eps": 0.01}
 
 
-def make_model() -> torch.nn.Sequential:
+def make_model(hidden: int = 8) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    first, last = torch.nn.Linear(4, hidden), torch.nn.Linear(hidden, 1)
+    return torch.nn.Sequential(first, torch.nn.Tanh(), last)
+
+
+def make_large() -> torch.nn.Sequential:
+    """Its gradients are not copied: each is submitted where the backward has left it."""
+    return make_model(10_000)
 
 
 def make_batches(seed: int = 1) -> Iterator[Batch]:
@@ -61,9 +67,12 @@ def noted(loss: Loss, losses: list[float]) -> Loss:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-async def test_one_model_worker_trains_like_a_plain_loop(depth: int) -> None:
+@pytest.mark.parametrize("make", [make_model, make_large])
+async def test_one_model_worker_trains_like_a_plain_loop(
+    make: Callable[[], torch.nn.Module], depth: int
+) -> None:
     """With depth 2 an iteration reads parameters that may lack the update in flight."""
-    model, plain = make_model(), make_model()
+    model, plain = make(), make()
     shared = SharedParameters.from_module(model)
     losses: list[float] = []
     worker = ModelWorker(shared, model, noted(squared_error, losses), make_batches())
@@ -187,9 +196,9 @@ def test_bad_simulation_is_refused(arguments: dict[str, Any], message: str) -> N
 class TwoHeads(torch.nn.Module):
     """A batch goes through one of two heads; the embedding's gradient is sparse."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.table = torch.nn.Embedding(3, 4, sparse=True)
+        self.table = torch.nn.Embedding(rows, 4, sparse=True)
         self.trunk = torch.nn.Linear(4, 4)
         self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)])
 
@@ -250,13 +259,14 @@ DECOUPLED = {"weight_decay": 0.1, "decoupled_weight_decay": True}
         gone_backward_itself,
     ],
 )
+@pytest.mark.parametrize("rows", [3, 10_000], ids=["copied", "in place"])
 async def test_only_what_a_loss_reaches_is_updated(
-    backend: str, loss: Any, frozen: tuple[str, ...], options: dict[str, Any]
+    backend: str, rows: int, loss: Any, frozen: tuple[str, ...], options: dict[str, Any]
 ) -> None:
     """As a loop that leaves parameters without a gradient alone, their ms too."""
     options = {"lr": 0.01, "eps": 1e-8, **options}
     torch.manual_seed(0)
-    model, plain = TwoHeads(), TwoHeads()
+    model, plain = TwoHeads(rows), TwoHeads(rows)
     plain.load_state_dict(model.state_dict())
     for each in (model, plain):
         for name in frozen:
@@ -277,8 +287,9 @@ async def test_only_what_a_loss_reaches_is_updated(
             if parameter.grad is not None:
                 rmsprop_(parameter, parameter.grad.to_dense(), mss[name], **options)
     for name, ms in shared.views_of(shared.ms).items():
-        assert torch.equal(ms, mss[name]), name
-        assert torch.equal(model.get_parameter(name), parameters[name]), name
+        for ours, theirs in ((ms, mss[name]), (model.get_parameter(name), parameters[name])):
+            # With eps=0, rows of the table that no loss reaches become NaN.
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert shared.version == len(HEADS)
 
 
@@ -406,8 +417,9 @@ def in_its_dtype(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (Tied, squared_error, make_batches),
         (make_bfloat16, in_its_dtype, make_batches),
         (make_frozen, classified, points),
+        (make_large, squared_error, make_batches),
     ],
-    ids=["tied", "bfloat16", "frozen"],
+    ids=["tied", "bfloat16", "frozen", "large"],
 )
 async def test_models_of_all_kinds_train_as_in_a_plain_loop(
     make: Callable[[], torch.nn.Module], loss: Loss, batches: Any, read: str
@@ -434,12 +446,12 @@ async def test_models_of_all_kinds_train_as_in_a_plain_loop(
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.1, 100.0])
 @pytest.mark.parametrize("accumulate", [1, 3, 4])
-@pytest.mark.parametrize("kind", ["whole", "parts", "bfloat16"])
+@pytest.mark.parametrize("kind", ["whole", "parts", "bfloat16", "large"])
 async def test_update_may_be_of_several_batches_and_clipped(
     kind: str, accumulate: int, max_grad_norm: float | None
 ) -> None:
     """As torch clips the gradient of the mean of the losses."""
-    make = make_bfloat16 if kind == "bfloat16" else make_model
+    make = {"bfloat16": make_bfloat16, "large": make_large}.get(kind, make_model)
     model, plain = make(), make()
     if kind == "parts":
         for each in (model, plain):
