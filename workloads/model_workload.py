@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class ModelWorkload:
         loss: Maps a model and a batch to a scalar to minimise.
         make_batches: Called in each process; returns an iterable of batches, such as a
             ``DataLoader``. It is begun anew when it ends, unless it is an iterator, which must
-            last. Batches are moved to the model's device.
+            last. The first batch is made before a training's time begins, with what is loaded for
+            it. Batches are moved to the model's device.
         metric: Maps a model to what ``target`` is about; it is in eval mode, without gradients.
         target: When a training is done.
         seconds: When a training that has not reached the target is given up, > 0.
@@ -70,7 +72,7 @@ class ModelWorkload:
     def worker(self, shared: SharedParameters, process: int) -> ModelWorker:
         """Trains a model of its own over the shared parameters."""
         model = self.model(shared.flat.device)
-        return ModelWorker(shared, model, self.loss, self.make_batches())
+        return ModelWorker(shared, model, self.loss, _Begun(self.make_batches()))
 
     def evaluate(self, model: torch.nn.Module, results: Sequence[Any]) -> float:
         """The metric of the model."""
@@ -79,4 +81,18 @@ class ModelWorkload:
             return float(self.metric(model))
 
     def _prepare(self, run: HandRun) -> tuple[Loss, Iterable[Any]]:
-        return self.loss, self.make_batches()
+        return self.loss, _Begun(self.make_batches())
+
+
+class _Begun:
+    """Batches of which the first is there already."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._rest: Iterator[Any] | None = iter(batches)
+        self._first = list(islice(self._rest, 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Those that have begun, at first; then from the start."""
+        rest, self._rest = self._rest, None
+        return iter(self._batches) if rest is None else chain(self._first, rest)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import pytest
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.profiling.errors import MeasurementError
-from hogstream.scheduler import LinearDecay, SchedulerSettings, SharedParameters
+from hogstream.profiling.measure.by_hand import HandRun
+from hogstream.scheduler import (
+    LinearDecay,
+    SchedulerSettings,
+    SharedParameters,
+    StreamScheduler,
+)
 from hogstream.workloads import Target, check_workload
 from hogstream.workloads.registry import WORKLOADS
 from hogstream.workloads.workload import called
@@ -120,3 +129,45 @@ def test_a_model_is_evaluated_in_eval_mode_without_gradients() -> None:
 def test_a_worker_trains_a_model_of_its_own_over_what_is_shared() -> None:
     shared = SharedParameters.from_module(TINY.model(torch.device("cpu")))
     assert TINY.worker(shared, 0) is not TINY.worker(shared, 0)
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["worker", "by hand"])
+@pytest.mark.parametrize("lasts", [False, True], ids=["iterable", "iterator"])
+def test_first_batch_is_there_before_the_time_begins(by_hand: bool, lasts: bool) -> None:
+    """Whatever is loaded for it; then all come in their order, and an iterable begins anew."""
+    made: list[int] = []
+
+    class Batches:
+        def __iter__(self) -> Iterator[int]:
+            for batch in range(3):
+                made.append(batch)
+                yield batch
+
+    read: list[int] = []
+
+    def loss(model: torch.nn.Module, batch: int) -> torch.Tensor:
+        read.append(batch)
+        return sum((each.sum() for each in model.parameters()), torch.zeros(()))
+
+    def make_batches() -> Iterable[int]:
+        return iter(Batches()) if lasts else Batches()
+
+    workload = replace(TINY, loss=loss, make_batches=make_batches)
+    count = 3 if lasts else 5
+    if by_hand:
+        assert workload.by_hand is not None
+        _, batches = workload.by_hand.prepare(cast(HandRun, None))
+        assert made == [0]
+        read = list(batches)
+        read += list(islice(batches, count - 3))
+    else:
+        shared = SharedParameters.from_module(workload.model(torch.device("cpu")))
+        worker = workload.worker(shared, 0)
+        assert made == [0]
+
+        async def train() -> None:
+            async with StreamScheduler(shared, workers=1) as scheduler:
+                await scheduler.run(worker, updates=count)
+
+        asyncio.run(train())
+    assert read == [0, 1, 2, 0, 1][:count]
