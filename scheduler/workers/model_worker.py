@@ -97,7 +97,7 @@ class ModelWorker:
         """One iteration: its batches, their gradient, the update.
 
         Raises:
-            TypeError: If the loss is no tensor.
+            TypeError: If the loss is no tensor, or complex.
             ValueError: If the loss is no scalar, or the model does not fit what is shared.
             RuntimeError: If the model was attached to what is shared, and is elsewhere when a run
                 begins; if the batches have run out, the loss depends on no parameter, or has put
@@ -151,6 +151,9 @@ class ModelWorker:
             raise TypeError(f"loss must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(f"loss must return a scalar, got shape {tuple(loss.shape)}")
+        if loss.is_complex():
+            name = str(loss.dtype).removeprefix("torch.")
+            raise TypeError(f"loss must return a real scalar, got {name}")
         if loss.requires_grad:  # else it has reached nothing, or has gone backward itself
             with drawing_nothing:
                 loss.backward()
