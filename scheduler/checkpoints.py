@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from hogstream.kernels.race_counters import RaceCounters
-from hogstream.scheduler.checks import check_integer
+from hogstream.scheduler.checks import check_integer, check_type
 from hogstream.scheduler.files import replace_file
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update_state import KINDS, UpdateState
@@ -85,6 +85,7 @@ def save_checkpoint(
             ``worker_ms``.
         OSError: If the file cannot be written; an old one stays as it was.
     """
+    check_type("shared", shared, SharedParameters)
     from safetensors.torch import save  # here: training without checkpoints needs none of it
 
     states = _states_of({} if generators is None else generators)
@@ -131,6 +132,7 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
         What else the checkpoint holds.
 
     Raises:
+        TypeError: If ``shared`` is something else.
         OSError: If the file cannot be read.
         ValueError: If it is damaged, no checkpoint, of another format or of other parameters;
             nothing has changed then.
@@ -138,6 +140,7 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
             nothing has changed then.
         MemoryError: If state or ``races`` do not fit the device; nothing has changed then.
     """
+    check_type("shared", shared, SharedParameters)
     tensors, content = _read(path)
     states = {
         name.removeprefix(_GENERATOR): tensors.pop(name).clone()

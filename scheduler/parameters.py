@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -94,6 +95,7 @@ class SharedParameters:
         self.worker_buffers: Buffers | None = None
         self.versions = _make_versions(0)
         self.slot = 0
+        self._attached = _no_modules()
         self._look()
 
     @classmethod
@@ -133,16 +135,17 @@ class SharedParameters:
         self._landing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to another process, or into a copy: all but the views."""
+        """What goes to another process, or into a copy: all but the views, and who is attached."""
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("views", "users", "_versions", "_landing")
+            if name not in ("views", "users", "_versions", "_landing", "_attached")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what has come from another process: the same memory, if it is shared."""
         vars(self).update(state)
+        self._attached = _no_modules()
         self._look()
 
     @property
@@ -415,6 +418,44 @@ class SharedParameters:
         for name, buffer in own.items():
             buffer.data = self.buffers[name] if buffers is None else buffers[name]
         save_parts_alone(module)
+        if views is None and buffers is None:
+            self._attached[id(module)] = module
+        else:
+            self._attached.pop(id(module), None)
+
+    def check_still_attached(self, module: torch.nn.Module) -> None:
+        """Checks that a module that was attached is in the shared memory as it was then.
+
+        ``load_state_dict(assign=True)``, another layer or ``.data``, or another dtype and back move
+        it to memory of its own, and a second ``from_module`` moves it to that of others. One that
+        was never attached, such as a copy, or was pointed elsewhere by ``views`` or ``buffers``, is
+        left alone.
+
+        Args:
+            module: Whatever module.
+
+        Raises:
+            ValueError: If a name, shape, dtype or device is another now.
+            RuntimeError: If a parameter or buffer is elsewhere; the first is named.
+        """
+        if self._attached.get(id(module)) is not module:
+            return
+        parameters = dict(module.named_parameters())
+        _check_fits("parameters", self.views, parameters)
+        own = buffers_of(module) if self.buffers else {}
+        _check_fits("buffers", self.buffers, own)
+        for what, mine, theirs in (
+            ("parameter", self.views, parameters),
+            ("buffer", self.buffers, own),
+        ):
+            for name, tensor in theirs.items():
+                if tensor.data_ptr() != mine[name].data_ptr():
+                    raise RuntimeError(
+                        f"model must be in the shared memory that it was attached to, where "
+                        f"updates reach it, got {what} {name} elsewhere: attach it again by "
+                        f"shared.attach(model), and it has the shared values; or, to keep its own, "
+                        f"make others by SharedParameters.from_module(model)"
+                    )
 
     def views_of(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of a flat tensor by parameter name: of a gradient, say, or a snapshot.
@@ -427,6 +468,11 @@ class SharedParameters:
             name: part.view(shape)
             for (name, shape), part in zip(self._shapes.items(), flat.split(sizes), strict=True)
         }
+
+
+def _no_modules() -> WeakValueDictionary[int, torch.nn.Module]:
+    """By their ids, as a module may be of a class that has no hash."""
+    return WeakValueDictionary()
 
 
 def _missing(state: UpdateState, kinds: Collection[str]) -> list[str]:

@@ -140,7 +140,7 @@ class SchedulerSettings:
         own = {name: values[name] for name in values if name in _NAMES}
         numbers = {name: values[name] for name in values if name not in _NAMES}
         if unknown := numbers.keys() - set(HYPERPARAMETERS):
-            allowed = ", ".join(HYPERPARAMETERS)
+            allowed = ", ".join(name for name in HYPERPARAMETERS if name not in _REFUSED)
             raise TypeError(
                 f"hyperparameters must be among {allowed}, got {sorted(unknown)}; and settings "
                 f"among {', '.join(_NAMES)}"
@@ -208,13 +208,15 @@ def check_hyperparameters(hyperparameters: Hyperparameters) -> None:
         SettingError: If parameters would be rounded otherwise than to nearest.
     """
     check_type("hyperparameters", hyperparameters, Hyperparameters)
-    for name in ("stochastic_rounding", "kahan_sum"):
+    for name in _REFUSED:
         if getattr(hyperparameters, name):
             raise SettingError(
                 name, "must be False in a scheduler, whose updates round to nearest, got True"
             )
 
 
+# Hyperparameters that lanes do not have, of which only False is taken.
+_REFUSED = ("stochastic_rounding", "kahan_sum")
 _NAMES = tuple(each.name for each in fields(SchedulerSettings))
 
 #: The settings that commands have an option for. A field's metadata has its ``help``, and its

@@ -16,7 +16,8 @@ from hogstream.profiling.errors import MeasurementError
 from hogstream.scheduler.thread_state import ThreadState
 from hogstream.workloads.workload import Workload, called
 
-# An evaluation is followed by a pause so many times as long: it takes a twentieth of a core.
+# An evaluation is followed by a pause so many times as long, but for the last: in a training that
+# lasts, it takes a twentieth of a core.
 _PAUSE = 19
 _LEAST_PAUSE = 0.01
 

@@ -262,7 +262,7 @@ def _way(kind: Kind, turns: Mapping[Kind, Sequence[Turn]]) -> Way:
         staleness=_spread([turn.staleness for turn in mine]),
         most_staleness=max(stalest, default=None),
         updates_compared=compared,
-        loss=None if losses is None else SignedSpread.of(losses),
+        loss=None if losses is None or in_time is None else SignedSpread.of(losses),
         loss_over_loop=_over_loop(losses, loops, compared) if kind != PlainLoop.kind else None,
         loss_over_loop_in_time=_over_loop(in_time, loops) if kind != PlainLoop.kind else None,
     )

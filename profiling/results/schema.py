@@ -362,7 +362,7 @@ class Way(Record):
         updates_compared: After how many updates losses are compared: as many as a plain loop and
             this made in every round.
         loss: After so many updates, the mean over the batches of the last fifth of them; null if
-            one was not finite.
+            one was not finite, then or at the end of a turn.
         loss_over_loop: That less a plain loop's after as many updates.
         loss_over_loop_in_time: The same after the same time, as many updates as there were by then.
     """
@@ -572,8 +572,8 @@ class Decision(Measurement, kw_only=True, tag="decide"):
 
     Attributes:
         elements: Of the parameters that are trained.
-        answer: Which way to use, in a sentence.
-        use: Its number among the results.
+        answer: Which way to use, in a sentence; or that all diverged, so that there is none.
+        use: Its number among the results; if all diverged, as if none had.
         next_best: The number of the fastest of the others; null if there is none.
         gain: Updates/s of the way to use over those of the next best; null if there is none.
         under_lock: For each worker count.

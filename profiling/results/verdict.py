@@ -26,7 +26,7 @@ class Verdict:
     """What to use.
 
     Attributes:
-        use: The way.
+        use: The way; if all diverged, as if none had.
         next_best: The fastest of the others; None if there is none.
         gain: Updates/s of the way over those of that one; None if there is none.
         over_loop: The same over those of a plain loop; None if it is the loop, or there is none.
@@ -50,14 +50,15 @@ def decided(ways: Sequence[Way]) -> Verdict:
     Clearly slower: by 5 % or more, and beyond noise. If a plain loop is, what takes its place is
     clearly faster than that: of noisy ways not all are which do not differ from the fastest. A way
     that makes more updates/s than a plain loop is out of the question if they come to nothing: if
-    its loss after the same time is beyond noise above the loop's, or not finite while the loop's
-    is.
+    its loss after the same time is beyond noise above the loop's. So is what diverges, the loop
+    too, unless all do.
 
     Args:
         ways: At least one.
     """
-    loop = next((way for way in ways if way.run_by == "loop"), None)
-    learning = [way for way in ways if loop is None or way is loop or _learns(way, loop)]
+    finite = [way for way in ways if way.loss is not None] or ways
+    loop = next((way for way in finite if way.run_by == "loop"), None)
+    learning = [way for way in finite if loop is None or way is loop or _learns(way, loop)]
     fastest = max(learning, key=_speed)
     alike = [way for way in learning if way is fastest or not is_clear(_ratio(fastest, way))]
     if loop is not None and loop not in alike:
@@ -93,6 +94,11 @@ def most_gain(workers: int, under_lock: float) -> float:
 def answer(verdict: Verdict) -> str:
     """The verdict in a sentence, with its numbers."""
     way, other = verdict.use, verdict.next_best
+    if way.loss is None:
+        return (
+            "Every way diverged, to a loss that is not finite, so none can be recommended: lower "
+            "lr, and look at the data."
+        )
     speed = f"{_speed_text(way)} updates/s"
     if way.run_by == "loop":  # whose threads are its owner's to set
         speed += f" with torch on {counted(way.torch_threads, 'thread')}"
@@ -156,8 +162,6 @@ def _costs(way: Way) -> list[str]:
 
 def _learns(way: Way, loop: Way) -> bool:
     """Whether more updates than a plain loop's are worth as much."""
-    if way.loss is None:
-        return loop.loss is None
     difference = way.loss_over_loop_in_time
     return difference is None or _speed(way) <= _speed(loop) or not difference.estimate.low > 0
 

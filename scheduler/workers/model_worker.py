@@ -49,7 +49,8 @@ class ModelWorker:
         """Holds what the workers share.
 
         Args:
-            shared: The shared parameters, made from ``model`` or one like it.
+            shared: The shared parameters, made from ``model`` or one like it. If ``model`` is
+                attached to them, it must be so when a run begins.
             model: Copied for each worker.
             loss: Maps a model and a batch to a scalar to minimise.
             batches: Read by all workers in turn, on their threads. An iterable that is not an
@@ -96,20 +97,30 @@ class ModelWorker:
         """One iteration: its batches, their gradient, the update.
 
         Raises:
-            TypeError: If the loss is no tensor.
+            TypeError: If the loss is no tensor, or complex.
             ValueError: If the loss is no scalar, or the model does not fit what is shared.
-            RuntimeError: If the batches have run out, the loss depends on no parameter, or has put
+            RuntimeError: If the model was attached to what is shared, and is elsewhere when a run
+                begins; if the batches have run out, the loss depends on no parameter, or has put
                 another in the place of one, or other data into it, or in that of a buffer what does
                 not fit there; or if ``seed`` cannot be kept.
         """
         replica = self._replicas.get(context.index)
-        if replica is None or not replica.fits(context):
-            replica = self._replicas[context.index] = Replica(self._shared, self._model, context)
-            context.on_close(self._close)
+        if replica is None or replica.context is not context:
+            replica = self._begin_run(context)
         grad, loss = await context.run_blocking(
             self._compute, replica, context.index, context.iteration
         )
         await context.submit(grad, loss=loss)
+
+    def _begin_run(self, context: WorkerContext) -> Replica:
+        """A worker's replica for a run, whose context is new: that of its last one if it fits."""
+        self._shared.check_still_attached(self._model)
+        replica = self._replicas.get(context.index)
+        if replica is None or not replica.fits(context):
+            replica = self._replicas[context.index] = Replica(self._shared, self._model, context)
+            context.on_close(self._close)
+        replica.context = context
+        return replica
 
     def _compute(self, replica: Replica, worker: int, iteration: int) -> tuple[Gradient, float]:
         """The gradient of some batches, and the mean of their losses."""
@@ -140,6 +151,9 @@ class ModelWorker:
             raise TypeError(f"loss must return a tensor, got {type(loss).__name__}")
         if loss.numel() != 1:
             raise ValueError(f"loss must return a scalar, got shape {tuple(loss.shape)}")
+        if loss.is_complex():
+            name = str(loss.dtype).removeprefix("torch.")
+            raise TypeError(f"loss must return a real scalar, got {name}")
         if loss.requires_grad:  # else it has reached nothing, or has gone backward itself
             with drawing_nothing:
                 loss.backward()

@@ -19,6 +19,7 @@ class Replica:
 
     Attributes:
         module: A copy of the model, with the parameters and buffers of the context.
+        context: Of the worker's run.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Replica:
                 f"shared must have buffers as the model, which has {', '.join(missing)}: make it "
                 "by SharedParameters.from_module"
             )
+        self.context = context
         self._flat = context.flat
         self._originals = list(model.parameters())
         self._frozen = _frozen(self._originals)

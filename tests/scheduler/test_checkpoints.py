@@ -429,6 +429,18 @@ def test_content_that_is_missing_is_refused(tmp_path: Path) -> None:
 # Saving
 
 
+@pytest.mark.parametrize("call", [save_checkpoint, load_checkpoint])
+def test_what_is_not_shared_is_refused_by_its_name(
+    tmp_path: Path, call: Callable[[Path, Any], object]
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, make_shared(0))
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="shared must be SharedParameters, got Linear"):
+        call(path, torch.nn.Linear(2, 1))
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -466,6 +466,11 @@ async def test_gradient_is_kept_until_it_has_landed(backend: str) -> None:
             r"hyperparameters must be among lr, .*, got \['nesterov'\]",
         ),
         ({"kahan_sum": True}, ValueError, "kahan_sum must be False in a scheduler, .* got True"),
+        (
+            {"stochastic_rounding": True},
+            ValueError,
+            "stochastic_rounding must be False in a scheduler, .* got True",
+        ),
         ({"shared": torch.zeros(3)}, TypeError, "shared must be SharedParameters, got Tensor"),
     ],
 )

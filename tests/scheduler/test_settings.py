@@ -81,6 +81,18 @@ def test_what_is_no_setting_is_refused() -> None:
         StreamScheduler(small(), depth=2)
 
 
+def test_unknown_setting_is_told_what_a_scheduler_takes_and_no_more() -> None:
+    with pytest.raises(TypeError, match="hyperparameters must be among lr, ") as error:
+        StreamScheduler(small(), workers=1, nesterov=True)
+    named = str(error.value).split("among ")[1].split(", got")[0].split(", ")
+    for name in named:
+        default = getattr(Hyperparameters(), name)
+        other: Any = not default if isinstance(default, bool) else 0.5
+        StreamScheduler(small(), workers=1, **{name: other})
+    refused = {"stochastic_rounding", "kahan_sum"}
+    assert {each.name for each in fields(Hyperparameters)} == {*named} | refused
+
+
 @pytest.mark.parametrize(
     ("policy", "batch"),
     [("lock-free", 4), ("locked", 4), ("ordered", 4), ("awaited", 1), ("bounded:2", 1)],

@@ -510,9 +510,13 @@ async def test_loss_is_computed_under_autocast(autocast: torch.dtype | None) -> 
         (3.0, "TypeError: loss must return a tensor, got float"),
         (None, "TypeError: loss must return a tensor, got NoneType"),
         (torch.ones(2), r"ValueError: loss must return a scalar, got shape \(2,\)"),
+        (
+            torch.ones((), dtype=torch.complex64, requires_grad=True),
+            "TypeError: loss must return a real scalar, got complex64",
+        ),
     ],
 )
-async def test_loss_that_is_no_scalar_is_an_error(value: Any, message: str) -> None:
+async def test_loss_that_is_no_real_scalar_is_an_error(value: Any, message: str) -> None:
     model = make_model()
     shared = SharedParameters.from_module(model)
     worker = ModelWorker(shared, model, lambda model, batch: value, make_batches())

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_loss_that_is_no_number_is_none(number: float) -> None:
     way = job._way(LOCK_FREE, turns)
     assert (way.loss, way.loss_over_loop, way.loss_over_loop_in_time) == (None, None, None)
     assert job._way(LOOP, turns).loss is not None
+
+
+def test_a_loss_that_is_no_number_after_the_updates_compared_is_none() -> None:
+    later = replace(turn(5, 1.0), losses=[5.0, 4.0, 3.0, 2.0, 1.0, *[math.nan] * 5])
+    turns = {LOOP: [turn(5, 1.0)] * 5, LOCK_FREE: [later] * 5}
+    way = job._way(LOCK_FREE, turns)
+    assert (way.updates_compared, way.loss) == (5, None)
 
 
 def test_what_locked_waits_is_what_it_takes_more_than_lock_free() -> None:
@@ -186,6 +194,7 @@ def test_an_interrupted_decision_tells_of_its_rounds(tmp_path: Path) -> None:
 def test_a_loss_that_diverges_is_no_reason_to_fail() -> None:
     decision = profiling.decide(problems.diverges, workers=[2], seconds=0.2, processes=False)
     assert {way.loss for way in decision.results} == {None}
+    assert "Every way diverged" in decision.answer
 
 
 def test_what_cannot_be_is_refused() -> None:
