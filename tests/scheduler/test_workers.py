@@ -66,8 +66,7 @@ def noted(loss: Loss, losses: list[float]) -> Loss:
     return note
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("make", [make_model, make_large])
+@pytest.mark.parametrize(("make", "depth"), [(make_model, 1), (make_model, 2), (make_large, 1)])
 async def test_one_model_worker_trains_like_a_plain_loop(
     make: Callable[[], torch.nn.Module], depth: int
 ) -> None:
