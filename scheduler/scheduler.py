@@ -37,8 +37,11 @@ from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
 
-# A worker alone in its process gives way to what else the event loop has to do this often.
-_TURN_SECONDS = 1e-3
+# A worker alone in its process gives way to what else the event loop has to do: by one turn of the
+# loop, of some microseconds, for each so many seconds that it has taken. To be read, heeded and
+# answered, a message takes about ten turns: after a long iteration it has them before the next.
+_SECONDS_PER_TURN = 1e-3
+_MOST_TURNS = 100
 
 
 class StreamScheduler:
@@ -321,9 +324,13 @@ class StreamScheduler:
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
-                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
-                        await asyncio.sleep(0)  # its iterations may never wait for anything
+                    if self._dispatch.alone and time.perf_counter() - turn > _SECONDS_PER_TURN:
+                        await _give_way(turn)
                         turn = time.perf_counter()
+                        if budget.stopped:  # meanwhile: what was taken goes back
+                            context.abandon()
+                            budget.finish()
+                            return
                     if not context.begin():
                         await context.read()
                     iteration = worker(context)
@@ -433,3 +440,14 @@ class StreamScheduler:
                 zip(lanes.lanes, self._states, self._snapshots, iterations, strict=True)
             )
         ]
+
+
+async def _give_way(since: float) -> None:
+    """Lets the event loop do what else there is, after iterations that may wait for nothing.
+
+    Args:
+        since: When it last could, by ``time.perf_counter``.
+    """
+    turns = int((time.perf_counter() - since) / _SECONDS_PER_TURN)
+    for _ in range(min(turns, _MOST_TURNS)):
+        await asyncio.sleep(0)

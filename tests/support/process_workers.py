@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import io
 import os
 import random
 import signal
@@ -248,6 +249,21 @@ def cancel_itself(shared: SharedParameters, process: int) -> Worker:
             assert task is not None
             task.cancel()
             time.sleep(0.01)  # noqa: ASYNC251 (so that others have their turn on the event loop)
+
+    return worker
+
+
+def wait_for_leave(folder: Path, shared: SharedParameters, process: int) -> Worker:
+    """Makes one that writes to a pipe ``begun``, and blocks until it can read from ``leave``."""
+    grad = torch.ones_like(shared.flat)
+    begun, leave = io.FileIO(folder / "begun", "w"), io.FileIO(folder / "leave")
+
+    async def worker(context: WorkerContext) -> None:
+        begun.write(b"x")
+        assert leave.read(1)
+        time.sleep(0.05)  # noqa: ASYNC251 (it is a long iteration, also if leave was there before)
+        context.send(context.iteration)
+        await context.submit(grad, loss=context.iteration)
 
     return worker
 
