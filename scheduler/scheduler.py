@@ -208,8 +208,8 @@ class StreamScheduler:
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed
-                before the updates were made. A worker also fails if it returns without submitting
-                a gradient.
+                before the updates were made or ``stop`` was called. A worker also fails if it
+                returns without submitting a gradient.
         """
         callbacks = Callbacks(on_loss, on_result, self._end_workers)
         return await self._run(worker, Budget(updates, seconds), iterations, callbacks, lr_schedule)
@@ -274,6 +274,7 @@ class StreamScheduler:
                     if callbacks.error is not None:  # of which nobody else would hear
                         raise callbacks.error
         all_failed = len(record.failures) == self.settings.workers and report.partial
+        all_failed &= not budget.stopped  # when they may have been started again
         if record.failures and (self.settings.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:

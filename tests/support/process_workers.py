@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,21 @@ def fail_in_working(shared: SharedParameters, process: int) -> Worker:
     async def worker(context: WorkerContext) -> None:
         if (process, context.index, context.iteration) == (1, 1, 1):
             raise OfTwoParts("no data", "no disk")
+        await submit(context)
+
+    return worker
+
+
+def fail_at_third(failing: Collection[int], shared: SharedParameters, process: int) -> Worker:
+    """Makes one that fails whenever it begins its third iteration, if its number is among some.
+
+    Of several processes each has one worker.
+    """
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if process + context.index in failing and context.iteration == 2:
+            raise LookupError("no more data")
         await submit(context)
 
     return worker

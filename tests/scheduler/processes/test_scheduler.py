@@ -15,7 +15,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
@@ -33,9 +34,12 @@ from hogstream.scheduler import (
     StreamScheduler,
     WorkerError,
 )
+from hogstream.scheduler.context import Worker
 from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory
 from process_workers import (
     die_once,
+    fail_after_submitting,
+    fail_at_third,
     fail_in_making,
     fail_in_working,
     misbehave,
@@ -192,6 +196,46 @@ async def test_others_go_on_when_processes_die_or_hang() -> None:
         assert len(report.dead) == 2
         assert report.dead[0] == died.pid
         assert shared.flat.eq(-106).all()
+
+
+@pytest.mark.parametrize("on_error", ["continue", "restart"])
+@pytest.mark.parametrize("over", ["threads", "processes"])
+async def test_a_run_that_all_workers_have_left_is_an_error(over: str, on_error: str) -> None:
+    """If it was to go on: not if it was stopped, nor if one of them has done its part."""
+    shared = counters()
+    settings: dict[str, Any] = {"policy": "locked", "on_error": on_error, **COUNTING}
+
+    losses = Counter[int]()
+
+    def prepared(make: Callable[[SharedParameters, int], Worker]) -> Any:
+        return make(shared, 0) if over == "threads" else make
+
+    def stop(worker: int, loss: float) -> None:
+        losses[worker] += 1
+        if min(losses[0], losses[1]) > 1:  # both were started again
+            scheduler.stop()
+
+    scheduler: StreamScheduler | ProcessScheduler = (
+        StreamScheduler(shared, workers=2, **settings)
+        if over == "threads"
+        else ProcessScheduler(shared, processes=2, **FORKED, **settings)
+    )
+    async with scheduler:
+        with pytest.raises(WorkerError, match="workers 0, 1 failed: LookupError: no more data"):
+            await scheduler.run(prepared(partial(fail_at_third, {0, 1})), updates=20)
+        assert scheduler.report is not None
+        assert (scheduler.report.updates_by_worker, scheduler.report.partial) == ([2, 2], True)
+        report = await scheduler.run(prepared(partial(fail_at_third, {1})), updates=20)
+        assert set(report.failures) <= {1}  # over threads the other may have made all before
+        assert report.partial == (over == "processes")  # where each has a share of its own
+        if on_error == "restart":
+            stopped = await scheduler.run(
+                prepared(fail_after_submitting),
+                updates=1_000_000,
+                on_loss=stop,
+            )
+            assert sorted(stopped.failures) == [0, 1]
+            assert stopped.partial
 
 
 async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
