@@ -18,7 +18,12 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.callbacks import Callbacks, OnLoss, OnResult
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import check_integer, check_loop, check_type
+from hogstream.scheduler.checks import (
+    check_async_callable,
+    check_integer,
+    check_loop,
+    check_type,
+)
 from hogstream.scheduler.context import ScheduledContext, Worker, WorkerError
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lanes
@@ -236,6 +241,7 @@ class StreamScheduler:
         lr_schedule: LrSchedule | None,
     ) -> RunReport:
         """As ``run``, and so for whoever hears of it in another way."""
+        check_async_callable("worker", worker)
         finished = self._check_iterations(iterations)
         if self._dispatch.lanes is None or self._closing:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")

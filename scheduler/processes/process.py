@@ -33,7 +33,7 @@ import torch.multiprocessing
 
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.checks import check_async_callable, error_text
 from hogstream.scheduler.context import WorkerError
 from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
@@ -511,8 +511,9 @@ async def _take_part(
 ) -> None:
     """Makes a worker, and runs it when all are ready, until it is done or told to end."""
     try:
-        worker = pickle.loads(job.make_worker)(scheduler.shared, index)
-        schedule = None if job.lr_schedule is None else pickle.loads(job.lr_schedule)
+        worker = _unpickled("make_worker", job.make_worker)(scheduler.shared, index)
+        check_async_callable("make_worker", worker, verb="return")
+        schedule = None if job.lr_schedule is None else _unpickled("lr_schedule", job.lr_schedule)
     except Exception as error:
         channel.send("failed", _portable(error))
         return
@@ -544,6 +545,21 @@ async def _take_part(
         channel.send("failed", _portable(failure))
     if timeline is not None:
         timeline.clear()
+
+
+def _unpickled(name: str, pickled: bytes) -> Any:
+    """A function of the parent's.
+
+    Raises:
+        TypeError: If it is of a module that has no such thing here.
+    """
+    try:
+        return pickle.loads(pickled)
+    except AttributeError as error:
+        raise TypeError(
+            f"{name} must be a function of a module, and made of what modules have, not defined "
+            f"under `if __name__ == ...`: {error}"
+        ) from None
 
 
 def _since(began: float, schedule: LrSchedule, progress: Progress) -> float:

@@ -271,6 +271,7 @@ class ProcessScheduler:
         """
         budget = Budget(updates, seconds)
         callbacks = Callbacks(on_loss, on_result, self._cancel)
+        check_callable("make_worker", make_worker)
         if lr_schedule is not None:
             check_callable("lr_schedule", lr_schedule)
         job = Job(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,10 @@ def fail_in_making(shared: SharedParameters, process: int) -> Worker:
     if process == 1:
         raise LookupError("no data")
     return submit_ones(shared, process)
+
+
+def forget_to_return(shared: SharedParameters, process: int) -> Any:
+    """Makes none."""
 
 
 def fail_in_working(shared: SharedParameters, process: int) -> Worker:

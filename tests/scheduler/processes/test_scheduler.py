@@ -42,6 +42,7 @@ from process_workers import (
     fail_at_third,
     fail_in_making,
     fail_in_working,
+    forget_to_return,
     misbehave,
     note_what_is_kept,
     submit_ones,
@@ -400,6 +401,14 @@ async def main():
 """
 RUN = "asyncio.run(main())\n"
 GUARDED_RUN = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
+GUARDED_MAKE = """
+if __name__ == "__main__":
+    def make_here(shared, process):
+        raise LookupError
+
+    make = make_here
+    asyncio.run(main())
+"""
 
 
 @pytest.mark.parametrize(
@@ -408,13 +417,18 @@ GUARDED_RUN = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
         (RUN, "file", 'a script starts them under `if __name__ == "__main__":`'),
         (GUARDED_RUN, "-", "RuntimeError: __main__ must be a file that other processes can read"),
         (GUARDED_RUN, "-c", "TypeError: make_worker must be a function of a module that other"),
+        (
+            GUARDED_MAKE,
+            "file",
+            "TypeError: make_worker must be a function of a module, and made of",
+        ),
         ("import sys\n" + RUN, "file that ends", "ended with exit code 5 as it started, or"),
     ],
 )
 def test_script_that_processes_cannot_import_is_told_so(
     run: str, option: str, last_line: str, tmp_path: Path
 ) -> None:
-    """In the last line, of few."""
+    """In the last line, of few: two tracebacks here and one in the process at most."""
     script = UNGUARDED + run
     if option == "file that ends":
         script = f'import sys\nif __name__ != "__main__":\n    sys.exit(5)\n{script}'
@@ -432,7 +446,7 @@ def test_script_that_processes_cannot_import_is_told_so(
     lines = ended.stderr.splitlines()
     assert ended.returncode == 1
     assert last_line in lines[-1], ended.stderr
-    assert len(lines) < 30
+    assert len(lines) < 45
 
 
 @contextmanager
@@ -526,6 +540,15 @@ async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
         await scheduler.run(submit_ones, updates=1)
     with pytest.raises(ValueError, match="updates or seconds must be given"):
         await scheduler.run(submit_ones)
+
+
+async def test_what_makes_no_worker_is_refused_by_its_name() -> None:
+    async with ProcessScheduler(counters(), processes=1, **FORKED) as scheduler:
+        with pytest.raises(TypeError, match="make_worker must be a plain function, got None"):
+            await scheduler.run(None, updates=1)  # type: ignore[arg-type]
+        text = "failed: TypeError: make_worker must return an async callable, got None"
+        with pytest.raises(WorkerError, match=text):
+            await scheduler.run(forget_to_return, updates=1)
 
 
 async def test_process_may_be_killed_at_any_moment_again_and_again() -> None:
