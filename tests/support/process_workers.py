@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import ctypes
 import io
+import multiprocessing
 import os
 import random
 import signal
@@ -169,6 +170,8 @@ async def meet(fate: str, context: WorkerContext) -> None:
         block()
     elif fate == "outlived":
         pass  # it is the parent's
+    elif fate == "a parent itself":
+        multiprocessing.get_context("fork").Process(target=block, daemon=True).start()
     elif fate == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     else:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ from hogstream.scheduler import (
     WorkerError,
 )
 from hogstream.scheduler.context import Worker
-from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory
+from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory, until
 from process_workers import (
     die_once,
     fail_after_submitting,
@@ -464,6 +465,8 @@ def running_script(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], lis
             yield script, [int(pid) for pid in script.stdout.readline().split()]
         finally:
             script.kill()
+            with suppress(ProcessLookupError):  # where none of its processes is left
+                os.killpg(script.pid, signal.SIGKILL)
 
 
 def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
@@ -494,8 +497,17 @@ def test_processes_end_with_a_parent_that_is_killed(fate: str, method: str) -> N
         for end in ends:
             assert select.select([end], [], [], LIMIT_SECONDS)[0]
             os.close(end)
-        with suppress(ProcessLookupError):
-            os.killpg(script.pid, signal.SIGKILL)
+
+
+def test_what_a_process_has_started_ends_with_its_parent_too() -> None:
+    with running_script("a parent itself") as (script, [pid]):
+        process = psutil.Process(pid)
+        until(lambda: bool(process.children()))
+        ends = [os.pidfd_open(each.pid) for each in (process, *process.children())]
+        script.kill()
+        for end in ends:
+            assert select.select([end], [], [], LIMIT_SECONDS)[0]
+            os.close(end)
 
 
 @pytest.mark.parametrize(
