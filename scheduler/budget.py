@@ -41,6 +41,11 @@ class Budget:
         self._closes = float("-inf")
 
     @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._closes == float("-inf")
+
+    @property
     def seconds(self) -> float | None:
         """How long they may still be started; None if there is no limit."""
         if self._deadline is None:

@@ -105,6 +105,22 @@ def check_callable(name: str, value: C) -> C:
     return value
 
 
+def check_async_callable(name: str, value: C, *, verb: str = "be") -> C:
+    """A function or another callable whose result is awaited, as far as it can be told.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        verb: What the argument must do with it, if it is not the argument itself.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must {verb} an async callable, got {value!r}")
+    return value
+
+
 def check_loop(what: str, loop: asyncio.AbstractEventLoop) -> None:
     """Checks that what belongs to an event loop is used in that one.
 

@@ -18,7 +18,12 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.callbacks import Callbacks, OnLoss, OnResult
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import check_integer, check_loop, check_type
+from hogstream.scheduler.checks import (
+    check_async_callable,
+    check_integer,
+    check_loop,
+    check_type,
+)
 from hogstream.scheduler.context import ScheduledContext, Worker, WorkerError
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.lanes.base import Lanes
@@ -37,8 +42,11 @@ from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds
 #: A worker that fails so many times without an update in between is not started again.
 MAX_FAILURES_IN_A_ROW = 3
 
-# A worker alone in its process gives way to what else the event loop has to do this often.
-_TURN_SECONDS = 1e-3
+# A worker alone in its process gives way to what else the event loop has to do: by one turn of the
+# loop, of some microseconds, for each so many seconds that it has taken. To be read, heeded and
+# answered, a message takes about ten turns: after a long iteration it has them before the next.
+_SECONDS_PER_TURN = 1e-3
+_MOST_TURNS = 100
 
 
 class StreamScheduler:
@@ -205,8 +213,8 @@ class StreamScheduler:
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
             WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed
-                before the updates were made. A worker also fails if it returns without submitting
-                a gradient.
+                before the updates were made or ``stop`` was called. A worker also fails if it
+                returns without submitting a gradient.
         """
         callbacks = Callbacks(on_loss, on_result, self._end_workers)
         return await self._run(worker, Budget(updates, seconds), iterations, callbacks, lr_schedule)
@@ -233,6 +241,7 @@ class StreamScheduler:
         lr_schedule: LrSchedule | None,
     ) -> RunReport:
         """As ``run``, and so for whoever hears of it in another way."""
+        check_async_callable("worker", worker)
         finished = self._check_iterations(iterations)
         if self._dispatch.lanes is None or self._closing:
             raise RuntimeError("the scheduler is not open: use 'async with StreamScheduler(...)'")
@@ -271,6 +280,7 @@ class StreamScheduler:
                     if callbacks.error is not None:  # of which nobody else would hear
                         raise callbacks.error
         all_failed = len(record.failures) == self.settings.workers and report.partial
+        all_failed &= not budget.stopped  # when they may have been started again
         if record.failures and (self.settings.on_error == "stop" or all_failed):
             raise WorkerError(record.failures) from next(iter(record.failures.values()))
         if closed:
@@ -321,9 +331,13 @@ class StreamScheduler:
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
-                    if self._dispatch.alone and time.perf_counter() - turn > _TURN_SECONDS:
-                        await asyncio.sleep(0)  # its iterations may never wait for anything
+                    if self._dispatch.alone and time.perf_counter() - turn > _SECONDS_PER_TURN:
+                        await _give_way(turn)
                         turn = time.perf_counter()
+                        if budget.stopped:  # meanwhile: what was taken goes back
+                            context.abandon()
+                            budget.finish()
+                            return
                     if not context.begin():
                         await context.read()
                     iteration = worker(context)
@@ -433,3 +447,14 @@ class StreamScheduler:
                 zip(lanes.lanes, self._states, self._snapshots, iterations, strict=True)
             )
         ]
+
+
+async def _give_way(since: float) -> None:
+    """Lets the event loop do what else there is, after iterations that may wait for nothing.
+
+    Args:
+        since: When it last could, by ``time.perf_counter``.
+    """
+    turns = int((time.perf_counter() - since) / _SECONDS_PER_TURN)
+    for _ in range(min(turns, _MOST_TURNS)):
+        await asyncio.sleep(0)

@@ -65,7 +65,7 @@ class SchedulerSettings:
         telemetry: Count lost updates in the kernel.
         on_error: When a worker fails or its process dies: ``"stop"`` all, let the others
             ``"continue"``, or ``"restart"`` it too, unless it failed three times without an update
-            in between.
+            in between. A run that all have left so before its updates were made is an error.
         on_nonfinite: When a gradient holds an infinity or NaN: ``"apply"`` it, ``"skip"`` it, or
             skip it and ``"raise"`` an error in its worker. The kernel finds it.
         deadline: How many seconds a worker may take between two waits for the scheduler or

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 
 from hogstream.profiling.errors import MeasurementError
+from hogstream.scheduler.processes.orphans import end_with_parent
 
 #: For how long processes may end by themselves, and give back what they share of a GPU's memory.
 GRACE_SECONDS = 2.0
@@ -138,11 +137,4 @@ def enter_process(torch_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(torch_threads)
-    threading.Thread(target=_end_with_parent, name="hogstream-parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)  # nobody is left to report to
+    end_with_parent()

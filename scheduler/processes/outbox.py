@@ -11,8 +11,8 @@ from typing import Any
 from hogstream.scheduler.callbacks import Callbacks
 from hogstream.scheduler.processes.channel import Channel
 
-# What is gathered goes in one piece so long after the first of it: a message costs as much as some
-# updates, on both sides.
+# What is gathered goes in one piece, so long after the one before: a message costs as much as some
+# updates, on both sides. What comes later than that goes at once: the next iteration may be long.
 _GATHERED_SECONDS = 0.01
 
 #: A worker's number in its process, what it reports, and that itself: a result is pickled.
@@ -37,6 +37,8 @@ class Outbox(Callbacks):
         )
         self._channel = channel
         self._gathered: list[Reported] = []
+        self._loop = asyncio.get_running_loop()
+        self._sent = self._loop.time() - _GATHERED_SECONDS
 
     def report_result(self, worker: int, value: Any) -> None:
         """Gathers a result, as it is now.
@@ -59,10 +61,11 @@ class Outbox(Callbacks):
         if self._gathered:
             self._channel.send("reported", self._gathered)
             self._gathered = []
+            self._sent = self._loop.time()
 
     def _add(self, kind: str, worker: int, content: Any) -> None:
         if not self._gathered:
-            asyncio.get_running_loop().call_later(_GATHERED_SECONDS, self.send)
+            self._loop.call_at(self._sent + _GATHERED_SECONDS, self.send)
         self._gathered.append((worker, kind, content))
 
 

@@ -11,7 +11,6 @@ import random
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from functools import partial
 from multiprocessing import (
     connection,
     current_process,
-    parent_process,
     resource_tracker,
     spawn,
 )
@@ -33,12 +31,13 @@ import torch.multiprocessing
 
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.cancellation import uncancelled
-from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.checks import check_async_callable, error_text
 from hogstream.scheduler.context import WorkerError
 from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
+from hogstream.scheduler.processes.orphans import end_with_parent
 from hogstream.scheduler.processes.outbox import Outbox
 from hogstream.scheduler.report import RunReport
 from hogstream.scheduler.scheduler import StreamScheduler
@@ -52,8 +51,6 @@ _SIGNS = 4
 # How long a process may take to end that has nothing left to do.
 _GRACE_SECONDS = 10.0
 _REAPING_SECONDS = 1e-3
-# How often a process looks whether it is an orphan.
-_ORPHAN_SECONDS = 1.0
 # What a process returns that would start others while it is itself being started.
 _UNGUARDED = 78
 # What multiprocessing is told of a process that is no child of this one, or no longer; of those
@@ -430,7 +427,7 @@ def _serve(
     # Ctrl-C goes to the whole process group, but it is for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, name="hogstream-parent", daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(setup.torch_threads)  # of this thread, and of those that are new to torch
     if shared.flat.is_cuda:
         torch.cuda.set_device(shared.flat.device)
@@ -451,21 +448,6 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (it is what users' code draws from)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    ends = [parent.sentinel]
-    # A process that the parent has forked keeps the sentinel open when the parent has ended.
-    if hasattr(os, "pidfd_open") and parent.pid is not None:
-        with suppress(OSError):  # where that is not allowed, or it has ended
-            ends.append(os.pidfd_open(parent.pid))
-    by_parent = os.getppid() == parent.pid  # and not by a server of forks
-    while not connection.wait(ends, _ORPHAN_SECONDS):
-        if by_parent and os.getppid() != parent.pid:
-            break
-    os._exit(1)  # nobody is left to report to
 
 
 async def _take_orders(
@@ -511,8 +493,9 @@ async def _take_part(
 ) -> None:
     """Makes a worker, and runs it when all are ready, until it is done or told to end."""
     try:
-        worker = pickle.loads(job.make_worker)(scheduler.shared, index)
-        schedule = None if job.lr_schedule is None else pickle.loads(job.lr_schedule)
+        worker = _unpickled("make_worker", job.make_worker)(scheduler.shared, index)
+        check_async_callable("make_worker", worker, verb="return")
+        schedule = None if job.lr_schedule is None else _unpickled("lr_schedule", job.lr_schedule)
     except Exception as error:
         channel.send("failed", _portable(error))
         return
@@ -544,6 +527,21 @@ async def _take_part(
         channel.send("failed", _portable(failure))
     if timeline is not None:
         timeline.clear()
+
+
+def _unpickled(name: str, pickled: bytes) -> Any:
+    """A function of the parent's.
+
+    Raises:
+        TypeError: If it is of a module that has no such thing here.
+    """
+    try:
+        return pickle.loads(pickled)
+    except AttributeError as error:
+        raise TypeError(
+            f"{name} must be a function of a module, and made of what modules have, not defined "
+            f"under `if __name__ == ...`: {error}"
+        ) from None
 
 
 def _since(began: float, schedule: LrSchedule, progress: Progress) -> float:

@@ -264,12 +264,14 @@ class ProcessScheduler:
                 ``make_worker`` or ``lr_schedule`` cannot be pickled.
             ValueError: If neither ``updates`` nor ``seconds`` is given, or one is out of range.
             RuntimeError: If the scheduler is not open, runs already, or is closed meanwhile.
-            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed.
-                When a process has died, its workers have failed: with ``ProcessDied``, or with
-                ``TimeoutError`` if it was killed because it showed no sign of life.
+            WorkerError: If a worker failed and ``on_error`` is ``"stop"``, or if all have failed
+                before the updates were made or ``stop`` was called. When a process has died, its
+                workers have failed: with ``ProcessDied``, or with ``TimeoutError`` if it was killed
+                because it showed no sign of life.
         """
         budget = Budget(updates, seconds)
         callbacks = Callbacks(on_loss, on_result, self._cancel)
+        check_callable("make_worker", make_worker)
         if lr_schedule is not None:
             check_callable("lr_schedule", lr_schedule)
         job = Job(
@@ -297,7 +299,7 @@ class ProcessScheduler:
             if callbacks.error is not None:  # of which nobody else would hear
                 raise callbacks.error
         failures = self.report.failures
-        if failures and (self.settings.on_error == "stop" or not self.report.updates):
+        if failures and (self.settings.on_error == "stop" or run.all_failed()):
             raise WorkerError(failures) from next(iter(failures.values()))
         if not self._open:
             raise RuntimeError("the scheduler was closed while it ran: await the run first")
@@ -534,6 +536,12 @@ class _Run:
             for each in self.shares:
                 each.budget.start()
             self.begun.set()
+
+    def all_failed(self) -> bool:
+        """Whether all who had something to do have failed for good, before it was done."""
+        ends = [share.reports[-1] for share in self.shares if len(share.reports) > 1]
+        failed = [end.partial and len(end.failures) == end.workers for end in ends]
+        return all(failed) and not self.stopped
 
     def report(self) -> RunReport:
         """What all processes have done."""

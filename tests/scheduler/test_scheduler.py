@@ -543,6 +543,8 @@ async def test_worker_that_is_not_async_is_an_error(backend: str) -> None:
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         with pytest.raises(WorkerError, match=r"worker must be an async callable, got .*lambda"):
             await scheduler.run(lambda context: None, updates=1)  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="worker must be an async callable, got None"):
+            await scheduler.run(None, updates=1)  # type: ignore[arg-type]
 
 
 async def test_new_learning_rate_holds_for_later_updates(backend: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import io
+import multiprocessing
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +99,10 @@ def fail_in_making(shared: SharedParameters, process: int) -> Worker:
     return submit_ones(shared, process)
 
 
+def forget_to_return(shared: SharedParameters, process: int) -> Any:
+    """Makes none."""
+
+
 def fail_in_working(shared: SharedParameters, process: int) -> Worker:
     """Makes one that fails in process 1, as its second, after an update."""
     submit = submit_ones(shared, process)
@@ -103,6 +110,21 @@ def fail_in_working(shared: SharedParameters, process: int) -> Worker:
     async def worker(context: WorkerContext) -> None:
         if (process, context.index, context.iteration) == (1, 1, 1):
             raise OfTwoParts("no data", "no disk")
+        await submit(context)
+
+    return worker
+
+
+def fail_at_third(failing: Collection[int], shared: SharedParameters, process: int) -> Worker:
+    """Makes one that fails whenever it begins its third iteration, if its number is among some.
+
+    Of several processes each has one worker.
+    """
+    submit = submit_ones(shared, process)
+
+    async def worker(context: WorkerContext) -> None:
+        if process + context.index in failing and context.iteration == 2:
+            raise LookupError("no more data")
         await submit(context)
 
     return worker
@@ -148,6 +170,8 @@ async def meet(fate: str, context: WorkerContext) -> None:
         block()
     elif fate == "outlived":
         pass  # it is the parent's
+    elif fate == "a parent itself":
+        multiprocessing.get_context("fork").Process(target=block, daemon=True).start()
     elif fate == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
@@ -248,6 +272,21 @@ def cancel_itself(shared: SharedParameters, process: int) -> Worker:
             assert task is not None
             task.cancel()
             time.sleep(0.01)  # noqa: ASYNC251 (so that others have their turn on the event loop)
+
+    return worker
+
+
+def wait_for_leave(folder: Path, shared: SharedParameters, process: int) -> Worker:
+    """Makes one that writes to a pipe ``begun``, and blocks until it can read from ``leave``."""
+    grad = torch.ones_like(shared.flat)
+    begun, leave = io.FileIO(folder / "begun", "w"), io.FileIO(folder / "leave")
+
+    async def worker(context: WorkerContext) -> None:
+        begun.write(b"x")
+        assert leave.read(1)
+        time.sleep(0.05)  # noqa: ASYNC251 (it is a long iteration, also if leave was there before)
+        context.send(context.iteration)
+        await context.submit(grad, loss=context.iteration)
 
     return worker
 

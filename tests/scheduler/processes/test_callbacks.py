@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import random
+import select
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +24,7 @@ from hogstream.scheduler import (
     Timeline,
     WorkerError,
 )
+from process_testing import LIMIT_SECONDS, ensure_server_of_forks
 from process_workers import (
     Explosive,
     Unpicklable,
@@ -32,6 +36,7 @@ from process_workers import (
     send,
     send_random_numbers,
     step_until,
+    wait_for_leave,
 )
 from scheduler_testing import COUNTING, small
 
@@ -232,6 +237,51 @@ async def test_a_worker_alone_computes_and_updates_on_one_thread() -> None:
         report = await scheduler.run(cancel_itself, updates=10)
     assert (report.updates, report.restarts) == (10, [1])
     assert "cancelled, but not by the scheduler" in str(report.failures[0])
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel"])
+async def test_messages_pass_between_two_long_iterations(end: str, tmp_path: Path) -> None:
+    """What an iteration has reported is heard while the next one blocks, which a message ends."""
+    ensure_server_of_forks()
+    settings: dict[str, Any] = {"start_method": "forkserver", **COUNTING}
+    heard: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
+    with named_pipe(tmp_path / "begun") as begun:
+        async with ProcessScheduler(small(), processes=1, **settings) as scheduler:
+            with named_pipe(tmp_path / "leave") as leave:  # who waits for it when it closes fails
+                run = asyncio.ensure_future(
+                    scheduler.run(
+                        partial(wait_for_leave, tmp_path),
+                        updates=10,
+                        on_loss=lambda _, loss: heard.put_nowait(("loss", loss)),
+                        on_result=lambda _, value: heard.put_nowait(("result", value)),
+                    )
+                )
+                for each in range(3):
+                    leave.write(b"x")
+                    for kind in ("result", "loss"):
+                        assert await asyncio.wait_for(heard.get(), LIMIT_SECONDS) == (kind, each)
+                for _ in range(4):
+                    assert select.select([begun], [], [], LIMIT_SECONDS)[0]
+                    begun.read(1)
+                if end == "stop":
+                    scheduler.stop()
+                else:
+                    run.cancel()
+                    while not scheduler._stopping:  # noqa: ASYNC110 (then it has told the process)
+                        await asyncio.sleep(0)
+                leave.write(b"x")
+                await asyncio.wait_for(asyncio.wait({run}), LIMIT_SECONDS)
+    assert run.cancelled() == (end == "cancel")
+    assert scheduler.report is not None
+    assert (scheduler.report.updates, scheduler.report.dead) == (4, [])
+    assert scheduler.report.partial
+    assert not scheduler.report.failures
+
+
+def named_pipe(path: Path) -> io.FileIO:
+    """One that is open at both ends, so that nobody waits for another to open it."""
+    os.mkfifo(path)
+    return io.FileIO(path, "r+")
 
 
 def first_numbers(seed: int) -> list[float]:

@@ -15,7 +15,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -33,11 +35,15 @@ from hogstream.scheduler import (
     StreamScheduler,
     WorkerError,
 )
-from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory
+from hogstream.scheduler.context import Worker
+from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory, until
 from process_workers import (
     die_once,
+    fail_after_submitting,
+    fail_at_third,
     fail_in_making,
     fail_in_working,
+    forget_to_return,
     misbehave,
     note_what_is_kept,
     submit_ones,
@@ -192,6 +198,46 @@ async def test_others_go_on_when_processes_die_or_hang() -> None:
         assert len(report.dead) == 2
         assert report.dead[0] == died.pid
         assert shared.flat.eq(-106).all()
+
+
+@pytest.mark.parametrize("on_error", ["continue", "restart"])
+@pytest.mark.parametrize("over", ["threads", "processes"])
+async def test_a_run_that_all_workers_have_left_is_an_error(over: str, on_error: str) -> None:
+    """If it was to go on: not if it was stopped, nor if one of them has done its part."""
+    shared = counters()
+    settings: dict[str, Any] = {"policy": "locked", "on_error": on_error, **COUNTING}
+
+    losses = Counter[int]()
+
+    def prepared(make: Callable[[SharedParameters, int], Worker]) -> Any:
+        return make(shared, 0) if over == "threads" else make
+
+    def stop(worker: int, loss: float) -> None:
+        losses[worker] += 1
+        if min(losses[0], losses[1]) > 1:  # both were started again
+            scheduler.stop()
+
+    scheduler: StreamScheduler | ProcessScheduler = (
+        StreamScheduler(shared, workers=2, **settings)
+        if over == "threads"
+        else ProcessScheduler(shared, processes=2, **FORKED, **settings)
+    )
+    async with scheduler:
+        with pytest.raises(WorkerError, match="workers 0, 1 failed: LookupError: no more data"):
+            await scheduler.run(prepared(partial(fail_at_third, {0, 1})), updates=20)
+        assert scheduler.report is not None
+        assert (scheduler.report.updates_by_worker, scheduler.report.partial) == ([2, 2], True)
+        report = await scheduler.run(prepared(partial(fail_at_third, {1})), updates=20)
+        assert set(report.failures) <= {1}  # over threads the other may have made all before
+        assert report.partial == (over == "processes")  # where each has a share of its own
+        if on_error == "restart":
+            stopped = await scheduler.run(
+                prepared(fail_after_submitting),
+                updates=1_000_000,
+                on_loss=stop,
+            )
+            assert sorted(stopped.failures) == [0, 1]
+            assert stopped.partial
 
 
 async def test_new_process_makes_the_rest_of_a_share(tmp_path: Path) -> None:
@@ -356,6 +402,14 @@ async def main():
 """
 RUN = "asyncio.run(main())\n"
 GUARDED_RUN = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
+GUARDED_MAKE = """
+if __name__ == "__main__":
+    def make_here(shared, process):
+        raise LookupError
+
+    make = make_here
+    asyncio.run(main())
+"""
 
 
 @pytest.mark.parametrize(
@@ -364,13 +418,18 @@ GUARDED_RUN = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
         (RUN, "file", 'a script starts them under `if __name__ == "__main__":`'),
         (GUARDED_RUN, "-", "RuntimeError: __main__ must be a file that other processes can read"),
         (GUARDED_RUN, "-c", "TypeError: make_worker must be a function of a module that other"),
+        (
+            GUARDED_MAKE,
+            "file",
+            "TypeError: make_worker must be a function of a module, and made of",
+        ),
         ("import sys\n" + RUN, "file that ends", "ended with exit code 5 as it started, or"),
     ],
 )
 def test_script_that_processes_cannot_import_is_told_so(
     run: str, option: str, last_line: str, tmp_path: Path
 ) -> None:
-    """In the last line, of few."""
+    """In the last line, of few: two tracebacks here and one in the process at most."""
     script = UNGUARDED + run
     if option == "file that ends":
         script = f'import sys\nif __name__ != "__main__":\n    sys.exit(5)\n{script}'
@@ -388,7 +447,7 @@ def test_script_that_processes_cannot_import_is_told_so(
     lines = ended.stderr.splitlines()
     assert ended.returncode == 1
     assert last_line in lines[-1], ended.stderr
-    assert len(lines) < 30
+    assert len(lines) < 45
 
 
 @contextmanager
@@ -406,6 +465,8 @@ def running_script(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], lis
             yield script, [int(pid) for pid in script.stdout.readline().split()]
         finally:
             script.kill()
+            with suppress(ProcessLookupError):  # where none of its processes is left
+                os.killpg(script.pid, signal.SIGKILL)
 
 
 def test_interrupt_of_the_process_group_ends_it_in_order() -> None:
@@ -436,8 +497,17 @@ def test_processes_end_with_a_parent_that_is_killed(fate: str, method: str) -> N
         for end in ends:
             assert select.select([end], [], [], LIMIT_SECONDS)[0]
             os.close(end)
-        with suppress(ProcessLookupError):
-            os.killpg(script.pid, signal.SIGKILL)
+
+
+def test_what_a_process_has_started_ends_with_its_parent_too() -> None:
+    with running_script("a parent itself") as (script, [pid]):
+        process = psutil.Process(pid)
+        until(lambda: bool(process.children()))
+        ends = [os.pidfd_open(each.pid) for each in (process, *process.children())]
+        script.kill()
+        for end in ends:
+            assert select.select([end], [], [], LIMIT_SECONDS)[0]
+            os.close(end)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +552,15 @@ async def test_scheduler_used_out_of_its_scope_is_an_error() -> None:
         await scheduler.run(submit_ones, updates=1)
     with pytest.raises(ValueError, match="updates or seconds must be given"):
         await scheduler.run(submit_ones)
+
+
+async def test_what_makes_no_worker_is_refused_by_its_name() -> None:
+    async with ProcessScheduler(counters(), processes=1, **FORKED) as scheduler:
+        with pytest.raises(TypeError, match="make_worker must be a plain function, got None"):
+            await scheduler.run(None, updates=1)  # type: ignore[arg-type]
+        text = "failed: TypeError: make_worker must return an async callable, got None"
+        with pytest.raises(WorkerError, match=text):
+            await scheduler.run(forget_to_return, updates=1)
 
 
 async def test_process_may_be_killed_at_any_moment_again_and_again() -> None:
