@@ -1,90 +1,149 @@
 """Trains CartPole by A3C with hogstream, by hand and with pfrl's own trainer, which take turns.
 
 All have the same network, numbers and schedule of the learning rate, and a process for each worker.
-For each seed a table says after how many seconds the mean score of the last 100 episodes first came
-to some marks. pfrl 0.4 with gym 0.26 is not among the extras: where it is missing, it is left out.
+The result is as that of ``hogstream train cartpole``. pfrl 0.4 with gym 0.26 is not among the
+extras: where it is missing, it is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import multiprocessing
+import shlex
+import sys
 import time
-from collections.abc import Mapping
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from hogstream.profiling.measure.by_hand import HandReport
+from hogstream.profiling.report import plots, sentences
+from hogstream.profiling.results.files import write_result
 from hogstream.profiling.results.gains import BY_HAND, CONTENDER
-from hogstream.profiling.turns import in_turn
 from hogstream.scheduler.schedules import Progress
 from hogstream.workloads.a3c_workload import EPISODES
 from hogstream.workloads.cartpole import CARTPOLE, CartPoleNetwork
-from hogstream.workloads.training import Contender, Limit, Training
+from hogstream.workloads.rounds import TrainSettings, train
+from hogstream.workloads.training import Contender, Limit, Outcome, Training, as_run_report
+from hogstream.workloads.watch import Point
+from hogstream.workloads.workload import Workload
 
 PFRL = "pfrl"
-MARKS = (50.0, 100.0, 200.0, 300.0, 400.0, CARTPOLE.target.value)
 STEPS = 10**9  # more than there is time for
-
-#: Seconds at which each mark was first reached; those that were not are missing.
-Firsts = Mapping[float, float]
+MOST_EPISODES = 200_000  # that are told; instead of more, the last
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Measures, and writes a result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=CARTPOLE.seconds, help="of a training")
     parser.add_argument("--processes", type=int, default=CARTPOLE.processes)
-    options = parser.parse_args()
-    ways = [CONTENDER, BY_HAND, PFRL]
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, required=True, help="a .png, .svg or .pdf")
+    asked = parser.parse_args()
     if find_spec(PFRL) is None:
         print("pfrl is left out, as it is not installed: pip install pfrl==0.4.0 gym==0.26.2")
-        ways.remove(PFRL)
-    for index, seed in enumerate(options.seeds):
-        print(f"\nseed {seed:<10}" + "".join(f"{mark:>8g}" for mark in MARKS) + "    updates/s")
-        for way in in_turn(ways, index):
-            train = train_pfrl if way == PFRL else train_ours
-            firsts, rate = train(way, seed, options.seconds, options.processes)
-            told = [f"{firsts[mark]:7.1f}s" if mark in firsts else f"{'-':>8}" for mark in MARKS]
-            print(f"{way:<15}" + "".join(told) + f"{rate:13,.0f}", flush=True)
+    settings = PeerSettings(
+        device=torch.device("cpu"),
+        backend="numba",
+        policies=[CONTENDER],
+        beside=True,
+        processes=asked.processes,
+        limit=Limit(None, asked.seconds),
+        rounds=asked.rounds,
+        seed=0,
+        scheduling=CARTPOLE.settings,
+    )
+    command = shlex.join(["python", *sys.argv])
+    measured = train(CARTPOLE, settings, command, print, make_training=make_training)
+    write_result(measured, asked.json)
+    plots.write_training(measured, asked.plot)
+    print("\n".join(sentences.of_train(measured)))
 
 
-def train_ours(way: str, seed: int, seconds: float, processes: int) -> tuple[Firsts, float]:
-    """With the scheduler, or by hand; also how many updates/s that were."""
-    contender = Contender(way, CARTPOLE.settings.with_policy(CONTENDER), processes)
-    limit = Limit(None, seconds)
-    training = Training(CARTPOLE, contender, torch.device("cpu"), limit, seed, None)
-    asyncio.run(training.run())
-    outcome = training.outcome
-    assert outcome is not None
-    firsts: dict[float, float] = {}
-    for point in outcome.points:
-        for mark in MARKS:
-            if point.value >= mark:
-                firsts.setdefault(mark, point.time)
-    return firsts, outcome.report.updates / outcome.report.seconds
+class PeerSettings(TrainSettings):
+    """How all train; among them is pfrl, where it is installed."""
+
+    def contenders(self, workload: Workload) -> list[Contender]:
+        """Lock-free, by hand, and pfrl."""
+        several = [
+            each for each in super().contenders(workload) if each.name in (CONTENDER, BY_HAND)
+        ]
+        if find_spec(PFRL) is not None:
+            several.append(Contender(PFRL, self.scheduling, self.processes))
+        return several
 
 
-def train_pfrl(_: str, seed: int, seconds: float, processes: int) -> tuple[Firsts, float]:
-    """With pfrl, in a process of its own: it forks, which one with threads had better not do."""
+def make_training(
+    workload: Workload, contender: Contender, device: torch.device, limit: Limit, *more: Any
+) -> Training:
+    """A training of whoever it is."""
+    kind = PfrlTraining if contender.name == PFRL else Training
+    return kind(workload, contender, device, limit, *more)
+
+
+class Told(NamedTuple):
+    """What a training of pfrl has come to: times are seconds since its start.
+
+    Attributes:
+        updates: How many were made.
+        seconds: How long it took.
+        points: When an episode ended, after how many updates, and the mean score of the last.
+    """
+
+    updates: int
+    seconds: float
+    points: list[Point]
+
+
+class PfrlTraining(Training):
+    """A training by pfrl."""
+
+    async def run(self) -> None:
+        """Trains until the target or the limit.
+
+        Raises:
+            RuntimeError: If it failed.
+        """
+        contender, seconds = self.contender, self._limit.seconds
+        assert seconds is not None
+        told = await asyncio.to_thread(train_pfrl, self._seed, seconds, contender.processes)
+        made = [told.updates // contender.processes] * contender.processes
+        made[0] += told.updates - sum(made)
+        report = HandReport(made, told.seconds, partial=False, torch_threads=1)
+        end = told.points[-1]
+        self.outcome = Outcome(
+            report=as_run_report(PFRL, report, CARTPOLE.model(self._device)),
+            whole=True,
+            reached=CARTPOLE.target.is_reached_by(end.value),
+            end=end,
+            points=told.points,
+            losses=[],
+            evaluating=0.0,
+        )
+
+
+def train_pfrl(seed: int, seconds: float, processes: int) -> Told:
+    """Trains in a process of its own: pfrl forks, which one with threads had better not do."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_pfrl, args=(send, seed, seconds, processes))
     process.start()
     send.close()
     try:
-        firsts, rate = receive.recv()
+        return Told(*receive.recv())
     except EOFError:
         raise RuntimeError("pfrl's training failed, and has said why") from None
     finally:
         process.join()
-    return firsts, rate
 
 
 class Scores:
@@ -104,7 +163,7 @@ class Scores:
         self._ready = context.Barrier(processes, action=self._begin)
         self._count = context.Value("q", 0)
         self._last = context.Array("d", EPISODES, lock=False)
-        self._firsts = context.Array("d", len(MARKS), lock=False)
+        self._points = context.Array("d", len(Point._fields) * MOST_EPISODES, lock=False)
 
     def wait(self) -> None:
         """Until all processes are there; the clock starts then."""
@@ -113,21 +172,25 @@ class Scores:
     def note(self, score: float) -> None:
         """Takes down the score of an episode that has ended."""
         with self._count.get_lock():
-            now = time.perf_counter() - self._start.value
-            self._last[self._count.value % EPISODES] = score
-            self._count.value += 1
-            mean = sum(self._last) / EPISODES if self._count.value >= EPISODES else 0.0
-            for index, mark in enumerate(MARKS):
-                if mean >= mark and not self._firsts[index]:
-                    self._firsts[index] = now
+            if self.stop.is_set():
+                return
+            now, count = time.perf_counter() - self._start.value, self._count.value
+            self._last[count % EPISODES] = score
+            self._count.value = count + 1
+            mean = sum(self._last) / EPISODES if count + 1 >= EPISODES else math.nan
+            width, row = len(Point._fields), min(count, MOST_EPISODES - 1)
+            self._points[width * row : width * (row + 1)] = now, self.updates.value, mean
             if mean >= CARTPOLE.target.value or now > self._seconds:
-                self._end.value = self._end.value or now
+                self._end.value = now
                 self.stop.set()
 
-    def told(self) -> tuple[Firsts, float]:
-        """What ``train_pfrl`` returns."""
-        firsts = {mark: at for mark, at in zip(MARKS, self._firsts, strict=True) if at}
-        return firsts, self.updates.value / self._end.value
+    def told(self) -> Told:
+        """What has come of it."""
+        width = len(Point._fields)
+        count = min(self._count.value, MOST_EPISODES)
+        rows = (self._points[width * row : width * (row + 1)] for row in range(count))
+        points = [Point(at, int(updates), value) for at, updates, value in rows]
+        return Told(self.updates.value, self._end.value, points)
 
     def _begin(self) -> None:
         self._start.value = time.perf_counter()
@@ -230,7 +293,7 @@ def _pfrl(end: Connection, seed: int, seconds: float, processes: int) -> None:
             random_seeds=[processes * seed + index for index in range(processes)],
             stop_event=scores.stop,
         )
-    end.send(scores.told())
+    end.send(tuple(scores.told()))
 
 
 if __name__ == "__main__":

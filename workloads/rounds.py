@@ -16,12 +16,19 @@ from hogstream.profiling.interruption import gather_until_interrupted
 from hogstream.profiling.measure.runs import run_of, scheduling_of
 from hogstream.profiling.results import schema
 from hogstream.profiling.results.confidence import spread_warnings
-from hogstream.profiling.results.gains import BY_HAND, training_gains
+from hogstream.profiling.results.gains import training_gains
 from hogstream.profiling.results.records import MOST, Ceilings, PositiveSpread, SignedSpread
 from hogstream.profiling.results.schema import Shares, Train, TrainRun
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import SchedulerSettings, Timeline
-from hogstream.workloads.training import Contender, Limit, Outcome, Training, contenders
+from hogstream.workloads.training import (
+    TORCH,
+    Contender,
+    Limit,
+    Outcome,
+    Training,
+    contenders,
+)
 from hogstream.workloads.workload import Workload
 
 _POINTS = 200  # of a curve in a result, at most
@@ -68,6 +75,7 @@ def train(
     command: str,
     on_step: Callable[[str], object],
     timeline: Timeline | None = None,
+    make_training: Callable[..., Training] = Training,
 ) -> Train:
     """Trains a new model with each who trains in turn, for some rounds, to the target.
 
@@ -77,6 +85,7 @@ def train(
         command: The command line that repeats it.
         on_step: Called before each training with what is to be done.
         timeline: Takes all of it down.
+        make_training: Makes a training, as ``Training`` is made: of others than it knows.
 
     Returns:
         The result. Cut short, it is partial: whole trainings are given, or, of who has none yet,
@@ -88,7 +97,9 @@ def train(
     """
     ceilings = machine_ceilings(settings.device)
     with captured(settings.device):
-        rounds, end = gather_until_interrupted(_rounds(workload, settings, on_step, timeline))
+        rounds, end = gather_until_interrupted(
+            _rounds(workload, settings, on_step, timeline, make_training)
+        )
     outcomes = dict(rounds)
     results = _results(outcomes, ceilings)
     ceilings, results = raise_by_runs(settings.device, ceilings, results, ())
@@ -122,6 +133,7 @@ async def _rounds(
     settings: TrainSettings,
     on_step: Callable[[str], object],
     timeline: Timeline | None,
+    make_training: Callable[..., Training],
 ) -> AsyncIterator[tuple[Contender, Outcomes]]:
     """Yields who has trained, and what the rounds came to that they had, cut short or not."""
     outcomes: dict[Contender, Outcomes] = {each: [] for each in settings.contenders(workload)}
@@ -129,7 +141,7 @@ async def _rounds(
         for index in range(settings.rounds):
             for contender in in_turn(list(outcomes), index):
                 on_step(f"round {index + 1}: {contender.name}")
-                training = Training(
+                training = make_training(
                     workload,
                     contender,
                     settings.device,
@@ -177,7 +189,7 @@ def _run(contender: Contender, outcomes: Outcomes, ceilings: Ceilings) -> TrainR
         "metrics": _thinned([(point.time, point.value) for point in first.points]),
         "gains": {},
     }
-    if contender.name == BY_HAND:  # nothing is launched down lanes
+    if first.report.backend == TORCH:  # nothing is launched down lanes
         more["share_of_ceilings"] = Shares(None, None, None, None)
     return run_of(
         TrainRun,

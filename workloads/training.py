@@ -30,6 +30,9 @@ from hogstream.scheduler.latencies import Latencies
 from hogstream.workloads.watch import Point, Watch
 from hogstream.workloads.workload import Workload, called
 
+#: The backend of updates that are not the scheduler's.
+TORCH = "torch"
+
 
 class Limit(NamedTuple):
     """When a training that has not reached the target is given up: at the first of both."""
@@ -184,7 +187,7 @@ class Training:
                 await asyncio.gather(following, return_exceptions=True)
                 report = runner.report
                 if isinstance(report, HandReport):
-                    report = _as_report(report, model)
+                    report = as_run_report(BY_HAND, report, model)
                 if report is not None and report.updates:
                     self.outcome = self._ended(watch, report, ended, whole=whole)
 
@@ -244,16 +247,16 @@ class Training:
         )
 
 
-def _as_report(report: HandReport, model: torch.nn.Module) -> RunReport:
+def as_run_report(policy: str, report: HandReport, model: torch.nn.Module) -> RunReport:
     """What plain processes have done, of which latencies and staleness are not known."""
     trained = [each for each in model.parameters() if each.requires_grad]
     nobody = [0] * len(report.updates_by_process)
     return RunReport(
-        policy=BY_HAND,
+        policy=policy,
         workers=len(report.updates_by_process),
         elements=sum(each.numel() for each in trained),
         dtype=str(trained[0].dtype).removeprefix("torch."),
-        backend="torch",
+        backend=TORCH,
         device=str(trained[0].device),
         seconds=report.seconds,
         latencies=Latencies(),
