@@ -17,13 +17,11 @@ from hogstream.profiling.report.page import render_page
 from hogstream.profiling.results import last
 from hogstream.profiling.results.files import BadResultError, parse_result, write_result
 from hogstream.profiling.results.schema import Bench, Compare, Train
-from report_testing import RESULTS, committed, full_bench
+from report_testing import committed, committed_file, full_bench
 
 Command = Callable[..., tuple[int, str, str]]
 
-BENCH = RESULTS / "amd-epyc-2-cores-bench.json"
-TRAIN = RESULTS / "amd-epyc-2-cores-train-digits.json"
-COMPARE = RESULTS / "amd-epyc-2-cores-compare.json"
+BENCH, TRAIN, COMPARE = map(committed_file, ("bench", "train-digits", "compare"))
 
 
 @pytest.fixture(autouse=True)
