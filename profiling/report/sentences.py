@@ -373,7 +373,7 @@ def _over_by_hand(train: Train) -> list[str]:
 
 def _evaluation(train: Train) -> str:
     """How exact the times are, and what that costs."""
-    every = max(run.seconds / run.evaluations for run in train.results if run.evaluations)
+    every = max(run.seconds / run.evaluations for run in train.results)
     share = max(run.evaluation_share for run in train.results)
     return (
         f"While workers went on, copies of the parameters were evaluated, every {1000 * every:.0f} "

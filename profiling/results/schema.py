@@ -184,7 +184,7 @@ class TrainRun(Run):
     seconds_to_target: PositiveSpread
     updates_to_target: PositiveSpread
     metric: SignedSpread | None
-    evaluations: Count
+    evaluations: Size
     evaluation_share: Number
     losses: list[tuple[Number, Signed]]
     metrics: list[tuple[Number, Signed]]
