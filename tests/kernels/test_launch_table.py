@@ -102,6 +102,9 @@ def test_moved_gradients_of_a_copy_leave_the_table_as_it_was():
     assert np.array_equal(table.columns, before)
 
 
+GLOBAL, RELAXED = 0, 2
+
+
 class Capture:
     """Stands for a stream of CUDA that is captured, and for pinned memory.
 
@@ -152,14 +155,12 @@ def test_gradients_that_move_are_sent_to_the_device_anew(monkeypatch):
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     with Driver() as driver, Program(driver):
         stands_for = Capture(driver)
+        stands_for.exchange(GLOBAL)  # whatever lanes have left on this thread
         monkeypatch.setattr(torch.version, "cuda", "12.8")
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: stands_for.pin(tensor))
         monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": library()}.__getitem__)
         yield stands_for
-
-
-GLOBAL, RELAXED = 0, 2
 
 
 def test_memory_is_pinned_while_a_stream_is_captured_without_ending_that(capture):

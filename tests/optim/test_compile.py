@@ -36,10 +36,10 @@ def fresh_compiler() -> Iterator[None]:
 class Training:
     """A small model, with an optimizer of all its parameters."""
 
-    def __init__(self, make: Callable[..., Any]) -> None:
+    def __init__(self, make: Callable[..., Any], dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
         self.make = make
-        self.model = Sequential(Linear(8, 8), ReLU(), Linear(8, 1))
+        self.model = Sequential(Linear(8, 8), ReLU(), Linear(8, 1)).to(dtype)
         self.optimizer = make(self.model.parameters())
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
@@ -426,21 +426,31 @@ def compiled_by(**options: Any) -> Compile:
     return partial(torch.compile, **options)
 
 
-def train(way: Callable[[Training, Compile], Step], compiled: Compile, make: Any) -> torch.Tensor:
-    training = Training(make)
+def train(
+    way: Callable[[Training, Compile], Step],
+    compiled: Compile,
+    make: Any,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    training = Training(make, dtype)
     step = way(training, compiled)
     for index in range(6):
-        step(torch.randn(16 - 2 * (index % 3), 8, generator=torch.Generator().manual_seed(index)))
+        x = torch.randn(16 - 2 * (index % 3), 8, generator=torch.Generator().manual_seed(index))
+        step(x.to(dtype))
     return training.flat_params()
 
 
 def assert_right(way: Any, compiled: Compile, **options: Any) -> None:
-    """The bits of the eager step, and what torch's optimizer makes of the same."""
-    result = train(way, compiled, partial(RMSprop, **options))
-    assert torch.equal(result, train(way, eager, partial(RMSprop, **options)))
+    """The bits of the eager step; and that makes what torch's optimizer makes.
+
+    The latter in float64: in float32 a few steps make more of the two's rounding on some CPUs.
+    """
+    make = partial(RMSprop, **options)
+    assert torch.equal(train(way, compiled, make), train(way, eager, make))
     of_torch = {name: each for name, each in options.items() if name not in ("flat", "backend")}
-    theirs = train(way, eager, partial(torch.optim.RMSprop, **of_torch))
-    torch.testing.assert_close(result, theirs, rtol=1e-5, atol=1e-6)
+    mine = train(way, eager, make, torch.float64)
+    theirs = train(way, eager, partial(torch.optim.RMSprop, **of_torch), torch.float64)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", WAYS)

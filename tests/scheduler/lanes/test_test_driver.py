@@ -388,6 +388,8 @@ def test_says_what_it_is():
         lowest, highest = ctypes.c_int(), ctypes.c_int()
         host("cuCtxGetStreamPriorityRange", ctypes.byref(lowest), ctypes.byref(highest))
         assert lowest.value > highest.value
+        word.value = 0  # lanes may have left another on this thread
+        host("cuThreadExchangeStreamCaptureMode", ctypes.byref(word))
         for mode, before in ((1, 0), (0, 1)):
             word.value = mode
             host("cuThreadExchangeStreamCaptureMode", ctypes.byref(word))
@@ -690,7 +692,7 @@ def test_what_hardware_would_crash_on_ends_the_process(tmp_path):
         "if child == 0:\n"
         "    Program(Driver())('cuEventDestroy_v2', 5)\n"
         "    os._exit(0)\n"
-        "print(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGABRT)\n"
+        "print(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGABRT, flush=True)\n"
         "with Driver(1) as driver, Program(driver) as host:\n"
         "    host.write(host.stream(), 3)\n"
         "    child = os.fork()\n"
