@@ -117,13 +117,14 @@ class Replica:
             raise RuntimeError(
                 "loss must depend on a parameter of the model that requires a gradient, got none"
             )
+        flat = None
         with torch.no_grad():
             if self._grads:
-                grads = self._copied(grads, iteration % len(self._grads))
+                index = iteration % len(self._grads)
+                grads = self._copied(grads, index)
+                flat = self._grads[index] if len(grads) == len(self._parameters) else None
             else:
                 grads = {name: self._plain(name, grad) for name, grad in grads.items()}
-            whole = self._grads and len(grads) == len(self._parameters)
-            flat = self._grads[iteration % len(self._grads)] if whole else None
             parts = list(grads.values()) if flat is None else [flat]
             if batches > 1:
                 torch._foreach_div_(parts, batches)
