@@ -27,7 +27,7 @@ class Budget:
         self.updates = None if updates is None else check_integer("updates", updates, at_least=1)
         self._seconds = None if seconds is None else check_number("seconds", seconds, above=0)
         self._deadline: float | None = None
-        self._closes: float | None = None  # when no iteration begins any more
+        self._closes = float("inf")  # when no iteration begins any more
         self._under_way = 0
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -46,6 +46,11 @@ class Budget:
         return self._closes == float("-inf")
 
     @property
+    def closed(self) -> bool:
+        """Whether no iteration begins any more; from any thread."""
+        return time.perf_counter() >= self._closes
+
+    @property
     def seconds(self) -> float | None:
         """How long they may still be started; None if there is no limit."""
         if self._deadline is None:
@@ -54,7 +59,7 @@ class Budget:
 
     def take(self) -> bool:
         """Takes an update, and begins an iteration for it, if there is one left."""
-        if self._closes is not None and time.perf_counter() >= self._closes:
+        if time.perf_counter() >= self._closes:
             return False
         if self.updates is not None:
             if self.updates == 0:
@@ -69,6 +74,18 @@ class Budget:
             count = min(count, self.updates)
             self.updates -= count
         return count
+
+    def take_part(self, parts: int, most: int) -> int:
+        """Takes more for an iteration, at most so many: how many.
+
+        Args:
+            parts: How many workers there are. They all have something to do until the end, if what
+                one takes at once becomes less and less.
+            most: If there are enough.
+        """
+        if self.updates is None:
+            return most
+        return self.take_more(min(self.updates // (4 * parts), most))
 
     async def take_back(self) -> bool:
         """Takes one that another gives back; False if nobody can any more."""

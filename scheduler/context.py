@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from threading import get_ident
 from time import perf_counter, perf_counter_ns
 from typing import Any, ParamSpec, TypeVar
@@ -15,8 +16,9 @@ from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
-from hogstream.scheduler.lanes.base import Lane
+from hogstream.scheduler.lanes.base import Applier, Lane
 from hogstream.scheduler.policies import BoundGate, Passage
+from hogstream.scheduler.turns import MOST_UPDATES, SECONDS_ON_LOOP, SECONDS_PER_TURN, Turn
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
 
@@ -114,6 +116,7 @@ class WorkerContext:
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
+        self._applier = lane.applier if self._may_take_turns() else None
         self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
         telemetry, on_gpu = dispatch.settings.telemetry, shared.flat.is_cuda
@@ -209,6 +212,40 @@ class WorkerContext:
         if self._error is not None:
             self._raise_error()
 
+    async def compute(
+        self,
+        function: Callable[P, tuple[Gradient, float | None]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Calls a function that computes a gradient on the worker's own thread, and submits that.
+
+        It is ``run_blocking`` and ``submit`` for less. On a CPU, with a depth of 1, without a
+        deadline, and with a policy that is neither ordered nor makes the host wait, that thread
+        applies the update as well. And it calls the function again for the next, for about 10 ms,
+        before the event loop hears of what has landed: such an iteration makes several updates.
+        Each call has the parameters as they are then; ``read_version`` says so, but ``iteration``
+        is the same. When the wait for it is cancelled, what is computed still is dropped.
+
+        Args:
+            function: Returns a gradient, as ``submit`` takes one, and a loss or None.
+            args: What it is called with.
+            kwargs: By name.
+
+        Raises:
+            TypeError: If the function returns something else; and as ``submit``.
+            Exception: Whatever the function raises; and as ``submit`` and ``run_blocking``.
+        """
+        current = self._current
+        if current is None or current.submitted or get_ident() != self._thread:
+            raise self._why_refused("compute")
+        if self._applier is None or self._in_flight:
+            grad, loss = await self.run_blocking(_compute, function, args, kwargs)
+            await self.submit(grad, loss)
+            return
+        await self._take_turn(current, self._applier, partial(_compute, function, args, kwargs))
+
     def send(self, value: Any) -> None:
         """Sends a value to the ``on_result`` of the run, which drops it if it has none.
 
@@ -248,10 +285,7 @@ class WorkerContext:
 
         def call() -> T:
             with computing:
-                try:
-                    return function(*args, **kwargs)
-                except StopIteration as stop:  # which no future can carry
-                    raise RuntimeError(f"{function!r} raised StopIteration") from stop
+                return _call(function, args, kwargs)
 
         return await self._dispatch.run_blocking(self.index, call)
 
@@ -273,6 +307,59 @@ class WorkerContext:
         else:
             reason = "must call submit once an iteration, got a second call"
         return RuntimeError(f"worker {self.index} {reason}")
+
+    def _may_take_turns(self) -> bool:
+        """Whether updates may be applied where they are computed: nothing else has to happen."""
+        settings = self._dispatch.settings
+        one_by_one = settings.depth == 1 and settings.batch == 1
+        return one_by_one and self._reads_at_once and settings.deadline is None
+
+    async def _take_turn(
+        self, current: Iteration, applier: Applier, compute: Callable[[], tuple[Gradient, Any]]
+    ) -> None:
+        """Has the worker's thread compute and apply updates: one, if the run says its rate."""
+        dispatch, numbers = self._dispatch, None
+        if dispatch.rate is None:
+            more = self._budget.take_part(dispatch.settings.workers, MOST_UPDATES - 1)
+            current.updates += more
+        else:
+            numbers = dispatch.rate.apply(dispatch.hyperparameters)
+
+        def make_update() -> Update:
+            version = current.read_version = dispatch.shared.version
+            grad, loss = compute()
+            held, checked = self._gradients.check(grad)
+            if loss is not None:
+                loss = _checked_loss(loss)
+            now = perf_counter_ns()
+            with_numbers = numbers or dispatch.hyperparameters
+            return Update(self.index, now, None, held, checked, with_numbers, version, loss)
+
+        seconds = SECONDS_ON_LOOP if dispatch.alone else SECONDS_PER_TURN
+        turn = Turn(make_update, applier, current.updates, seconds, self._budget)
+        current.submitted = True
+        try:
+            await dispatch.run_blocking(
+                self.index, turn.make_updates, partial(self._note_end, current, turn)
+            )
+        finally:
+            self._end_turn(current, turn)
+        if self._error is not None:
+            self._raise_error()
+
+    def _end_turn(self, current: Iteration, turn: Turn) -> None:
+        """Ends a turn; what was made in it is in flight until it is delivered."""
+        if not turn.ended:
+            current.enqueued = turn.end()
+            current.submitted = current.enqueued > 0
+            self._in_flight += current.enqueued
+            self._give_back(current)
+
+    def _note_end(self, current: Iteration, turn: Turn) -> None:
+        """Its thread is done with a turn."""
+        self._end_turn(current, turn)
+        if turn.landed:
+            self._dispatch.deliver_applied(self.index, turn.landed)
 
     async def _submit_several(
         self,
@@ -520,6 +607,31 @@ class ScheduledContext(WorkerContext):
             return False
         self.overdue = late
         return late
+
+
+def _call(function: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
+    """Calls a function on a worker's thread."""
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as stop:  # which no future can carry
+        raise RuntimeError(f"{function!r} raised StopIteration") from stop
+
+
+def _compute(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Gradient, Any]:
+    """Calls one there that computes a gradient.
+
+    Raises:
+        TypeError: If it returns something else than a gradient and a loss.
+    """
+    result = _call(function, args, kwargs)
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise TypeError(f"function must return a tuple of a gradient and a loss or None, got {got}")
+    if isinstance(result[0], (list, tuple)):  # for which there is no room in the run's budget
+        raise TypeError(f"function must return one gradient, got a {type(result[0]).__name__}")
+    return result
 
 
 def _checked_loss(loss: Any) -> float:

@@ -12,6 +12,9 @@
 4. The lane wakes the event loop and *delivers* what has landed to ``Dispatch.deliver``, here: it is
    taken down for the report (``report.py``) and a trace, and leaves the gate.
 5. Its worker's context receives it last, and the worker goes on if it has waited for that.
+
+Where nothing has to come between, a worker's thread computes and applies several updates, one after
+the other: its *turn* (``turns.py``), with step 2 left out and step 3 on that thread.
 """
 
 from __future__ import annotations
@@ -286,16 +289,36 @@ class Dispatch:
         await self.gate.admit(passage)
         return passage
 
-    async def run_blocking(self, worker: int, call: Callable[[], T]) -> T:
-        """Calls a function on a worker's thread, or on this one for a worker alone."""
+    def deliver_applied(self, worker: int, landed: Sequence[Update]) -> None:
+        """Takes note of what a worker's thread has applied itself, as if its lane delivered it."""
+        self._under_way += len(landed)
+        self.deliver(worker, landed)
+
+    async def run_blocking(
+        self, worker: int, call: Callable[[], T], on_end: Callable[[], object] | None = None
+    ) -> T:
+        """Calls a function on a worker's thread, or on this one for a worker alone.
+
+        Args:
+            worker: Its index.
+            call: What to call.
+            on_end: Called here when that has returned or raised, before it counts as ended, even if
+                nobody waits for it any more.
+        """
         if self.alone:
-            return call()
+            try:
+                return call()
+            finally:
+                if on_end is not None:
+                    on_end()
         self._under_way += 1
         calls = self._blocking.setdefault(worker, [])
 
         def end() -> None:
             if end in calls:  # and was not left behind
                 calls.remove(end)
+                if on_end is not None:
+                    on_end()
                 self._end()
 
         calls.append(end)

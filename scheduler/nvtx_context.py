@@ -41,6 +41,7 @@ class RangedContext(ScheduledContext):
         self._ranges = ranges
         self._range = ranges.around("iteration", index)
         self._enqueue = self._enqueue_in_range
+        self._applier = None  # each update has its range on the event loop's thread
 
     async def submit(
         self,

@@ -37,6 +37,7 @@ from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameter
 from hogstream.scheduler.thread_state import bounded_torch_threads
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
+from hogstream.scheduler.turns import SECONDS_ON_LOOP
 from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds_of
 
 #: A worker that fails so many times without an update in between is not started again.
@@ -45,7 +46,6 @@ MAX_FAILURES_IN_A_ROW = 3
 # A worker alone in its process gives way to what else the event loop has to do: by one turn of the
 # loop, of some microseconds, for each so many seconds that it has taken. To be read, heeded and
 # answered, a message takes about ten turns: after a long iteration it has them before the next.
-_SECONDS_PER_TURN = 1e-3
 _MOST_TURNS = 100
 
 
@@ -331,7 +331,7 @@ class StreamScheduler:
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
-                    if self._dispatch.alone and time.perf_counter() - turn > _SECONDS_PER_TURN:
+                    if self._dispatch.alone and time.perf_counter() - turn > SECONDS_ON_LOOP:
                         await _give_way(turn)
                         turn = time.perf_counter()
                         if budget.stopped:  # meanwhile: what was taken goes back
@@ -455,6 +455,6 @@ async def _give_way(since: float) -> None:
     Args:
         since: When it last could, by ``time.perf_counter``.
     """
-    turns = int((time.perf_counter() - since) / _SECONDS_PER_TURN)
+    turns = int((time.perf_counter() - since) / SECONDS_ON_LOOP)
     for _ in range(min(turns, _MOST_TURNS)):
         await asyncio.sleep(0)

@@ -21,11 +21,16 @@ class FloatingPointMode:
 
     def __init__(self) -> None:
         self._environment = ctypes.create_string_buffer(ENVIRONMENT_BYTES)
-        write_environment(ctypes.addressof(self._environment))
+        self._address = ctypes.addressof(self._environment)
+        self.take()
+
+    def take(self) -> None:
+        """Becomes the mode of the calling thread."""
+        write_environment(self._address)
 
     def set(self) -> None:
         """Gives the calling thread this mode."""
-        _libm.fesetenv(ctypes.addressof(self._environment))
+        _libm.fesetenv(self._address)
 
 
 def write_environment(address: int) -> None:

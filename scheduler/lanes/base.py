@@ -14,7 +14,7 @@ from hogstream.scheduler.checks import check_loop
 from hogstream.scheduler.lanes.mutex import Mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.update import Work
+from hogstream.scheduler.update import Update, Work
 
 #: Called on the event loop with the index of a lane, and what has landed on it, in its order.
 Deliver = Callable[[int, Sequence[Work]], None]
@@ -55,11 +55,25 @@ class LaneSettings:
     inline: bool = False
 
 
+class Applier(Protocol):
+    """Applies updates on the thread that computes them."""
+
+    def apply(self, update: Update) -> None:
+        """Applies an update as its lane would; it is not delivered.
+
+        From any thread, but from one at a time.
+        """
+
+
 class Lane(Protocol):
     """An in-order queue of updates; a CPU thread or a CUDA stream.
 
     All methods are for the event loop's thread.
     """
+
+    @property
+    def applier(self) -> Applier | None:
+        """What applies its worker's updates without going down the lane; None if nothing may."""
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it; no other may wait to be launched."""

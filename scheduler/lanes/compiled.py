@@ -13,7 +13,7 @@ import numpy as np
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.lanes import native_loop, rings
-from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Queue
+from hogstream.scheduler.lanes.base import Applier, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.rings import (
     DONE,
     FORM,
@@ -60,7 +60,10 @@ class RingLane:
         index: Its number.
         address: Of its memory.
         words: Its memory.
+        applier: As of any lane.
     """
+
+    applier: Applier | None = None
 
     def __init__(self, index: int, lanes: RingLanes[Any], rows: int) -> None:
         """Makes the memory.
@@ -72,6 +75,7 @@ class RingLane:
         """
         self.index = index
         self._lanes = lanes
+        self._deliver = lanes.deliver
         self._mask = rows - 1
         self._memory = np.zeros(ROWS + rows * ROW, np.int64)
         self.words = self._memory.data
@@ -128,7 +132,7 @@ class RingLane:
             if outcome != DONE:
                 self._note_outcome(work, outcome)
         self._queue.advance(count)
-        self._lanes.deliver(self.index, landed)
+        self._deliver(self.index, landed)
 
     def _note_outcome(self, work: Work, outcome: int) -> None:
         """Says of work why it was not done."""

@@ -1,7 +1,8 @@
 """Lanes on a machine without a GPU: CPU threads that run compiled code, free of the GIL.
 
-A worker that has a process for itself, and waits for each landing, gains nothing by such a thread:
-its lane runs the same code on the event loop's thread.
+A worker that waits for each landing gains nothing by such a thread. Where it may, the thread that
+computes a gradient runs the same code for its update; and one that has a process for itself has a
+lane that does so on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from hogstream.scheduler.lanes.compiled import (
     LoopThread,
     RingLane,
     RingLanes,
+    SettingsMemory,
     compile_loop,
 )
-from hogstream.scheduler.update import Work
+from hogstream.scheduler.update import Update, Work
 
 
 class NativeLane(RingLane, CpuLane):
     """A lane that is a thread: compiled code takes updates from a ring, and applies each."""
+
+    applier: NativeApplier | None = None
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it: no system call, unless it sleeps."""
@@ -67,18 +71,23 @@ class NativeLane(RingLane, CpuLane):
 
     def close(self) -> None:
         """Gives back what it has of the system."""
+        if self.applier is not None:
+            self.applier.close()
 
 
 class InlineLane(NativeLane):
-    """A lane on the event loop's thread: what is launched is applied and delivered at once."""
+    """A lane on the thread that calls it: what is launched is applied at once, and delivered."""
 
     def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
-        """Makes it; it is the only lane."""
+        """Makes it.
+
+        Raises:
+            OSError: If there is no file descriptor left.
+        """
         super().__init__(index, lanes, rows)
-        self._loop = Loop([self], lanes.settings)
-        words = lanes.settings.words
-        words[rings.STOP] = 1  # as soon as nothing is left to do
-        words[rings.WOKEN] = 1  # and so nothing wakes the event loop, on whose thread all is done
+        self._loop = Loop([self], lanes.inline)
+        self._mode = FloatingPointMode()  # of the thread that opens it
+        self._callers_mode = FloatingPointMode()
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it."""
@@ -87,12 +96,33 @@ class InlineLane(NativeLane):
     def publish(self) -> None:
         """Applies what was given its place, and delivers it."""
         super().publish()
+        self._callers_mode.take()
+        self._mode.set()
         self._loop.run()
+        self._callers_mode.set()
         self.deliver()
 
     def close(self) -> None:
         """Gives back what it has of the system."""
+        super().close()
         self._loop.close()
+
+
+class NativeApplier(InlineLane):
+    """An inline lane, on which an update is applied, but not delivered."""
+
+    def __init__(self, index: int, lanes: NativeLanes) -> None:
+        """Makes it.
+
+        Raises:
+            OSError: If there is no file descriptor left.
+        """
+        super().__init__(index, lanes, rows=1)
+        self._deliver = _to_nobody
+
+    def apply(self, update: Update) -> None:
+        """Applies an update."""
+        self.launch(update)
 
 
 class NativeLanes(RingLanes[NativeLane]):
@@ -100,6 +130,8 @@ class NativeLanes(RingLanes[NativeLane]):
 
     Attributes:
         threads: One of each lane that is not inline.
+        inline: The settings as a loop reads them that ends when nothing is left to do, and wakes
+            nobody.
     """
 
     def __init__(self, settings: LaneSettings, count: int, depth: int, deliver: Deliver) -> None:
@@ -117,19 +149,22 @@ class NativeLanes(RingLanes[NativeLane]):
         """
         super().__init__(settings, count, depth, deliver)
         self._dtype = _dtype(settings)
-        self.settings.words[rings.FINITE] = _finite(settings)
+        self.inline = SettingsMemory(settings)
+        self.inline.words[rings.STOP] = self.inline.words[rings.WOKEN] = 1
+        for memory in (self.settings, self.inline):
+            memory.words[rings.FINITE] = _finite(settings)
         self.threads: list[LoopThread] = []
         mode = FloatingPointMode()  # of the thread that opens them
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
-                if settings.inline:
-                    self.lanes.append(InlineLane(index, self, rows))
-                    continue
-                lane = NativeLane(index, self, rows)
-                name = f"hogstream-lane-{index}"
-                self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
+                lane = (InlineLane if settings.inline else NativeLane)(index, self, rows)
                 self.lanes.append(lane)
+                if not self.ordered:
+                    lane.applier = NativeApplier(index, self)
+                if not settings.inline:
+                    name = f"hogstream-lane-{index}"
+                    self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
         except BaseException:
             self.close()
             raise
@@ -160,6 +195,10 @@ def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     compile_loop()
     _form(_dtype(settings), hyperparameters)
     _finite(settings)
+
+
+def _to_nobody(lane: int, landed: Sequence[Work]) -> None:
+    """Where what was applied is delivered by whoever had it applied."""
 
 
 def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:

@@ -34,9 +34,14 @@ class _Launched(NamedTuple):
 
 
 class ThreadLane(CpuLane):
-    """A lane that is a thread: takes updates in order and applies each, free of the GIL."""
+    """A lane that is a thread: takes updates in order and applies each, free of the GIL.
+
+    Attributes:
+        applier: As of any lane.
+    """
 
     def __init__(self, index: int, lanes: ThreadLanes) -> None:
+        self.applier = None if lanes.ordered else _Applier(lanes)
         self._index = index
         self._lanes = lanes
         self._queue = Queue()
@@ -104,13 +109,37 @@ class ThreadLane(CpuLane):
             del batch, launched  # and gradients, while the lane waits for the next
 
 
+class _Applier:
+    """Applies updates on the thread that computes them, in the mode of a lane's."""
+
+    def __init__(self, lanes: ThreadLanes) -> None:
+        self._lanes = lanes
+        self._callers_mode = FloatingPointMode()
+
+    def apply(self, update: Update) -> None:
+        """Applies an update, and does not deliver it."""
+        self._callers_mode.take()
+        self._lanes.mode.set()
+        self._lanes.apply(update)
+        self._callers_mode.set()
+
+
 class ThreadLanes:
-    """A thread for each lane."""
+    """A thread for each lane.
+
+    Attributes:
+        deliver: Takes what has landed.
+        wakeup: Has that delivered.
+        mode: The floating-point mode of the thread that opens them.
+        ordered: Whether each update waits for the one launched before it.
+        lanes: In order.
+    """
 
     def __init__(self, settings: LaneSettings, count: int, deliver: Deliver) -> None:
         self.deliver = deliver
         self.wakeup = Wakeup(self._deliver_landed)
-        self.mode = FloatingPointMode()  # of the thread that opens them
+        self.mode = FloatingPointMode()
+        self.ordered = settings.ordered
         self._settings = settings
         self._last: threading.Event | None = None  # of what was launched last on any lane
         self.lanes: list[ThreadLane] = []
@@ -124,7 +153,7 @@ class ThreadLanes:
     def take_turn(self, work: Work) -> _Launched:
         """Work with its place in the order of all, if updates are ordered."""
         landed = threading.Event()
-        if not self._settings.ordered:
+        if not self.ordered:
             return _Launched(work, None, landed)
         after, self._last = self._last, landed
         return _Launched(work, after, landed)

@@ -35,6 +35,7 @@ from hogstream.scheduler.checks import check_async_callable, error_text
 from hogstream.scheduler.context import WorkerError
 from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
+from hogstream.scheduler.memory import keep_freed_memory
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
 from hogstream.scheduler.processes.orphans import end_with_parent
@@ -428,6 +429,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     end_with_parent()
+    keep_freed_memory()
     torch.set_num_threads(setup.torch_threads)  # of this thread, and of those that are new to torch
     if shared.flat.is_cuda:
         torch.cuda.set_device(shared.flat.device)

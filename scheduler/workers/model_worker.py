@@ -107,10 +107,7 @@ class ModelWorker:
         replica = self._replicas.get(context.index)
         if replica is None or replica.context is not context:
             replica = self._begin_run(context)
-        grad, loss = await context.run_blocking(
-            self._compute, replica, context.index, context.iteration
-        )
-        await context.submit(grad, loss=loss)
+        await context.compute(self._compute, replica, context.index, context.iteration)
 
     def _begin_run(self, context: WorkerContext) -> Replica:
         """A worker's replica for a run, whose context is new: that of its last one if it fits."""

@@ -188,9 +188,17 @@ def test_another_event_loop_is_refused(use: Use, backend: str) -> None:
         other.close()
 
 
-@pytest.mark.parametrize("method", ["submit", "run_blocking"])
+#: What a context is asked for, and with what.
+METHODS: dict[str, Any] = {
+    "submit": torch.ones(64),
+    "run_blocking": int,
+    "compute": lambda: (torch.ones(64), None),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 async def test_context_is_of_one_thread(method: str, backend: str) -> None:
-    argument: Any = torch.ones(64) if method == "submit" else int
+    argument = METHODS[method]
 
     async def worker(context: WorkerContext) -> None:
         def elsewhere() -> None:
@@ -239,11 +247,11 @@ async def test_no_room_for_a_thread_is_an_error_of_the_worker(
 
 @pytest.mark.parametrize("open_", [True, False])
 @pytest.mark.parametrize("blocked_before", [True, False])
-@pytest.mark.parametrize("method", ["submit", "run_blocking"])
+@pytest.mark.parametrize("method", METHODS)
 async def test_context_is_of_one_run(
     method: str, blocked_before: bool, open_: bool, backend: str
 ) -> None:
-    argument: Any = torch.ones(64) if method == "submit" else int
+    argument = METHODS[method]
     kept: list[WorkerContext] = []
 
     async def worker(context: WorkerContext) -> None:

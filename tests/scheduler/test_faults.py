@@ -471,7 +471,9 @@ async def test_model_that_waits_for_no_landing_keeps_its_gradients_apart() -> No
         context.submit = submit_and_release  # type: ignore[method-assign]
         await model_worker(context)
 
-    async with python_lanes(shared, kernel, workers=1, on_error="restart", **COUNTING) as scheduler:
+    # On a lane: where they are not ordered, its own thread applies a worker's updates.
+    settings = {"workers": 1, "policy": "ordered", "on_error": "restart", **COUNTING}
+    async with python_lanes(shared, kernel, **settings) as scheduler:
         report = await scheduler.run(worker, updates=2)
     assert report.updates == 2
     assert model.weight.eq(0).all()  # one up, one down

@@ -44,7 +44,8 @@ class Habits:
         assign: Assign hyperparameters to the scheduler.
         fail: Fail, before or after they submit.
         spoil: Submit a gradient with a NaN.
-        give_up: Stop waiting for ``submit``.
+        compute: Leave it to their thread to submit what it computes.
+        give_up: Stop waiting for ``submit``, or for that.
     """
 
     think: float
@@ -54,6 +55,7 @@ class Habits:
     assign: float
     fail: float
     spoil: float
+    compute: float
     give_up: float
 
 
@@ -89,6 +91,7 @@ class SchedulerCase:
         timeline: Whether one is taken down.
         dtype: Of the parameters.
         elements: How many there are.
+        own_process: Whether a worker alone has the event loop's thread.
         habits: Of the workers.
         runs: One after the other.
     """
@@ -101,6 +104,7 @@ class SchedulerCase:
     timeline: bool
     dtype: torch.dtype
     elements: int
+    own_process: bool
     habits: Habits
     runs: list[Run]
 
@@ -139,6 +143,7 @@ def draw(seed: int) -> SchedulerCase:
         },
         other_numbers=chance.some(0.3),
         timeline=chance.some(0.2),
+        own_process=chance.some(0.2),
         dtype=chance.choice([torch.float32, *COMPUTE]),
         elements=chance.choice([1, 2, 7, 64, 1000, 5000]),
         habits=Habits(
@@ -149,6 +154,7 @@ def draw(seed: int) -> SchedulerCase:
             assign=chance.choice([0, 0, 0.1]),
             fail=chance.choice([0, 0, 0.03, 0.2]),
             spoil=chance.choice([0, 0, 0.1]),
+            compute=chance.choice([0, 0.5, 1]),
             give_up=chance.choice([0, 0, 0.2]),
         ),
         runs=[
@@ -237,6 +243,21 @@ class Unprintable(Broken):
         raise LookupError("no text")
 
 
+class _Computed:
+    """What a worker's thread calls for a gradient; one of its calls may fail."""
+
+    def __init__(self, grad: torch.Tensor, fails: int) -> None:
+        self._grad = grad
+        self._fails = fails
+        self._calls = 0
+
+    def __call__(self) -> tuple[torch.Tensor, float]:
+        self._calls += 1
+        if self._calls == self._fails:
+            raise Broken("within")
+        return self._grad, 1.0
+
+
 async def _raise(error: BaseException) -> None:
     raise error
 
@@ -277,7 +298,11 @@ class _Program:
         self._spoiled[Chance(case.seed).randrange(len(grad))] = float("nan")
         self._timeline = Timeline() if case.timeline else None
         self._scheduler = StreamScheduler(
-            self._shared, timeline=self._timeline, **case.settings, **case.numbers
+            self._shared,
+            timeline=self._timeline,
+            own_process=case.own_process,
+            **case.settings,
+            **case.numbers,
         )
         self._contexts: dict[int, WorkerContext] = {}
         self._released = threading.Event()  # whoever hangs
@@ -335,10 +360,15 @@ class _Program:
         if chance.some(habits.fail):
             await chance.choice(FAILURES)(context, grad)
             return
-        if chance.some(habits.give_up):
-            await _walk_away(context.submit(grad), chance)
+        if chance.some(habits.compute):
+            fails = chance.choice([1, 2, 5]) if chance.some(habits.fail) else 0
+            submits = context.compute(_Computed(grad, fails))
         else:
-            await context.submit(grad)
+            submits = context.submit(grad)
+        if chance.some(habits.give_up):
+            await _walk_away(submits, chance)
+        else:
+            await submits
         if chance.some(habits.fail / 2):
             raise Broken("after")
 

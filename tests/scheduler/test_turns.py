@@ -1,0 +1,376 @@
+"""``WorkerContext.compute``: a worker's thread applies what it computes, several times in a row."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
+from hogstream.scheduler import context as context_module
+from hogstream.scheduler.gradients import Gradient
+from process_testing import LIMIT_SECONDS
+from scheduler_testing import COUNTING, small
+
+ONES = torch.ones(64)
+
+#: What a function of ``compute`` returns.
+Computed = tuple[Gradient, float | None]
+
+
+@pytest.fixture
+def long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn ends for every reason but that its time is over."""
+    monkeypatch.setattr(context_module, "SECONDS_PER_TURN", LIMIT_SECONDS)
+    monkeypatch.setattr(context_module, "SECONDS_ON_LOOP", LIMIT_SECONDS)
+
+
+class Computing:
+    """A worker whose function notes each of its calls, and may do something in some."""
+
+    def __init__(self, in_call: dict[int, Callable[[], object]] | None = None) -> None:
+        self.in_call = in_call or {}
+        self.calls = 0
+        self.iterations: list[int] = []  # of each call
+        self.threads: set[int] = set()
+
+    async def __call__(self, context: WorkerContext) -> None:
+        await context.compute(self.compute, context)
+
+    def compute(self, context: WorkerContext) -> Computed:
+        self.calls += 1
+        self.iterations.append(context.iteration)
+        self.threads.add(threading.get_ident())
+        self.in_call.get(self.calls, int)()
+        return ONES, float(self.calls)
+
+
+def fail() -> None:
+    raise LookupError("no more data")
+
+
+@pytest.mark.parametrize("policy", ["lock-free", "locked"])
+@pytest.mark.parametrize("own_process", [False, True])
+async def test_a_worker_makes_several_updates_in_a_turn(
+    own_process: bool, policy: str, backend: str
+) -> None:
+    shared, worker, losses = small(), Computing(), list[float]()
+    scheduler = StreamScheduler(
+        shared, backend=backend, workers=1, policy=policy, own_process=own_process, **COUNTING
+    )
+    async with scheduler:
+        report = await scheduler.run(
+            worker, updates=2000, on_loss=lambda _, loss: losses.append(loss)
+        )
+    assert report.updates == worker.calls == shared.version == 2000
+    assert shared.flat.eq(-2000).all()
+    assert losses == [float(call) for call in range(1, 2001)]
+    assert report.staleness == {0: 2000}
+    assert len(set(worker.iterations)) < 2000
+    assert (threading.get_ident() in worker.threads) == own_process
+
+
+# Where the event loop, or the lane, must come between two updates.
+ONE_BY_ONE: dict[str, dict[str, Any]] = {
+    "ordered": {"policy": "ordered"},
+    "awaited": {"policy": "awaited"},
+    "bounded": {"policy": "bounded:0"},
+    "deep": {"depth": 2},
+    "snapshot": {"read": "snapshot"},
+    "deadline": {"deadline": LIMIT_SECONDS},
+}
+
+
+@pytest.mark.parametrize("case", ONE_BY_ONE)
+async def test_elsewhere_each_update_is_an_iteration(
+    case: str, backend: str, long_turns: None
+) -> None:
+    shared, worker = small(), Computing()
+    settings = {**ONE_BY_ONE[case], **COUNTING}
+    async with StreamScheduler(shared, backend=backend, workers=1, **settings) as scheduler:
+        report = await scheduler.run(worker, updates=50)
+    assert report.updates == 50
+    assert worker.iterations == list(range(50))
+    assert shared.flat.eq(-50).all()
+
+
+async def test_a_schedule_is_asked_for_each_update(backend: str, long_turns: None) -> None:
+    shared, asked = small(), list[int]()
+
+    def schedule(progress: Any) -> float:
+        asked.append(progress.version)
+        return float(progress.version + 1)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(Computing(), updates=5, lr_schedule=schedule)
+    assert asked == [0, 1, 2, 3, 4]
+    assert shared.flat.eq(-(1 + 2 + 3 + 4 + 5)).all()
+
+
+async def test_workers_share_what_there_is_to_do(backend: str, long_turns: None) -> None:
+    """However long a turn may last, none takes all that is left."""
+    shared = small()
+    async with StreamScheduler(shared, backend=backend, workers=4) as scheduler:
+        report = await scheduler.run(Computing(), updates=400)
+    assert report.updates == shared.version == 400
+    assert min(report.updates_by_worker) >= 25  # a sixteenth of what there was
+
+
+async def test_hyperparameters_are_those_of_the_moment(backend: str, long_turns: None) -> None:
+    shared = small()
+    scheduler = StreamScheduler(shared, backend=backend, workers=1, **COUNTING)
+
+    def double() -> None:
+        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=2.0)
+
+    async with scheduler:
+        await scheduler.run(Computing({3: double}), updates=8)
+    assert shared.flat.eq(-(2 * 1 + 6 * 2)).all()
+
+
+# Ends of a turn
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+async def test_what_has_landed_counts_when_a_later_call_fails(
+    own_process: bool, backend: str, long_turns: None
+) -> None:
+    shared = small()
+    scheduler = StreamScheduler(
+        shared, backend=backend, workers=1, own_process=own_process, **COUNTING
+    )
+    async with scheduler:
+        with pytest.raises(WorkerError, match="LookupError: no more data"):
+            await scheduler.run(Computing({3: fail}), updates=100)
+        assert scheduler.report is not None
+        assert scheduler.report.updates == 2
+        assert shared.flat.eq(-2).all()
+
+
+async def test_a_worker_that_fails_in_a_turn_is_started_again(
+    backend: str, long_turns: None
+) -> None:
+    shared, worker = small(), Computing(dict.fromkeys([3, 4, 8], fail))
+    settings = {"workers": 1, "on_error": "restart", **COUNTING}
+    async with StreamScheduler(shared, backend=backend, **settings) as scheduler:
+        report = await scheduler.run(worker, updates=100)
+    assert report.updates == 100
+    assert report.restarts == [3]
+    assert worker.calls == 103
+    assert shared.flat.eq(-100).all()
+
+
+@pytest.mark.parametrize("call", [1, 3])
+async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
+    call: int, backend: str, long_turns: None
+) -> None:
+    """And what has landed in the turn counts; the run makes as many updates as it was asked for."""
+    shared, loop = small(), asyncio.get_running_loop()
+    reached, released = asyncio.Event(), threading.Event()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(reached.set)
+        assert released.wait(LIMIT_SECONDS)
+
+    computing = Computing({call: block})
+
+    async def worker(context: WorkerContext) -> None:
+        waits = asyncio.ensure_future(computing(context))
+        if reached.is_set():
+            await waits
+            return
+        await reached.wait()
+        waits.cancel()
+        with suppress(asyncio.CancelledError):
+            await waits
+        released.set()
+        if call == 1:  # nothing of this iteration is there yet
+            await computing(context)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=100)
+    assert report.updates == shared.version == 100
+    assert computing.calls == 101
+    assert shared.flat.eq(-100).all()
+
+
+async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
+    backend: str, long_turns: None
+) -> None:
+    shared, loop = small(), asyncio.get_running_loop()
+    reached, released = asyncio.Event(), threading.Event()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(reached.set)
+        assert released.wait(LIMIT_SECONDS)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        run = asyncio.ensure_future(scheduler.run(Computing({5: block}), updates=100))
+        await reached.wait()
+        run.cancel()
+        await asyncio.sleep(0)
+        released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert scheduler.report is not None
+        assert scheduler.report.updates == 4
+        assert shared.flat.eq(-4).all()
+
+
+async def test_stop_ends_a_turn(backend: str, long_turns: None) -> None:
+    loop, stopped = asyncio.get_running_loop(), threading.Event()
+    scheduler = StreamScheduler(small(), backend=backend, workers=1)
+
+    def stop() -> None:
+        scheduler.stop()
+        stopped.set()
+
+    def ask() -> None:
+        loop.call_soon_threadsafe(stop)
+        assert stopped.wait(LIMIT_SECONDS)
+
+    async with scheduler:
+        report = await scheduler.run(Computing({3: ask}), updates=100)
+    assert report.updates == 3
+    assert report.partial
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+async def test_a_gradient_that_is_not_finite(
+    on_nonfinite: str, backend: str, long_turns: None
+) -> None:
+    shared, calls = small(), 0
+
+    def compute() -> Computed:
+        nonlocal calls
+        calls += 1
+        return (ONES * float("nan") if calls == 2 else ONES.clone()), None
+
+    async def worker(context: WorkerContext) -> None:
+        await context.compute(compute)
+
+    settings = {"workers": 1, "on_nonfinite": on_nonfinite, **COUNTING}
+    async with StreamScheduler(shared, backend=backend, **settings) as scheduler:
+        if on_nonfinite == "raise":
+            with pytest.raises(WorkerError, match="FloatingPointError: a gradient held"):
+                await scheduler.run(worker, updates=10)
+        else:
+            await scheduler.run(worker, updates=10)
+        assert scheduler.report is not None
+        done = 1 if on_nonfinite == "raise" else 9
+        assert scheduler.report.updates == done
+        assert scheduler.report.nonfinite == [1]
+        assert shared.flat.eq(-done).all()
+
+
+# What it leaves alone
+
+
+async def test_the_mode_of_a_thread_stays_its_own(backend: str) -> None:
+    """What a function has set for its thread is not for the update, and is there afterwards."""
+    tiny = torch.full((64,), 1e-39)  # a denormal number
+    shared, seen = small(), list[bool]()
+
+    def compute() -> Computed:
+        seen.append(bool((tiny * 1).eq(0).all()))
+        torch.set_flush_denormal(True)
+        return ONES, None
+
+    async def worker(context: WorkerContext) -> None:
+        await context.compute(compute)
+
+    numbers = {**COUNTING, "lr": 1e-39}
+    async with StreamScheduler(shared, backend=backend, workers=1, **numbers) as scheduler:
+        await scheduler.run(worker, updates=3)
+    assert seen == [False, True, True]
+    assert torch.equal(shared.flat, -(tiny + tiny + tiny))
+
+
+async def test_a_gradient_by_name_does_not_outlive_its_update(
+    backend: str, long_turns: None
+) -> None:
+    shared = SharedParameters({"a": torch.zeros(64), "b": torch.zeros(4)})
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def compute() -> Computed:
+        assert all(grad() is None for grad in made)
+        grad = torch.ones(64)
+        made.append(weakref.ref(grad))
+        return {"a": grad}, None
+
+    async def worker(context: WorkerContext) -> None:
+        await context.compute(compute)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=20)
+    assert len(made) == 20
+    assert shared.views["a"].eq(-20).all()
+    assert shared.views["b"].eq(0).all()
+
+
+# What is refused
+
+A_TUPLE = "function must return a tuple of a gradient and a loss or None, got"
+RETURNED: dict[str, tuple[Any, str]] = {
+    "nothing": (None, f"{A_TUPLE} NoneType"),
+    "no loss": (ONES, f"{A_TUPLE} Tensor"),
+    "one": ((ONES,), f"{A_TUPLE} a tuple of 1"),
+    "three": ((ONES, 1.0, 2), f"{A_TUPLE} a tuple of 3"),
+    "several gradients": (([ONES], None), "function must return one gradient, got a list"),
+    "no gradient": ((None, 1.0), "grad must be a torch tensor, got NoneType"),
+    "no number": ((ONES, "small"), "loss must be a number or None, got 'small'"),
+    "another shape": ((ONES[:3], None), r"ValueError: .*\(3,\)"),
+}
+
+
+@pytest.mark.parametrize("policy", ["lock-free", "ordered"])
+@pytest.mark.parametrize("case", RETURNED)
+async def test_what_a_function_may_not_return(case: str, policy: str, backend: str) -> None:
+    computed, error = RETURNED[case]
+
+    async def worker(context: WorkerContext) -> None:
+        await context.compute(lambda: computed)
+
+    shared = small()
+    async with StreamScheduler(shared, backend=backend, workers=1, policy=policy) as scheduler:
+        with pytest.raises(WorkerError, match=error):
+            await scheduler.run(worker, updates=3)
+    assert shared.version == 0
+
+
+async def test_an_iteration_submits_once(backend: str, long_turns: None) -> None:
+    refused = 0
+
+    async def worker(context: WorkerContext) -> None:
+        nonlocal refused
+        await context.compute(lambda: (ONES, None))
+        for again in (context.compute(lambda: (ONES, None)), context.submit(ONES)):
+            with pytest.raises(RuntimeError, match="must call submit once an iteration"):
+                await again
+            refused += 1
+
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
+        assert (await scheduler.run(worker, updates=2)).updates == 2
+    assert refused
+
+
+async def test_a_function_that_fails_may_be_followed_by_another(backend: str) -> None:
+    shared = small()
+
+    async def worker(context: WorkerContext) -> None:
+        with pytest.raises(LookupError):
+            await context.compute(fail)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await context.compute(next, iter(()))
+        await context.submit(ONES)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=3)
+    assert shared.flat.eq(-3).all()
