@@ -17,7 +17,7 @@ from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
 from hogstream.scheduler import context as context_module
 from hogstream.scheduler.gradients import Gradient
 from process_testing import LIMIT_SECONDS
-from scheduler_testing import COUNTING, small
+from scheduler_testing import COUNTING, python_lanes, small
 
 ONES = torch.ones(64)
 
@@ -167,6 +167,54 @@ async def test_a_worker_that_fails_in_a_turn_is_started_again(
     assert shared.flat.eq(-100).all()
 
 
+async def test_a_turn_ends_when_its_time_is_over(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_module, "SECONDS_PER_TURN", 0.0)
+    worker = Computing()
+    async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
+        await scheduler.run(worker, updates=50)
+    assert worker.iterations == list(range(50))
+
+
+async def test_what_is_computed_waits_for_an_update_that_nobody_waits_for() -> None:
+    """One of the worker's own is on its lane still: they are applied one after the other."""
+    shared, loop = small(), asyncio.get_running_loop()
+    applies, computed, released = asyncio.Event(), asyncio.Event(), threading.Event()
+    under_way, most = 0, 0
+
+    def kernel(update: Any, *operands: Any) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        loop.call_soon_threadsafe(applies.set)
+        assert released.wait(LIMIT_SECONDS)
+        update(*operands)
+        under_way -= 1
+
+    def compute() -> Computed:
+        loop.call_soon_threadsafe(computed.set)
+        return ONES, None
+
+    async def worker(context: WorkerContext) -> None:
+        if context.iteration == 0:
+            submits = asyncio.ensure_future(context.submit(ONES))
+            await applies.wait()
+            submits.cancel()
+        else:
+            waits = asyncio.ensure_future(context.compute(compute))
+            await computed.wait()
+            for _ in range(10):  # turns, in which it may go on
+                await asyncio.sleep(0)
+            released.set()
+            await waits
+
+    async with python_lanes(shared, kernel, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=20)
+    assert most == 1
+    assert shared.flat.eq(-20).all()
+
+
 @pytest.mark.parametrize("call", [1, 3])
 async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
     call: int, backend: str, long_turns: None
@@ -211,12 +259,18 @@ async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
         loop.call_soon_threadsafe(reached.set)
         assert released.wait(LIMIT_SECONDS)
 
+    computing = Computing({5: block})
+
+    async def worker(context: WorkerContext) -> None:
+        try:
+            await computing(context)
+        finally:
+            released.set()
+
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
-        run = asyncio.ensure_future(scheduler.run(Computing({5: block}), updates=100))
+        run = asyncio.ensure_future(scheduler.run(worker, updates=100))
         await reached.wait()
         run.cancel()
-        await asyncio.sleep(0)
-        released.set()
         with pytest.raises(asyncio.CancelledError):
             await run
         assert scheduler.report is not None
@@ -359,6 +413,56 @@ async def test_an_iteration_submits_once(backend: str, long_turns: None) -> None
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         assert (await scheduler.run(worker, updates=2)).updates == 2
     assert refused
+
+
+async def test_nothing_else_is_submitted_during_a_turn(backend: str, long_turns: None) -> None:
+    shared, loop = small(), asyncio.get_running_loop()
+    reached, released = asyncio.Event(), threading.Event()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(reached.set)
+        assert released.wait(LIMIT_SECONDS)
+
+    computing = Computing({1: block})
+
+    async def worker(context: WorkerContext) -> None:
+        waits = asyncio.ensure_future(computing(context))
+        await reached.wait()
+        if not released.is_set():
+            try:
+                with pytest.raises(RuntimeError, match="must call submit once an iteration"):
+                    await context.submit(ONES)
+            finally:
+                released.set()
+        await waits
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=10)
+    assert released.is_set()
+    assert shared.flat.eq(-10).all()
+
+
+async def test_an_update_that_cannot_be_applied_has_not_landed(
+    monkeypatch: pytest.MonkeyPatch, long_turns: None
+) -> None:
+    """Such as of hyperparameters for which nothing can be compiled."""
+    native = pytest.importorskip("hogstream.scheduler.lanes.native")
+    shared = small()
+    scheduler = StreamScheduler(shared, backend="numba", workers=1, **COUNTING)
+
+    def break_compiler() -> None:
+        def compile_form(*form: Any) -> None:
+            raise LookupError("no compiler")
+
+        monkeypatch.setattr(native, "_form", compile_form)
+        scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=2.0)
+
+    async with scheduler:
+        with pytest.raises(WorkerError, match="LookupError: no compiler"):
+            await scheduler.run(Computing({3: break_compiler}), updates=10)
+        assert scheduler.report is not None
+        assert (scheduler.report.updates, scheduler.report.dropped) == (2, [1])
+    assert shared.flat.eq(-2).all()
 
 
 async def test_a_function_that_fails_may_be_followed_by_another(backend: str) -> None:

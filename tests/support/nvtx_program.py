@@ -20,6 +20,11 @@ async def submit(context: WorkerContext) -> None:
     await context.submit(GRAD)
 
 
+async def compute(context: WorkerContext) -> None:
+    """Has its thread compute what it submits."""
+    await context.compute(lambda: (GRAD, None))
+
+
 async def fail(context: WorkerContext) -> None:
     """Fails in the second iteration of worker 0, before it submits."""
     if context.index == 0 and context.iteration == 1:
@@ -51,7 +56,7 @@ def main() -> None:
     """Runs each policy once, to different ends."""
     runs: dict[str, tuple[Worker, dict[str, Any]]] = {
         "awaited": (submit, {}),
-        "locked": (submit, {}),
+        "locked": (compute, {}),
         "ordered": (submit, {"read": "snapshot"}),
         "lock-free": (submit, {"depth": 2, "batch": 2}),
         "bounded:1": (fail, {}),

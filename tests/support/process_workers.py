@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -301,6 +302,22 @@ def step_until(version: int, progress: Progress) -> float:
     """A schedule: a learning rate of 1 until a version, and 0 from there on."""
     assert 0.0 <= progress.seconds < 600.0
     return 1.0 if progress.version < version else 0.0
+
+
+def count_page_faults(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that sends how many page faults it has for 48 MiB, time and again."""
+    grad = torch.ones_like(shared.flat)
+
+    def count() -> int:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        _activations = [torch.ones(6 << 18) for _ in range(8)]
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    async def worker(context: WorkerContext) -> None:
+        context.send(await context.run_blocking(count))
+        await context.submit(grad)
+
+    return worker
 
 
 def use_openmp() -> float:

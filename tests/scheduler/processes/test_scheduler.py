@@ -10,6 +10,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import platform
 import random
 import select
 import signal
@@ -38,6 +39,7 @@ from hogstream.scheduler import (
 from hogstream.scheduler.context import Worker
 from process_testing import LIMIT_SECONDS, ensure_server_of_forks, shared_memory, until
 from process_workers import (
+    count_page_faults,
     die_once,
     fail_after_submitting,
     fail_at_third,
@@ -597,3 +599,14 @@ async def until_updates(shared: SharedParameters, updates: int) -> None:
     end = shared.versions[1] + updates
     while shared.versions[1] < end:  # noqa: ASYNC110, another process counts them
         await asyncio.sleep(0.001)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="as another C library likes")
+async def test_a_process_keeps_the_memory_of_an_iteration_for_the_next() -> None:
+    faults: list[int] = []
+    shared = SharedParameters({"p": torch.zeros(64)})
+    async with ProcessScheduler(shared, processes=1, **FORKED) as scheduler:
+        await scheduler.run(
+            count_page_faults, updates=10, on_result=lambda _, count: faults.append(count)
+        )
+    assert faults[-1] < 1000 < faults[0]  # of 4 KiB each
