@@ -74,7 +74,7 @@ class Callbacks:
             return
         try:
             callback(worker, value)
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:
             self.fail(error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise

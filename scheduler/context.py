@@ -13,12 +13,12 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
 from hogstream.scheduler.lanes.base import Applier, Lane
 from hogstream.scheduler.policies import BoundGate, Passage
-from hogstream.scheduler.turns import MOST_UPDATES, SECONDS_ON_LOOP, SECONDS_PER_TURN, Turn
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
 
@@ -61,7 +61,8 @@ class Iteration:
         passage: The way of its next update through the policy's gate, if there is one.
         submitted: Whether ``submit`` was called for it.
         updates: How many updates it may submit, taken from the run's budget.
-        enqueued: How many of them are on the lane.
+        enqueued: How many of them are on the lane, or have been applied without it.
+        has_made: Whether it follows on a burst that has failed, but has made updates.
     """
 
     read_version = 0
@@ -69,6 +70,7 @@ class Iteration:
     submitted = False
     updates = 1
     enqueued = 0
+    has_made = False
 
 
 class WorkerContext:
@@ -77,7 +79,6 @@ class WorkerContext:
     Attributes:
         index: The worker's number, from 0.
         lane: The lane that the worker's updates go down.
-        iteration: How many iterations this worker has finished.
         depth: How many of its updates may be in flight at once.
         flat: The parameters that this iteration reads, shape (elements,): the shared ones, which
             change as updates land, or with ``read="snapshot"`` this worker's copy of them.
@@ -102,7 +103,6 @@ class WorkerContext:
         shared = dispatch.shared
         self.index = index
         self.lane = lane
-        self.iteration = iteration
         self.depth = dispatch.settings.depth
         self.flat = shared.flat if snapshot is None else snapshot
         self.parameters: Mapping[str, torch.Tensor] = (
@@ -116,7 +116,10 @@ class WorkerContext:
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
-        self._applier = lane.applier if self._may_take_turns() else None
+        self._applier = lane.applier if self._may_burst() else None
+        self._burst: Burst | None = None
+        self._burst_made = 1  # updates, by the last
+        self._finished = iteration
         self._goes_alone = dispatch.gate is not None
         self._deadline = dispatch.settings.deadline
         telemetry, on_gpu = dispatch.settings.telemetry, shared.flat.is_cuda
@@ -131,6 +134,11 @@ class WorkerContext:
         self._thread = get_ident()  # of the event loop, for which nothing is quicker to ask
         self._retired = False
         dispatch.receivers[index] = self._receive
+
+    @property
+    def iteration(self) -> int:
+        """How many iterations this worker has finished; each update of a burst is one."""
+        return self._finished if self._burst is None else self._finished + len(self._burst.landed)
 
     @property
     def read_version(self) -> int:
@@ -223,14 +231,17 @@ class WorkerContext:
 
         It is ``run_blocking`` and ``submit`` for less. On a CPU, with a depth of 1, without a
         deadline, and with a policy that is neither ordered nor makes the host wait, that thread
-        applies the update as well. And it calls the function again for the next, for about 10 ms,
-        before the event loop hears of what has landed: such an iteration makes several updates.
-        Each call has the parameters as they are then; ``read_version`` says so, but ``iteration``
-        is the same. When the wait for it is cancelled, what is computed still is dropped.
+        applies the update as well. And for some 10 ms it calls the function again, for the next
+        update, before the event loop hears of what has landed: a burst. Each call is an iteration,
+        with its own ``iteration`` and ``read_version``, and the parameters as they are then. No
+        event of the lane waits for what is applied so.
+
+        When the function fails, or the wait is cancelled, what has landed before counts, and what
+        is computed still is dropped; then this may be called again.
 
         Args:
             function: Returns a gradient, as ``submit`` takes one, and a loss or None.
-            args: What it is called with.
+            args: What it is called with, each time.
             kwargs: By name.
 
         Raises:
@@ -244,7 +255,7 @@ class WorkerContext:
             grad, loss = await self.run_blocking(_compute, function, args, kwargs)
             await self.submit(grad, loss)
             return
-        await self._take_turn(current, self._applier, partial(_compute, function, args, kwargs))
+        await self._make_burst(current, self._applier, partial(_compute, function, args, kwargs))
 
     def send(self, value: Any) -> None:
         """Sends a value to the ``on_result`` of the run, which drops it if it has none.
@@ -305,23 +316,23 @@ class WorkerContext:
         elif self._current is None:
             reason = f"must call {method} within an iteration, and is in none"
         else:
-            reason = "must call submit once an iteration, got a second call"
+            reason = f"must submit once an iteration, got a second call, of {method}"
         return RuntimeError(f"worker {self.index} {reason}")
 
-    def _may_take_turns(self) -> bool:
-        """Whether updates may be applied where they are computed: nothing else has to happen."""
+    def _may_burst(self) -> bool:
+        """Whether updates may be applied where they are computed: nothing has to come between."""
         settings = self._dispatch.settings
         one_by_one = settings.depth == 1 and settings.batch == 1
         return one_by_one and self._reads_at_once and settings.deadline is None
 
-    async def _take_turn(
+    async def _make_burst(
         self, current: Iteration, applier: Applier, compute: Callable[[], tuple[Gradient, Any]]
     ) -> None:
         """Has the worker's thread compute and apply updates: one, if the run says its rate."""
         dispatch, numbers = self._dispatch, None
         if dispatch.rate is None:
-            more = self._budget.take_part(dispatch.settings.workers, MOST_UPDATES - 1)
-            current.updates += more
+            more = min(2 * self._burst_made, MOST_UPDATES) - 1  # than the last, twice as many
+            current.updates += self._budget.take_part(dispatch.settings.workers, more)
         else:
             numbers = dispatch.rate.apply(dispatch.hyperparameters)
 
@@ -332,34 +343,58 @@ class WorkerContext:
             if loss is not None:
                 loss = _checked_loss(loss)
             now = perf_counter_ns()
-            with_numbers = numbers or dispatch.hyperparameters
-            return Update(self.index, now, None, held, checked, with_numbers, version, loss)
+            made_with = dispatch.hyperparameters if numbers is None else numbers
+            return Update(self.index, now, None, held, checked, made_with, version, loss)
 
-        seconds = SECONDS_ON_LOOP if dispatch.alone else SECONDS_PER_TURN
-        turn = Turn(make_update, applier, current.updates, seconds, self._budget)
+        seconds = SECONDS_ON_LOOP if dispatch.alone else SECONDS
+        burst = self._burst = Burst(make_update, applier, current.updates, seconds, self._budget)
         current.submitted = True
         try:
             await dispatch.run_blocking(
-                self.index, turn.make_updates, partial(self._note_end, current, turn)
+                self.index, partial(_call, burst.run, (), {}), partial(self._note_end, burst)
             )
-        finally:
-            self._end_turn(current, turn)
+        except BaseException:
+            self._end_burst(burst)
+            if self._current is current:  # and was not abandoned
+                self._renew(current)
+            raise
+        self._give_back(current)
         if self._error is not None:
             self._raise_error()
 
-    def _end_turn(self, current: Iteration, turn: Turn) -> None:
-        """Ends a turn; what was made in it is in flight until it is delivered."""
-        if not turn.ended:
-            current.enqueued = turn.end()
-            current.submitted = current.enqueued > 0
-            self._in_flight += current.enqueued
-            self._give_back(current)
+    def _end_burst(self, burst: Burst | None) -> None:
+        """Ends a burst, if it is under way: what it has made is in flight until its delivery."""
+        if burst is None or self._burst is not burst:
+            return
+        current, self._burst = self._current, None
+        assert current is not None
+        made = current.enqueued = burst.end()
+        self._in_flight += made
+        self._finished += max(made - 1, 0)  # and one more when the iteration ends
+        self._burst_made = max(made, 1)
 
-    def _note_end(self, current: Iteration, turn: Turn) -> None:
-        """Its thread is done with a turn."""
-        self._end_turn(current, turn)
-        if turn.landed:
-            self._dispatch.deliver_applied(self.index, turn.landed)
+    def _note_end(self, burst: Burst) -> None:
+        """A burst's thread is done with it."""
+        self._end_burst(burst)
+        if burst.landed:
+            self._dispatch.deliver_applied(self.index, burst.landed)
+
+    def _renew(self, current: Iteration) -> None:
+        """Has an iteration, whose burst has failed or was given up, begin once more.
+
+        As if what the burst has made had been iterations of their own. Where it has made all that
+        it might, the iteration stays as it is: it has submitted.
+        """
+        left = current.updates - current.enqueued
+        if not left:
+            return
+        self._budget.give_back(left - 1)
+        renewed = self._current = Iteration()
+        renewed.read_version = self._dispatch.shared.version
+        if current.enqueued or current.has_made:
+            renewed.has_made = True
+        if current.enqueued:
+            self._finished += 1
 
     async def _submit_several(
         self,
@@ -559,18 +594,19 @@ class ScheduledContext(WorkerContext):
         """
         current = self._current
         if current is None or current.enqueued != current.updates:
-            submits = current is not None and current.submitted
-            raise RuntimeError(
-                "it returned before submit did: await that"
-                if submits
-                else "it returned without submitting a gradient"
-            )
+            if current is not None and current.submitted:
+                raise RuntimeError("it returned before submit did: await that")
+            if current is None or not current.has_made:
+                raise RuntimeError("it returned without submitting a gradient")
+            self._budget.give_back(1)
+        else:
+            self._finished += 1
         self._current = None
         self._busy_since = None
-        self.iteration += 1
 
     def abandon(self) -> bool:
         """Gives up an iteration that failed; whether an update was enqueued all the same."""
+        self._end_burst(self._burst)
         current, self._current = self._current, None
         self._busy_since = None
         self._error = None
@@ -580,10 +616,10 @@ class ScheduledContext(WorkerContext):
         self._budget.give_back(current.updates - current.enqueued)
         current.updates = current.enqueued  # should its submit still wait, it ends there
         if current.enqueued:
-            self.iteration += 1
+            self._finished += 1
         elif self._gate is not None and current.passage is not None:
             self._gate.end(current.passage)
-        return current.enqueued > 0
+        return current.enqueued > 0 or current.has_made
 
     def retire(self) -> None:
         """Its run has ended: whoever kept it can do nothing with it any more."""

@@ -14,7 +14,7 @@
 5. Its worker's context receives it last, and the worker goes on if it has waited for that.
 
 Where nothing has to come between, a worker's thread computes and applies several updates, one after
-the other: its *turn* (``turns.py``), with step 2 left out and step 3 on that thread.
+the other, in a *burst* (``bursts.py``): without step 2, and with the code of step 3 on that thread.
 """
 
 from __future__ import annotations
@@ -317,9 +317,11 @@ class Dispatch:
         def end() -> None:
             if end in calls:  # and was not left behind
                 calls.remove(end)
-                if on_end is not None:
-                    on_end()
-                self._end()
+                try:
+                    if on_end is not None:
+                        on_end()
+                finally:
+                    self._end()
 
         calls.append(end)
         try:

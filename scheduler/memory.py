@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -125,9 +126,12 @@ def keep_freed_memory() -> None:
     """Has the C library keep for later, in this process, what is freed: up to 64 MiB a thread.
 
     Else it may return what an iteration has freed to the system, and the next has a page fault for
-    each 4 KiB. For glibc; another library is left as it is. See mallopt(3).
+    each 4 KiB. For glibc; another library is left as it is, and so is this one where the
+    environment says what it is to do. See mallopt(3).
     """
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
+    told = "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    told = told or any(name.startswith("MALLOC_") for name in os.environ)
+    if hasattr(library, "mallopt") and not told:
         library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)

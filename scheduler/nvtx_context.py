@@ -41,7 +41,6 @@ class RangedContext(ScheduledContext):
         self._ranges = ranges
         self._range = ranges.around("iteration", index)
         self._enqueue = self._enqueue_in_range
-        self._applier = None  # each update has its range on the event loop's thread
 
     async def submit(
         self,
@@ -51,6 +50,9 @@ class RangedContext(ScheduledContext):
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
             await super().submit(grad, loss)
+
+    def _may_burst(self) -> bool:
+        return False  # each update has its range, on the event loop's thread
 
     def begin(self) -> bool:
         """As ``ScheduledContext.begin``."""

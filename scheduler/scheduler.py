@@ -37,7 +37,6 @@ from hogstream.scheduler.settings import SchedulerSettings, check_hyperparameter
 from hogstream.scheduler.thread_state import bounded_torch_threads
 from hogstream.scheduler.tracing.nvtx import open_ranges
 from hogstream.scheduler.tracing.timeline import Timeline
-from hogstream.scheduler.turns import SECONDS_ON_LOOP
 from hogstream.scheduler.update_state import UpdateState, check_has_state, kinds_of
 
 #: A worker that fails so many times without an update in between is not started again.
@@ -46,6 +45,7 @@ MAX_FAILURES_IN_A_ROW = 3
 # A worker alone in its process gives way to what else the event loop has to do: by one turn of the
 # loop, of some microseconds, for each so many seconds that it has taken. To be read, heeded and
 # answered, a message takes about ten turns: after a long iteration it has them before the next.
+_SECONDS_PER_TURN = 1e-3
 _MOST_TURNS = 100
 
 
@@ -187,9 +187,9 @@ class StreamScheduler:
     ) -> RunReport:
         """Runs the workers until enough updates have landed, for a time, or until ``stop``.
 
-        Each worker calls ``worker(context)`` again and again: one iteration, which reads the
-        parameters, makes a gradient and submits it once. What was submitted lands, or is reported
-        as dropped, whatever happens.
+        Each worker calls ``worker(context)`` again and again: one iteration, or by ``compute`` a
+        burst of them, which reads the parameters, makes a gradient and submits it once. What was
+        submitted lands, or is reported as dropped, whatever happens.
 
         Args:
             worker: Called with a context that is the worker's own.
@@ -198,7 +198,8 @@ class StreamScheduler:
             iterations: How many iterations each worker has finished before this run, as from a
                 checkpoint; None for zeros. Who has finished least starts first.
             on_loss: Called on this event loop with a worker's index and the loss that it has
-                submitted with an update, once that has landed; for each worker in order.
+                submitted with an update, once that has landed, and of a burst some 10 ms later; for
+                each worker in order.
             on_result: Called here with a worker's index and what it has sent; in order too.
             lr_schedule: Called on this event loop for each update that is submitted, with how far
                 the run has come: returns the learning rate of the update.
@@ -331,7 +332,7 @@ class StreamScheduler:
         try:
             while not self._stopping and (budget.take() or await self._take_back(budget)):
                 try:
-                    if self._dispatch.alone and time.perf_counter() - turn > SECONDS_ON_LOOP:
+                    if self._dispatch.alone and time.perf_counter() - turn > _SECONDS_PER_TURN:
                         await _give_way(turn)
                         turn = time.perf_counter()
                         if budget.stopped:  # meanwhile: what was taken goes back
@@ -455,6 +456,6 @@ async def _give_way(since: float) -> None:
     Args:
         since: When it last could, by ``time.perf_counter``.
     """
-    turns = int((time.perf_counter() - since) / SECONDS_ON_LOOP)
+    turns = int((time.perf_counter() - since) / _SECONDS_PER_TURN)
     for _ in range(min(turns, _MOST_TURNS)):
         await asyncio.sleep(0)

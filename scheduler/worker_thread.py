@@ -52,13 +52,15 @@ class WorkerThread:
         context = contextvars.copy_context()
 
         def deliver(result: Any, error: BaseException | None) -> None:
-            on_end()
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            try:
+                on_end()
+            finally:
+                if future.done():
+                    pass
+                elif error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
 
         def call() -> None:
             result, failure = None, None

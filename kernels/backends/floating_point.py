@@ -33,6 +33,25 @@ class FloatingPointMode:
         _libm.fesetenv(self._address)
 
 
+class InMode:
+    """A context in which a thread has a mode, and after which it has its own again.
+
+    For one thread at a time, which may be another each time.
+    """
+
+    def __init__(self, mode: FloatingPointMode) -> None:
+        """Remembers the mode."""
+        self._mode = mode
+        self._own = FloatingPointMode()
+
+    def __enter__(self) -> None:
+        self._own.take()
+        self._mode.set()
+
+    def __exit__(self, *error: object) -> None:
+        self._own.set()
+
+
 def write_environment(address: int) -> None:
     """Writes the calling thread's mode to memory, as an ``fenv_t`` of C."""
     _libm.fegetenv(address)

@@ -81,8 +81,8 @@ def is_clear(ratio: Ratio) -> bool:
 def most_gain(workers: int, under_lock: float) -> float:
     """How many times as fast as with a lock workers can be without it, at most.
 
-    By Amdahl's law: of a worker's iteration a share is under the lock. With it, an update waits at
-    worst for one of each other worker; without, for none.
+    By Amdahl's law: of a worker's iteration a share is under the lock. With it, if it is fair, an
+    update waits at worst for one of each other worker; without, for none.
 
     Args:
         workers: How many.

@@ -204,6 +204,14 @@ class RingLanes(Generic[AnyLane]):
         os.read(self._event.reader, _SIGNAL_BYTES)
         # Then the flag: what lands from here on is either seen below, or wakes again.
         native_loop.listen(self.settings.address)
+        try:
+            for lane in self.lanes:
+                lane.deliver()
+        except BaseException:  # of a user's function: nobody else would deliver on other lanes
+            self._loop.call_soon(self._deliver_others)
+            raise
+
+    def _deliver_others(self) -> None:
         for lane in self.lanes:
             lane.deliver()
 
@@ -219,16 +227,12 @@ class Loop:
     """The compiled loop of some lanes, and its memory; it runs on whichever thread calls it."""
 
     def __init__(self, lanes: Sequence[RingLane], settings: SettingsMemory) -> None:
-        """Makes the memory.
+        """Makes the memory; of a loop that never sleeps, as it is told to stop.
 
         Args:
             lanes: Which it serves.
             settings: Of the lanes.
-
-        Raises:
-            OSError: If there is no file descriptor left.
         """
-        self._event = Signal(blocking=True)
         self._served = tuple(lanes)  # whose memory must live as long, whoever lets go of them
         self._lanes = np.array([lane.address for lane in lanes], np.int64)
         self._memory = np.zeros(rings.THREAD, np.int64)
@@ -238,12 +242,9 @@ class Loop:
         places = range(rings.ARGUMENT_ADDRESSES - rings.ARGUMENTS)
         self.words = self._memory.data
         for word, value in (
-            (rings.THREAD_EVENT, self._event.reader),
-            (rings.THREAD_WAKER, self._event.writer),
             (rings.ONE, 1),
             (rings.LANES, self._lanes.ctypes.data),
             (rings.LANE_COUNT, len(lanes)),
-            (rings.POLLED, self._event.reader | 1 << 32),  # a ``pollfd`` that asks for POLLIN
             *((rings.ARGUMENT_ADDRESSES + place, arguments + WORD * place) for place in places),
         ):
             self.words[word] = value
@@ -253,10 +254,6 @@ class Loop:
     def run(self) -> None:
         """Returns when it is told to stop and has nothing left to do."""
         native_loop.run(self.address, self._settings.address)
-
-    def close(self) -> None:
-        """Gives back what it has of the system; it must not run."""
-        self._event.close()
 
 
 class LoopThread(Loop):
@@ -278,12 +275,16 @@ class LoopThread(Loop):
             RuntimeError: If there can be no more threads.
         """
         super().__init__(lanes, settings)
+        self._event = Signal(blocking=True)
+        self.words[rings.THREAD_EVENT] = self._event.reader
+        self.words[rings.THREAD_WAKER] = self._event.writer
+        self.words[rings.POLLED] = self._event.reader | 1 << 32  # a ``pollfd`` that asks for POLLIN
         self._enter = enter
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
         try:
             self._thread.start()
         except BaseException:
-            super().close()
+            self._event.close()
             raise
 
     def run(self) -> None:
@@ -299,7 +300,7 @@ class LoopThread(Loop):
     def close(self) -> None:
         """Ends the thread, which has been told to stop."""
         self.end()
-        super().close()
+        self._event.close()
 
 
 class SettingsMemory:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hogstream.kernels.backends.floating_point import FloatingPointMode
+from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.lanes import native_loop, rings
@@ -69,25 +69,23 @@ class NativeLane(RingLane, CpuLane):
         """Launches what was given its place."""
         native_loop.launch(self.address, self._launched)
 
-    def close(self) -> None:
-        """Gives back what it has of the system."""
-        if self.applier is not None:
-            self.applier.close()
-
 
 class InlineLane(NativeLane):
     """A lane on the thread that calls it: what is launched is applied at once, and delivered."""
 
-    def __init__(self, index: int, lanes: NativeLanes, rows: int) -> None:
+    def __init__(self, index: int, lanes: NativeLanes, rows: int, deliver: Deliver) -> None:
         """Makes it.
 
-        Raises:
-            OSError: If there is no file descriptor left.
+        Args:
+            index: Its number.
+            lanes: That it is one of.
+            rows: How many there are: a power of two.
+            deliver: Takes what has landed.
         """
         super().__init__(index, lanes, rows)
+        self._deliver = deliver
         self._loop = Loop([self], lanes.inline)
-        self._mode = FloatingPointMode()  # of the thread that opens it
-        self._callers_mode = FloatingPointMode()
+        self._mode = InMode(lanes.mode)
 
     def launch(self, work: Work) -> None:
         """Enqueues an update or a snapshot, and launches it."""
@@ -96,39 +94,28 @@ class InlineLane(NativeLane):
     def publish(self) -> None:
         """Applies what was given its place, and delivers it."""
         super().publish()
-        self._callers_mode.take()
-        self._mode.set()
-        self._loop.run()
-        self._callers_mode.set()
+        with self._mode:
+            self._loop.run()
         self.deliver()
 
-    def close(self) -> None:
-        """Gives back what it has of the system."""
-        super().close()
-        self._loop.close()
 
-
-class NativeApplier(InlineLane):
-    """An inline lane, on which an update is applied, but not delivered."""
+class NativeApplier:
+    """Applies updates by an inline lane, whoever delivers them."""
 
     def __init__(self, index: int, lanes: NativeLanes) -> None:
-        """Makes it.
-
-        Raises:
-            OSError: If there is no file descriptor left.
-        """
-        super().__init__(index, lanes, rows=1)
-        self._deliver = _to_nobody
+        """Makes the lane."""
+        self._lane = InlineLane(index, lanes, rows=1, deliver=_to_nobody)
 
     def apply(self, update: Update) -> None:
         """Applies an update."""
-        self.launch(update)
+        self._lane.launch(update)
 
 
 class NativeLanes(RingLanes[NativeLane]):
     """A thread for each lane.
 
     Attributes:
+        mode: The floating-point mode of the thread that opens them.
         threads: One of each lane that is not inline.
         inline: The settings as a loop reads them that ends when nothing is left to do, and wakes
             nobody.
@@ -154,17 +141,19 @@ class NativeLanes(RingLanes[NativeLane]):
         for memory in (self.settings, self.inline):
             memory.words[rings.FINITE] = _finite(settings)
         self.threads: list[LoopThread] = []
-        mode = FloatingPointMode()  # of the thread that opens them
+        self.mode = FloatingPointMode()
         try:
             rows = 1 << (depth - 1).bit_length()
             for index in range(count):
-                lane = (InlineLane if settings.inline else NativeLane)(index, self, rows)
-                self.lanes.append(lane)
+                if settings.inline:
+                    lane: NativeLane = InlineLane(index, self, rows, deliver)
+                else:
+                    lane = NativeLane(index, self, rows)
+                    name = f"hogstream-lane-{index}"
+                    self.threads.append(LoopThread(name, [lane], self.settings, self.mode.set))
                 if not self.ordered:
                     lane.applier = NativeApplier(index, self)
-                if not settings.inline:
-                    name = f"hogstream-lane-{index}"
-                    self.threads.append(LoopThread(name, [lane], self.settings, mode.set))
+                self.lanes.append(lane)
         except BaseException:
             self.close()
             raise
@@ -185,8 +174,6 @@ class NativeLanes(RingLanes[NativeLane]):
         self.settings.stop()
         for thread in self.threads:
             thread.close()
-        for lane in self.lanes:
-            lane.close()
         super().close()
 
 

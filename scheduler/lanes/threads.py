@@ -11,7 +11,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from hogstream.kernels.backends.floating_point import FloatingPointMode
+from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numpy_kernels import all_finite
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
 from hogstream.scheduler.update import Snapshot, Update, Work
@@ -88,8 +88,8 @@ class ThreadLane(CpuLane):
         """Delivers what has landed."""
         landed = [self._landed.popleft() for _ in range(len(self._landed))]
         if landed:
-            self._lanes.deliver(self._index, landed)
             self._queue.advance(len(landed))
+            self._lanes.deliver(self._index, landed)
 
     def close(self) -> None:
         """Ends the thread, once all on its queue has landed."""
@@ -114,14 +114,12 @@ class _Applier:
 
     def __init__(self, lanes: ThreadLanes) -> None:
         self._lanes = lanes
-        self._callers_mode = FloatingPointMode()
+        self._mode = InMode(lanes.mode)
 
     def apply(self, update: Update) -> None:
         """Applies an update, and does not deliver it."""
-        self._callers_mode.take()
-        self._lanes.mode.set()
-        self._lanes.apply(update)
-        self._callers_mode.set()
+        with self._mode:
+            self._lanes.apply(update)
 
 
 class ThreadLanes:
@@ -209,5 +207,9 @@ class ThreadLanes:
         update.staleness = shared.land(update.read_version)
 
     def _deliver_landed(self) -> None:
-        for lane in self.lanes:
-            lane.deliver()
+        try:
+            for lane in self.lanes:
+                lane.deliver()
+        except BaseException:  # of a user's function: nobody else would deliver on other lanes
+            self.wakeup.request()
+            raise

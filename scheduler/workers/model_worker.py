@@ -107,7 +107,7 @@ class ModelWorker:
         replica = self._replicas.get(context.index)
         if replica is None or replica.context is not context:
             replica = self._begin_run(context)
-        await context.compute(self._compute, replica, context.index, context.iteration)
+        await context.compute(self._compute, replica, context)
 
     def _begin_run(self, context: WorkerContext) -> Replica:
         """A worker's replica for a run, whose context is new: that of its last one if it fits."""
@@ -119,14 +119,14 @@ class ModelWorker:
         replica.context = context
         return replica
 
-    def _compute(self, replica: Replica, worker: int, iteration: int) -> tuple[Gradient, float]:
+    def _compute(self, replica: Replica, context: WorkerContext) -> tuple[Gradient, float]:
         """The gradient of some batches, and the mean of their losses."""
-        random_numbers = self._random_numbers_of(worker)
+        random_numbers = self._random_numbers_of(context.index)
         replica.clear()
         losses = [
             self._forward_backward(replica.module, random_numbers) for _ in range(self._accumulate)
         ]
-        grad = replica.take_grad(iteration, len(losses), self._max_grad_norm)
+        grad = replica.take_grad(context.iteration, len(losses), self._max_grad_norm)
         return grad, sum(loss.item() for loss in losses) / len(losses)
 
     def _forward_backward(

@@ -1,13 +1,15 @@
-"""``WorkerContext.compute``: a worker's thread applies what it computes, several times in a row."""
+"""``WorkerContext.compute``: a worker's thread applies what it computes, in bursts."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ import torch
 
 from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext, WorkerError
 from hogstream.scheduler import context as context_module
+from hogstream.scheduler.budget import Budget
+from hogstream.scheduler.bursts import Burst
 from hogstream.scheduler.gradients import Gradient
 from process_testing import LIMIT_SECONDS
 from scheduler_testing import COUNTING, python_lanes, small
@@ -26,9 +30,9 @@ Computed = tuple[Gradient, float | None]
 
 
 @pytest.fixture
-def long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn ends for every reason but that its time is over."""
-    monkeypatch.setattr(context_module, "SECONDS_PER_TURN", LIMIT_SECONDS)
+def long_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst ends for every reason but that its time is over."""
+    monkeypatch.setattr(context_module, "SECONDS", LIMIT_SECONDS)
     monkeypatch.setattr(context_module, "SECONDS_ON_LOOP", LIMIT_SECONDS)
 
 
@@ -37,11 +41,12 @@ class Computing:
 
     def __init__(self, in_call: dict[int, Callable[[], object]] | None = None) -> None:
         self.in_call = in_call or {}
-        self.calls = 0
+        self.begun = self.calls = 0
         self.iterations: list[int] = []  # of each call
         self.threads: set[int] = set()
 
     async def __call__(self, context: WorkerContext) -> None:
+        self.begun += 1
         await context.compute(self.compute, context)
 
     def compute(self, context: WorkerContext) -> Computed:
@@ -58,7 +63,7 @@ def fail() -> None:
 
 @pytest.mark.parametrize("policy", ["lock-free", "locked"])
 @pytest.mark.parametrize("own_process", [False, True])
-async def test_a_worker_makes_several_updates_in_a_turn(
+async def test_a_worker_makes_several_updates_in_a_burst(
     own_process: bool, policy: str, backend: str
 ) -> None:
     shared, worker, losses = small(), Computing(), list[float]()
@@ -73,7 +78,8 @@ async def test_a_worker_makes_several_updates_in_a_turn(
     assert shared.flat.eq(-2000).all()
     assert losses == [float(call) for call in range(1, 2001)]
     assert report.staleness == {0: 2000}
-    assert len(set(worker.iterations)) < 2000
+    assert worker.iterations == list(range(2000))
+    assert worker.begun < 2000
     assert (threading.get_ident() in worker.threads) == own_process
 
 
@@ -90,18 +96,18 @@ ONE_BY_ONE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", ONE_BY_ONE)
 async def test_elsewhere_each_update_is_an_iteration(
-    case: str, backend: str, long_turns: None
+    case: str, backend: str, long_bursts: None
 ) -> None:
     shared, worker = small(), Computing()
     settings = {**ONE_BY_ONE[case], **COUNTING}
     async with StreamScheduler(shared, backend=backend, workers=1, **settings) as scheduler:
         report = await scheduler.run(worker, updates=50)
-    assert report.updates == 50
+    assert report.updates == worker.begun == 50
     assert worker.iterations == list(range(50))
     assert shared.flat.eq(-50).all()
 
 
-async def test_a_schedule_is_asked_for_each_update(backend: str, long_turns: None) -> None:
+async def test_a_schedule_is_asked_for_each_update(backend: str, long_bursts: None) -> None:
     shared, asked = small(), list[int]()
 
     def schedule(progress: Any) -> float:
@@ -114,16 +120,40 @@ async def test_a_schedule_is_asked_for_each_update(backend: str, long_turns: Non
     assert shared.flat.eq(-(1 + 2 + 3 + 4 + 5)).all()
 
 
-async def test_workers_share_what_there_is_to_do(backend: str, long_turns: None) -> None:
-    """However long a turn may last, none takes all that is left."""
-    shared = small()
-    async with StreamScheduler(shared, backend=backend, workers=4) as scheduler:
-        report = await scheduler.run(Computing(), updates=400)
-    assert report.updates == shared.version == 400
-    assert min(report.updates_by_worker) >= 25  # a sixteenth of what there was
+async def test_a_slow_worker_leaves_the_others_what_there_is_to_do(
+    backend: str, long_bursts: None
+) -> None:
+    """It takes no more from the run's budget than it is likely to make."""
+    shared, others = small(), threading.Event()
+    calls = [0, 0]
+
+    def compute(worker: int) -> Computed:
+        calls[worker] += 1
+        if worker == 0:
+            assert others.wait(LIMIT_SECONDS)
+        elif calls[1] == 990:
+            others.set()
+        return ONES, None
+
+    async def worker(context: WorkerContext) -> None:
+        await context.compute(compute, context.index)
+
+    async with StreamScheduler(shared, backend=backend, workers=2) as scheduler:
+        report = await scheduler.run(worker, updates=1000)
+    assert report.updates == shared.version == 1000
 
 
-async def test_hyperparameters_are_those_of_the_moment(backend: str, long_turns: None) -> None:
+@pytest.mark.parametrize(
+    ("left", "taken"), [(None, 50), (1000, 50), (160, 10), (15, 0), (0, 0)], ids=str
+)
+def test_the_less_is_left_the_less_one_of_four_takes_at_once(left: int | None, taken: int) -> None:
+    budget = Budget(1, None) if left is not None else Budget(None, 1.0)
+    budget.updates = left
+    assert budget.take_part(4, 50) == taken
+    assert budget.updates == (None if left is None else left - taken)
+
+
+async def test_hyperparameters_are_those_of_the_moment(backend: str, long_bursts: None) -> None:
     shared = small()
     scheduler = StreamScheduler(shared, backend=backend, workers=1, **COUNTING)
 
@@ -135,12 +165,12 @@ async def test_hyperparameters_are_those_of_the_moment(backend: str, long_turns:
     assert shared.flat.eq(-(2 * 1 + 6 * 2)).all()
 
 
-# Ends of a turn
+# Ends of a burst
 
 
 @pytest.mark.parametrize("own_process", [False, True])
 async def test_what_has_landed_counts_when_a_later_call_fails(
-    own_process: bool, backend: str, long_turns: None
+    own_process: bool, backend: str, long_bursts: None
 ) -> None:
     shared = small()
     scheduler = StreamScheduler(
@@ -154,8 +184,8 @@ async def test_what_has_landed_counts_when_a_later_call_fails(
         assert shared.flat.eq(-2).all()
 
 
-async def test_a_worker_that_fails_in_a_turn_is_started_again(
-    backend: str, long_turns: None
+async def test_a_worker_that_fails_in_a_burst_is_started_again(
+    backend: str, long_bursts: None
 ) -> None:
     shared, worker = small(), Computing(dict.fromkeys([3, 4, 8], fail))
     settings = {"workers": 1, "on_error": "restart", **COUNTING}
@@ -167,14 +197,14 @@ async def test_a_worker_that_fails_in_a_turn_is_started_again(
     assert shared.flat.eq(-100).all()
 
 
-async def test_a_turn_ends_when_its_time_is_over(
+async def test_a_burst_ends_when_its_time_is_over(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context_module, "SECONDS_PER_TURN", 0.0)
+    monkeypatch.setattr(context_module, "SECONDS", 0.0)
     worker = Computing()
     async with StreamScheduler(small(), backend=backend, workers=1) as scheduler:
         await scheduler.run(worker, updates=50)
-    assert worker.iterations == list(range(50))
+    assert worker.begun == 50
 
 
 async def test_what_is_computed_waits_for_an_update_that_nobody_waits_for() -> None:
@@ -215,11 +245,13 @@ async def test_what_is_computed_waits_for_an_update_that_nobody_waits_for() -> N
     assert shared.flat.eq(-20).all()
 
 
-@pytest.mark.parametrize("call", [1, 3])
+# The first burst makes up to two updates, the second up to four. In an iteration that has made
+# none, the worker must submit again.
+@pytest.mark.parametrize(("call", "again"), [(1, True), (2, False), (4, True), (5, False)])
 async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
-    call: int, backend: str, long_turns: None
+    call: int, again: bool, backend: str, long_bursts: None
 ) -> None:
-    """And what has landed in the turn counts; the run makes as many updates as it was asked for."""
+    """And what has landed in the burst counts; the run makes the updates that it was asked for."""
     shared, loop = small(), asyncio.get_running_loop()
     reached, released = asyncio.Event(), threading.Event()
 
@@ -230,16 +262,17 @@ async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
     computing = Computing({call: block})
 
     async def worker(context: WorkerContext) -> None:
-        waits = asyncio.ensure_future(computing(context))
-        if reached.is_set():
+        waits, reaches = map(asyncio.ensure_future, (computing(context), reached.wait()))
+        await asyncio.wait({waits, reaches}, return_when=asyncio.FIRST_COMPLETED)
+        if released.is_set() or not reached.is_set():
             await waits
+            reaches.cancel()
             return
-        await reached.wait()
         waits.cancel()
         with suppress(asyncio.CancelledError):
             await waits
         released.set()
-        if call == 1:  # nothing of this iteration is there yet
+        if again:
             await computing(context)
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
@@ -250,7 +283,7 @@ async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
 
 
 async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
-    backend: str, long_turns: None
+    backend: str, long_bursts: None
 ) -> None:
     shared, loop = small(), asyncio.get_running_loop()
     reached, released = asyncio.Event(), threading.Event()
@@ -264,8 +297,9 @@ async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
     async def worker(context: WorkerContext) -> None:
         try:
             await computing(context)
-        finally:
+        except asyncio.CancelledError:
             released.set()
+            raise
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
         run = asyncio.ensure_future(scheduler.run(worker, updates=100))
@@ -278,7 +312,87 @@ async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
         assert shared.flat.eq(-4).all()
 
 
-async def test_stop_ends_a_turn(backend: str, long_turns: None) -> None:
+async def test_a_burst_ends_with_its_iteration(backend: str, long_bursts: None) -> None:
+    """Though whoever awaits it goes on: the next iteration has the updates that it left."""
+    shared, loop = small(), asyncio.get_running_loop()
+    reached, released = asyncio.Event(), threading.Event()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(reached.set)
+        assert released.wait(LIMIT_SECONDS)
+
+    computing, detached = Computing({5: block}), list[asyncio.Future[None]]()
+
+    async def worker(context: WorkerContext) -> None:
+        if reached.is_set():
+            released.set()
+            await context.submit(ONES)
+            return
+        detached[:] = [asyncio.ensure_future(computing(context))]
+        reaches = asyncio.ensure_future(reached.wait())
+        await asyncio.wait({*detached, reaches}, return_when=asyncio.FIRST_COMPLETED)
+        reaches.cancel()
+        if reached.is_set():
+            raise LookupError("it takes too long")
+
+    settings = {"workers": 1, "on_error": "restart", **COUNTING}
+    async with StreamScheduler(shared, backend=backend, **settings) as scheduler:
+        report = await scheduler.run(worker, updates=100)
+        await asyncio.wait(detached)
+    assert report.updates == shared.version == 100
+    assert report.restarts == [1]
+    assert shared.flat.eq(-100).all()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("computes", [True, False])
+def test_python_may_end_in_on_loss(
+    computes: bool, error: type[BaseException], workers: int, backend: str
+) -> None:
+    """It ends what is under way, on all lanes."""
+    shared, left = small(), list[Any]()
+
+    def on_loss(worker: int, loss: float) -> None:
+        if shared.version > 20:
+            raise error("enough")
+
+    async def worker(context: WorkerContext) -> None:
+        if computes:
+            await context.compute(lambda: (ONES, 1.0))
+        else:
+            await context.submit(ONES, loss=1.0)
+
+    async def main() -> None:
+        async with StreamScheduler(shared, backend=backend, workers=workers) as scheduler:
+            left.append(scheduler)
+            await scheduler.run(worker, updates=100_000, on_loss=on_loss)
+
+    with pytest.raises(error, match="enough"):
+        asyncio.run(asyncio.wait_for(main(), LIMIT_SECONDS))
+    assert left[0].report.updates == shared.version
+
+
+def test_a_child_of_a_fork_leaves_a_burst_to_its_parent() -> None:
+    applied, children = torch.zeros(1).share_memory_(), list[int]()
+
+    class Applier:
+        def apply(self, update: Any) -> None:
+            applied.add_(1)
+
+    def make_update() -> Any:
+        if not children:
+            children.append(os.fork())
+        return SimpleNamespace(error=None, nonfinite=False)
+
+    Burst(make_update, Applier(), 3, LIMIT_SECONDS, Budget(3, None)).run()
+    if children == [0]:
+        os._exit(0)
+    os.waitpid(children[0], 0)
+    assert applied.item() == 3
+
+
+async def test_stop_ends_a_burst(backend: str, long_bursts: None) -> None:
     loop, stopped = asyncio.get_running_loop(), threading.Event()
     scheduler = StreamScheduler(small(), backend=backend, workers=1)
 
@@ -298,7 +412,7 @@ async def test_stop_ends_a_turn(backend: str, long_turns: None) -> None:
 
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
 async def test_a_gradient_that_is_not_finite(
-    on_nonfinite: str, backend: str, long_turns: None
+    on_nonfinite: str, backend: str, long_bursts: None
 ) -> None:
     shared, calls = small(), 0
 
@@ -348,7 +462,7 @@ async def test_the_mode_of_a_thread_stays_its_own(backend: str) -> None:
 
 
 async def test_a_gradient_by_name_does_not_outlive_its_update(
-    backend: str, long_turns: None
+    backend: str, long_bursts: None
 ) -> None:
     shared = SharedParameters({"a": torch.zeros(64), "b": torch.zeros(4)})
     made: list[weakref.ref[torch.Tensor]] = []
@@ -399,14 +513,14 @@ async def test_what_a_function_may_not_return(case: str, policy: str, backend: s
     assert shared.version == 0
 
 
-async def test_an_iteration_submits_once(backend: str, long_turns: None) -> None:
+async def test_an_iteration_submits_once(backend: str, long_bursts: None) -> None:
     refused = 0
 
     async def worker(context: WorkerContext) -> None:
         nonlocal refused
         await context.compute(lambda: (ONES, None))
         for again in (context.compute(lambda: (ONES, None)), context.submit(ONES)):
-            with pytest.raises(RuntimeError, match="must call submit once an iteration"):
+            with pytest.raises(RuntimeError, match="must submit once an iteration, got a second"):
                 await again
             refused += 1
 
@@ -415,7 +529,7 @@ async def test_an_iteration_submits_once(backend: str, long_turns: None) -> None
     assert refused
 
 
-async def test_nothing_else_is_submitted_during_a_turn(backend: str, long_turns: None) -> None:
+async def test_nothing_else_is_submitted_during_a_burst(backend: str, long_bursts: None) -> None:
     shared, loop = small(), asyncio.get_running_loop()
     reached, released = asyncio.Event(), threading.Event()
 
@@ -430,7 +544,9 @@ async def test_nothing_else_is_submitted_during_a_turn(backend: str, long_turns:
         await reached.wait()
         if not released.is_set():
             try:
-                with pytest.raises(RuntimeError, match="must call submit once an iteration"):
+                with pytest.raises(
+                    RuntimeError, match="must submit once an iteration, got a second"
+                ):
                     await context.submit(ONES)
             finally:
                 released.set()
@@ -443,7 +559,7 @@ async def test_nothing_else_is_submitted_during_a_turn(backend: str, long_turns:
 
 
 async def test_an_update_that_cannot_be_applied_has_not_landed(
-    monkeypatch: pytest.MonkeyPatch, long_turns: None
+    monkeypatch: pytest.MonkeyPatch, long_bursts: None
 ) -> None:
     """Such as of hyperparameters for which nothing can be compiled."""
     native = pytest.importorskip("hogstream.scheduler.lanes.native")
@@ -463,6 +579,30 @@ async def test_an_update_that_cannot_be_applied_has_not_landed(
         assert scheduler.report is not None
         assert (scheduler.report.updates, scheduler.report.dropped) == (2, [1])
     assert shared.flat.eq(-2).all()
+
+
+@pytest.mark.parametrize("fails", range(1, 6))
+async def test_a_worker_may_compute_again_after_an_error(
+    fails: int, backend: str, long_bursts: None
+) -> None:
+    """Wherever in a burst it was: as if each update were an iteration."""
+    shared, computing, failures = small(), Computing({fails: fail}), list[BaseException]()
+
+    async def worker(context: WorkerContext) -> None:
+        try:
+            await computing(context)
+        except LookupError as error:
+            failures.append(error)
+            await computing(context)
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=100)
+    assert report.updates == 100
+    assert len(failures) == 1
+    assert computing.calls == 101
+    iterations = [*range(fails), *range(fails - 1, 100)]  # the one that failed, once more
+    assert computing.iterations == iterations
+    assert shared.flat.eq(-100).all()
 
 
 async def test_a_function_that_fails_may_be_followed_by_another(backend: str) -> None:
