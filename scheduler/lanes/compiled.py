@@ -132,7 +132,11 @@ class RingLane:
             if outcome != DONE:
                 self._note_outcome(work, outcome)
         self._queue.advance(count)
-        self._deliver(self.index, landed)
+        try:
+            self._deliver(self.index, landed)
+        except BaseException:  # of a user's function: nobody else would deliver on other lanes
+            self._lanes.deliver_soon()
+            raise
 
     def _note_outcome(self, work: Work, outcome: int) -> None:
         """Says of work why it was not done."""
@@ -195,6 +199,11 @@ class RingLanes(Generic[AnyLane]):
         self._owners[ticket & (len(self._owners) - 1)] = thread
         return ticket
 
+    def deliver_soon(self) -> None:
+        """Delivers what has landed on all lanes, in another turn of the event loop."""
+        for lane in self.lanes:
+            self._loop.call_soon(lane.deliver)
+
     def close(self) -> None:
         """Wakes the event loop no more; the threads must have ended."""
         self._loop.remove_reader(self._event.reader)
@@ -204,14 +213,6 @@ class RingLanes(Generic[AnyLane]):
         os.read(self._event.reader, _SIGNAL_BYTES)
         # Then the flag: what lands from here on is either seen below, or wakes again.
         native_loop.listen(self.settings.address)
-        try:
-            for lane in self.lanes:
-                lane.deliver()
-        except BaseException:  # of a user's function: nobody else would deliver on other lanes
-            self._loop.call_soon(self._deliver_others)
-            raise
-
-    def _deliver_others(self) -> None:
         for lane in self.lanes:
             lane.deliver()
 

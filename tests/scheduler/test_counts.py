@@ -67,8 +67,8 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "watched": ({"telemetry": True, "staleness_aware": True, "on_nonfinite": "skip"}, 30),
     "deadline": ({"deadline": 60.0}, 31),
     "timeline": ({"timeline": Timeline()}, 35),
-    "fresh gradients": ({"fresh": True}, 41),  # each of which is checked, and laid out for lanes
-    "deep": ({"depth": 64}, 12),  # some tens are waited for and delivered together
+    "fresh gradients": ({"fresh": True}, 42),  # each of which is checked, and laid out for lanes
+    "deep": ({"depth": 64}, 13),  # some tens are waited for and delivered together
 }
 
 
