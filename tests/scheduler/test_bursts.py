@@ -321,7 +321,7 @@ async def test_a_burst_ends_with_its_iteration(backend: str, long_bursts: None) 
         loop.call_soon_threadsafe(reached.set)
         assert released.wait(LIMIT_SECONDS)
 
-    computing, detached = Computing({5: block}), list[asyncio.Future[None]]()
+    computing, detached = Computing({5: block}), list[asyncio.Future[Any]]()
 
     async def worker(context: WorkerContext) -> None:
         if reached.is_set():
@@ -329,8 +329,8 @@ async def test_a_burst_ends_with_its_iteration(backend: str, long_bursts: None) 
             await context.submit(ONES)
             return
         detached[:] = [asyncio.ensure_future(computing(context))]
-        reaches = asyncio.ensure_future(reached.wait())
-        await asyncio.wait({*detached, reaches}, return_when=asyncio.FIRST_COMPLETED)
+        reaches: asyncio.Future[Any] = asyncio.ensure_future(reached.wait())
+        await asyncio.wait([*detached, reaches], return_when=asyncio.FIRST_COMPLETED)
         reaches.cancel()
         if reached.is_set():
             raise LookupError("it takes too long")
