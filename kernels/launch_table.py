@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +59,8 @@ class LaunchTable:
                 change.
         """
         columns[...] = self.columns
-        table = copy(self)
+        table = LaunchTable.__new__(LaunchTable)
+        table.__dict__.update(self.__dict__)  # as ``copy`` does, in less time
         table.columns = columns
         return table
 

@@ -35,11 +35,12 @@ class _Kept:
 
 @dataclass(slots=True, frozen=True)
 class _Place:
-    """Where a parameter lies in the flat ones, from and to an element, and its shape."""
+    """Where a parameter lies in the flat ones, from and to an element, its shape and its size."""
 
     start: int
     stop: int
     shape: torch.Size
+    bytes: int
 
 
 class Gradients:
@@ -61,11 +62,13 @@ class Gradients:
         stop = 0
         for name, view in shared.views.items():
             start, stop = stop, stop + view.numel()
-            self._places[name] = _Place(start, stop, view.shape)
+            self._places[name] = _Place(start, stop, view.shape, view.nbytes)
         self._written = [
             (each.data_ptr(), each.data_ptr() + each.nbytes)
             for each in Operands(shared.flat, shared.flat, *state).written
         ]
+        self._first_written = min(first for first, _ in self._written)
+        self._last_written = max(last for _, last in self._written)
         self._tables: dict[tuple[int, ...], LaunchTable] = {}  # by the ends of their parts
 
     def check(self, grad: Gradient) -> tuple[object, Checked]:
@@ -110,12 +113,12 @@ class Gradients:
             )
         if not grads:
             raise ValueError("grad must hold at least one gradient by name, got none")
-        if unknown := sorted(map(repr, grads.keys() - self._places.keys())):
+        if not grads.keys() <= self._places.keys():
+            unknown = sorted(map(repr, grads.keys() - self._places.keys()))
             raise ValueError(
                 f"grad must name shared parameters, got {', '.join(unknown)}, which are none"
             )
-        held = {name: self._checked_part(name, grad) for name, grad in grads.items()}
-        ends, pointers = self._parts(held)
+        held, ends, pointers = self._laid_out(grads)
         table = self._tables.get(ends)
         if table is None:
             if len(self._tables) == _KEPT_TABLES:
@@ -127,28 +130,54 @@ class Gradients:
         table.columns[GRAD] = pointers
         return held, Checked(table)
 
-    def _checked_part(self, name: str, grad: torch.Tensor) -> torch.Tensor:
-        """One by name; what it costs is paid for each parameter of each update."""
-        place = self._places[name]
-        if (
-            type(grad) is not torch.Tensor
-            or grad.layout is not torch.strided
-            or grad.dtype is not self._dtype
-            or grad.shape != place.shape
-            or grad.device != self._device
-            or not grad.is_contiguous()
-            or grad.is_neg()
-        ):
-            part = self._flat[place.start : place.stop].view(place.shape)
-            grad = self._checked(f"the gradient of {name}", part, grad)
-        start = grad.data_ptr()
-        stop = start + grad.nbytes
+    def _laid_out(
+        self, grads: Mapping[str, torch.Tensor]
+    ) -> tuple[list[torch.Tensor], tuple[int, ...], list[int]]:
+        """The parts that an update consists of: neighbours whose gradients are ones too are one.
+
+        What is done here for each parameter is paid for in each update.
+
+        Returns:
+            The gradients; where each part starts and stops in the flat parameters, one after the
+            other; and where its gradient lies.
+        """
+        held, ends, pointers = list[torch.Tensor](), list[int](), list[int]()
+        stop = end = -1  # of the part before, and of its gradient
+        for name, place in self._places.items():
+            if name not in grads:
+                continue
+            grad = grads[name]
+            if (
+                type(grad) is not torch.Tensor
+                or grad.layout is not torch.strided
+                or grad.dtype is not self._dtype
+                or grad.shape != place.shape
+                or grad.device != self._device
+                or not grad.is_contiguous()
+                or grad.is_neg()
+            ):
+                part = self._flat[place.start : place.stop].view(place.shape)
+                grad = self._checked(f"the gradient of {name}", part, grad)
+            held.append(grad)
+            if not place.bytes:
+                continue
+            pointer = grad.data_ptr()
+            if stop == place.start and end == pointer:
+                ends[-1] = place.stop
+            else:
+                ends += place.start, place.stop
+                pointers.append(pointer)
+            stop, end = place.stop, pointer + place.bytes
+            if pointer < self._last_written and self._first_written < end:
+                self._check_apart(name, pointer, end)
+        return (held, tuple(ends), pointers) if ends else (held, (0, 0), [0])
+
+    def _check_apart(self, name: str, start: int, stop: int) -> None:
         for first, last in self._written:
             if start < last and first < stop:
                 raise ValueError(
                     f"the gradient of {name} must not overlap the shared parameters or their state"
                 )
-        return grad
 
     def _checked(self, name: str, param: torch.Tensor, grad: Any) -> torch.Tensor:
         """A gradient that fits its parameters, without a negative bit."""
@@ -161,28 +190,6 @@ class Gradients:
         if not grad.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {grad.stride()}")
         return grad.resolve_neg()
-
-    def _parts(self, grads: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], list[int]]:
-        """The parts that an update consists of: neighbours whose gradients are ones too are one.
-
-        Returns:
-            Where each starts and stops in the flat parameters, one after the other, and where its
-            gradient lies.
-        """
-        ends, pointers = list[int](), list[int]()
-        end = 0
-        for name, place in self._places.items():
-            grad = grads.get(name)
-            if grad is None or place.start == place.stop:
-                continue
-            pointer = grad.data_ptr()
-            if ends and ends[-1] == place.start and end == pointer:
-                ends[-1] = place.stop
-            else:
-                ends += place.start, place.stop
-                pointers.append(pointer)
-            end = pointer + grad.nbytes
-        return (tuple(ends), pointers) if ends else ((0, 0), [0])
 
     def _part(self, start: int, stop: int) -> Operands:
         """An update of a part; of the gradient, its dtype alone counts."""

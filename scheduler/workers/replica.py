@@ -143,14 +143,16 @@ class Replica:
 
     def _plain(self, name: str, grad: torch.Tensor) -> torch.Tensor:
         """A gradient as updates take it; backwards leave it so, but for what is sparse."""
-        if grad.layout != torch.strided:
-            grad = grad.to_dense()
-        return grad.to(self._parameters[name].dtype).contiguous()
+        dtype = self._parameters[name].dtype
+        if grad.layout is torch.strided and grad.dtype is dtype and grad.is_contiguous():
+            return grad
+        return (grad if grad.layout is torch.strided else grad.to_dense()).to(dtype).contiguous()
 
     def _check_parameters(self) -> None:
         """Checks that the parameters are those that are shared: others would train nothing."""
-        if any(len(held) != size for held, size in self._sizes):
-            self._raise_added()
+        for held, size in self._sizes:
+            if len(held) != size:
+                self._raise_added()
         for slot in self._parameter_slots:
             if slot.held[slot.key] is not slot.tensor:
                 raise RuntimeError(

@@ -369,7 +369,7 @@ def test_python_may_end_in_on_loss(
             await scheduler.run(worker, updates=100_000, on_loss=on_loss)
 
     with pytest.raises(error, match="enough"):
-        asyncio.run(asyncio.wait_for(main(), LIMIT_SECONDS))
+        asyncio.run(main())
     assert left[0].report.updates == shared.version
 
 
