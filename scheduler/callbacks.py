@@ -36,6 +36,7 @@ class Callbacks:
         self._on_result = None if on_result is None else check_callable("on_result", on_result)
         self._end_run = end_run
         self.error: BaseException | None = None
+        self._python_ends = False
 
     @property
     def hears_losses(self) -> bool:
@@ -70,11 +71,12 @@ class Callbacks:
             self._end_run()
 
     def _call(self, callback: Callable[[int, Any], object] | None, worker: int, value: Any) -> None:
-        if callback is None or self.error is not None:
+        if callback is None or self.error is not None or self._python_ends:
             return
         try:
             callback(worker, value)
+        except (KeyboardInterrupt, SystemExit):  # which end the event loop, and so the run
+            self._python_ends = True
+            raise
         except BaseException as error:
             self.fail(error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
