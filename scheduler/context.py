@@ -391,10 +391,8 @@ class WorkerContext:
         self._budget.give_back(left - 1)
         renewed = self._current = Iteration()
         renewed.read_version = self._dispatch.shared.version
-        if current.enqueued or current.has_made:
-            renewed.has_made = True
-        if current.enqueued:
-            self._finished += 1
+        renewed.has_made = current.has_made or current.enqueued > 0
+        self._finished += current.enqueued > 0
 
     async def _submit_several(
         self,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,9 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
-
-# Parameters of ``mallopt``, by glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 # What was allocated on the CPU, by address. A tensor that is moved to shared memory lets go of its
 # memory at once; this one lasts as long as anything uses it, such as a ``state_dict`` of before.
@@ -120,18 +115,3 @@ def _free(device: torch.device) -> str:
         return ", more than it can give"
     free, total = torch.cuda.mem_get_info(device)
     return f", of whose {total:,} bytes {free:,} are free"
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep for later, in this process, what is freed: up to 64 MiB a thread.
-
-    Else it may return what an iteration has freed to the system, and the next has a page fault for
-    each 4 KiB. For glibc; another library is left as it is, and so is this one where the
-    environment says what it is to do. See mallopt(3).
-    """
-    library = ctypes.CDLL(None)
-    told = "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    told = told or any(name.startswith("MALLOC_") for name in os.environ)
-    if hasattr(library, "mallopt") and not told:
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)

@@ -55,12 +55,11 @@ class WorkerThread:
             try:
                 on_end()
             finally:
-                if future.done():
-                    pass
-                elif error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
+                if not future.done():
+                    if error is None:
+                        future.set_result(result)
+                    else:
+                        future.set_exception(error)
 
         def call() -> None:
             result, failure = None, None

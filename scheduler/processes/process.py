@@ -35,9 +35,9 @@ from hogstream.scheduler.checks import check_async_callable, error_text
 from hogstream.scheduler.context import WorkerError
 from hogstream.scheduler.forks import cut_off, let_go_in_forks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
-from hogstream.scheduler.memory import keep_freed_memory
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.processes.channel import Channel, ChannelClosed
+from hogstream.scheduler.processes.malloc import keep_freed_memory
 from hogstream.scheduler.processes.orphans import end_with_parent
 from hogstream.scheduler.processes.outbox import Outbox
 from hogstream.scheduler.report import RunReport

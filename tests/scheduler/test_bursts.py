@@ -20,6 +20,7 @@ from hogstream.scheduler import context as context_module
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import Burst
 from hogstream.scheduler.gradients import Gradient
+from hogstream.scheduler.tracing.timeline import Timeline
 from process_testing import LIMIT_SECONDS
 from scheduler_testing import COUNTING, python_lanes, small
 
@@ -57,7 +58,19 @@ class Computing:
         return ONES, float(self.calls)
 
 
-def fail() -> None:
+class Blocker:
+    """Blocks a call on a worker's thread until it is released, and says when it was reached."""
+
+    def __init__(self) -> None:
+        self.reached, self.released = asyncio.Event(), threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def block(self) -> None:
+        self._loop.call_soon_threadsafe(self.reached.set)
+        assert self.released.wait(LIMIT_SECONDS)
+
+
+def fail() -> Any:
     raise LookupError("no more data")
 
 
@@ -252,26 +265,20 @@ async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
     call: int, again: bool, backend: str, long_bursts: None
 ) -> None:
     """And what has landed in the burst counts; the run makes the updates that it was asked for."""
-    shared, loop = small(), asyncio.get_running_loop()
-    reached, released = asyncio.Event(), threading.Event()
-
-    def block() -> None:
-        loop.call_soon_threadsafe(reached.set)
-        assert released.wait(LIMIT_SECONDS)
-
-    computing = Computing({call: block})
+    shared, blocker = small(), Blocker()
+    computing = Computing({call: blocker.block})
 
     async def worker(context: WorkerContext) -> None:
-        waits, reaches = map(asyncio.ensure_future, (computing(context), reached.wait()))
+        waits, reaches = map(asyncio.ensure_future, (computing(context), blocker.reached.wait()))
         await asyncio.wait({waits, reaches}, return_when=asyncio.FIRST_COMPLETED)
-        if released.is_set() or not reached.is_set():
+        if blocker.released.is_set() or not blocker.reached.is_set():
             await waits
             reaches.cancel()
             return
         waits.cancel()
         with suppress(asyncio.CancelledError):
             await waits
-        released.set()
+        blocker.released.set()
         if again:
             await computing(context)
 
@@ -285,25 +292,19 @@ async def test_what_is_computed_still_is_dropped_when_the_wait_is_cancelled(
 async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
     backend: str, long_bursts: None
 ) -> None:
-    shared, loop = small(), asyncio.get_running_loop()
-    reached, released = asyncio.Event(), threading.Event()
-
-    def block() -> None:
-        loop.call_soon_threadsafe(reached.set)
-        assert released.wait(LIMIT_SECONDS)
-
-    computing = Computing({5: block})
+    shared, blocker = small(), Blocker()
+    computing = Computing({5: blocker.block})
 
     async def worker(context: WorkerContext) -> None:
         try:
             await computing(context)
         except asyncio.CancelledError:
-            released.set()
+            blocker.released.set()
             raise
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
         run = asyncio.ensure_future(scheduler.run(worker, updates=100))
-        await reached.wait()
+        await blocker.reached.wait()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
@@ -314,25 +315,19 @@ async def test_a_run_that_is_cancelled_hears_of_what_has_landed(
 
 async def test_a_burst_ends_with_its_iteration(backend: str, long_bursts: None) -> None:
     """Though whoever awaits it goes on: the next iteration has the updates that it left."""
-    shared, loop = small(), asyncio.get_running_loop()
-    reached, released = asyncio.Event(), threading.Event()
-
-    def block() -> None:
-        loop.call_soon_threadsafe(reached.set)
-        assert released.wait(LIMIT_SECONDS)
-
-    computing, detached = Computing({5: block}), list[asyncio.Future[Any]]()
+    shared, blocker = small(), Blocker()
+    computing, detached = Computing({5: blocker.block}), list[asyncio.Future[Any]]()
 
     async def worker(context: WorkerContext) -> None:
-        if reached.is_set():
-            released.set()
+        if blocker.reached.is_set():
+            blocker.released.set()
             await context.submit(ONES)
             return
         detached[:] = [asyncio.ensure_future(computing(context))]
-        reaches: asyncio.Future[Any] = asyncio.ensure_future(reached.wait())
+        reaches: asyncio.Future[Any] = asyncio.ensure_future(blocker.reached.wait())
         await asyncio.wait([*detached, reaches], return_when=asyncio.FIRST_COMPLETED)
         reaches.cancel()
-        if reached.is_set():
+        if blocker.reached.is_set():
             raise LookupError("it takes too long")
 
     settings = {"workers": 1, "on_error": "restart", **COUNTING}
@@ -530,31 +525,25 @@ async def test_an_iteration_submits_once(backend: str, long_bursts: None) -> Non
 
 
 async def test_nothing_else_is_submitted_during_a_burst(backend: str, long_bursts: None) -> None:
-    shared, loop = small(), asyncio.get_running_loop()
-    reached, released = asyncio.Event(), threading.Event()
-
-    def block() -> None:
-        loop.call_soon_threadsafe(reached.set)
-        assert released.wait(LIMIT_SECONDS)
-
-    computing = Computing({1: block})
+    shared, blocker = small(), Blocker()
+    computing = Computing({1: blocker.block})
 
     async def worker(context: WorkerContext) -> None:
         waits = asyncio.ensure_future(computing(context))
-        await reached.wait()
-        if not released.is_set():
+        await blocker.reached.wait()
+        if not blocker.released.is_set():
             try:
                 with pytest.raises(
                     RuntimeError, match="must submit once an iteration, got a second"
                 ):
                     await context.submit(ONES)
             finally:
-                released.set()
+                blocker.released.set()
         await waits
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
         await scheduler.run(worker, updates=10)
-    assert released.is_set()
+    assert blocker.released.is_set()
     assert shared.flat.eq(-10).all()
 
 
@@ -564,7 +553,7 @@ async def test_an_update_that_cannot_be_applied_has_not_landed(
     """Such as of hyperparameters for which nothing can be compiled."""
     native = pytest.importorskip("hogstream.scheduler.lanes.native")
     shared = small()
-    scheduler = StreamScheduler(shared, backend="numba", workers=1, **COUNTING)
+    scheduler = StreamScheduler(shared, backend="numba", workers=1, timeline=Timeline(), **COUNTING)
 
     def break_compiler() -> None:
         def compile_form(*form: Any) -> None:
@@ -610,7 +599,7 @@ async def test_a_function_that_fails_may_be_followed_by_another(backend: str) ->
 
     async def worker(context: WorkerContext) -> None:
         with pytest.raises(LookupError):
-            await context.compute(fail)  # type: ignore[arg-type]
+            await context.compute(fail)
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             await context.compute(next, iter(()))
         await context.submit(ONES)
