@@ -355,8 +355,7 @@ class WorkerContext:
             )
         except BaseException:
             self._end_burst(burst)
-            if self._current is current:  # and was not abandoned
-                self._renew(current)
+            self._renew(current)
             raise
         self._give_back(current)
         if self._error is not None:
@@ -383,7 +382,7 @@ class WorkerContext:
         """Has an iteration, whose burst has failed or was given up, begin once more.
 
         As if what the burst has made had been iterations of their own. Where it has made all that
-        it might, the iteration stays as it is: it has submitted.
+        it might, the iteration stays as it is: it has submitted. So it does when it was abandoned.
         """
         left = current.updates - current.enqueued
         if not left:

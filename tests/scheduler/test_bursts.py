@@ -142,9 +142,9 @@ async def test_a_slow_worker_leaves_the_others_what_there_is_to_do(
 
     def compute(worker: int) -> Computed:
         calls[worker] += 1
-        if worker == 0:
+        if worker == 0 and calls[0] == 3:
             assert others.wait(LIMIT_SECONDS)
-        elif calls[1] == 990:
+        if calls[1] == 990:
             others.set()
         return ONES, None
 
@@ -200,13 +200,15 @@ async def test_what_has_landed_counts_when_a_later_call_fails(
 async def test_a_worker_that_fails_in_a_burst_is_started_again(
     backend: str, long_bursts: None
 ) -> None:
-    shared, worker = small(), Computing(dict.fromkeys([3, 4, 8], fail))
+    """As often as updates have landed in between."""
+    calls = [3, 4, 8, 10, 12, 14, 16]
+    shared, worker = small(), Computing(dict.fromkeys(calls, fail))
     settings = {"workers": 1, "on_error": "restart", **COUNTING}
     async with StreamScheduler(shared, backend=backend, **settings) as scheduler:
         report = await scheduler.run(worker, updates=100)
     assert report.updates == 100
-    assert report.restarts == [3]
-    assert worker.calls == 103
+    assert report.restarts == [len(calls)]
+    assert worker.calls == 100 + len(calls)
     assert shared.flat.eq(-100).all()
 
 
@@ -480,6 +482,14 @@ async def test_a_gradient_by_name_does_not_outlive_its_update(
 
 # What is refused
 
+
+class Stopped:
+    """A loss that is no number."""
+
+    def __float__(self) -> float:
+        raise StopIteration
+
+
 A_TUPLE = "function must return a tuple of a gradient and a loss or None, got"
 RETURNED: dict[str, tuple[Any, str]] = {
     "nothing": (None, f"{A_TUPLE} NoneType"),
@@ -489,6 +499,7 @@ RETURNED: dict[str, tuple[Any, str]] = {
     "several gradients": (([ONES], None), "function must return one gradient, got a list"),
     "no gradient": ((None, 1.0), "grad must be a torch tensor, got NoneType"),
     "no number": ((ONES, "small"), "loss must be a number or None, got 'small'"),
+    "a loss that stops": ((ONES, Stopped()), "raised StopIteration"),
     "another shape": ((ONES[:3], None), r"ValueError: .*\(3,\)"),
 }
 
@@ -562,11 +573,14 @@ async def test_an_update_that_cannot_be_applied_has_not_landed(
         monkeypatch.setattr(native, "_form", compile_form)
         scheduler.hyperparameters = replace(scheduler.hyperparameters, lr=2.0)
 
+    unheard = list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
     async with scheduler:
         with pytest.raises(WorkerError, match="LookupError: no compiler"):
             await scheduler.run(Computing({3: break_compiler}), updates=10)
         assert scheduler.report is not None
         assert (scheduler.report.updates, scheduler.report.dropped) == (2, [1])
+    assert not unheard
     assert shared.flat.eq(-2).all()
 
 
@@ -594,6 +608,55 @@ async def test_a_worker_may_compute_again_after_an_error(
     assert shared.flat.eq(-100).all()
 
 
+async def test_a_worker_may_leave_it_at_what_a_burst_has_made(
+    backend: str, long_bursts: None
+) -> None:
+    """Though what it has tried since has failed."""
+    shared, computing = small(), Computing({4: fail, 5: fail})
+
+    async def worker(context: WorkerContext) -> None:
+        for _ in range(2):
+            with suppress(LookupError):
+                await computing(context)
+                break
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=100)
+    assert (report.updates, report.failures) == (100, {})
+    assert shared.flat.eq(-100).all()
+
+
+async def test_a_burst_that_is_cancelled_in_its_last_update_has_made_it(long_bursts: None) -> None:
+    shared, loop = small(), asyncio.get_running_loop()
+    applies, released = asyncio.Event(), threading.Event()
+    made = 0
+
+    def kernel(update: Any, *operands: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == 2:
+            loop.call_soon_threadsafe(applies.set)
+            assert released.wait(LIMIT_SECONDS)
+        update(*operands)
+
+    async def worker(context: WorkerContext) -> None:
+        if released.is_set():
+            await context.submit(ONES)
+            return
+        waits = asyncio.ensure_future(context.compute(lambda: (ONES, None)))
+        await applies.wait()
+        waits.cancel()
+        await asyncio.wait([waits])
+        with pytest.raises(RuntimeError, match="must submit once an iteration, got a second"):
+            await context.submit(ONES)
+        released.set()
+
+    async with python_lanes(shared, kernel, workers=1, **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=8)
+    assert report.updates == shared.version == 8
+    assert shared.flat.eq(-8).all()
+
+
 async def test_a_function_that_fails_may_be_followed_by_another(backend: str) -> None:
     shared = small()
 
@@ -605,5 +668,6 @@ async def test_a_function_that_fails_may_be_followed_by_another(backend: str) ->
         await context.submit(ONES)
 
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
-        await scheduler.run(worker, updates=3)
+        report = await scheduler.run(worker, updates=3)
+    assert report.staleness == {0: 3}
     assert shared.flat.eq(-3).all()

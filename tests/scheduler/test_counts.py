@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hogstream.scheduler import SharedParameters, StreamScheduler, WorkerContext
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Wakeup
 from hogstream.scheduler.tracing.timeline import Timeline
+from hogstream.scheduler.update import Work
 from lanes_by_hand import end_threads, lanes_by_hand, updates_of, written
 from process_testing import LIMIT_SECONDS
 from scheduler_testing import python_lanes, submit_ones
@@ -136,6 +137,26 @@ async def test_a_lane_that_runs_through_wakes_the_loop_once() -> None:
             lanes.threads[0].run()
             assert written(lanes._event.reader) == 1
             lanes._deliver_landed()
+
+
+async def test_a_delivery_that_fails_keeps_none_from_another_lane() -> None:
+    delivered: list[int] = []
+
+    def deliver(lane: int, landed: Sequence[Work]) -> None:
+        delivered.append(lane)
+        if lane == 0:
+            raise SystemExit  # as ``on_loss`` may
+
+    async with lanes_by_hand(2, depth=1) as lanes:
+        for lane, update in zip(lanes.lanes, updates_of(lanes, 2), strict=True):
+            lane._deliver = deliver
+            lane.launch(update)
+        for thread in lanes.threads:
+            thread.run()
+        with pytest.raises(SystemExit):
+            lanes._deliver_landed()
+        await asyncio.sleep(0)
+    assert delivered == [0, 1]
 
 
 # How many of 8 landings wake a loop that listens again after each: when half are left or fewer;

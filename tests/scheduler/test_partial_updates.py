@@ -267,3 +267,15 @@ async def test_what_is_only_negative_by_a_bit_is_taken_as_it_is(backend: str) ->
     async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
         await scheduler.run(worker, updates=1)
     assert shared.flat.tolist() == [1.0, 1.0]
+
+
+async def test_gradients_side_by_side_may_be_of_parameters_that_are_not(backend: str) -> None:
+    shared = SharedParameters({name: torch.zeros(4) for name in "abc"})
+    grads = torch.ones(8)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit({"a": grads[:4], "c": grads[4:]})
+
+    async with StreamScheduler(shared, backend=backend, workers=1, **COUNTING) as scheduler:
+        await scheduler.run(worker, updates=3)
+    assert [shared.views[name].unique().tolist() for name in "abc"] == [[-3], [0], [-3]]
