@@ -2,5 +2,6 @@
 
 from hogstream.kernels.backends import available_backends
 from hogstream.kernels.rmsprop import multi_tensor_rmsprop_, rmsprop_
+from hogstream.kernels.sparse import sparse_rmsprop_
 
-__all__ = ["available_backends", "multi_tensor_rmsprop_", "rmsprop_"]
+__all__ = ["available_backends", "multi_tensor_rmsprop_", "rmsprop_", "sparse_rmsprop_"]

@@ -205,6 +205,11 @@ class Switches(NamedTuple):
         """Those that the formula takes: what is stored is rounded outside of it."""
         return self[:5]
 
+    @property
+    def of_descent(self) -> tuple[bool, ...]:
+        """Those that it takes where ``ms`` has its new value already."""
+        return (self.eps_inside_sqrt, *self[2:5])
+
     def of_dtype(self, dtype: torch.dtype) -> Switches:
         """What of these is of account for parameters of a dtype."""
         if dtype.itemsize == 2:

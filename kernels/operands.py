@@ -21,6 +21,7 @@ COMPUTE_DTYPES = {
 }
 #: What parameter dtypes are called in options, results and compiled kernels.
 DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPES}
+_FLOATS = (np.float16, np.float32, np.float64)
 _ALLOWED = "float16, bfloat16, float32 or float64"
 
 
@@ -59,8 +60,8 @@ def check_param(param: torch.Tensor, name: str = "param") -> None:
         ValueError: If it is sparse or has no memory, or its elements do not fill one block of it.
     """
     if param.dtype not in COMPUTE_DTYPES:
-        raise TypeError(f"{name} must be {_ALLOWED}, got {_short(param.dtype)}")
-    _check_dense(name, param)
+        raise TypeError(f"{name} must be {_ALLOWED}, got {short(param.dtype)}")
+    check_dense(name, param)
 
 
 def check_grad(
@@ -73,9 +74,9 @@ def check_grad(
         ValueError: If ``grad`` is sparse, or shapes or devices differ.
     """
     if grad.layout != torch.strided:
-        raise ValueError(f"{name} must be dense, got layout {_short(grad.layout)}")
+        raise ValueError(f"{name} must be dense, got layout {short(grad.layout)}")
     if grad.dtype not in COMPUTE_DTYPES:
-        raise TypeError(f"{name} must be {_ALLOWED}, got {_short(grad.dtype)}")
+        raise TypeError(f"{name} must be {_ALLOWED}, got {short(grad.dtype)}")
     if grad.shape != param.shape:
         raise ValueError(
             f"{name} must have the shape of {param_name}, {tuple(param.shape)}, "
@@ -110,10 +111,10 @@ def check_operands(
         ValueError: If shapes, devices or strides differ, or memory is read-only or not contiguous.
     """
     param_name, grad_name, *state_names = names
-    param = _as_tensor(param_name, param, written=True)
-    grad = _as_tensor(grad_name, grad, written=False)
+    param = as_tensor(param_name, param, written=True)
+    grad = as_tensor(grad_name, grad, written=False)
     state = [
-        each if each is None else _as_tensor(name, each, written=True)
+        each if each is None else as_tensor(name, each, written=True)
         for name, each in zip(state_names, (ms, grad_avg, momentum_buffer, kahan_comp), strict=True)
     ]
     check_param(param, param_name)
@@ -122,7 +123,7 @@ def check_operands(
         if each is not None:
             dtype = param.dtype if each is state[-1] else COMPUTE_DTYPES[param.dtype]
             _check_state(param, each, dtype, name, param_name)
-    _check_not_negated(param, param_name)
+    check_not_negated(param, param_name)
     grad = grad.resolve_neg()
     for name, tensor in zip(names[1:], (grad, *state), strict=True):
         if tensor is not None:
@@ -136,20 +137,25 @@ def _check_state(
 ) -> None:
     if state.dtype != dtype:
         raise TypeError(
-            f"{name} must be {_short(dtype)} for {_short(param.dtype)} params, "
-            f"got {_short(state.dtype)}"
+            f"{name} must be {short(dtype)} for {short(param.dtype)} params, "
+            f"got {short(state.dtype)}"
         )
     if state.layout != torch.strided or state.shape != param.shape:
         raise ValueError(
             f"{name} must be dense and have the shape of {param_name}, {tuple(param.shape)}, "
-            f"got {_short(state.layout)}, {tuple(state.shape)}"
+            f"got {short(state.layout)}, {tuple(state.shape)}"
         )
     if state.device != param.device:
         raise ValueError(f"{name} must be on {param.device} as {param_name}, got {state.device}")
-    _check_not_negated(state, name)
+    check_not_negated(state, name)
 
 
-def _check_not_negated(tensor: torch.Tensor, name: str) -> None:
+def check_not_negated(tensor: torch.Tensor, name: str) -> None:
+    """Checks that memory is what a tensor says that it is.
+
+    Raises:
+        ValueError: If it is a lazily negated view.
+    """
     if tensor.is_neg():
         raise ValueError(f"{name} must be memory as it is, got a lazily negated view of it")
 
@@ -157,7 +163,7 @@ def _check_not_negated(tensor: torch.Tensor, name: str) -> None:
 def _check_laid_out_as(
     param: torch.Tensor, tensor: torch.Tensor, name: str, param_name: str
 ) -> None:
-    _check_dense(name, tensor)
+    check_dense(name, tensor)
     if not same_layout(tensor, param):
         raise ValueError(
             f"{name} must have the strides of {param_name}, {param.stride()}, got {tensor.stride()}"
@@ -209,7 +215,21 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _as_tensor(name: str, array: ArrayLike, *, written: bool) -> torch.Tensor:
+def as_tensor(
+    name: str, array: ArrayLike, *, written: bool, dtypes: Sequence[type[np.generic]] = _FLOATS
+) -> torch.Tensor:
+    """A tensor as it is, or one over the memory of an array.
+
+    Args:
+        name: What errors call it.
+        array: It.
+        written: Whether it will be; if not, one that is read-only is copied.
+        dtypes: Which an array may be of.
+
+    Raises:
+        TypeError: If it is neither, or an array of another dtype or a class of its own.
+        ValueError: If an array is read-only and will be written, or has strides that no tensor has.
+    """
     if isinstance(array, torch.Tensor):
         return array
     if not isinstance(array, np.ndarray):
@@ -226,17 +246,24 @@ def _as_tensor(name: str, array: ArrayLike, *, written: bool) -> torch.Tensor:
         )
     if written and not array.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
-    if array.dtype not in (np.float16, np.float32, np.float64):  # of this machine's byte order
-        raise TypeError(f"{name} must be native float16, float32 or float64, got {array.dtype}")
+    if array.dtype not in dtypes:  # of this machine's byte order
+        *most, last = (each.__name__ for each in dtypes)
+        allowed = f"{', '.join(most)} or {last}" if most else last
+        raise TypeError(f"{name} must be native {allowed}, got {array.dtype}")
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         raise ValueError(f"{name} must be contiguous, got strides of {array.strides} bytes")
     # torch cannot wrap read-only memory without a warning, and a gradient may well be read-only.
     return torch.from_numpy(array if array.flags.writeable else array.copy(order="K"))
 
 
-def _check_dense(name: str, tensor: torch.Tensor) -> None:
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Checks that a tensor's elements fill one block of memory, which is there.
+
+    Raises:
+        ValueError: If not, or if it is sparse.
+    """
     if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be dense, got layout {_short(tensor.layout)}")
+        raise ValueError(f"{name} must be dense, got layout {short(tensor.layout)}")
     if not is_dense(tensor):
         raise ValueError(
             f"{name} must fill one block of memory (contiguous, or a permutation of that), "
@@ -250,13 +277,11 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def check_disjoint(
-    named: Iterable[tuple[Sequence[str], Operands]], *, in_turn: bool = False
-) -> None:
+def check_disjoint(named: Iterable[tuple[Sequence[str], Any]], *, in_turn: bool = False) -> None:
     """Checks that no memory is written by an update of a list and used by anything else in it.
 
     Args:
-        named: What errors call each update's operands, and the operands.
+        named: What errors call each update's operands, and the operands: a named tuple of tensors.
         in_turn: Whether updates that write the same memory come one after the other: parameters
             may share it then, and so may state of one kind.
 
@@ -266,7 +291,7 @@ def check_disjoint(
     spans = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), kind, name)
         for names, operands in named
-        for kind, name, tensor in zip(Operands._fields, names, operands, strict=True)
+        for kind, name, tensor in zip(operands._fields, names, operands, strict=True)
         if tensor is not None and tensor.numel() and tensor.data_ptr()  # which meta tensors lack
     )
     last: dict[str, tuple[int, str]] = {}  # of each kind the span that reaches furthest
@@ -279,5 +304,6 @@ def check_disjoint(
             last[kind] = end, name
 
 
-def _short(thing: torch.dtype | torch.layout) -> str:
+def short(thing: torch.dtype | torch.layout) -> str:
+    """What errors call it."""
     return str(thing).removeprefix("torch.")

@@ -81,12 +81,12 @@ def rmsprop_(
         decoupled_weight_decay=decoupled_weight_decay,
         maximize=maximize,
     )
-    _check_state(hyperparameters, grad_avg=grad_avg, momentum_buffer=momentum_buffer)
+    check_state(hyperparameters, grad_avg=grad_avg, momentum_buffer=momentum_buffer)
     operands = check_operands(param, grad, ms, grad_avg, momentum_buffer)
     check_disjoint([(Operands._fields, operands)])
     hyperparameters.check_held_by(operands.param.dtype)
     chosen = select_backend(backend, operands.param.device.type)
-    _note_changes([param, ms, grad_avg, momentum_buffer])
+    note_changes([param, ms, grad_avg, momentum_buffer])
     chosen.update_(LaunchTable([operands]), hyperparameters)
 
 
@@ -155,7 +155,7 @@ def multi_tensor_rmsprop_(
         decoupled_weight_decay=decoupled_weight_decay,
         maximize=maximize,
     )
-    _check_state(hyperparameters, grad_avgs=grad_avgs, momentum_buffers=momentum_buffers)
+    check_state(hyperparameters, grad_avgs=grad_avgs, momentum_buffers=momentum_buffers)
     lists = {"params": params, "grads": grads, "mss": mss}
     lists |= {} if grad_avgs is None else {"grad_avgs": grad_avgs}
     lists |= {} if momentum_buffers is None else {"momentum_buffers": momentum_buffers}
@@ -173,7 +173,7 @@ def multi_tensor_rmsprop_(
     for table in tables:
         hyperparameters.check_held_by(table.dtype)
     backends = [select_backend(backend, table.device.type) for table in tables]
-    _note_changes([*params, *mss, *(grad_avgs or ()), *(momentum_buffers or ())])
+    note_changes([*params, *mss, *(grad_avgs or ()), *(momentum_buffers or ())])
     for table, chosen in zip(tables, backends, strict=True):
         chosen.update_(table, hyperparameters)
 
@@ -187,7 +187,7 @@ def _check_row(index: int, row: tuple[Any, ...]) -> tuple[list[str], Operands]:
     return names, check_operands(param, grad, ms, grad_avg, momentum_buffer, names=names)
 
 
-def _check_state(hyperparameters: Hyperparameters, **state: object) -> None:
+def check_state(hyperparameters: Hyperparameters, **state: object) -> None:
     """Checks that there is what an update takes of state besides ``ms``, and no more."""
     switches = hyperparameters.switches
     wanted = ("centered", switches.centered), ("momentum", switches.momentum)
@@ -215,7 +215,7 @@ def _check_lists(lists: dict[str, Sequence[ArrayLike]]) -> None:
         raise ValueError(f"{', '.join(names)} and {last} must be of one length, got {lengths}")
 
 
-def _note_changes(changed: Sequence[ArrayLike | None]) -> None:
+def note_changes(changed: Sequence[ArrayLike | None]) -> None:
     """Tells autograd that tensors are written: before they are, as it may refuse."""
     torch.autograd.graph.increment_version(
         [array for array in changed if isinstance(array, torch.Tensor)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.formula import formula_over
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES, check_grad
 from hogstream.optim.state import BUFFERS, as_real, check_step
@@ -14,7 +14,9 @@ from hogstream.optim.step_counts import counters_of
 
 Group = dict[str, Any]
 
-_rmsprop = rmsprop_over(torch.sqrt, torch.div, lambda x: torch.where(x < 0, 0.0, x))
+_formula = formula_over(
+    sqrt=torch.sqrt, divide=torch.div, clamp=lambda x: torch.where(x < 0, 0.0, x)
+)
 
 
 def differentiable_step(
@@ -63,7 +65,7 @@ def _update(param: torch.Tensor, state: dict[str, torch.Tensor], group: Group) -
     assert param.grad is not None
     grad = as_real(param.grad.resolve_conj())
     p = real.to(compute, copy=True)  # which autograd may keep, and the parameter changes
-    p, *new = _rmsprop(p, grad.to(compute), *buffers, factors, *switches.of_formula)
+    p, *new = _formula.rmsprop(p, grad.to(compute), *buffers, factors, *switches.of_formula)
     for buffer, values in zip(buffers, new, strict=True):
         if buffer is not None:
             buffer.copy_(values)

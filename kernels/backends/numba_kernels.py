@@ -49,7 +49,7 @@ from hogstream.kernels.backends.numba_vectors import (
     finite_or_0,
     sqrt,
 )
-from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.formula import formula_over
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters, Switches
 from hogstream.kernels.launch_table import (
     ELEMENTS,
@@ -78,7 +78,7 @@ _I64 = ir.IntType(64)
 _KEY = 8 * len(Factors._fields)
 
 
-_rmsprop = rmsprop_over(sqrt, truediv, clamp)
+formula = formula_over(sqrt=sqrt, divide=truediv, clamp=clamp)
 
 
 def update_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
@@ -382,7 +382,7 @@ def _emit_update(
     if switches.compensated:
         p = p + emitter.load_stored(at[KAHAN_COMP])
     state = {row: emitter.load_computed(at[row]) for row in _STATE if row in at}
-    p, *new = _rmsprop(p, g, *map(state.get, _STATE), factors, *switches.of_formula)
+    p, *new = formula.rmsprop(p, g, *map(state.get, _STATE), factors, *switches.of_formula)
     for row, numbers in zip(_STATE, new, strict=True):
         if row in state:
             emitter.store_computed(numbers, at[row])

@@ -38,6 +38,21 @@ class Backend:
         return self.race_block is not None
 
 
+@dataclass(frozen=True)
+class RowBackend:
+    """One implementation of the update of rows.
+
+    Attributes:
+        name: As in ``backend=``.
+        kernel: Updates rows of a table in place, on the calling thread or on the current stream.
+        update_: The same with all CPU threads that the update is worth.
+    """
+
+    name: str
+    kernel: Callable[..., Any]
+    update_: Callable[..., Any]
+
+
 def available_backends() -> dict[str, str | None]:
     """Maps each backend's name to None if it runs here, else to the reason that it does not.
 
@@ -89,6 +104,23 @@ def _select(name: str | None, device_type: str) -> Backend:
     update_ = module.update_ if name == "triton" else module.update_in_pieces_
     race_block = None if name == "numpy" else module.race_block
     return Backend(name, module.update_, update_, race_block)
+
+
+@cache
+def select_row_backend(name: str | None, device_type: str) -> RowBackend:
+    """As ``select_backend``, of updates of rows.
+
+    Args:
+        name: A backend, or None for the default.
+        device_type: Where the operands are, as ``torch.device.type``.
+
+    Raises:
+        ValueError: As ``select_backend``.
+        RuntimeError: Likewise.
+    """
+    chosen = select_backend(name, device_type).name
+    module = importlib.import_module(f"{__package__}.{chosen}_rows")
+    return RowBackend(chosen, module.update_, getattr(module, "update_in_pieces_", module.update_))
 
 
 @cache

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from hogstream.kernels import rounding
-from hogstream.kernels.formula import rmsprop_over
+from hogstream.kernels.formula import formula_over
 from hogstream.kernels.launch_table import (
     ELEMENTS,
     GRAD,
@@ -53,7 +53,10 @@ def _where(condition, x, y):
     return tl.where(condition, x, y)
 
 
-_rmsprop = triton.jit(rmsprop_over(_sqrt, _divide, _clamp, tl=tl))
+_formula = formula_over(
+    compiled=triton.jit, sqrt=_sqrt, divide=_divide, clamp=_clamp, where=_where, tl=tl
+)
+_rmsprop = _formula.rmsprop
 _mixed = triton.jit(rounding.over(rounding.mixed, tl=tl))
 _random = triton.jit(rounding.over(rounding.random, mixed=_mixed, tl=tl))
 _bfloat16 = triton.jit(rounding.over(rounding.bfloat16, where=_where, tl=tl))
