@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from operator import truediv
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from hogstream.kernels.backends.numba_atomics import (
     prefetch,
 )
 from hogstream.kernels.backends.numba_compile import cfunc, part
+from hogstream.kernels.backends.numba_formula import emit_update, written_by
 from hogstream.kernels.backends.numba_pieces import (
     ARGUMENT,
     COLUMNS,
@@ -43,13 +43,9 @@ from hogstream.kernels.backends.numba_vectors import (
     FORMATS,
     Emitter,
     Vector,
-    clamp,
     factors_at,
     finite,
-    finite_or_0,
-    sqrt,
 )
-from hogstream.kernels.formula import formula_over
 from hogstream.kernels.hyperparameters import Factors, Hyperparameters, Switches
 from hogstream.kernels.launch_table import (
     ELEMENTS,
@@ -69,16 +65,11 @@ from hogstream.kernels.rounding import PLACES
 _FINITE_LINES = 4
 # Elements that race counters count together: 2^10 to 2^15 cost as little.
 _RACE_BLOCK = 1 << 13
-# What the formula takes of state.
-_STATE = MS, GRAD_AVG, MOMENTUM_BUFFER
 # Small tensors are asked for when the kernel is at the one so many places before.
 _UPDATES_AHEAD = 4
 _I64 = ir.IntType(64)
 # Where the key of a step is, in bytes behind the factors.
 _KEY = 8 * len(Factors._fields)
-
-
-formula = formula_over(sqrt=sqrt, divide=truediv, clamp=clamp)
 
 
 def update_(table: LaunchTable, hyperparameters: Hyperparameters, key: int = 0) -> None:
@@ -126,7 +117,7 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
 def _kernel(of_params: torch.dtype, of_grads: torch.dtype, of: Switches) -> Kernel:
     """Takes pieces of a job of ``numba_pieces``, with the argument of ``_kernel_of``."""
     of = of.of_dtype(of_params)
-    rows, switches = _rows_of(of), of.bits
+    rows, switches = (GRAD, *written_by(of)), of.bits
     dtype, grad_dtype = DTYPE_NAMES[of_params], DTYPE_NAMES[of_grads]
     stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
     grad_bytes = FORMATS[grad_dtype].stored_bytes
@@ -172,16 +163,6 @@ def _kernel(of_params: torch.dtype, of_grads: torch.dtype, of: Switches) -> Kern
             share, start, stop = take_piece(job)
 
     return Kernel.of(kernel)
-
-
-def _rows_of(switches: Switches) -> tuple[int, ...]:
-    """The rows of a table that an update reads."""
-    is_read = {
-        GRAD_AVG: switches.centered,
-        MOMENTUM_BUFFER: switches.momentum,
-        KAHAN_COMP: switches.compensated,
-    }
-    return (PARAM, GRAD, MS, *(row for row in is_read if is_read[row]))
 
 
 @cache
@@ -367,31 +348,22 @@ def _emit_update(
     emitters: tuple[Emitter, Emitter],  # of all but gradients, and of these
     addresses: Sequence[ir.Value],
     index: ir.Value,  # of the first element
-    factors: Sequence[Vector],
+    factors: list[Vector],
     where: tuple[ir.Value, ir.Value],  # its place, and the key of the step
     switches: Switches,
 ) -> None:
     emitter, of_grad = emitters
     stored, computed = emitter.form.stored_bytes, emitter.form.compute_bytes
     sizes = (stored, of_grad.form.stored_bytes, computed, computed, computed, stored)
-    at = {row: emitter.place(addresses[row], index, sizes[row]) for row in _rows_of(switches)}
+    at = {
+        row: emitter.place(addresses[row], index, sizes[row])
+        for row in (GRAD, *written_by(switches))
+    }
     if emitter.width > 1:
         for row, address in at.items():
             emitter.read_ahead(address, sizes[row])
-    p, g = emitter.load_stored(at[PARAM]), of_grad.load_stored(at[GRAD])
-    if switches.compensated:
-        p = p + emitter.load_stored(at[KAHAN_COMP])
-    state = {row: emitter.load_computed(at[row]) for row in _STATE if row in at}
-    p, *new = formula.rmsprop(p, g, *map(state.get, _STATE), factors, *switches.of_formula)
-    for row, numbers in zip(_STATE, new, strict=True):
-        if row in state:
-            emitter.store_computed(numbers, at[row])
-    if switches.stochastic:
-        emitter.store_by_chance(p, at[PARAM], *where)
-        return
-    emitter.store_rounded(p, at[PARAM])
-    if switches.compensated:
-        emitter.store_rounded(finite_or_0(p - emitter.rounded(p)), at[KAHAN_COMP])
+    g = of_grad.load_stored(at[GRAD])
+    emit_update(emitter, at, g, factors, where, switches)
 
 
 _update: Any = intrinsic(prefer_literal=True)(_update_intrinsic)

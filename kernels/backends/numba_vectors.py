@@ -317,6 +317,41 @@ def _factors_at_intrinsic(
 factors_at: Any = intrinsic(prefer_literal=True)(_factors_at_intrinsic)
 
 
+def _computed_at_intrinsic(
+    _context: Any,
+    address: types.Type,  # int64
+    dtype: Any,  # name of the parameter's: literal
+) -> Any:
+    """An element of the compute type in memory."""
+    wide = dtype.literal_value == "float64"
+    compute = FORMATS[dtype.literal_value].compute
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        return builder.load(builder.inttoptr(args[0], compute.as_pointer()), align=1)
+
+    return (types.float64 if wide else types.float32)(address, dtype), emit
+
+
+computed_at: Any = intrinsic(prefer_literal=True)(_computed_at_intrinsic)
+
+
+def _set_computed_intrinsic(
+    _context: Any,
+    address: types.Type,  # int64
+    value: types.Type,  # of the compute type
+) -> Any:
+    """Writes an element of the compute type to memory."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=1)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(address, value), emit
+
+
+set_computed: Any = intrinsic(_set_computed_intrinsic)
+
+
 def _finite_intrinsic(
     _context: Any,
     grad: types.Type,  # address: int64

@@ -1,0 +1,472 @@
+"""The update of rows in Numba: one pass over what is touched, without the GIL.
+
+This module needs Numba; ``select`` imports it when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from functools import cache
+from operator import truediv
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from hogstream.kernels.backends.numba_atomics import (
+    atomic_load,
+    call,
+    float_load,
+    plain_store,
+    prefetch,
+)
+from hogstream.kernels.backends.numba_compile import cfunc, part
+from hogstream.kernels.backends.numba_formula import (
+    emit_update,
+    formula,
+    load_param,
+    written_by,
+)
+from hogstream.kernels.backends.numba_kernels import begin_block, end_block
+from hogstream.kernels.backends.numba_pieces import (
+    ARGUMENT,
+    COLUMNS,
+    Kernel,
+    in_update,
+    run_alone,
+    run_in_pieces,
+    take_piece,
+)
+from hogstream.kernels.backends.numba_vectors import (
+    CACHE_LINE,
+    FORMATS,
+    Emitter,
+    Format,
+    Vector,
+    computed_at,
+    factors_at,
+    set_computed,
+)
+from hogstream.kernels.formula import LANES, formula_over
+from hogstream.kernels.hyperparameters import Factors, Hyperparameters, Switches
+from hogstream.kernels.launch_table import GRAD, KAHAN_COMP, MS, PARAM
+from hogstream.kernels.operands import DTYPE_NAMES
+from hogstream.kernels.race_counters import RaceCounters
+from hogstream.kernels.rows import RowUpdate
+
+#: What an update of rows is, as int64 in memory: first addresses, as in a launch table; then the
+#: address of ``last_update``, of rows in ascending order and of where their gradients are; how many
+#: those are, and elements of a row; the number of the update; addresses of the factors, and of race
+#: counts or 0; how many blocks these have, of how many rows; the key of the step.
+LAST_UPDATE = 6
+ROWS, ORDER, POSITIONS, WIDTH, NUMBER, FACTORS, COUNTS, BLOCKS, BLOCK_ROWS, KEY = range(7, 17)
+# Rows are asked for when the kernel is at the one so many positions before: 4 to 16 do as well.
+_POSITIONS_AHEAD = 8
+# Vectors of so many elements for what is less than a cache line.
+_NARROW = 4
+# How much of a row is asked for: the processor finds the rest.
+_ASKED_BYTES = 4 * CACHE_LINE
+# Where alpha is in the factors, in bytes.
+_ALPHA = 8 * Factors._fields.index("alpha")
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Kinds(NamedTuple):
+    """What the code of an update of rows depends on.
+
+    Attributes:
+        dtype: Name of the parameter's.
+        grad_dtype: Name of the gradients'.
+        switches: ``Switches.bits``.
+        rowwise: Whether there is one ``ms`` for each row.
+        lazy: Whether there is ``last_update``.
+    """
+
+    dtype: str
+    grad_dtype: str
+    switches: int
+    rowwise: bool
+    lazy: bool
+
+
+def update_(
+    update: RowUpdate,
+    hyperparameters: Hyperparameters,
+    key: int = 0,
+    counters: RaceCounters | None = None,
+) -> None:
+    """Updates rows of a table in place, in one pass, on the calling thread.
+
+    Args:
+        update: Of tensors on the CPU.
+        hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
+        counters: To count the update with: for the rows of the table, in blocks of any number.
+
+    Raises:
+        ValueError: If counters are not for the table's rows.
+    """
+    if counters is not None and counters.elements != len(update.operands.param):
+        raise ValueError(
+            f"counters must be for {len(update.operands.param)} rows, got {counters.elements}"
+        )
+    span = _Span.of(update, hyperparameters, key, counters)
+    if span.elements:
+        run_alone(_kernel(), span, update_function(span.kinds).address)
+
+
+def update_in_pieces_(update: RowUpdate, hyperparameters: Hyperparameters, key: int = 0) -> None:
+    """The same on all threads that the update is worth.
+
+    Args:
+        update: Of tensors on the CPU.
+        hyperparameters: The numbers and switches of the update.
+        key: Of the step, from ``key_of_step``, for stochastic rounding.
+    """
+    span = _Span.of(update, hyperparameters, key, None)
+    if span.elements:
+        run_in_pieces(_kernel(), span, update_function(span.kinds).address)
+
+
+class _Span(NamedTuple):
+    """An update of rows as ``numba_pieces`` takes it, which keeps what it points to.
+
+    Attributes:
+        columns: The fields: int64.
+        elements: How many the gradients have.
+        dtype: Of the parameter.
+        kinds: What its code depends on.
+        kept: What has the memory.
+        updates: It is one.
+    """
+
+    columns: npt.NDArray[np.int64]
+    elements: int
+    dtype: torch.dtype
+    kinds: Kinds
+    kept: Any
+    updates: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        update: RowUpdate,
+        hyperparameters: Hyperparameters,
+        key: int,
+        counters: RaceCounters | None,
+    ) -> _Span:
+        given, factors = update.operands, hyperparameters.in_memory
+        tensors = [*given[:7], update.rows, update.order]
+        fields = [0 if each is None else each.data_ptr() for each in tensors]
+        fields += [len(update.rows), update.width, update.number, ctypes.addressof(factors)]
+        if counters is None:
+            fields += [0, 1, 1]
+        else:
+            fields += [counters.counts.data_ptr(), counters.blocks, counters.block]
+        columns = np.array([*fields, key - (key >> 63 << 64)], np.int64)
+        kinds = Kinds(
+            DTYPE_NAMES[given.param.dtype],
+            DTYPE_NAMES[given.grads.dtype],
+            hyperparameters.switches.of_dtype(given.param.dtype).bits,
+            update.is_rowwise,
+            given.last_update is not None,
+        )
+        kept = update, factors, counters
+        return cls(columns, update.elements, given.param.dtype, kinds, kept)
+
+
+@cache
+def _kernel() -> Kernel:
+    """Takes pieces of a job of ``numba_pieces``, whose columns are the fields of an update.
+
+    Its argument is the address of what ``update_function`` gives.
+    """
+
+    @cfunc(types.void(types.int64))
+    def kernel(job: int) -> None:
+        fields, update = atomic_load(job + 8 * COLUMNS), atomic_load(job + 8 * ARGUMENT)
+        width = atomic_load(fields + 8 * WIDTH)
+        elements = atomic_load(fields + 8 * POSITIONS) * width
+        share, start, stop = take_piece(job)
+        while start < stop:
+            begin, end, _ = in_update(job, share, start, stop, elements)
+            # A position belongs to the piece in which its first element is.
+            call(update, (fields, -(-begin // width), -(-end // width)))
+            share, start, stop = take_piece(job)
+
+    return Kernel.of(kernel)
+
+
+@cache
+def update_function(kinds: Kinds) -> Any:
+    """An update of rows as other compiled code calls it, with race counters or without.
+
+    Returns:
+        ``update(fields, begin, end)``, a ``CFunc`` of Numba: all int64, and it returns 0.
+        ``fields`` is the address of what the constants of this module say. It updates the rows
+        whose first position is one of ``begin`` to ``end``.
+    """
+    dtype, grad_dtype, switches, rowwise, lazy = kinds
+    stored_bytes, compute_bytes = FORMATS[dtype].stored_bytes, FORMATS[dtype].compute_bytes
+    grad_bytes = FORMATS[grad_dtype].stored_bytes
+    compute = np.float64 if dtype == "float64" else np.float32
+
+    @cfunc(types.int64(types.int64, types.int64, types.int64))
+    def update(fields: int, begin: int, end: int) -> int:
+        factors = factors_at(_field(fields, FACTORS), dtype)
+        width, counts = compute(_field(fields, WIDTH)), _field(fields, COUNTS)
+        block, version, witness = -1, 0, 0
+        position = _first_of_row(fields, begin)
+        while position < end:
+            row, stop = _row_from(fields, position)
+            _ask_ahead(fields, position, stored_bytes, grad_bytes, compute_bytes, rowwise)
+            if counts != 0 and row // _field(fields, BLOCK_ROWS) != block:
+                if block >= 0:
+                    end_block(counts, _field(fields, BLOCKS), block, version, witness)
+                block = row // _field(fields, BLOCK_ROWS)
+                version, witness = begin_block(counts, _field(fields, BLOCKS), block)
+            left, ms = compute(1), compute(0)
+            if lazy:
+                left = compute(_left_of(fields, row))
+            place = row, position, stop - position
+            if rowwise:
+                squares = _squares(fields, place, factors, dtype, grad_dtype, switches)
+                of_ms = _field(fields, MS) + row * compute_bytes
+                ms = _row_mean_square(computed_at(of_ms, dtype) * left, squares, width, factors)
+                set_computed(of_ms, ms)
+            _update_row(
+                fields, place, factors, ms, left, dtype, grad_dtype, switches, rowwise, lazy
+            )
+            if lazy:
+                plain_store(_field(fields, LAST_UPDATE) + 8 * row, _field(fields, NUMBER))
+            position = stop
+        if block >= 0:
+            end_block(counts, _field(fields, BLOCKS), block, version, witness)
+        return 0
+
+    return update
+
+
+@part
+def _field(fields: int, index: int) -> int:
+    return atomic_load(fields + 8 * index)
+
+
+@part
+def _first_of_row(fields: int, position: int) -> int:
+    """The first position from one on at which a row begins."""
+    rows, positions = _field(fields, ROWS), _field(fields, POSITIONS)
+    while 0 < position < positions and _field(rows, position) == _field(rows, position - 1):
+        position += 1
+    return position
+
+
+@part
+def _row_from(fields: int, position: int) -> tuple[int, int]:
+    """Which row begins at a position, and where the next one does."""
+    rows, positions = _field(fields, ROWS), _field(fields, POSITIONS)
+    row, stop = _field(rows, position), position + 1
+    while stop < positions and _field(rows, stop) == row:
+        stop += 1
+    return row, stop
+
+
+@part
+def _ask_ahead(
+    fields: int,
+    position: int,
+    stored_bytes: int,
+    grad_bytes: int,
+    compute_bytes: int,
+    rowwise: bool,
+) -> None:
+    """Asks for the memory of a row that comes later."""
+    ahead = min(position + _POSITIONS_AHEAD, _field(fields, POSITIONS) - 1)
+    row, width = _field(_field(fields, ROWS), ahead), _field(fields, WIDTH)
+    _ask(_field(fields, PARAM) + row * width * stored_bytes, width * stored_bytes)
+    of_grad = _field(_field(fields, ORDER), ahead)
+    _ask(_field(fields, GRAD) + of_grad * width * grad_bytes, width * grad_bytes)
+    if rowwise:
+        width = 1
+    _ask(_field(fields, MS) + row * width * compute_bytes, width * compute_bytes)
+
+
+@part
+def _ask(address: int, size: int) -> None:
+    for line in range(0, min(size, _ASKED_BYTES), CACHE_LINE):
+        prefetch(address + line)
+    prefetch(address + size - 1)
+
+
+@part
+def _left_of(fields: int, row: int) -> float:
+    """What is left of a row's state after the updates that have passed it by."""
+    number = _field(fields, NUMBER)
+    passed = max(number - 1 - _field(_field(fields, LAST_UPDATE), row), 0)
+    bits = 0
+    while number >> bits:
+        bits += 1
+    return _decay(1.0, float_load(_field(fields, FACTORS) + _ALPHA), passed, bits)
+
+
+@part
+def _where(condition: bool, x: float, y: float) -> float:
+    return x if condition else y
+
+
+_of_scalars = formula_over(compiled=part, divide=truediv, where=_where)
+_decay, _row_mean_square = _of_scalars.decay, _of_scalars.row_mean_square
+
+
+class _Row(NamedTuple):
+    """One row's part of an update, in LLVM's language: int64 each."""
+
+    builder: ir.IRBuilder
+    fields: ir.Value
+    index: ir.Value  # of the row in the table
+    position: ir.Value  # of its first gradient
+    count: ir.Value  # of its gradients
+
+    @classmethod
+    def of(cls, builder: ir.IRBuilder, fields: ir.Value, place: ir.Value) -> _Row:
+        return cls(builder, fields, *cgutils.unpack_tuple(builder, place))
+
+    def field(self, index: int) -> ir.Value:
+        return self.load(self.builder.add(self.fields, _I64(8 * index)))
+
+    def load(self, address: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.inttoptr(address, _I64.as_pointer()), align=8)
+
+    def columns(self, form: Format) -> Iterator[tuple[int, ir.Value, ir.Value]]:
+        """Loops over its elements, as many at once as there may be; in each, code is written.
+
+        Yields:
+            How many at once, how many elements the loop has come to, and the first one's place.
+        """
+        b, start, width = self.builder, _I64(0), self.field(WIDTH)
+        for step in (CACHE_LINE // form.compute_bytes, _NARROW, 1):
+            end = b.and_(width, _I64(-step))
+            with cgutils.for_range_slice(b, start, end, _I64(step)) as (column, _):
+                yield step, column, b.add(b.mul(self.index, width), column)
+            start = end
+
+    def addresses(
+        self, emitter: Emitter, place: ir.Value, rows: Iterable[int]
+    ) -> dict[int, ir.Value]:
+        """Where an element of the table is, and of its state, by the rows of a launch table."""
+        stored, computed = emitter.form.stored_bytes, emitter.form.compute_bytes
+        sizes = dict.fromkeys(rows, computed) | {PARAM: stored, KAHAN_COMP: stored}
+        return {row: emitter.place(self.field(row), place, sizes[row]) for row in rows}
+
+    def gradient(self, of_grad: Emitter, column: ir.Value) -> Vector:
+        """Some elements of the sum of its gradients, added in their order."""
+        b, width = self.builder, self.field(WIDTH)
+        order = b.add(self.field(ORDER), b.mul(self.position, _I64(8)))
+
+        def loaded(number: ir.Value) -> Vector:
+            at = self.load(b.add(order, b.mul(number, _I64(8))))
+            index = b.add(b.mul(at, width), column)
+            address = of_grad.place(self.field(GRAD), index, of_grad.form.stored_bytes)
+            return of_grad.load_stored(address)
+
+        first = loaded(_I64(0))
+        total = cgutils.alloca_once_value(b, first.value)
+        with cgutils.for_range_slice(b, _I64(1), self.count, _I64(1)) as (number, _):
+            b.store((Vector(b, b.load(total)) + loaded(number)).value, total)
+        return Vector(b, b.load(total))
+
+
+def _emitters(
+    builder: ir.IRBuilder, dtype: Any, grad_dtype: Any, width: int
+) -> tuple[Emitter, Emitter]:
+    """Those of a parameter's elements, and of its gradients'."""
+    form = FORMATS[dtype.literal_value]
+    of_grad = FORMATS[grad_dtype.literal_value]._replace(
+        compute=form.compute, compute_bytes=form.compute_bytes
+    )
+    return Emitter(builder, form, width), Emitter(builder, of_grad, width)
+
+
+def _update_row_intrinsic(
+    _context: Any,
+    fields: types.Type,  # address: int64
+    place: types.Type,  # the row, the position of its first gradient, how many it has: int64 each
+    factors: types.Type,  # as ``Factors``: a tuple of eight of the compute type
+    ms: types.Type,  # the row's mean square, if ROWWISE: of the compute type
+    left: types.Type,  # what is left of its state, if LAZY: the same
+    dtype: Any,  # name of the parameter's: literal
+    grad_dtype: Any,  # name of the gradients': literal
+    switches: Any,  # ``Switches.bits``: literal
+    rowwise: Any,  # literal
+    lazy: Any,  # literal
+) -> Any:
+    """Updates one row."""
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        row, of = _Row.of(builder, *args[:2]), Switches.of_bits(switches.literal_value)
+        written = [each for each in written_by(of) if each != MS or not rowwise.literal_value]
+        for width, column, place in row.columns(FORMATS[dtype.literal_value]):
+            emitter, of_grad = _emitters(builder, dtype, grad_dtype, width)
+            emit_update(
+                emitter,
+                row.addresses(emitter, place, written),
+                row.gradient(of_grad, column),
+                [emitter.spread(each) for each in cgutils.unpack_tuple(builder, args[2])],
+                (place, row.field(KEY)),
+                of,
+                ms=emitter.spread(args[3]) if rowwise.literal_value else None,
+                left=emitter.spread(args[4]) if lazy.literal_value else None,
+            )
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    arguments = (fields, place, factors, ms, left, dtype, grad_dtype, switches, rowwise, lazy)
+    return types.void(*arguments), emit
+
+
+def _squares_intrinsic(
+    _context: Any,
+    fields: types.Type,  # this and what follows as for ``_update_row``
+    place: types.Type,
+    factors: types.Type,
+    dtype: Any,
+    grad_dtype: Any,
+    switches: Any,
+) -> Any:
+    """The sum of the squares of a row's gradient, lane by lane, then half of the lanes to half."""
+    form = FORMATS[dtype.literal_value]
+    result = types.float64 if dtype.literal_value == "float64" else types.float32
+
+    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        row, of = _Row.of(builder, *args[:2]), Switches.of_bits(switches.literal_value)
+        lanes = ir.VectorType(form.compute, LANES)
+        sums = cgutils.alloca_once(builder, lanes)
+        builder.store(ir.Constant(lanes, [0.0] * LANES), sums)
+        for width, column, place in row.columns(form):
+            emitter, of_grad = _emitters(builder, dtype, grad_dtype, width)
+            at = row.addresses(emitter, place, [PARAM, KAHAN_COMP])
+            spread = [emitter.spread(each) for each in cgutils.unpack_tuple(builder, args[2])]
+            p = load_param(emitter, at, of) if of.coupled else None
+            g = formula.gradient(p, row.gradient(of_grad, column), spread, of.coupled)
+            lane = builder.and_(column, _I64(LANES - 1))
+            address = emitter.place(builder.ptrtoint(sums, _I64), lane, form.compute_bytes)
+            emitter.store_computed(emitter.load_computed(address) + g * g, address)
+        total = builder.load(sums)
+        for half in (LANES >> shift for shift in range(1, LANES.bit_length())):
+            low, high = (
+                builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(_I32, half), which))
+                for which in ([*range(half)], [*range(half, 2 * half)])
+            )
+            total = builder.fadd(low, high)
+        return builder.extract_element(total, _I32(0))
+
+    return result(fields, place, factors, dtype, grad_dtype, switches), emit
+
+
+_update_row: Any = intrinsic(prefer_literal=True)(_update_row_intrinsic)
+_squares: Any = intrinsic(prefer_literal=True)(_squares_intrinsic)
