@@ -91,6 +91,7 @@ IDS = "must have ids of a user and an item, integers from 0 to 2147483647, and a
         (COLONS + "7:5:1\n", "line 4: must have at least 3 fields with '::'.*got 1 in '7:5:1'"),
         (COMMAS + "\n7,5,1,0\n", "line 5: must have at least 3 fields with ','.*got 1 in ''"),
         ("1::2::x\n", f"line 1: {IDS}a finite float32, got '1', '2' and 'x'"),
+        (COMMAS + "7,5,1#,0\n", "line 5: .* got '7', '5' and '1#'"),
         (COMMAS + "7,5,nan,0\n", "line 5: .* got '7', '5' and 'nan'"),
         (COMMAS + "7,5,-inf,0\n", "line 5: .* got '7', '5' and '-inf'"),
         (COMMAS + "7,5,1e39,0\n", "line 5: .* got '7', '5' and '1e39'"),

@@ -119,7 +119,8 @@ def read_ratings(path: str | os.PathLike[str]) -> Ratings:
     - RecBole's ``.inter``: columns user_id, item_id and rating, each with its type behind a colon,
       with tabs.
 
-    Further columns are not read. Users and items are numbered from 0 in the order of their ids.
+    Further columns are not read. Ids are integers from 0 to 2**31 - 1. Users and items are numbered
+    from 0 in the order of their ids.
 
     Args:
         path: The file, or a folder with exactly one of ``u.data``, ``ratings.dat``,
@@ -145,7 +146,7 @@ def read_ratings(path: str | os.PathLike[str]) -> Ratings:
 
 def _number(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
     """Numbers ids from 0 in their order; returns the number of each, and how many there are."""
-    known = np.unique(ids)  # its return_inverse would take three times the memory
+    known = np.unique(ids)  # its return_inverse takes almost three times the memory
     return np.searchsorted(known, ids).astype(np.int32), len(known)
 
 
@@ -154,7 +155,7 @@ def _file_at(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(
             f"there is no file or folder {path}; "
-            f"hogstream.workloads.movielens.download_ml_100k() downloads MovieLens-100K"
+            "hogstream.workloads.movielens.download_ml_100k() downloads MovieLens-100K"
         )
     if not path.is_dir():
         return path
