@@ -70,6 +70,11 @@ class RowUpdate:
         return cls(operands, *sort_rows(operands.rows, len(operands.param)), number)
 
     @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.operands.param.device
+
+    @property
     def width(self) -> int:
         """How many elements a row has."""
         return self.operands.param.shape[1]

@@ -164,10 +164,17 @@ def check_movable(groups: list[Group]) -> None:
 
     Raises:
         ValueError: If two share memory, which they would do no more; if one is in memory that is
-            shared with other processes, which would keep the old one; or if one is complex.
+            shared with other processes, which would keep the old one; if one is complex; or if a
+            group has state by rows.
     """
     named = []
     for group_index, group in enumerate(groups):
+        for option in ("rowwise", "lazy_decay"):
+            if group[option]:
+                raise ValueError(
+                    f"{option} of group {group_index} must be False with flat=True, whose updates "
+                    "are of all elements alike, got True"
+                )
         for index, param in enumerate(group["params"]):
             name = f"param {index} in group {group_index}"
             if param.requires_grad:

@@ -23,6 +23,8 @@ StateDict = dict[str, Any]
 # How a step is run, and how it is rounded: a state that says nothing of that goes on either way.
 _RUN = ("foreach", "differentiable", "capturable")
 _ROUNDED = ("stochastic_rounding", "seed", "kahan_sum")
+# State by rows, which none of them has.
+_NOT_BY_ROWS = {"rowwise": False, "lazy_decay": False}
 # What all keep.
 _BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
 # What all have; and what they take for those of it that their first versions had not.
@@ -63,6 +65,7 @@ _LIBRARIES = {
             "decoupled_weight_decay": False,
             "lr_in_momentum": False,
             "initial_accumulator_value": 0.0,
+            **_NOT_BY_ROWS,
         },
         names=_same(*_COMMON, "maximize", *_RUN),
         steps_are_numbers=False,
@@ -76,12 +79,18 @@ _LIBRARIES = {
             "lr_in_momentum": False,
             "initial_accumulator_value": 0.0,
             "maximize": False,  # it is torch's to its constructor, but its step does not look at it
+            **_NOT_BY_ROWS,
         },
         names=_same(*_COMMON),
     ),
     "timm": _Library(
         "timm's RMSpropTF",
-        fixed={"eps_inside_sqrt": True, "initial_accumulator_value": 1.0, "maximize": False},
+        fixed={
+            "eps_inside_sqrt": True,
+            "initial_accumulator_value": 1.0,
+            "maximize": False,
+            **_NOT_BY_ROWS,
+        },
         names={
             **_same(*_COMMON, "lr_in_momentum"),
             "decoupled_weight_decay": "decoupled_decay",

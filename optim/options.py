@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from hogstream.kernels.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from hogstream.kernels.rows import check_row_options
 from hogstream.optim.parameters import needs_state
 
 Group = dict[str, Any]
 _SWITCHES: dict[str, Any] = {
+    "rowwise": bool,
+    "lazy_decay": bool,
     "differentiable": bool,
     "capturable": bool,
     "foreach": (bool, NoneType),
@@ -82,7 +85,14 @@ def check_group(group: Group) -> Hyperparameters:
             "stochastic_rounding must be False with capturable=True, whose steps the host does not "
             "count, got True"
         )
-    for other in ("capturable", "foreach", "stochastic_rounding", "kahan_sum"):
+    check_row_options(hyperparameters, rowwise=group["rowwise"], lazy_decay=group["lazy_decay"])
+    if group["lazy_decay"] and group["capturable"]:
+        raise ValueError(
+            "lazy_decay must be False with capturable=True, whose steps the host does not count, "
+            "got True"
+        )
+    others = "capturable", "foreach", "stochastic_rounding", "kahan_sum", "rowwise", "lazy_decay"
+    for other in others:
         if group["differentiable"] and group[other]:
             raise ValueError(
                 f"{other} must be False with differentiable=True, which goes "

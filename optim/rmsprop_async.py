@@ -18,6 +18,7 @@ from hogstream.kernels.hyperparameters import HYPERPARAMETERS
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import check_param
 from hogstream.kernels.rounding import key_of_step
+from hogstream.kernels.rows import RowUpdate
 from hogstream.kernels.shared_memory import move_to_shared_memory
 from hogstream.optim.differentiable import differentiable_step
 from hogstream.optim.flat_buffers import FlatBuffer, check_movable, make_flat_buffers
@@ -25,6 +26,7 @@ from hogstream.optim.grad_factor import Scaling, check_max_grad_norm, scaling_of
 from hogstream.optim.interchange import readable
 from hogstream.optim.options import NOT_HONOURED, check_group
 from hogstream.optim.parameters import needs_state, own_part
+from hogstream.optim.row_steps import RowStep, are_by_rows, params_by_rows, row_steps, without
 from hogstream.optim.state import (
     BUFFERS,
     STATE,
@@ -37,9 +39,9 @@ from hogstream.optim.state import (
     made_to_fit,
     pair,
 )
-from hogstream.optim.step_counts import counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_counts import counters_of, counts_in_use, gather_steps, new_counts
 from hogstream.optim.step_in_graph import unwrapped_in_graphs
-from hogstream.optim.step_plan import PlannedStep, StepPlan, make_plan
+from hogstream.optim.step_plan import PlannedLaunch, PlannedStep, StepPlan, make_plan
 
 # ``torch.compiler.disable``, but that would import the compiler with this module: seconds.
 _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -47,7 +49,9 @@ _not_compiled = torch._disable_dynamo  # type: ignore[attr-defined]
 _graph_position: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 # What is pickled besides what torch knows of.
 _OWN = ("backend", "capturable", "max_grad_norm", "_counts")
-_options_of = itemgetter(*HYPERPARAMETERS, "differentiable", "capturable", "foreach", "seed")
+_options_of = itemgetter(
+    *HYPERPARAMETERS, "rowwise", "lazy_decay", "differentiable", "capturable", "foreach", "seed"
+)
 # A profiler may look at this thread alone, or at all: then torch's module says so.
 _is_profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -126,6 +130,10 @@ class RMSpropAsync(Optimizer):
     device or layout is made anew with its values; not where it is shared with other processes,
     which would not see it. A parameter whose gradient is None is left alone, its state too.
 
+    A sparse gradient, as of ``nn.Embedding(sparse=True)``, updates its rows alone, by
+    ``sparse_rmsprop_``: those of the same row are summed first, and all others stay as they are,
+    state and weight decay included. So it costs what it touches. Its parameter must be contiguous.
+
     Parameters that share memory, and one that is in a group twice, are updated one after the other.
     Of a ``DTensor`` (FSDP2, tensor parallel) each process updates its own part, and its state is
     one too; a gradient that is placed otherwise is brought to its parameter's placements first.
@@ -158,6 +166,12 @@ class RMSpropAsync(Optimizer):
         decoupled_weight_decay: Shrink the parameter by ``1 - lr*weight_decay`` instead of adding
             ``weight_decay*param`` to the gradient.
         maximize: Ascend the gradient.
+        rowwise: Keep one ``ms`` for each row of a parameter (its first axis): of the mean of the
+            squares over the row, ``state["square_avg"]`` of shape (N,). Not with ``centered``.
+        lazy_decay: ``ms``, and the mean gradient, of a row that steps have passed by decay by
+            ``alpha`` for each of them, when it is touched again: as if each had brought a gradient
+            of 0. ``state["last_update"]`` has the step that touched each row last: int64, shape
+            (N,). Not with ``momentum``, whose buffer would have moved such a row.
         stochastic_rounding: Round parameters of 16 bits up or down by chance: so a step that is
             smaller than half of their last place moves them in the mean. The same bits come of the
             same ``seed`` on every backend, also in a run that is resumed; others with ``flat``.
@@ -222,6 +236,8 @@ class RMSpropAsync(Optimizer):
         eps_inside_sqrt: bool = True,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        rowwise: bool = False,
+        lazy_decay: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
         kahan_sum: bool = False,
@@ -253,6 +269,8 @@ class RMSpropAsync(Optimizer):
             "eps_inside_sqrt": eps_inside_sqrt,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "rowwise": rowwise,
+            "lazy_decay": lazy_decay,
             "stochastic_rounding": stochastic_rounding,
             "seed": seed,
             "kahan_sum": kahan_sum,
@@ -267,6 +285,7 @@ class RMSpropAsync(Optimizer):
         self._shared = False  # whether other processes may know the state
         self._counts: list[torch.Tensor] = []  # from ``new_counts``, of which steps are views
         self._plan: StepPlan | None = None
+        self._by_rows: dict[int, torch.Tensor] = {}  # parameters that no plan is for, by their ids
         self._flat_buffers: list[list[FlatBuffer]] = []  # of each group
         self._graph = 0  # how far autograd's graphs were when flat gradients were set to zero
         self._settings: dict[int, _Settings] = {}  # of groups, whose options stay as they are
@@ -307,7 +326,7 @@ class RMSpropAsync(Optimizer):
             )
         self._check_params(tensors)
         if self.flat:
-            check_movable([*self.param_groups, {"params": tensors}])
+            check_movable([*self.param_groups, options])
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         with torch.inference_mode(False):  # whose tensors could not be changed elsewhere
@@ -351,7 +370,7 @@ class RMSpropAsync(Optimizer):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
             for name in Kinds.of_group(group).buffers(param):
-                if name not in state or is_outgrown(name, param, state):
+                if name not in state or is_outgrown(name, param, state, Kinds.of_group(group)):
                     state[name] = made_to_fit(state.get(name), param, name, group)
 
     def _count_on(self, device: torch.device) -> None:
@@ -429,7 +448,7 @@ class RMSpropAsync(Optimizer):
                 continue
             state, names = self.state.get(param, {}), kinds.names(param)
             missing = sorted(name for name in names if name not in state)
-            outgrown = [name for name in names if is_outgrown(name, param, state)]
+            outgrown = [name for name in names if is_outgrown(name, param, state, kinds)]
             if not missing and not outgrown:
                 continue
             if is_shared is None:
@@ -472,7 +491,7 @@ class RMSpropAsync(Optimizer):
         if known is not None and known.keys == keys and all(map(is_, known.values, values)):
             return known
         taken = self._check_settings(index)
-        settings = _Settings(keys, values, taken, Kinds.of(taken[0]))
+        settings = _Settings(keys, values, taken, Kinds.of_group(group))
         # Others may change and stay the same object; but what the device reads is no matter.
         fixed = (int, float, NoneType)
         are_fixed = all(isinstance(value, fixed) or value is taken[-1] for value in values)
@@ -521,8 +540,9 @@ class RMSpropAsync(Optimizer):
 
         Raises:
             TypeError: If a gradient is not of a dtype that can be read.
-            ValueError: If a gradient is sparse, or of another shape or device, or a group's
-                hyperparameter is out of range.
+            ValueError: If a gradient is sparse otherwise than by rows, or of another shape or
+                device, or a group's hyperparameter is out of range.
+            IndexError: If a row is not in its parameter.
             RuntimeError: If state is missing that is shared with other processes.
         """
         loss = None
@@ -535,7 +555,10 @@ class RMSpropAsync(Optimizer):
             self._count_on(found_inf.device)
         settings = [self._settings_of(index) for index in range(len(groups))]
         kinds = [each.kinds for each in settings]
-        step = self._plan.followed(groups, self.state, kinds) if self._plan else None
+        if self._by_rows:
+            step = self._step_beside_rows(kinds)
+        else:
+            step = self._plan.followed(groups, self.state, kinds) if self._plan else None
         if step is None:
             if any(group["differentiable"] for group in groups):
                 self._check_differentiable()
@@ -547,9 +570,10 @@ class RMSpropAsync(Optimizer):
             settings = [self._settings_of(index) for index in range(len(groups))]
             step = self._first_step_by_new_plan(kinds)
         self._plan = plan = step.plan
+        by_rows = self._row_steps(kinds) if self._by_rows else []
         scaling = self._scaling(groups)
         if scaling is not None and scaling.is_left_out(
-            on_host=any(launch.backend.name != "triton" for launch in plan.launches)
+            on_host=any(each.backend.name != "triton" for each in (*plan.launches, *by_rows))
         ):
             step.end()
             return loss
@@ -561,9 +585,15 @@ class RMSpropAsync(Optimizer):
             if scaling is None and not taken[0].stochastic_rounding:
                 launch.backend.update_(table, *taken)
             else:
-                self._launch_with(scaling, plan, number, table, taken)
+                self._launch_with(scaling, launch, number, table, taken)
         step.end()
-        for counter in plan.counters:
+        for number, each in enumerate(by_rows, len(plan.launches)):
+            self._launch_with(scaling, each, number, each.update, settings[each.group].taken)
+        counters = plan.counters
+        if by_rows:
+            torch.autograd.graph.increment_version([each.param for each in by_rows])
+            counters = counters + counters_of((each.step for each in by_rows), self._counts)
+        for counter in counters:
             counter.add_one(None if scaling is None else scaling.found_inf)
         return loss
 
@@ -597,29 +627,45 @@ class RMSpropAsync(Optimizer):
             if not group["kahan_sum"]:  # what was left is of older values from now on
                 for param in group["params"]:
                     self.state.get(param, {}).pop("kahan_comp", None)
-        return make_plan(groups, self.state, kinds, self._counts, buffers, self.backend)
+        self._by_rows = params_by_rows(groups)
+        return make_plan(
+            groups, self.state, kinds, self._counts, buffers, self.backend, self._by_rows
+        )
+
+    def _step_beside_rows(self, kinds: list[Kinds]) -> PlannedStep | None:
+        """A step of all that is not updated by rows, by the plan that there is, if it may be."""
+        groups = self.param_groups
+        if self._plan is None or not are_by_rows(groups, self._by_rows):
+            return None
+        return self._plan.followed(without(groups, self._by_rows), self.state, kinds)
+
+    def _row_steps(self, kinds: list[Kinds]) -> list[RowStep]:
+        self._make_missing_state()
+        groups, counts = self.param_groups, self._counts
+        return row_steps(groups, self.state, kinds, counts, self._by_rows, self.backend)
 
     def _launch_with(
         self,
         scaling: Scaling | None,
-        plan: StepPlan,
+        launch: PlannedLaunch | RowStep,
         number: int,
-        table: LaunchTable,
+        what: LaunchTable | RowUpdate,
         taken: tuple[Any, ...],
     ) -> None:
-        """Launches an update that is scaled, or rounded stochastically."""
-        launch = plan.launches[number]
+        """Launches an update that may be scaled, or rounded stochastically."""
         more: dict[str, Any] = {}
         hyperparameters, *lr_on_device = taken
+        if lr_on_device:
+            more["lr_on_device"] = lr_on_device[0]
         if hyperparameters.stochastic_rounding:
             # Of all parameters together: greater after each step, whichever it reaches.
             steps = int(sum(float(counts.double().sum()) for counts in self._counts))
             more["key"] = key_of_step(self.param_groups[launch.group]["seed"], steps, number)
         if scaling is not None and launch.backend.name == "triton":
-            more |= scaling.on(table.device)
+            more |= scaling.on(what.device)
         elif scaling is not None:
             hyperparameters = hyperparameters.with_grad_factor(float(scaling.factor))
-        launch.backend.update_(table, hyperparameters, *lr_on_device, **more)
+        launch.backend.update_(what, hyperparameters, **more)
 
     def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
         """What gradients are multiplied by; None if by nothing."""
@@ -630,7 +676,7 @@ class RMSpropAsync(Optimizer):
             return None
         check_max_grad_norm(self.max_grad_norm)
         params = (param for group in groups for param in group["params"])
-        grads = [grad for param in params if (grad := param.grad) is not None]
+        grads = [_dense(grad) for param in params if (grad := param.grad) is not None]
         return scaling_of(grads, self.max_grad_norm, grad_scale, found_inf)
 
     @_not_compiled
@@ -753,7 +799,7 @@ class RMSpropAsync(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what was pickled, or what torch loads."""
         super().__setstate__(state)
-        self._plan, self._settings = None, {}
+        self._plan, self._by_rows, self._settings = None, {}, {}
         if "_counts" in state:  # it was copied or pickled
             self._counts = gather_steps(self._counts, self.state.values())
             self._shared = _is_any_shared(self.state.values())
@@ -765,6 +811,11 @@ def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
     """Whether some state on the CPU lies where other processes may know it."""
     buffers = (state[name] for state in states for name in BUFFERS if name in state)
     return any(buffer.device.type == "cpu" and own_part(buffer).is_shared() for buffer in buffers)
+
+
+def _dense(grad: torch.Tensor) -> torch.Tensor:
+    """What a gradient's norm is of: of a sparse one, the sums of those of the same row."""
+    return grad.coalesce().values() if grad.layout == torch.sparse_coo else grad
 
 
 def _device_of(group: dict[str, Any]) -> torch.device | None:

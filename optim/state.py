@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import COMPUTE_DTYPES, same_layout
 from hogstream.optim.options import Group, check_group
 from hogstream.optim.parameters import check_distributed_alike, is_distributed, own_part
 
 #: What an update takes of state, in the order of ``Operands``, by torch's names.
 BUFFERS = ("square_avg", "grad_avg", "momentum_buffer", "kahan_comp")
+#: The same of updates of rows.
+ROW_BUFFERS = (*BUFFERS, "last_update")
 #: All names of state.
-STATE = ("step", *BUFFERS)
+STATE = ("step", *ROW_BUFFERS)
 
 _STEP_DTYPES = (torch.float32, torch.float64, torch.int64)
 # The type of state: that in which a parameter, or each part of a complex one, is computed.
@@ -35,28 +36,52 @@ class Kinds(NamedTuple):
         centered: Whether there is ``grad_avg``.
         momentum: Whether there is ``momentum_buffer``.
         compensated: Whether there is ``kahan_comp`` of those of 16 bits.
+        rowwise: Whether ``square_avg`` has one value for each row.
+        lazy: Whether there is ``last_update``.
     """
 
     centered: bool
     momentum: bool
     compensated: bool
-
-    @classmethod
-    def of(cls, hyperparameters: Hyperparameters) -> Kinds:
-        """Those that updates with these take."""
-        switches = hyperparameters.switches
-        return cls(switches.centered, switches.momentum, switches.compensated)
+    rowwise: bool
+    lazy: bool
 
     @classmethod
     def of_group(cls, group: Group) -> Kinds:
         """Those that a parameter group asks for."""
-        return cls(group["centered"], group["momentum"] != 0, group["kahan_sum"])
+        return cls(
+            group["centered"],
+            group["momentum"] != 0,
+            group["kahan_sum"],
+            group["rowwise"],
+            group["lazy_decay"],
+        )
 
     def buffers(self, param: torch.Tensor) -> tuple[str, ...]:
-        """Names of ``BUFFERS``: what a parameter has of them."""
+        """Names of ``ROW_BUFFERS``: what a parameter has of them."""
         compensated = self.compensated and as_real(param).itemsize == 2
-        is_wanted = True, self.centered, self.momentum, compensated
-        return tuple(name for name, wanted in zip(BUFFERS, is_wanted, strict=True) if wanted)
+        is_wanted = True, self.centered, self.momentum, compensated, self.lazy
+        return tuple(name for name, wanted in zip(ROW_BUFFERS, is_wanted, strict=True) if wanted)
+
+    def is_by_row(self, name: str) -> bool:
+        """Whether a part of state has one value for each row of its parameter."""
+        return name == "last_update" or (name == "square_avg" and self.rowwise)
+
+    def shape(self, name: str, param: torch.Tensor) -> tuple[int, ...]:
+        """That of a part of a parameter's state."""
+        if name == "step":
+            return ()
+        return tuple(param.shape[:1] or (1,) if self.is_by_row(name) else param.shape)
+
+    def dtype(self, name: str, param: torch.Tensor) -> torch.dtype:
+        """That of a part of a parameter's state, but for ``step``."""
+        if name == "last_update":
+            return torch.int64
+        if name == "kahan_comp":
+            return param.dtype
+        if self.is_by_row(name):
+            return COMPUTE_DTYPES[as_real(param).dtype]
+        return _STATE_DTYPES[param.dtype]
 
     def names(self, param: torch.Tensor) -> tuple[str, ...]:
         """All names of a parameter's state."""
@@ -76,12 +101,14 @@ def new_buffer(param: torch.Tensor, name: str, group: Group) -> torch.Tensor:
         name: One of ``BUFFERS``.
         group: Of the parameter.
     """
-    buffer = torch.zeros_like(
-        param,
-        dtype=param.dtype if name == "kahan_comp" else _STATE_DTYPES[param.dtype],
-        memory_format=torch.preserve_format,
-        requires_grad=False,
-    )
+    kinds = Kinds.of_group(group)
+    dtype = kinds.dtype(name, param)
+    if kinds.is_by_row(name):
+        buffer = torch.zeros(kinds.shape(name, param), dtype=dtype, device=param.device)
+    else:
+        buffer = torch.zeros_like(
+            param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
+        )
     as_real(buffer).fill_(first_value(name, group))
     return buffer
 
@@ -91,6 +118,9 @@ def made_to_fit(
 ) -> torch.Tensor:
     """A part of a parameter's state in new memory, with the values that it had if there are any.
 
+    Where one value for each row takes the place of one for each element, it is their mean; and the
+    other way round, each element has its row's.
+
     Args:
         buffer: What there is of it; None for nothing.
         param: The parameter.
@@ -98,12 +128,20 @@ def made_to_fit(
         group: Of the parameter.
     """
     new = new_buffer(param, name, group)
-    if buffer is not None and buffer.shape == new.shape:
+    if buffer is None:
+        return new
+    kinds = Kinds.of_group(group)
+    if buffer.shape == new.shape:
         new.copy_(buffer)
+    elif kinds.is_by_row(name) and buffer.shape == param.shape:
+        new.copy_(as_real(buffer).reshape(len(new), -1).mean(1))
+    elif not kinds.is_by_row(name) and buffer.shape == new.shape[:1]:
+        parts = as_real(new)
+        parts.copy_(buffer.reshape(-1, *[1] * (parts.dim() - 1)).expand_as(parts))
     return new
 
 
-def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any]) -> bool:
+def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any], kinds: Kinds) -> bool:
     """Whether a part of a parameter's state is for another dtype, device or layout than it has now.
 
     So is one of another shape that no step was made with. What no parameter's state could be is
@@ -112,14 +150,19 @@ def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any]) -> bool:
     buffer = state.get(name)
     if name == "step" or not isinstance(buffer, torch.Tensor) or buffer.layout != torch.strided:
         return False
-    alike = buffer.is_complex() == param.is_complex() and not is_integral(buffer)
+    if kinds.is_by_row(name):
+        alike = not buffer.is_complex() and is_integral(buffer) == (name == "last_update")
+    else:
+        alike = buffer.is_complex() == param.is_complex() and not is_integral(buffer)
     if not alike or is_distributed(buffer) != is_distributed(param):
         return False
-    if buffer.shape != param.shape:
-        return not state.get("step", 1)
-    dtype = param.dtype if name == "kahan_comp" else _STATE_DTYPES.get(param.dtype, buffer.dtype)
-    if (buffer.dtype, buffer.device) != (dtype, param.device):
+    if buffer.shape != kinds.shape(name, param):
+        of_other = kinds._replace(rowwise=not kinds.rowwise).shape(name, param)
+        return buffer.shape == of_other or not state.get("step", 1)
+    if (buffer.dtype, buffer.device) != (kinds.dtype(name, param), param.device):
         return True
+    if kinds.is_by_row(name):
+        return not buffer.is_contiguous()
     own, of_param = own_part(buffer), own_part(param)
     return own.shape != of_param.shape or not same_layout(own, of_param)
 
@@ -171,37 +214,39 @@ def check_loadable(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if saved_sizes != sizes:
         raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
-    names_of: list[tuple[str, ...]] = []  # by parameter
+    kinds_of: list[Kinds] = []  # by parameter
     for group, saved in zip(groups, saved_groups, strict=True):
         kept = {name: group[name] for name in ("params", "capturable")}
-        hyperparameters = check_group({**group, **saved, **kept})
-        names_of += map(Kinds.of(hyperparameters).names, group["params"])
+        check_group({**group, **saved, **kept})
+        kinds_of += [Kinds.of_group({**group, **saved})] * len(group["params"])
     for index, (_, param, saved) in enumerate(pair(optimizer, state_dict)):
         if not saved:
             continue
         # What rounding has left is nothing where it was not kept.
-        if missing := set(names_of[index]) - {"kahan_comp"} - saved.keys():
+        kinds = kinds_of[index]
+        if missing := set(kinds.names(param)) - {"kahan_comp"} - saved.keys():
             raise ValueError(
-                f"state of parameter {index} must have {', '.join(names_of[index])}, "
+                f"state of parameter {index} must have {', '.join(kinds.names(param))}, "
                 f"got none of {sorted(missing)}"
             )
         for name in filter(saved.__contains__, STATE):
-            _check_value(f"{name} of parameter {index}", saved[name], param, is_step=name == "step")
+            _check_value(f"{name} of parameter {index}", saved[name], param, name, kinds)
 
 
-def _check_value(name: str, value: Any, param: torch.Tensor, is_step: bool) -> None:
+def _check_value(said: str, value: Any, param: torch.Tensor, name: str, kinds: Kinds) -> None:
     if not isinstance(value, (torch.Tensor, Real)):
-        raise TypeError(f"{name} must be a tensor or a number, got {value!r}")
-    shape = () if is_step else tuple(param.shape)
+        raise TypeError(f"{said} must be a tensor or a number, got {value!r}")
+    shape = kinds.shape(name, param)
     value = as_saved(value)
     if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-    is_complex = param.is_complex() and not is_step
+        raise ValueError(f"{said} must have shape {shape}, got {tuple(value.shape)}")
+    is_of_param = name != "step" and not kinds.is_by_row(name)
+    is_complex = param.is_complex() and is_of_param
     if value.is_complex() != is_complex:
         kind = "complex" if is_complex else "real"
-        raise ValueError(f"{name} must be {kind}, got {value.dtype}")
-    if not is_step:
-        check_distributed_alike(value, param, name)
+        raise ValueError(f"{said} must be {kind}, got {value.dtype}")
+    if is_of_param:
+        check_distributed_alike(value, param, said)
 
 
 def as_saved(value: Any) -> torch.Tensor:

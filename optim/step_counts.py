@@ -107,6 +107,20 @@ def gather_steps(
     return [*counts, gathered] if alone else counts
 
 
+def exact_count(step: torch.Tensor, counts: list[torch.Tensor]) -> int:
+    """What a step counts, beyond 2^24 too; of one on a GPU, the host waits for it.
+
+    Args:
+        step: Of shape ().
+        counts: From ``new_counts``: where it is, maybe.
+    """
+    of_storage = {each.untyped_storage().data_ptr(): each for each in counts}
+    counter = _counter(step, 1, of_storage)
+    if counter.shown + counter.rest != counter.shown:  # somebody has set it since
+        return int(counter.shown)
+    return int(counter.shown) + int(counter.rest)
+
+
 def counters_of(steps: Iterable[torch.Tensor], counts: list[torch.Tensor]) -> list[Counter]:
     """As few counters as can be: one for each run of steps that lie side by side in memory.
 

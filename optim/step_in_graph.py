@@ -22,7 +22,7 @@ Tensors = list[torch.Tensor]
 
 _NUMBERS = "alpha", "eps", "weight_decay", "momentum"
 _SWITCHES = "centered", "lr_in_momentum", "eps_inside_sqrt", "decoupled_weight_decay", "maximize"
-_NOT_IN_GRAPHS = "differentiable", "stochastic_rounding", "kahan_sum"
+_NOT_IN_GRAPHS = "differentiable", "stochastic_rounding", "kahan_sum", "rowwise", "lazy_decay"
 _KINDS = BUFFERS[:3]  # but for Kahan's
 _BUFFERS = ", ".join(f"Tensor[] {name}s" for name in _KINDS)
 
@@ -44,8 +44,8 @@ def _step_in_graph(optimizer: Any, closure: Callable[[], Any] | None = None) -> 
     Steps count up to 2^24, as torch's.
 
     Raises:
-        NotImplementedError: If the optimizer is differentiable or capturable, clips, or rounds
-            otherwise than to nearest.
+        NotImplementedError: If the optimizer is differentiable or capturable, clips, rounds
+            otherwise than to nearest, or has state by rows.
     """
     loss = None
     if closure is not None:
@@ -57,9 +57,8 @@ def _step_in_graph(optimizer: Any, closure: Callable[[], Any] | None = None) -> 
         is_scaled = getattr(optimizer, "found_inf", None) is not None
         if asked or optimizer.capturable or is_scaled or optimizer.max_grad_norm is not None:
             raise NotImplementedError(
-                "an optimizer has no step for graphs with differentiable, stochastic_rounding, "
-                "kahan_sum, capturable, max_grad_norm or a loss scale: compile step itself, not "
-                "what it wraps"
+                f"an optimizer has no step for graphs with {', '.join(_NOT_IN_GRAPHS)}, "
+                "capturable, max_grad_norm or a loss scale: compile step itself, not what it wraps"
             )
         params = [
             param

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from operator import eq, getitem, is_, itemgetter, ne
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,7 @@ from hogstream.optim.parameters import (
     own_part_of_grad,
     placement_of,
 )
+from hogstream.optim.row_steps import without
 from hogstream.optim.state import BUFFERS, Kinds, as_real, check_step
 from hogstream.optim.step_counts import Counter, counters_of
 
@@ -390,6 +392,7 @@ def make_plan(
     counts: list[torch.Tensor],
     flat_buffers: list[list[FlatBuffer]],
     backend: str | None,
+    by_rows: Collection[int] = (),
 ) -> PlannedStep:
     """Checks the reached parameters and their gradients, and plans their update.
 
@@ -400,6 +403,7 @@ def make_plan(
         counts: From ``new_counts``: where the state's steps are.
         flat_buffers: Those of each group.
         backend: Which kernels to use; None picks by device.
+        by_rows: The ids of parameters that are not planned for.
 
     Returns:
         The first step by the plan: gradients that were not laid out as their parameters are copies.
@@ -409,12 +413,13 @@ def make_plan(
         ValueError: If a gradient is sparse or of another shape or device, if a parameter's strides
             are no longer those of its state, or if two tensors overlap.
     """
-    reached = Reached.of(groups)
+    planned = without(groups, by_rows)
+    reached = Reached.of(planned)
     named = [
         _checked(f"param {index} in group {group_index}", param, state[param], kinds[group_index])
         for group_index, group in enumerate(groups)
         for index, param in enumerate(group["params"])
-        if param.grad is not None
+        if param.grad is not None and id(param) not in by_rows
     ]
     check_disjoint(named, in_turn=True)
     operands = [each for _, each in named]
@@ -422,7 +427,7 @@ def make_plan(
     counters: list[Counter] = []
     places = np.full(len(operands), _NO_PLACE)
     first = words = 0
-    for index, group in enumerate(groups):
+    for index, group in enumerate(planned):
         here = [param for param in group["params"] if param.grad is not None]
         positions = range(first, first + len(here))
         for table, of in _tables_of(positions, reached, operands, flat_buffers[index]):
@@ -437,12 +442,12 @@ def make_plan(
     places[in_flat] = words  # which no table reads
     of_reached = [
         kind
-        for group, kind in zip(groups, kinds, strict=True)
+        for group, kind in zip(planned, kinds, strict=True)
         for param in group["params"]
         if param.grad is not None
     ]
     written = Written.by(operands)
-    premises = _ReadPremises.of(groups, state, reached, written, places, in_flat, of_reached)
+    premises = _ReadPremises.of(planned, state, reached, written, places, in_flat, of_reached)
     copied = any(map(ne, (each.grad.data_ptr() for each in operands), premises.grad_pointers))
     plan = StepPlan(launches, kinds, counters, premises, lasting=not copied)
     return PlannedStep(plan, StepMemory(launches, operands))

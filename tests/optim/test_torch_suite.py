@@ -7,7 +7,7 @@ random sequences of all that.
 
 What torch's tests hold of other optimizers, and why it is not here:
 
-- sparse gradients and parameters: ``RMSprop`` refuses them, torch's and ours.
+- sparse parameters: ``RMSprop`` refuses them, torch's and ours; ours takes sparse gradients.
 - ``fused``: torch's ``RMSprop`` has no such option, and ours is always fused. That it gives the
   same as a loop, in each dtype, is compared here with torch's loop.
 - which of torch's implementations is the default: ours has one, whatever ``foreach`` says.
