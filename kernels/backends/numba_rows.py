@@ -62,10 +62,19 @@ from hogstream.kernels.rows import RowUpdate
 
 #: What an update of rows is, as int64 in memory: first addresses, as in a launch table; then the
 #: address of ``last_update``, of rows in ascending order and of where their gradients are; how many
-#: those are, and elements of a row; the number of the update; addresses of the factors, and of race
-#: counts or 0; how many blocks these have, of how many rows; the key of the step.
+#: those are, and elements of a row; the number of the update; the address of the factors; and the
+#: key of the step.
 LAST_UPDATE = 6
-ROWS, ORDER, POSITIONS, WIDTH, NUMBER, FACTORS, COUNTS, BLOCKS, BLOCK_ROWS, KEY = range(7, 17)
+ROWS, ORDER, POSITIONS, WIDTH, NUMBER, FACTORS, KEY = range(7, 14)
+#: How many elements come before the table in what is counted and locked. A row belongs to the block
+#: there in which it begins.
+BEFORE = 14
+#: The address of race counts, or 0; how many blocks they have, of how many elements each.
+COUNTS, BLOCKS, BLOCK = range(15, 18)
+#: The address of mutexes, each in a cache line of its own, or 0; how many, which must be held for a
+#: block of how many elements: block after block has the next one.
+LOCKS, STRIPES, LOCK_BLOCK = range(18, 21)
+FIELDS = 21
 # Rows are asked for when the kernel is at the one so many positions before: 4 to 16 do as well.
 _POSITIONS_AHEAD = 8
 # Vectors of so many elements for what is less than a cache line.
@@ -75,6 +84,9 @@ _ASKED_BYTES = 4 * CACHE_LINE
 # Where alpha is in the factors, in bytes.
 _ALPHA = 8 * Factors._fields.index("alpha")
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+_lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
 
 
 class Kinds(NamedTuple):
@@ -165,11 +177,12 @@ class _Span(NamedTuple):
         tensors = [*given[:7], update.rows, update.order]
         fields = [0 if each is None else each.data_ptr() for each in tensors]
         fields += [len(update.rows), update.width, update.number, ctypes.addressof(factors)]
-        if counters is None:
-            fields += [0, 1, 1]
-        else:
-            fields += [counters.counts.data_ptr(), counters.blocks, counters.block]
-        columns = np.array([*fields, key - (key >> 63 << 64)], np.int64)
+        fields += [key - (key >> 63 << 64)]
+        columns = np.zeros(FIELDS, np.int64)
+        columns[: len(fields)] = fields
+        if counters is not None:
+            block = counters.block * update.width
+            columns[COUNTS : BLOCK + 1] = counters.counts.data_ptr(), counters.blocks, block
         kinds = Kinds(
             DTYPE_NAMES[given.param.dtype],
             DTYPE_NAMES[given.grads.dtype],
@@ -220,17 +233,14 @@ def update_function(kinds: Kinds) -> Any:
     @cfunc(types.int64(types.int64, types.int64, types.int64))
     def update(fields: int, begin: int, end: int) -> int:
         factors = factors_at(_field(fields, FACTORS), dtype)
-        width, counts = compute(_field(fields, WIDTH)), _field(fields, COUNTS)
-        block, version, witness = -1, 0, 0
+        width = compute(_field(fields, WIDTH))
+        window, held = (-1, 0, 0), -1
         position = _first_of_row(fields, begin)
         while position < end:
             row, stop = _row_from(fields, position)
             _ask_ahead(fields, position, stored_bytes, grad_bytes, compute_bytes, rowwise)
-            if counts != 0 and row // _field(fields, BLOCK_ROWS) != block:
-                if block >= 0:
-                    end_block(counts, _field(fields, BLOCKS), block, version, witness)
-                block = row // _field(fields, BLOCK_ROWS)
-                version, witness = begin_block(counts, _field(fields, BLOCKS), block)
+            held = _hold(fields, row, held)
+            window = _count(fields, row, window)
             left, ms = compute(1), compute(0)
             if lazy:
                 left = compute(_left_of(fields, row))
@@ -246,8 +256,8 @@ def update_function(kinds: Kinds) -> Any:
             if lazy:
                 plain_store(_field(fields, LAST_UPDATE) + 8 * row, _field(fields, NUMBER))
             position = stop
-        if block >= 0:
-            end_block(counts, _field(fields, BLOCKS), block, version, witness)
+        _count(fields, -1, window)
+        _hold(fields, -1, held)
         return 0
 
     return update
@@ -275,6 +285,66 @@ def _row_from(fields: int, position: int) -> tuple[int, int]:
     while stop < positions and _field(rows, stop) == row:
         stop += 1
     return row, stop
+
+
+@part
+def _count(fields: int, row: int, window: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Counts an update of the block before, where a row is in another; -1 is in none.
+
+    Args:
+        fields: Their address.
+        row: What is updated next.
+        window: The block of the row before, or -1, its version and its witness.
+
+    Returns:
+        The same of this row.
+    """
+    counts, blocks = _field(fields, COUNTS), _field(fields, BLOCKS)
+    if counts == 0:
+        return window
+    block, version, witness = window
+    following = _block_of(fields, row, BLOCK)
+    if following == block:
+        return window
+    if block >= 0:
+        end_block(counts, blocks, block, version, witness)
+    if following < 0:
+        return -1, 0, 0
+    version, witness = begin_block(counts, blocks, following)
+    return following, version, witness
+
+
+@part
+def _hold(fields: int, row: int, held: int) -> int:
+    """Holds the mutex of a row's block, and no other; of -1 none.
+
+    Args:
+        fields: Their address.
+        row: What is updated next.
+        held: Which is held, or -1.
+
+    Returns:
+        Which is held now.
+    """
+    locks = _field(fields, LOCKS)
+    if locks == 0:
+        return held
+    block = _block_of(fields, row, LOCK_BLOCK)
+    wanted = block if block < 0 else block % _field(fields, STRIPES)
+    if wanted != held:
+        if held >= 0:
+            _unlock(locks + CACHE_LINE * held)
+        if wanted >= 0:
+            _lock(locks + CACHE_LINE * wanted)
+    return wanted
+
+
+@part
+def _block_of(fields: int, row: int, of: int) -> int:
+    """The block in which a row begins, of as many elements as a field says; -1 of none."""
+    if row < 0:
+        return -1
+    return (_field(fields, BEFORE) + row * _field(fields, WIDTH)) // _field(fields, of)
 
 
 @part
