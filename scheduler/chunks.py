@@ -8,7 +8,6 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.scheduler.budget import Budget
 
 
 class CompiledLoop(Protocol):
@@ -59,21 +58,17 @@ class Chunk:
     loss: float | None = None
     started_ns = ended_ns = 0
 
-    def __init__(
-        self, loop: CompiledLoop, updates: int, hyperparameters: Hyperparameters, budget: Budget
-    ) -> None:
+    def __init__(self, loop: CompiledLoop, updates: int, hyperparameters: Hyperparameters) -> None:
         """Begins nothing.
 
         Args:
             loop: What makes the updates.
             updates: How many it has been prepared for.
             hyperparameters: What they are made with.
-            budget: Of the run.
         """
         self.loop = loop
         self.updates = updates
         self._hyperparameters = hyperparameters
-        self._budget = budget
         self._ended: int | None = None
 
     @property
@@ -87,7 +82,7 @@ class Chunk:
         Raises:
             Exception: As the loop.
         """
-        if self._ended is None and not self._budget.closed:
+        if self._ended is None:
             self.started_ns = perf_counter_ns()
             try:
                 total = self.loop.run(self._hyperparameters)

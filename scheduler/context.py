@@ -298,7 +298,7 @@ class WorkerContext:
             current.updates = loop.begin(wanted)
         finally:
             self._budget.give_back(wanted - current.updates)
-        await self._run_burst(current, Chunk(loop, current.updates, numbers, self._budget))
+        await self._run_burst(current, Chunk(loop, current.updates, numbers))
 
     def send(self, value: Any) -> None:
         """Sends a value to the ``on_result`` of the run, which drops it if it has none.

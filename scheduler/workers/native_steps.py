@@ -6,6 +6,7 @@ This module needs Numba.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numba
@@ -32,10 +33,10 @@ from hogstream.scheduler.lanes.rings import WORD, now
 LINE = CACHE_LINE // WORD
 
 #: What a worker and its loop tell each other, as int64: how many updates it may still make, which
-#: the event loop may take back; how many it has made, and left out; what went wrong, and with what;
-#: how many updates have been looked at more closely, and what of them comes next.
+#: the event loop may take back; how many it has made, has told others of, and has left out; what
+#: went wrong, and with what; and how many updates have been looked at more closely.
 PERMITS = 0
-MADE, NONFINITE, FAULT, FAULT_TABLE, FAULT_ROW, MEASURED = range(LINE, LINE + 6)
+MADE, TOLD, NONFINITE, FAULT, FAULT_TABLE, FAULT_ROW, MEASURED = range(LINE, LINE + 7)
 CONTROL = 2 * LINE
 #: What of each that was looked at: its staleness, and how many nanoseconds it took.
 STALENESS, NANOSECONDS = range(2)
@@ -46,6 +47,9 @@ ROW_FAULT, NONFINITE_FAULT = 1, 2
 # ``TICKETS``: the next one to be given, and the one whose turn it is, on a line each.
 GIVEN, TURN = 0, LINE
 TICKETS = 2 * LINE
+
+# Steps whose loops are kept: they take some tenths of a second to compile.
+_KEPT = 64
 
 _yield: Any = types.ExternalFunction("sched_yield", types.int32())
 
@@ -102,17 +106,18 @@ class Numbers(NamedTuple):
         worker: Its index.
         workers: How many there are.
         every: One update in so many is looked at more closely.
-        told: After so many updates the version is told to all.
+        tells: Whether the version is told to all after each update, and not at the end.
         stops: Whether it stops at a gradient that is not finite.
     """
 
     worker: int
     workers: int
     every: int
-    told: int
+    tells: bool
     stops: bool
 
 
+@lru_cache(_KEPT)
 def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
     """The loop of a step.
 
@@ -140,7 +145,7 @@ def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
         places,
         numbers,
     ):
-        total, untold = 0.0, 0
+        total = 0.0
         for begun, sample in enumerate(order):
             watched = begun % numbers.every == 0
             started = seen = 0
@@ -154,14 +159,11 @@ def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
             made = apply(places, numbers, len(rows), seen)
             if made < 0:
                 break
-            untold += made
             total += loss * made
-            if untold == numbers.told:
-                tell_version(places, untold)
-                untold = 0
+            if numbers.tells:
+                tell_version(places)
             if watched and made:
                 measure(places, numbers, measured, seen, started)
-        tell_version(places, untold)
         return total
 
     return run
@@ -325,11 +327,14 @@ def landed_by_others(places: Places, numbers: Numbers) -> int:
 
 
 @njit
-def tell_version(places: Places, made: int) -> None:
-    """Adds updates to the version that all know."""
-    if made != 0:
+def tell_version(places: Places) -> None:
+    """Adds what was made, and is not yet there, to the version that all know."""
+    made = atomic_load(places.control + WORD * MADE)
+    untold = made - atomic_load(places.control + WORD * TOLD)
+    if untold != 0:
         slot = atomic_load(places.settings + WORD * rings.SLOT)
-        atomic_add(atomic_load(places.settings + WORD * rings.VERSIONS) + WORD * slot, made)
+        atomic_add(atomic_load(places.settings + WORD * rings.VERSIONS) + WORD * slot, untold)
+        atomic_store(places.control + WORD * TOLD, made)
 
 
 @njit

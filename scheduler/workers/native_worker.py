@@ -45,7 +45,6 @@ Order = Callable[[np.random.Generator], npt.NDArray[np.int64]]
 _DTYPES = (torch.float32, torch.float64)
 # One update in so many is looked at: its staleness takes two looks at what other cores write.
 _EVERY = 16
-_MOST_SAMPLES = 1 << 20  # without a word to others of how many were made
 
 
 class NativeWorker:
@@ -179,7 +178,7 @@ class NativeWorker:
         self.run = steps.compile_step(self._step)
         memory = _Memory(self._shared, self._tables)
         nothing = steps.Places(*[0] * len(steps.Places._fields))
-        numbers = steps.Numbers(0, 0, 1, 1, stops=False)
+        numbers = steps.Numbers(0, 0, 1, tells=False, stops=False)
         none = np.zeros(0, np.int64)
         self.run(*memory.arguments(self._samples, none), nothing, numbers)
 
@@ -302,7 +301,7 @@ class NativeLoop:
             worker=context.index,
             workers=context.settings.workers,
             every=1 if exact else _EVERY,
-            told=1 if len(settings.shared.versions) > 1 else _MOST_SAMPLES,
+            tells=len(settings.shared.versions) > 1,
             stops=context.settings.on_nonfinite == "raise",
         )
 
@@ -331,7 +330,10 @@ class NativeLoop:
         )
         places = self._places(update_function(kinds).address)
         arguments = self._memory.arguments(self._worker.samples, self._samples)
-        loss = self._worker.run(*arguments, places, self._numbers)
+        try:
+            loss = self._worker.run(*arguments, places, self._numbers)
+        finally:
+            steps.tell_version(places)
         self._raise_fault()
         return float(loss)
 
