@@ -9,6 +9,9 @@ from typing import Protocol
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 
+#: A chunk of less is not worth the 0.1 ms that the event loop takes for it.
+LEAST_UPDATES = 2048
+
 
 class CompiledLoop(Protocol):
     """The loop of a worker whose step is compiled.

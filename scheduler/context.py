@@ -15,7 +15,7 @@ from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
-from hogstream.scheduler.chunks import Chunk, CompiledLoop
+from hogstream.scheduler.chunks import LEAST_UPDATES, Chunk, CompiledLoop
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
 from hogstream.scheduler.lanes.base import Applier, Lane, LaneSettings
@@ -293,7 +293,8 @@ class WorkerContext:
         numbers = dispatch.hyperparameters
         if dispatch.rate is not None:
             numbers = dispatch.rate.apply(numbers)
-        wanted = 1 + self._budget.take_part(dispatch.settings.workers, loop.chunk - 1)
+        least = min(LEAST_UPDATES, loop.chunk) - 1
+        wanted = 1 + self._budget.take_part(dispatch.settings.workers, loop.chunk - 1, least)
         try:
             current.updates = loop.begin(wanted)
         finally:

@@ -5,6 +5,7 @@ This module needs Numba.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from hogstream.kernels.backends.numba_rows import (
     Kinds,
     update_function,
 )
+from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
 from hogstream.kernels.operands import DTYPE_NAMES
@@ -218,8 +220,8 @@ class _Common:
         if settings.check_finite:
             dtype = DTYPE_NAMES[settings.shared.flat.dtype]
             self.memory.words[rings.FINITE] = finite_function(dtype).address
-        self.landings = np.zeros(workers * steps.LINE, np.int64)
-        self.tickets = np.zeros(steps.TICKETS, np.int64) if settings.ordered else None
+        self.landings = _own_lines((workers * steps.LINE,), np.int64)
+        self.tickets = _own_lines((steps.TICKETS,), np.int64) if settings.ordered else None
 
 
 class _Memory:
@@ -237,15 +239,16 @@ class _Memory:
         self.parameters = tuple(view.detach().numpy().reshape(view.shape[0], -1) for view in views)
         dtype = self.parameters[0].dtype
         self.rows, self._sorted, self._order = (
-            tuple(np.full(count, first, np.int64) for count in tables.values())
-            for first in (-1, 0, 0)
+            tuple(_own_lines((count,), np.int64) for count in tables.values()) for _ in range(3)
         )
+        for rows in self.rows:
+            rows.fill(-1)
         self.grads = tuple(
-            np.zeros((count, table.shape[1]), dtype)
+            _own_lines((count, table.shape[1]), dtype)
             for count, table in zip(tables.values(), self.parameters, strict=True)
         )
-        self.measured = np.zeros((0, 2), np.int64)
-        self.fields = np.zeros((len(tables), FIELDS), np.int64)
+        self.measured = _own_lines((0, 2), np.int64)
+        self.fields = _own_lines((len(tables), FIELDS), np.int64)
         for field, column in (
             (PARAM, [table.ctypes.data for table in self.parameters]),
             (GRAD, [grad.ctypes.data for grad in self.grads]),
@@ -282,12 +285,13 @@ class NativeLoop:
         self.context = context
         self.chunk = worker.chunk
         self._worker, self._common, self._memory = worker, common, memory
-        self._control = np.zeros(steps.CONTROL, np.int64)
-        self._thread = np.zeros(rings.THREAD, np.int64)
+        self._control = _own_lines((steps.CONTROL,), np.int64)
+        self._thread = _own_lines((rings.THREAD,), np.int64)
         # The run's, and what an update makes of them by its staleness.
-        self._factors = np.zeros(2 * steps.FACTOR_WORDS, np.float64)
+        self._factors = _own_lines((2 * steps.FACTOR_WORDS,), np.float64)
         exact = settings.staleness_aware
-        memory.measured = np.zeros((self.chunk if exact else self.chunk // _EVERY + 1, 2), np.int64)
+        looked_at = self.chunk if exact else self.chunk // _EVERY + 1
+        memory.measured = _own_lines((looked_at, 2), np.int64)
         self._dtype = DTYPE_NAMES[settings.shared.flat.dtype]
         fields, compute_bytes = memory.fields, memory.parameters[0].itemsize
         for field, tensor in zip((MS, GRAD_AVG, MOMENTUM_BUFFER), context.state, strict=True):
@@ -375,6 +379,14 @@ class NativeLoop:
             raise FloatingPointError("a gradient held an infinity or NaN: it was left out")
         if fault < 0:
             raise OSError(-fault, "the lock of updates refuses")
+
+
+def _own_lines(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Zeros in cache lines of their own: what one worker writes is in nobody's way."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 2 * CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _remade(arguments: tuple[Any, ...], options: dict[str, Any]) -> NativeWorker:
