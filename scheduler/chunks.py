@@ -10,7 +10,7 @@ from typing import Protocol
 from hogstream.kernels.hyperparameters import Hyperparameters
 
 #: A chunk of less is not worth the 0.1 ms that the event loop takes for it.
-LEAST_UPDATES = 2048
+LEAST_UPDATES = 4096
 
 
 class CompiledLoop(Protocol):
@@ -22,8 +22,8 @@ class CompiledLoop(Protocol):
 
     chunk: int
 
-    def begin(self, updates: int) -> int:
-        """Prepares a chunk, on the event loop's thread: of how many updates, at most so many."""
+    def begin(self, updates: int) -> None:
+        """Prepares a chunk of so many updates, on the event loop's thread."""
 
     def run(self, hyperparameters: Hyperparameters) -> float:
         """Makes them on the thread that calls it, unless it is ended: the sum of their losses.

@@ -293,12 +293,10 @@ class WorkerContext:
         numbers = dispatch.hyperparameters
         if dispatch.rate is not None:
             numbers = dispatch.rate.apply(numbers)
-        least = min(LEAST_UPDATES, loop.chunk) - 1
-        wanted = 1 + self._budget.take_part(dispatch.settings.workers, loop.chunk - 1, least)
-        try:
-            current.updates = loop.begin(wanted)
-        finally:
-            self._budget.give_back(wanted - current.updates)
+        workers, most = dispatch.settings.workers, loop.chunk - 1
+        least = most if workers == 1 else min(LEAST_UPDATES, most)
+        current.updates += self._budget.take_part(workers, most, least)
+        loop.begin(current.updates)
         await self._run_burst(current, Chunk(loop, current.updates, numbers))
 
     def send(self, value: Any) -> None:

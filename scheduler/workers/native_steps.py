@@ -10,8 +10,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numba
+from llvmlite import ir
 from numba import types
-from numba.extending import is_jitted
+from numba.core import cgutils
+from numba.extending import intrinsic, is_jitted
 
 from hogstream.kernels.backends.numba_atomics import (
     atomic_add,
@@ -48,6 +50,8 @@ ROW_FAULT, NONFINITE_FAULT = 1, 2
 GIVEN, TURN = 0, LINE
 TICKETS = 2 * LINE
 
+# So many permits are taken at once: to take one is an atomic operation.
+_PERMITS = 16
 # Steps whose loops are kept: they take some tenths of a second to compile.
 _KEPT = 64
 
@@ -117,6 +121,24 @@ class Numbers(NamedTuple):
     stops: bool
 
 
+def _borrowed(_context: Any, arrays: types.BaseTuple) -> Any:
+    """The same arrays, whose owner is somebody else: so nobody counts references to them."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        values = []
+        for kind, value in zip(arrays, cgutils.unpack_tuple(builder, args[0]), strict=True):
+            array = context.make_array(kind)(context, builder, value)
+            for owner in ("meminfo", "parent"):
+                setattr(array, owner, cgutils.get_null_value(getattr(array, owner).type))
+            values.append(array._getvalue())
+        return context.make_tuple(builder, arrays, values)
+
+    return arrays(arrays), emit
+
+
+borrowed: Any = intrinsic(_borrowed)
+
+
 @lru_cache(_KEPT)
 def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
     """The loop of a step.
@@ -145,20 +167,27 @@ def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
         places,
         numbers,
     ):
-        total = 0.0
-        for begun, sample in enumerate(order):
-            watched = begun % numbers.every == 0
+        parameters, samples = borrowed(parameters), borrowed(samples)
+        rows, grads = borrowed(rows), borrowed(grads)
+        sorted_rows, sorted_order = borrowed(sorted_rows), borrowed(sorted_order)
+        total, permits, until_watched = 0.0, 0, 0
+        for sample in order:
+            if permits == 0:
+                permits = take_permits(places)
+                if permits == 0:
+                    break
+            watched = until_watched == 0
+            until_watched = numbers.every - 1 if watched else until_watched - 1
             started = seen = 0
             if watched:
                 started, seen = now(places.thread), landed_by_others(places, numbers)
             loss = compiled(parameters, samples, NativeState(sample, rows, grads))
-            if not sort_all(parameters, rows, sorted_rows, sorted_order, places):
-                break
-            if not take_permit(places):
-                break
-            made = apply(places, numbers, len(rows), seen)
+            made = -1
+            if sort_all(parameters, rows, sorted_rows, sorted_order, places):
+                made = apply(places, numbers, len(rows), seen)
             if made < 0:
                 break
+            permits -= 1
             total += loss * made
             if numbers.tells:
                 tell_version(places)
@@ -181,7 +210,7 @@ def sort_all(  # type: ignore[no-untyped-def]
         if count < 0:
             note_fault(places, ROW_FAULT, table, rows[table][-1 - count])
             return False
-        atomic_store(field_of(places, table, POSITIONS), count)
+        plain_store(field_of(places, table, POSITIONS), count)
     return True
 
 
@@ -214,9 +243,10 @@ def field_of(places: Places, table: int, field: int) -> int:
 
 
 @njit
-def take_permit(places: Places) -> bool:
-    """Whether another update may be made, which then is."""
-    return bool(atomic_add(places.control + WORD * PERMITS, -1) > 0)
+def take_permits(places: Places) -> int:
+    """Takes permits for so many updates, which then are made."""
+    left = atomic_add(places.control + WORD * PERMITS, -_PERMITS)
+    return min(max(left, 0), _PERMITS)
 
 
 @njit
@@ -235,8 +265,8 @@ def note_fault(places: Places, fault: int, table: int, row: int) -> None:
 
 @njit
 def count(places: Places, word: int) -> None:
-    """Counts one more in a word that nobody else writes."""
-    atomic_store(places.control + WORD * word, atomic_load(places.control + WORD * word) + 1)
+    """Counts one more in a word that nobody else writes, and is read when the loop has ended."""
+    plain_store(places.control + WORD * word, atomic_load(places.control + WORD * word) + 1)
 
 
 @njit
@@ -258,8 +288,9 @@ def apply(places: Places, numbers: Numbers, tables: int, seen: int) -> int:
         for table in range(tables):
             fields = field_of(places, table, 0)
             call(places.update, (fields, 0, atomic_load(fields + WORD * POSITIONS)))
+        # Not atomic: that would wait until all that the update has written is in the cache.
         mine = places.landings + WORD * LINE * numbers.worker
-        atomic_store(mine, atomic_load(mine) + 1)
+        plain_store(mine, atomic_load(mine) + 1)
         unlock(places.settings)
         count(places, MADE)
     pass_turn(places)

@@ -41,8 +41,10 @@ from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.settings import SettingError
 from hogstream.scheduler.workers import native_steps as steps
 
-#: Maps a generator to the order of an epoch: indices of samples, int64, shape (m,).
-Order = Callable[[np.random.Generator], npt.NDArray[np.int64]]
+#: Indices of samples, int64, shape (m,).
+Indices = npt.NDArray[np.int64]
+#: Maps a generator to the order of an epoch: whole, or in parts.
+Order = Callable[[np.random.Generator], Indices | Sequence[Indices]]
 
 _DTYPES = (torch.float32, torch.float64)
 # One update in so many is looked at: its staleness takes two looks at what other cores write.
@@ -102,7 +104,8 @@ class NativeWorker:
             samples: Arrays of one length n, at least 1: of whatever dtypes.
             tables: Names of the shared parameters that are read and updated, each of one axis or
                 more; and of how many of its rows, at least 1, a sample may have a gradient.
-            order: Makes the order of an epoch; by default, a permutation of all samples.
+            order: Makes the order of an epoch, whole or in parts: a list of at least one, which
+                workers take one after the other. By default, a permutation of all samples.
             chunk: How many updates a worker makes at most between two turns of the event loop.
             seed: Of the generator that orders are drawn from.
 
@@ -125,8 +128,9 @@ class NativeWorker:
         self._order = None if order is None else check_callable("order", order)
         self._chunk = check_integer("chunk", chunk, at_least=1)
         self._seed = check_integer("seed", seed, at_least=0)
-        self._epoch = np.zeros(0, np.int64)
+        self._parts: list[Indices] = []  # of this epoch, the last one first
         self._generator = np.random.default_rng(self._seed)
+        self._checked: dict[int, Indices] = {}  # parts of the epoch before, which may come again
         self._commons: dict[int, _Common] = {}
         self._loops: dict[int, NativeLoop] = {}
         self._compile()
@@ -153,28 +157,36 @@ class NativeWorker:
             loop = self._loops[context.index] = self._begin_run(context)
         await context.run_chunk(loop)
 
-    def take(self, count: int) -> npt.NDArray[np.int64]:
-        """The samples that come next in this epoch, at most so many and at least one.
+    def take(self, count: int) -> list[Indices]:
+        """The samples that come next, so many, in parts of at least one.
 
         Raises:
             ValueError: If ``order`` makes none, or of samples that are not there.
         """
-        if not len(self._epoch):
-            self._epoch = self._next_epoch()
-        taken, self._epoch = self._epoch[:count], self._epoch[count:]
+        taken: list[Indices] = []
+        while count:
+            if not self._parts:
+                self._parts = self._next_epoch()
+            part = self._parts.pop()
+            if len(part) > count:
+                self._parts.append(part[count:])
+            taken.append(part[:count])
+            count -= len(taken[-1])
         return taken
 
-    def _next_epoch(self) -> npt.NDArray[np.int64]:
+    def _next_epoch(self) -> list[Indices]:
         size = len(self._samples[0])
         if self._order is None:
-            return self._generator.permutation(size)
-        order = np.ascontiguousarray(self._order(self._generator), np.int64)
-        if order.ndim != 1 or not len(order) or order.min() < 0 or order.max() >= size:
-            raise ValueError(
-                f"order must make at least one index >= 0 and < {size}, in shape (m,), "
-                f"got shape {order.shape}"
-            )
-        return order
+            return [self._generator.permutation(size)]
+        made = self._order(self._generator)
+        parts = list(made) if isinstance(made, (list, tuple)) else [made]
+        for part in parts:
+            if id(part) not in self._checked:
+                _check_part(part, size)
+        if not parts:
+            raise ValueError("order must make at least one part, got none")
+        self._checked = {id(part): part for part in parts}
+        return parts[::-1]
 
     def _compile(self) -> None:
         self.run = steps.compile_step(self._step)
@@ -319,12 +331,11 @@ class NativeLoop:
         """How many were left out, because a gradient holds an infinity or NaN."""
         return int(self._control[steps.NONFINITE])
 
-    def begin(self, updates: int) -> int:
+    def begin(self, updates: int) -> None:
         """As in ``CompiledLoop``."""
-        self._samples = self._worker.take(updates)
+        self._samples = np.concatenate(self._worker.take(updates))
         self._control[:] = 0
-        self._control[steps.PERMITS] = len(self._samples)
-        return len(self._samples)
+        self._control[steps.PERMITS] = updates
 
     def run(self, hyperparameters: Hyperparameters) -> float:
         """As in ``CompiledLoop``."""
@@ -338,6 +349,9 @@ class NativeLoop:
             loss = self._worker.run(*arguments, places, self._numbers)
         finally:
             steps.tell_version(places)
+            # Those too that the loop had taken, and has made nothing with.
+            left = len(self._samples) - self.made - self.nonfinite
+            self._control[steps.PERMITS] = left
         self._raise_fault()
         return float(loss)
 
@@ -429,6 +443,16 @@ def _checked_samples(samples: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[A
                 f"{[each.shape for each in samples]}"
             )
     return tuple(map(np.ascontiguousarray, samples))
+
+
+def _check_part(part: Any, size: int) -> None:
+    is_array = isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1
+    if not is_array or not len(part) or part.min() < 0 or part.max() >= size:
+        got = f"{part.dtype}, shape {part.shape}" if isinstance(part, np.ndarray) else repr(part)
+        raise ValueError(
+            f"order must make arrays of int64, shape (m,), of at least one index each, all >= 0 "
+            f"and < {size}, got {got}"
+        )
 
 
 def _checked_tables(shared: SharedParameters, tables: Mapping[str, int]) -> dict[str, int]:

@@ -271,6 +271,14 @@ async def test_a_run_that_is_stopped_ends_after_the_chunks_under_way():
     assert 0 < report.updates == shared.version
 
 
+async def test_an_order_may_be_in_parts():
+    shared = table_of(1000)
+    parts = [np.arange(0, 300), np.arange(300, 301), np.arange(301, 1000)]
+    worker = ticking(shared, order=lambda _: parts, chunk=256)
+    await run(shared, worker, 3000, **COUNTING)
+    assert (shared.views["table"] == -3).all()
+
+
 async def test_epochs_go_on_from_run_to_run():
     shared = table_of(1000)
     worker = ticking(shared, chunk=100)
@@ -354,11 +362,23 @@ def test_bad_arguments_are_refused(changed, error, message):
         NativeWorker(**({"shared": table_of(5)} | GOOD | changed))
 
 
-@pytest.mark.parametrize("order", [[], [0, 10], [-1], [[0]]], ids=str)
+BAD_ORDERS: list[Any] = [
+    np.array([], np.int64),
+    np.array([0, 10]),
+    np.array([-1]),
+    np.array([[0]]),
+    np.array([0.0]),
+    [np.array([0]), np.array([10])],
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("order", BAD_ORDERS, ids=str)
 async def test_an_order_of_samples_that_are_not_there_fails_its_worker(order):
     shared = table_of(10)
-    worker = ticking(shared, 10, order=lambda _: np.array(order, np.int64))
-    with pytest.raises(WorkerError, match="order must make at least one index >= 0 and < 10"):
+    worker = ticking(shared, 10, order=lambda _: order)
+    with pytest.raises(WorkerError, match="order must make"):
         await run(shared, worker, 10)
     assert shared.version == 0
 

@@ -74,14 +74,13 @@ def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker
         seed: Of the orders in which it goes through samples.
     """
     samples = fold.samples
-    chunk = -(-len(fold.train) // _USER_BLOCKS)
     return NativeWorker(
         shared,
         factorise(),
         samples,
         {"users": 1, "items": 1},
-        order=BlockOrder(samples[0], samples[1]),
-        chunk=chunk,
+        order=BlockOrder(samples[0], samples[1], seed),
+        chunk=len(fold.train) // 2,  # of some 10 ms
         seed=seed,
     )
 
@@ -103,36 +102,46 @@ def rmse(shared: SharedParameters, fold: Fold) -> float:
 class BlockOrder:
     """Orders of samples in which workers beside each other seldom meet.
 
-    Users and items are cut, other each time, into blocks of as many samples each. A chunk is of one
-    block of users; it goes through the blocks of items from one on that no other chunk begins with.
-    So what one worker writes is mostly in its own core's cache. Nothing keeps two from the same
-    row: that is a race, as ever.
+    Users and items are cut into blocks of as many samples each. A part is of one block of users,
+    and goes through the blocks of items from one on that no other part begins with. So what a
+    worker writes is mostly in its own core's cache. Nothing keeps two from the same row: that is a
+    race, as ever. Samples are shuffled once, within their block; each epoch has the parts in an
+    order of its own.
     """
 
-    def __init__(self, users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]) -> None:
-        """Holds the user and the item of each sample: shape (n,)."""
-        self._users, self._items = users, items
+    def __init__(
+        self, users: npt.NDArray[np.int32], items: npt.NDArray[np.int32], seed: int
+    ) -> None:
+        """Cuts and shuffles.
 
-    def __call__(self, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        """The order of an epoch."""
-        order = generator.permutation(len(self._users))
-        user_block = _cut(self._users, _USER_BLOCKS, generator)[order]
-        item_block = _cut(self._items, _ITEM_BLOCKS, generator)[order]
-        first = user_block * (_ITEM_BLOCKS // _USER_BLOCKS)
-        place = user_block * _ITEM_BLOCKS + (item_block - first) % _ITEM_BLOCKS
-        return order[np.argsort(place, kind="stable")]
+        Args:
+            users: Of each sample: shape (n,).
+            items: The same.
+            seed: Of the shuffling.
+        """
+        generator = np.random.default_rng(seed)
+        of_user = _cut(np.bincount(users), _USER_BLOCKS, generator)[users]
+        of_item = _cut(np.bincount(items), _ITEM_BLOCKS, generator)[items]
+        first = of_user * (_ITEM_BLOCKS // _USER_BLOCKS)
+        place = of_user * _ITEM_BLOCKS + (of_item - first) % _ITEM_BLOCKS
+        order = generator.permutation(len(place))
+        order = order[np.argsort(place[order], kind="stable")]
+        self._parts = np.split(order, np.cumsum(np.bincount(of_user))[:-1])
+
+    def __call__(self, generator: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+        """The parts of an epoch."""
+        return [self._parts[index] for index in generator.permutation(len(self._parts))]
 
 
 def _cut(
-    owners: npt.NDArray[np.int32], blocks: int, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """In which block each sample is: all of one owner in the same, about as many in each."""
-    counts = np.bincount(owners)
+    counts: npt.NDArray[np.int64], blocks: int, generator: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """In which block each owner of so many samples is, which has about as many as any other."""
     shuffled = generator.permutation(len(counts))
     ends = np.cumsum(counts[shuffled])
-    block_of = np.empty(len(counts), np.int64)
+    block_of = np.empty(len(counts), np.uint8)
     block_of[shuffled] = (ends - 1) * blocks // ends[-1]
-    return block_of[owners]
+    return block_of
 
 
 @cache
