@@ -49,7 +49,6 @@ def said(result: MovieLens) -> list[str]:
         f"Measured on {machine_text(result)}: {settings.data}, {settings.ratings:,} ratings of "
         f"{settings.items:,} items by {settings.users:,} users, in "
         f"{counted(settings.folds, 'fold')}, {counted(settings.repeats, 'time')} each; tables of "
-        f"{settings.width} columns. Seconds are of training, without evaluation, which comes after "
-        f"each epoch."
+        f"{settings.width} columns. Tables are copied while workers go on, and evaluated later."
     )
     return [*sentences, *result.warnings]

@@ -59,14 +59,14 @@ class MovieLensRun(Record):
     Attributes:
         name: Who trained.
         workers: How many there were.
-        seconds: Of a training, evaluation left out.
+        seconds: Of a training; tables are copied meanwhile, and evaluated later.
         epochs: How many that took.
         rmse: On the part held out, in the end.
-        curve: The mean over folds after each epoch; of Surprise, which cannot be evaluated
-            meanwhile, in the end.
+        curve: Of the first fold: seconds since the start, epochs, and RMSE; of Surprise, which
+            cannot be evaluated meanwhile, in the end.
         reached: Whether the target was, in each fold.
-        seconds_to_target: Until the end of the epoch that reached it; of a fold that did not, until
-            its end: it would have taken longer.
+        seconds_to_target: Until tables were copied that had reached it; of a fold that did not,
+            until its end: it would have taken longer.
         staleness: The mean; null if not known.
         gains: How many times as fast it reached the target as each other, by name, if it did in all
             folds.
@@ -77,7 +77,7 @@ class MovieLensRun(Record):
     seconds: PositiveSpread
     epochs: Size
     rmse: SignedSpread
-    curve: Annotated[list[Number], Meta(min_length=1)]
+    curve: Annotated[list[tuple[Number, Number, Number]], Meta(min_length=1)]
     reached: list[bool]
     seconds_to_target: PositiveSpread
     staleness: Number | None

@@ -69,20 +69,36 @@ class Task:
         return [*self.policies, *(others if self.beside else [])]
 
 
+class Point(NamedTuple):
+    """What tables were at some time: copied while workers went on, and evaluated later.
+
+    Attributes:
+        seconds: Since the training began.
+        epochs: That they had had.
+        rmse: Of the part held out.
+    """
+
+    seconds: float
+    epochs: float
+    rmse: float
+
+
 class Training(NamedTuple):
     """What one training of one fold came to.
 
     Attributes:
-        seconds: Of all epochs, evaluation left out.
-        seconds_to_target: Until the end of the epoch that reached it; None if none did.
-        rmse: After each epoch that was evaluated.
+        seconds: Of all epochs.
+        points: In the order of time, the last one at the end.
         staleness: The mean of updates that were looked at; None if not known.
     """
 
     seconds: float
-    seconds_to_target: float | None
-    rmse: list[float]
+    points: list[Point]
     staleness: float | None
+
+    def reached(self, target: float) -> float | None:
+        """After how many seconds it had reached a target; None if it did not."""
+        return next((point.seconds for point in self.points if point.rmse <= target), None)
 
 
 def cross_validate(
@@ -143,7 +159,7 @@ async def _rounds(
             for name in in_turn(task.contenders, repeat * len(parts) + index):
                 on_step(f"fold {index + 1}, repeat {repeat + 1}: {name}")
                 if name == SURPRISE:
-                    done[name] = await asyncio.to_thread(_by_surprise, fold, seed, task)
+                    done[name] = await asyncio.to_thread(_by_surprise, fold, seed)
                 else:
                     done[name] = await _by_scheduler(name, fold, seed, task)
             yield done
@@ -155,35 +171,37 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
         settings = replace(settings, workers=1)
     shared = make_parameters(task.ratings, task.width, seed)
     worker = make_worker(shared, fold, seed)
-    seconds, reached = 0.0, None
-    errors: list[float] = []
-    ages: list[float] = []
+    copies: list[tuple[float, int, torch.Tensor]] = []
+
+    def keep(_worker: int, _loss: float) -> None:
+        copies.append((time.perf_counter(), shared.version, shared.flat.clone()))
+
     async with StreamScheduler(shared, settings) as scheduler:
-        for _ in range(task.epochs):
-            report = await scheduler.run(worker, updates=len(fold.train))
-            seconds += report.seconds
-            ages += [float(age) for age, count in report.staleness.items() for _ in range(count)]
-            errors.append(rmse(shared, fold))
-            if reached is None and errors[-1] <= task.target:
-                reached = seconds
-    return Training(seconds, reached, errors, float(np.mean(ages)))
+        updates = task.epochs * len(fold.train)
+        report = await scheduler.run(worker, updates=updates, on_loss=keep)
+    start = time.perf_counter() - report.seconds
+    points = [
+        Point(at - start, made / len(fold.train), rmse(shared.views_of(flat), fold))
+        for at, made, flat in copies
+    ]
+    ages = np.array([*report.staleness.elements()])
+    return Training(report.seconds, points, float(ages.mean()))
 
 
-def _by_surprise(fold: Fold, seed: int, task: Task) -> Training:
+def _by_surprise(fold: Fold, seed: int) -> Training:
     """Its default: 100 factors, 20 epochs; it is evaluated at its end alone."""
     model, trainset = surprise.svd(seed), surprise.trainset(fold)
     start = time.perf_counter()
     model.fit(trainset)
     seconds = time.perf_counter() - start
-    error = surprise.rmse(model, fold)
-    return Training(seconds, seconds if error <= task.target else None, [error], None)
+    return Training(seconds, [Point(seconds, surprise.EPOCHS, surprise.rmse(model, fold))], None)
 
 
 def _results(task: Task, rounds: Sequence[dict[str, Training]]) -> list[MovieLensRun]:
     results = []
     for name in task.contenders:
         mine = [done[name] for done in rounds]
-        reached = [each.seconds_to_target for each in mine]
+        reached = [each.reached(task.target) for each in mine]
         known = [each.staleness for each in mine if each.staleness is not None]
         results.append(
             MovieLensRun(
@@ -191,11 +209,8 @@ def _results(task: Task, rounds: Sequence[dict[str, Training]]) -> list[MovieLen
                 workers=1 if name in (ALONE, SURPRISE) else task.scheduling.workers,
                 seconds=PositiveSpread.of([each.seconds for each in mine]),
                 epochs=task.epochs if name != SURPRISE else surprise.EPOCHS,
-                rmse=SignedSpread.of([each.rmse[-1] for each in mine]),
-                curve=[
-                    float(np.mean(errors))
-                    for errors in zip(*(each.rmse for each in mine), strict=True)
-                ],
+                rmse=SignedSpread.of([each.points[-1].rmse for each in mine]),
+                curve=[tuple(point) for point in mine[0].points],
                 reached=[each is not None for each in reached],
                 seconds_to_target=PositiveSpread.of(
                     [

@@ -8,6 +8,7 @@ two rows. L2 regularisation is the coupled weight decay of the update.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -80,18 +81,22 @@ def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker
         samples,
         {"users": 1, "items": 1},
         order=BlockOrder(samples[0], samples[1], seed),
-        chunk=len(fold.train) // 2,  # of some 10 ms
+        chunk=len(fold.train) // 4,  # of some 5 ms
         seed=seed,
     )
 
 
-def rmse(shared: SharedParameters, fold: Fold) -> float:
-    """The root of the mean squared error over the test part; predictions from 1 to 5 stars.
+def rmse(tables: Mapping[str, torch.Tensor], fold: Fold) -> float:
+    """The root of the mean squared error over the test part.
 
-    They are cut off at the least and the greatest rating there is, as Surprise does.
+    Predictions are cut off at the least and the greatest rating there is, as Surprise does.
+
+    Args:
+        tables: By name.
+        fold: Whose.
     """
     ratings = fold.ratings
-    users, items = (shared.views[name].numpy() for name in ("users", "items"))
+    users, items = (tables[name].numpy() for name in ("users", "items"))
     p, q = users[ratings.users[fold.test]], items[ratings.items[fold.test]]
     predicted = fold.mean + p[:, 0] + q[:, 0] + np.einsum("nk,nk->n", p[:, 1:], q[:, 1:])
     predicted = predicted.clip(ratings.values.min(), ratings.values.max())
