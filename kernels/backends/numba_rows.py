@@ -264,7 +264,7 @@ def update_function(kinds: Kinds) -> Any:
 
 
 @part
-def _field(fields: int, index: int) -> int:
+def _field(fields: int, index: int) -> Any:
     return atomic_load(fields + 8 * index)
 
 
@@ -375,7 +375,7 @@ def _ask(address: int, size: int) -> None:
 
 
 @part
-def _left_of(fields: int, row: int) -> float:
+def _left_of(fields: int, row: int) -> Any:
     """What is left of a row's state after the updates that have passed it by."""
     number = _field(fields, NUMBER)
     passed = max(number - 1 - _field(_field(fields, LAST_UPDATE), row), 0)

@@ -121,7 +121,7 @@ class Numbers(NamedTuple):
     stops: bool
 
 
-def _borrowed(_context: Any, arrays: types.BaseTuple) -> Any:
+def _borrowed(_context: Any, arrays: Any) -> Any:
     """The same arrays, whose owner is somebody else: so nobody counts references to them."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
@@ -344,7 +344,7 @@ def divide_own_lr(places: Places, divisor: int) -> None:
 
 
 @njit
-def landed_by_others(places: Places, numbers: Numbers) -> int:
+def landed_by_others(places: Places, numbers: Numbers) -> Any:
     """How many updates all other workers have made, of this process and of others."""
     total = 0
     for worker in range(numbers.workers):

@@ -32,13 +32,12 @@ from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
 from hogstream.kernels.operands import DTYPE_NAMES
-from hogstream.scheduler.checks import check_callable, check_integer, check_type
+from hogstream.scheduler.checks import SettingError, check_callable, check_integer, check_type
 from hogstream.scheduler.context import WorkerContext
 from hogstream.scheduler.lanes import rings
 from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.compiled import SettingsMemory
 from hogstream.scheduler.parameters import SharedParameters
-from hogstream.scheduler.settings import SettingError
 from hogstream.scheduler.workers import native_steps as steps
 
 #: Indices of samples, int64, shape (m,).
@@ -179,7 +178,7 @@ class NativeWorker:
         if self._order is None:
             return [self._generator.permutation(size)]
         made = self._order(self._generator)
-        parts = list(made) if isinstance(made, (list, tuple)) else [made]
+        parts: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
         for part in parts:
             if id(part) not in self._checked:
                 _check_part(part, size)
@@ -400,7 +399,8 @@ def _own_lines(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + 2 * CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+    lines: npt.NDArray[Any] = memory[start : start + size].view(dtype).reshape(shape)
+    return lines
 
 
 def _remade(arguments: tuple[Any, ...], options: dict[str, Any]) -> NativeWorker:

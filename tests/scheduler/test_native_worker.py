@@ -21,11 +21,11 @@ from hogstream.scheduler import (
     NativeWorker,
     ProcessScheduler,
     RunReport,
+    SettingError,
     SharedParameters,
     StreamScheduler,
     WorkerError,
 )
-from hogstream.scheduler.settings import SettingError
 from hogstream.scheduler.workers.native_steps import NativeState
 from native_testing import (
     factorise,

@@ -102,7 +102,7 @@ class Training(NamedTuple):
 
 
 def cross_validate(
-    task: Task, command: str | None = None, on_step: Callable[[str], object] = str
+    task: Task, command: str = "", on_step: Callable[[str], object] = str
 ) -> MovieLens:
     """Trains each fold with each contender in turn.
 
@@ -210,7 +210,7 @@ def _results(task: Task, rounds: Sequence[dict[str, Training]]) -> list[MovieLen
                 seconds=PositiveSpread.of([each.seconds for each in mine]),
                 epochs=task.epochs if name != SURPRISE else surprise.EPOCHS,
                 rmse=SignedSpread.of([each.points[-1].rmse for each in mine]),
-                curve=[tuple(point) for point in mine[0].points],
+                curve=[(point.seconds, point.epochs, point.rmse) for point in mine[0].points],
                 reached=[each is not None for each in reached],
                 seconds_to_target=PositiveSpread.of(
                     [
