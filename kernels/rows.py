@@ -102,8 +102,8 @@ def sort_rows(rows: torch.Tensor, table_rows: int) -> tuple[torch.Tensor, torch.
     """
     place_bits = max(len(rows) - 1, 0).bit_length()
     if rows.device.type != "cpu" or table_rows.bit_length() + place_bits > 63:
-        found, order = torch.sort(rows.to(torch.int64), stable=True)
-        return found, order
+        found = torch.sort(rows.to(torch.int64), stable=True)
+        return found.values, found.indices
     # No two of these are equal, so any sort is stable: torch's takes seven times as long.
     keys = rows.numpy().astype(np.int64) << place_bits
     keys |= np.arange(len(keys))

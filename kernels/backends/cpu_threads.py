@@ -75,9 +75,12 @@ class Sized(Protocol):
     """What is updated: how much, and of which dtype."""
 
     @property
-    def elements(self) -> int: ...
+    def elements(self) -> int:
+        """How many."""
+
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
 
 
 def pool_threads(table: Sized) -> int:

@@ -60,9 +60,12 @@ class Columns(Sized, Protocol):
     """What a kernel takes pieces of: a launch table, or whatever else is said in columns."""
 
     @property
-    def columns(self) -> npt.NDArray[np.int64]: ...
+    def columns(self) -> npt.NDArray[np.int64]:
+        """int64, contiguous."""
+
     @property
-    def updates(self) -> int: ...
+    def updates(self) -> int:
+        """How many updates it is of."""
 
 
 def run_alone(kernel: Kernel, table: Columns, argument: int = 0) -> None:

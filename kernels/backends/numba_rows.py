@@ -315,7 +315,7 @@ def _count(fields: int, row: int, window: tuple[int, int, int]) -> tuple[int, in
 
 
 @part
-def _hold(fields: int, row: int, held: int) -> int:
+def _hold(fields: int, row: int, held: int) -> Any:
     """Holds the mutex of a row's block, and no other; of -1 none.
 
     Args:
@@ -340,7 +340,7 @@ def _hold(fields: int, row: int, held: int) -> int:
 
 
 @part
-def _block_of(fields: int, row: int, of: int) -> int:
+def _block_of(fields: int, row: int, of: int) -> Any:
     """The block in which a row begins, of as many elements as a field says; -1 of none."""
     if row < 0:
         return -1

@@ -243,14 +243,14 @@ def field_of(places: Places, table: int, field: int) -> int:
 
 
 @njit
-def take_permits(places: Places) -> int:
+def take_permits(places: Places) -> Any:
     """Takes permits for so many updates, which then are made."""
     left = atomic_add(places.control + WORD * PERMITS, -_PERMITS)
     return min(max(left, 0), _PERMITS)
 
 
 @njit
-def take_back(control: int) -> int:
+def take_back(control: int) -> Any:
     """Takes all permits that are left; from the event loop's thread."""
     return max(atomic_exchange(control + WORD * PERMITS, 0), 0)
 
