@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import ArrayLike
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
@@ -19,6 +20,7 @@ from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
 from hogstream.scheduler.lanes.base import Applier, Lane
 from hogstream.scheduler.policies import BoundGate, Passage
+from hogstream.scheduler.row_gradients import RowGradient, RowGradients
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
 
@@ -124,7 +126,13 @@ class WorkerContext:
         self._deadline = dispatch.settings.deadline
         telemetry, on_gpu = dispatch.settings.telemetry, shared.flat.is_cuda
         self.prefers_flat = telemetry or on_gpu or shared.flat.nbytes <= _SMALL_BYTES
-        self._gradients = Gradients(shared, state, whole_only=telemetry and on_gpu)
+        self._gradients = Gradients(
+            shared,
+            state,
+            whole_only=telemetry and on_gpu,
+            rows_only=dispatch.policy.row_locked,
+        )
+        self._row_gradients = RowGradients(shared, state, self._gradients)
         self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
@@ -219,6 +227,52 @@ class WorkerContext:
             await self._wait(self._landing(), "landing")
         if self._error is not None:
             self._raise_error()
+
+    async def submit_rows(
+        self,
+        name: str | Mapping[str, RowGradient],
+        rows: ArrayLike | None = None,
+        grads: ArrayLike | None = None,
+        loss: float | None = None,
+    ) -> None:
+        """Submits this iteration's update as one of some rows of a table, or of several tables.
+
+        A table is a shared parameter of any axes, at least one: shape (N, ...), taken as (N, D).
+        Rows are updated as ``sparse_rmsprop_`` does it: gradients of the same row are summed first;
+        no other row is read or written, and no state of another. So weight decay reaches no other
+        either. All else is as with ``submit``: waits, the policy, versions and staleness, for which
+        this is one update, of however many tables.
+
+        Of no rows, nothing happens to a table. An update of none at all lands and counts, and
+        changes nothing. The first one in a process compiles for a while, if no scheduler there was
+        opened with ``policy="row-locked"``.
+
+        Args:
+            name: Of the table. Or a mapping from names, at least one, to tuples of rows and their
+                gradients, each as here.
+            rows: int32 or int64, shape (k,): in any order, and as often as may be. They may change
+                once this has been called and waits. A tensor on the CPU, or an array, as grads.
+            grads: Of those rows: shape (k, D), contiguous, of the shared parameters' dtype. Until
+                the update has landed, they must neither change nor be resized.
+            loss: As of ``submit``.
+
+        Raises:
+            TypeError: If something is of a wrong type or dtype.
+            ValueError: If a name is of no parameter or of a scalar, ``grads`` do not fit the table
+                or overlap the shared parameters, or there is no table.
+            IndexError: If a row is not in the table. Nothing was submitted then, as with those.
+            NotImplementedError: If the shared parameters are on a GPU, whose lanes take whole
+                updates so far.
+            RuntimeError: As ``submit``.
+            FloatingPointError: As ``submit``.
+            Exception: As ``submit``.
+        """
+        current = self._current
+        if current is None or current.submitted or get_ident() != self._thread:
+            raise self._why_refused("submit_rows")
+        checked = self._row_gradients.check(name, rows, grads)
+        losses = None if loss is None else [_checked_loss(loss)]
+        await self._submit_checked(current, [checked], losses)
 
     async def compute(
         self,
@@ -399,7 +453,7 @@ class WorkerContext:
         grads: Sequence[Gradient],
         loss: float | Sequence[float] | None,
     ) -> None:
-        """Submits an update of each gradient: at once, as many as the lane has room for."""
+        """Checks several gradients, and submits an update of each."""
         if not grads:
             raise ValueError("grad must hold at least one gradient, got none")
         if len(grads) > 1 and isinstance(self._gate, BoundGate):
@@ -407,6 +461,15 @@ class WorkerContext:
             raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
         gradients = [self._gradients.check(each) for each in grads]
         losses = None if loss is None else _checked_losses(loss, len(grads))
+        await self._submit_checked(current, gradients, losses)
+
+    async def _submit_checked(
+        self,
+        current: Iteration,
+        gradients: Sequence[tuple[object, Checked]],
+        losses: Sequence[float] | None,
+    ) -> None:
+        """Submits an update of each: at once, as many as the lane has room for."""
         submitted_ns = perf_counter_ns()
         current.submitted = True
         current.updates += self._budget.take_more(len(gradients) - 1)

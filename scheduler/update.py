@@ -10,22 +10,23 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.policies import Passage
 
 
 class Checked:
-    """A gradient that has been checked, and what it updates; holds no tensor.
+    """A gradient that has been checked, and what it updates; of rows, it holds their tensors.
 
     Attributes:
         table: The flat parameters, the gradient and its worker's state, as kernels take them:
-            whole, or the parts of them that are updated.
+            whole, or the parts of them that are updated; or rows of some of them.
         address: Of ``table.columns``.
         memory: The bytes of the table: equal for updates of the same memory.
     """
 
     __slots__ = "address", "memory", "table"
 
-    def __init__(self, table: LaunchTable) -> None:
+    def __init__(self, table: LaunchTable | RowTable) -> None:
         """Takes the table of checked operands."""
         self.table = table
         columns: Any = table.columns

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hogstream.kernels.backends import numba_rows
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
@@ -22,6 +23,7 @@ from hogstream.scheduler.lanes.compiled import (
     LoopThread,
     RingLane,
     RingLanes,
+    RowForm,
     SettingsMemory,
     compile_loop,
 )
@@ -162,6 +164,10 @@ class NativeLanes(RingLanes[NativeLane]):
         """Which function updates, and its factors."""
         return _form(self._dtype, hyperparameters)
 
+    def row_form(self, hyperparameters: Hyperparameters) -> RowForm:
+        """Which function updates rows, its factors, and what it locks."""
+        return _row_form(self.settings.of, hyperparameters)
+
     def flush(self, lanes: Sequence[int]) -> None:
         """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
@@ -180,7 +186,10 @@ class NativeLanes(RingLanes[NativeLane]):
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a thread that is told to stop at once."""
     compile_loop()
-    _form(_dtype(settings), hyperparameters)
+    if settings.row_locks is None:
+        _form(_dtype(settings), hyperparameters)
+    else:
+        _row_form(settings, hyperparameters)
     _finite(settings)
 
 
@@ -190,7 +199,23 @@ def _to_nobody(lane: int, landed: Sequence[Work]) -> None:
 
 def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:
     update = update_function(dtype, hyperparameters.switches).address
-    return Form(update, np.array(hyperparameters.factors).view(np.int64).tolist())
+    return Form(update, _bits(hyperparameters))
+
+
+def _row_form(settings: LaneSettings, hyperparameters: Hyperparameters) -> RowForm:
+    dtype, locks = settings.shared.flat.dtype, settings.row_locks
+    switches = hyperparameters.switches.of_dtype(dtype).bits
+    name = _dtype(settings)
+    kinds = numba_rows.Kinds(name, name, switches, rowwise=False, lazy=False)
+    fields = (0, 0, 0) if locks is None else (locks.address, locks.stripes, locks.block)
+    update, code = numba_rows.part_function(), numba_rows.update_function(kinds)
+    return RowForm(update.address, _bits(hyperparameters), (*fields, code.address))
+
+
+def _bits(hyperparameters: Hyperparameters) -> list[int]:
+    """Those of each factor."""
+    bits: list[int] = np.array(hyperparameters.factors).view(np.int64).tolist()
+    return bits
 
 
 def _finite(settings: LaneSettings) -> int:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numpy_kernels import all_finite
+from hogstream.kernels.backends.select import select_row_backend
+from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
 from hogstream.scheduler.update import Snapshot, Update, Work
 
@@ -203,7 +205,12 @@ class ThreadLanes:
         staleness = shared.version - update.read_version
         if settings.staleness_aware and staleness > 1:
             hyperparameters = replace(hyperparameters, lr=hyperparameters.lr / staleness)
-        backend.kernel(table, hyperparameters)
+        if isinstance(table, RowTable):
+            kernel = select_row_backend(backend.name, "cpu").kernel
+            for part in table.parts:
+                kernel(part, hyperparameters)
+        else:
+            backend.kernel(table, hyperparameters)
         update.staleness = shared.land(update.read_version)
 
     def _deliver_landed(self) -> None:

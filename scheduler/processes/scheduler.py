@@ -342,6 +342,7 @@ class ProcessScheduler:
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
         if settings.telemetry:
             shared.count_races_with(self._backend)
+            shared.count_stale_rows()
         self._opened_with = self.hyperparameters
         self._kinds = kinds_of(self._opened_with.switches)
         if settings.state == "per-worker":
