@@ -54,21 +54,18 @@ class RowTable:
         self.grad_dtype = parts[0].operands.grads.dtype
         self.updates = len(parts)
         self.elements = sum(part.elements for part in parts)
-        self.fields = np.zeros((self.updates, FIELDS), np.int64)
+        self.fields = np.array([fields_of(part) for part in parts], np.int64)
         self.columns = np.zeros((ELEMENTS + 1, self.updates), np.int64)
-        for index, (fields, part) in enumerate(zip(self.fields, parts, strict=True)):
-            known = fields_of(part)
-            fields[: len(known)] = known
-            self.columns[[PARAM, GRAD, ELEMENTS], index] = (
-                fields.ctypes.data,
-                known[GRAD],
-                part.elements,
-            )
+        first, size = self.fields.ctypes.data, self.fields.itemsize * FIELDS
+        self.columns[PARAM] = range(first, first + size * self.updates, size)
+        self.columns[GRAD] = self.fields[:, GRAD]
+        self.columns[ELEMENTS] = [part.elements for part in parts]
 
 
 def fields_of(update: RowUpdate) -> list[int]:
-    """The fields of an update, up to its number: those that its tensors tell."""
+    """The fields of an update: those that its tensors tell, up to its number, and 0 for others."""
     tensors = [*update.operands[:7], update.rows, update.order]
-    addresses = [0 if each is None else each.data_ptr() for each in tensors]
+    fields = [0 if each is None else each.data_ptr() for each in tensors]
     positions = len(update.rows) if update.width else 0  # rows without elements are left alone
-    return [*addresses, positions, update.width, update.number]
+    fields += [positions, update.width, update.number]
+    return fields + [0] * (FIELDS - len(fields))

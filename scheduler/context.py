@@ -13,6 +13,7 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import ArrayLike
+from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
@@ -185,9 +186,10 @@ class WorkerContext:
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters; if there are none, or several with a policy ``bounded:K``,
                 which must know of each update when its parameters are read; if there are not as
-                many losses as gradients; or if a mapping names what is no parameter, or is given
-                with ``telemetry`` on a GPU, where races of whole updates are counted. Nothing was
-                submitted then.
+                many losses as gradients; if a mapping names what is no parameter, or is given
+                with ``telemetry`` on a GPU, where races of whole updates are counted; or if the
+                policy is ``"row-locked"``, which takes ``submit_rows`` alone. Nothing was submitted
+                then.
             RuntimeError: If this iteration has called ``submit`` already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
@@ -273,6 +275,36 @@ class WorkerContext:
         checked = self._row_gradients.check(name, rows, grads)
         losses = None if loss is None else [_checked_loss(loss)]
         await self._submit_checked(current, [checked], losses)
+
+    async def read_rows(self, name: str, rows: ArrayLike) -> torch.Tensor:
+        """Copies rows of a table, however long it is; ``parameters`` has the live ones.
+
+        The copy is made down the worker's lane, after its updates before, as the policy has it:
+        under the lock of ``"locked"`` and ``"awaited"``, in its turn under ``"ordered"``, and under
+        ``"row-locked"`` row by row with the mutex of each; else whatever is updated meanwhile may
+        be in it in part. Staleness counts from the iteration's begin all the same.
+
+        Args:
+            name: Of the table.
+            rows: As of ``submit_rows``.
+
+        Returns:
+            Shape (k, D).
+
+        Raises:
+            TypeError: As ``submit_rows``.
+            ValueError: As ``submit_rows``.
+            IndexError: As ``submit_rows``.
+            NotImplementedError: As ``submit_rows``.
+            RuntimeError: If the worker's run has ended, or this is not the thread of the
+                scheduler's event loop.
+            Exception: Whatever an earlier update of this worker failed with.
+        """
+        if self._retired or get_ident() != self._thread:
+            raise self._why_refused("read_rows")
+        target, table = self._row_gradients.lay_out_copy(name, rows)
+        await self._wait(self._take_snapshot(target, table), "snapshot")
+        return target
 
     async def compute(
         self,
@@ -570,8 +602,12 @@ class WorkerContext:
         while self._in_flight > self._dispatch.low_water and self._error is None:
             await self._delivery()
 
-    async def _take_snapshot(self) -> int:
-        """Copies the parameters down the lane: under the policy, as an update would go.
+    async def _take_snapshot(self, target: torch.Tensor, rows: RowTable | None = None) -> int:
+        """Copies parameters down the lane: under the policy, as an update would go.
+
+        Args:
+            target: Where to.
+            rows: Which, if not all.
 
         Returns:
             The version that the copy holds at least.
@@ -579,7 +615,8 @@ class WorkerContext:
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
-        snapshot = self._snapshot = Snapshot(self.index, perf_counter_ns(), passage, self.flat)
+        submitted_ns = perf_counter_ns()
+        snapshot = self._snapshot = Snapshot(self.index, submitted_ns, passage, target, rows)
         try:
             self._enqueue(snapshot)
         except BaseException:
@@ -587,7 +624,7 @@ class WorkerContext:
             if self._gate is not None and passage is not None:
                 self._gate.end(passage)
             raise
-        while self._snapshot is not None:
+        while self._snapshot is snapshot:
             await self._delivery()
         self._raise_error()
         return snapshot.version
@@ -644,7 +681,7 @@ class ScheduledContext(WorkerContext):
             current.passage = await self._wait(self._gate.begin(), self._gate.reason)
             current.read_version = current.passage.read_version
         if self._dispatch.settings.read == "snapshot":
-            current.read_version = await self._wait(self._take_snapshot(), "snapshot")
+            current.read_version = await self._wait(self._take_snapshot(self.flat), "snapshot")
 
     def end(self) -> None:
         """Ends an iteration that has returned.

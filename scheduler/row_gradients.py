@@ -10,7 +10,7 @@ import torch
 
 from hogstream.kernels.operands import ArrayLike, short
 from hogstream.kernels.row_table import BEFORE, ROW_VERSIONS, SLOTS, VERSIONS, RowTable
-from hogstream.kernels.rows import RowOperands, RowUpdate, check_row_operands
+from hogstream.kernels.rows import RowOperands, RowUpdate, check_row_numbers, check_rows
 from hogstream.scheduler.gradients import Gradients
 from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.parameters import SharedParameters
@@ -72,8 +72,7 @@ class RowGradients:
             IndexError: If a row is not in its table.
             NotImplementedError: If the parameters are on a GPU.
         """
-        if cuda_device.gpu_of(self._shared.flat.device) is not None:
-            raise NotImplementedError("lanes on a GPU take whole updates so far, got one of rows")
+        self._check_device()
         given = _by_name(name, rows, grads)
         tables = [self._table(each) for each in given]
         parts = [
@@ -82,28 +81,45 @@ class RowGradients:
         ]
         laid_out = RowTable(parts)
         versions = self._shared.versions
-        for fields, table in zip(laid_out.fields, tables, strict=True):
-            fields[BEFORE] = table.before
-            fields[ROW_VERSIONS] = table.row_versions
-        laid_out.fields[:, [VERSIONS, SLOTS]] = versions.data_ptr(), len(versions)
+        fields = laid_out.fields
+        fields[:, BEFORE] = [table.before for table in tables]
+        fields[:, ROW_VERSIONS] = [table.row_versions for table in tables]
+        fields[:, VERSIONS], fields[:, SLOTS] = versions.data_ptr(), len(versions)
         return laid_out, Checked(laid_out)
+
+    def lay_out_copy(self, name: str, rows: ArrayLike) -> tuple[torch.Tensor, RowTable]:
+        """Where a copy of rows goes, shape (k, D), and what a lane makes it from.
+
+        Args:
+            name: Of the table.
+            rows: int32 or int64, shape (k,). They are copied.
+
+        Raises:
+            Exception: As ``check``.
+        """
+        self._check_device()
+        table = self._table(name)
+        rows = check_row_numbers(table.param, rows, f"the rows of {name}")
+        copied = rows.to(torch.int64, copy=True)
+        target = table.param.new_empty(len(rows), table.param.shape[1])
+        operands = RowOperands(table.param, target, *table.state, None, None, rows)
+        laid_out = RowTable([RowUpdate(operands, copied, copied, 1)])
+        laid_out.fields[:, BEFORE] = table.before
+        return target, laid_out
+
+    def _check_device(self) -> None:
+        if cuda_device.gpu_of(self._shared.flat.device) is not None:
+            raise NotImplementedError("lanes on a GPU take whole updates so far, and no rows")
 
     def _part(self, name: str, table: _Table, rows: ArrayLike, grads: ArrayLike) -> RowUpdate:
         """The update of one table, sorted by row."""
         called = f"the gradients of {name}"
-        operands = check_row_operands(
-            table.param,
-            rows,
-            grads,
-            **table.state._asdict(),
-            names=(name, called, *RowOperands._fields[2:-1], f"the rows of {name}"),
-        )
-        given = operands.grads
-        if given.dtype != table.param.dtype:
-            wanted, got = short(table.param.dtype), short(given.dtype)
+        rows, grads = check_rows(table.param, rows, grads, names=(f"the rows of {name}", called))
+        if grads.dtype != table.param.dtype:
+            wanted, got = short(table.param.dtype), short(grads.dtype)
             raise TypeError(f"{called} must be {wanted} as the table, got {got}")
-        self._check_apart(called, given.data_ptr(), given.data_ptr() + given.nbytes)
-        return RowUpdate.of(operands)
+        self._check_apart(called, grads.data_ptr(), grads.data_ptr() + grads.nbytes)
+        return RowUpdate.of(RowOperands(table.param, grads, *table.state, None, None, rows))
 
     def _table(self, name: Any) -> _Table:
         """A parameter as a table; made once."""
@@ -119,7 +135,7 @@ class RowGradients:
         if not view.dim():
             raise ValueError(f"name must be that of a parameter of an axis or more, got {name!r}")
         shape = view.shape[0], math.prod(view.shape[1:])
-        before = view.storage_offset() - shared.flat.storage_offset()
+        before = int(view.storage_offset() - shared.flat.storage_offset())
         part = slice(before, before + view.numel())
         versions = shared.row_versions
         table = self._tables[name] = _Table(

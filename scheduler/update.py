@@ -1,4 +1,4 @@
-"""What goes down a lane: a worker's update, or a snapshot of the parameters for it."""
+"""What goes down a lane: a worker's update, or a snapshot of parameters for it."""
 
 from __future__ import annotations
 
@@ -83,11 +83,14 @@ class Snapshot(_OnLane):
     """A copy of the parameters for one worker; its lane makes it in the order of its updates.
 
     Attributes:
-        target: Where it goes, shape (elements,); referenced until it has landed.
+        target: Where it goes, shape (elements,), or (k, D) of some rows; referenced until it has
+            landed.
+        rows: Those that are copied, if not all is, with the copies in the place of gradients.
         version: Of the parameters, that it holds at least; once it has landed.
     """
 
     target: torch.Tensor
+    rows: RowTable | None = None
     version: int = field(default=0, init=False)
 
 

@@ -66,7 +66,6 @@ from hogstream.kernels.row_table import (
     CODE,
     COUNTS,
     FACTORS,
-    FIELDS,
     KEY,
     LAST_UPDATE,
     LOCK_BLOCK,
@@ -98,6 +97,9 @@ _ALPHA = 8 * Factors._fields.index("alpha")
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 _lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_copy_bytes: Any = types.ExternalFunction(
+    "memcpy", types.int64(types.int64, types.int64, types.int64)
+)
 _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
 
 
@@ -186,9 +188,8 @@ class _Span(NamedTuple):
         counters: RaceCounters | None,
     ) -> _Span:
         given, factors = update.operands, hyperparameters.in_memory
-        fields = [*fields_of(update), ctypes.addressof(factors), key - (key >> 63 << 64)]
-        columns = np.zeros(FIELDS, np.int64)
-        columns[: len(fields)] = fields
+        columns = np.array(fields_of(update), np.int64)
+        columns[FACTORS], columns[KEY] = ctypes.addressof(factors), key - (key >> 63 << 64)
         if counters is not None:
             block = counters.block * update.width
             columns[COUNTS : BLOCK + 1] = counters.counts.data_ptr(), counters.blocks, block
@@ -307,6 +308,34 @@ def part_function() -> Any:
         return 0
 
     return update_part
+
+
+@cache
+def copy_function(dtype: str) -> Any:
+    """A copy of rows of a table, each as an update of it would be locked.
+
+    Args:
+        dtype: Of the table: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+
+    Returns:
+        ``copy(fields)``, a ``CFunc`` of Numba: it takes the address of fields, whose ``GRAD`` says
+        where copies go, one after the other, and returns 0.
+    """
+    stored_bytes = FORMATS[dtype].stored_bytes
+
+    @cfunc(types.int64(types.int64))
+    def copy(fields: int) -> int:
+        size = _field(fields, WIDTH) * stored_bytes
+        held = -1
+        for position in range(_field(fields, POSITIONS)):
+            row = _field(_field(fields, ROWS), position)
+            held = _hold(fields, row, held)
+            source = _field(fields, PARAM) + row * size
+            _copy_bytes(_field(fields, GRAD) + position * size, source, size)
+        _hold(fields, -1, held)
+        return 0
+
+    return copy
 
 
 @part

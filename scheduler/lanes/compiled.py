@@ -16,6 +16,7 @@ from hogstream.kernels.row_table import CODE, LOCKS, READ_VERSION, RowTable
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Applier, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.rings import (
+    COPIER,
     DONE,
     FORM,
     NONFINITE,
@@ -138,6 +139,10 @@ class RingLane:
             self._forms[index] = None
             words[row + FORM] = 0
             words[row + SOURCE] = work.target.data_ptr()
+            words[row + COPIER] = 0
+            if work.rows is not None:
+                words[row + SOURCE] = work.rows.fields.ctypes.data
+                words[row + COPIER] = self._lanes.copier(work.rows)
         self._queue.enqueued += 1
         self._in_flight.append(work)
 
@@ -225,6 +230,10 @@ class RingLanes(Generic[AnyLane]):
 
     def row_form(self, hyperparameters: Hyperparameters) -> RowForm:
         """The form of updates of rows with these."""
+        raise NotImplementedError
+
+    def copier(self, table: RowTable) -> int:
+        """The address of what copies rows for a snapshot; completes their table."""
         raise NotImplementedError
 
     def error(self, number: int) -> BaseException:

@@ -15,6 +15,7 @@ from hogstream.kernels.backends import numba_rows
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.row_table import LOCK_BLOCK, LOCKS, RowTable
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
@@ -168,6 +169,12 @@ class NativeLanes(RingLanes[NativeLane]):
         """Which function updates rows, its factors, and what it locks."""
         return _row_form(self.settings.of, hyperparameters)
 
+    def copier(self, table: RowTable) -> int:
+        """The address of what copies rows for a snapshot; completes their table."""
+        table.fields[:, LOCKS : LOCK_BLOCK + 1] = _locks(self.settings.of)
+        address: int = numba_rows.copy_function(self._dtype).address
+        return address
+
     def flush(self, lanes: Sequence[int]) -> None:
         """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
@@ -203,13 +210,18 @@ def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:
 
 
 def _row_form(settings: LaneSettings, hyperparameters: Hyperparameters) -> RowForm:
-    dtype, locks = settings.shared.flat.dtype, settings.row_locks
+    dtype = settings.shared.flat.dtype
     switches = hyperparameters.switches.of_dtype(dtype).bits
     name = _dtype(settings)
     kinds = numba_rows.Kinds(name, name, switches, rowwise=False, lazy=False)
-    fields = (0, 0, 0) if locks is None else (locks.address, locks.stripes, locks.block)
     update, code = numba_rows.part_function(), numba_rows.update_function(kinds)
-    return RowForm(update.address, _bits(hyperparameters), (*fields, code.address))
+    return RowForm(update.address, _bits(hyperparameters), (*_locks(settings), code.address))
+
+
+def _locks(settings: LaneSettings) -> tuple[int, int, int]:
+    """The fields that say what is locked around each row."""
+    locks = settings.row_locks
+    return (0, 0, 0) if locks is None else (locks.address, locks.stripes, locks.block)
 
 
 def _bits(hyperparameters: Hyperparameters) -> list[int]:
