@@ -55,8 +55,10 @@ POLICIES = {
 #: Names of those that take dense updates too.
 DENSE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.row_locked)
 
-#: What ``policy=`` may be, in words.
-ALLOWED = f"one of {', '.join(POLICIES)}, or bounded:K with an integer K >= 0"
+_BOUNDED = "or bounded:K with an integer K >= 0"
+#: What ``policy=`` may be, in words; and where updates are dense.
+ALLOWED = f"one of {', '.join(POLICIES)}, {_BOUNDED}"
+ALLOWED_DENSE = f"one of {', '.join(DENSE_POLICIES)}, {_BOUNDED}"
 
 
 def select_policy(name: str) -> Policy:

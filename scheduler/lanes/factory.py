@@ -23,8 +23,7 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         deliver: Takes what has landed.
 
     Raises:
-        ValueError: If there are no lanes for the device, or none that count races, or lock rows, in
-            this system.
+        ValueError: If there are no lanes for the device, or none that count races in this system.
         RuntimeError: If the device refuses, or Numba is missing on a GPU; nothing is left open.
     """
     device = settings.shared.flat.device
@@ -40,8 +39,6 @@ def open_lanes(settings: LaneSettings, count: int, depth: int, deliver: Deliver)
         return NativeLanes(settings, count, depth, deliver)
     if settings.races is not None:
         raise ValueError("telemetry must be off: this system cannot run the loop that counts races")
-    if settings.row_locks is not None:
-        raise ValueError("policy must be another than row-locked: this system cannot lock rows")
     from hogstream.scheduler.lanes.threads import ThreadLanes
 
     return ThreadLanes(settings, count, deliver)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hogstream.scheduler.checks import SettingError
+
 # At least sizeof(pthread_mutex_t) of any 64-bit Linux; and a cache line.
 _BYTES = 64
 
@@ -90,7 +92,13 @@ class RowLocks:
     stripes = 1024
 
     def __init__(self) -> None:
-        """Makes them, free."""
+        """Makes them, free.
+
+        Raises:
+            SettingError: If no lanes are compiled on this system.
+        """
+        if not has_timed_lock():
+            raise SettingError("policy", "must be another than row-locked on this system")
         self._memory = np.zeros((self.stripes + 1) * _BYTES, np.uint8)
         for stripe in range(self.stripes):
             call("pthread_mutex_init", self.address + stripe * _BYTES, None)

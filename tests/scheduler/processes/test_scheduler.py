@@ -32,6 +32,7 @@ import torch
 from hogstream.scheduler import (
     ProcessDied,
     ProcessScheduler,
+    SettingError,
     SharedParameters,
     StreamScheduler,
     WorkerError,
@@ -543,6 +544,11 @@ def test_what_a_process_has_started_ends_with_its_parent_too() -> None:
             {"policy": "ordered"},
             ValueError,
             "policy must be one of lock-free, locked, awaited, got 'ordered'",
+        ),
+        (
+            {"policy": "row-locked"},
+            SettingError,
+            "policy must be one of lock-free, locked, awaited, got 'row-locked'",
         ),
         (
             {"policy": "bounded:3"},
