@@ -31,7 +31,7 @@ from hogstream.profiling.results.files import ResultFile, write_result
 from hogstream.profiling.results.gains import BASELINES, CONTENDER
 from hogstream.profiling.results.schema import Bench
 from hogstream.scheduler import SchedulerSettings
-from hogstream.scheduler.policies import ALLOWED
+from hogstream.scheduler.policies import ALLOWED_DENSE, select_policy
 
 _DEPTH = 8
 _SWEEP_DEFAULTS = {
@@ -80,8 +80,8 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     "--policies",
     type=options.policies,
     metavar="POLICY,...",
-    help=f"What an update waits for: each {ALLOWED}.  [default: {','.join(policies_over(1))}; over "
-    f"processes {','.join(policies_over(2))}]",
+    help=f"What an update waits for: each {ALLOWED_DENSE}.  [default: "
+    f"{','.join(policies_over(1))}; over processes {','.join(policies_over(2))}]",
 )
 @options.PROCESSES
 @scheduling_options(depth=str(_DEPTH))
@@ -149,6 +149,7 @@ def bench(
     """
     check_distinct({"--json": json_file, "--trace": trace, "--report": report, "--plot": plot})
     policies = policies or policies_over(processes)
+    _check_dense(policies)
     if sweep or plot is not None:
         _check_compares(policies, processes * max(workers))
     if trace is not None and len(policies) * len(workers) * len(elements) > 1:
@@ -209,6 +210,15 @@ def _tables(bench: Bench) -> list[rows.Table]:
     if bench.settings.sweep:
         return [rows.kernels(bench), *rows.gains(bench)]
     return [rows.kernels(bench), *rows.results(bench)]
+
+
+def _check_dense(policies: tuple[str, ...]) -> None:
+    for policy in policies:
+        if select_policy(policy).row_locked:
+            raise click.BadParameter(
+                f"each must be {ALLOWED_DENSE}: updates here are of all rows, got {policy!r}",
+                param_hint="'--policies'",
+            )
 
 
 def _check_compares(policies: tuple[str, ...], most_workers: int) -> None:

@@ -21,7 +21,7 @@ from hogstream.workloads.movielens.factorization import WIDTH
 
 #: What RMSE Surprise publishes of its ``SVD`` on MovieLens-100K (https://surpriselib.com).
 _TARGET = 0.934
-_POLICIES = ("lock-free", "locked", "ordered")
+_POLICIES = ("lock-free", "locked", "row-locked", "ordered")
 _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay=0.1)
 
 

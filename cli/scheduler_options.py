@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from hogstream.cli.options import seconds_above_zero
 from hogstream.profiling.results.gains import CONTENDER
 from hogstream.scheduler import SchedulerSettings, SettingError
-from hogstream.scheduler.policies import POLICIES, select_policy
+from hogstream.scheduler.policies import DENSE_POLICIES, select_policy
 from hogstream.scheduler.processes.scheduler import POLICIES as PROCESS_POLICIES
 from hogstream.scheduler.settings import OPTIONS
 
@@ -25,7 +25,7 @@ _NOT_BATCHED = "awaited and bounded:K, which wait for each update, are compared 
 
 def policies_over(processes: int) -> tuple[str, ...]:
     """The policies to compare if none are named, with workers spread over so many processes."""
-    return tuple(POLICIES) if processes == 1 else PROCESS_POLICIES
+    return DENSE_POLICIES if processes == 1 else PROCESS_POLICIES
 
 
 def scheduling_options(depth: str) -> Callable[[Command], Command]:

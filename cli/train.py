@@ -51,7 +51,8 @@ _ARGUMENT = "'WORKLOAD'"
     metavar="POLICY",
     default="all",
     show_default=True,
-    help=f"What an update waits for: {ALLOWED}; all runs each in turn, but for bounded.",
+    help=f"What an update waits for: {ALLOWED}; all runs each in turn, but for bounded "
+    "and row-locked.",
 )
 @click.option(
     "--beside/--no-beside",

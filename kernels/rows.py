@@ -172,27 +172,68 @@ def check_row_operands(
     if param.dim() != 2:
         raise ValueError(f"{called['param']} must have shape (N, D), got {tuple(param.shape)}")
     _check_contiguous(param, called["param"])
-    rows = _as_rows(rows, called["rows"], param)
+    rows, grads = check_rows(param, rows, grads, names=(called["rows"], called["grads"]))
     table, compute = tuple(param.shape), COMPUTE_DTYPES[param.dtype]
-    of_grads = len(rows), table[1]
-    # Their shapes, and dtypes: None for any of those of parameters.
-    wanted: dict[str, tuple[ArrayLike | None, tuple[int, ...], torch.dtype | None]] = {
-        "grads": (grads, of_grads, None),
+    # Their shapes and dtypes.
+    wanted: dict[str, tuple[ArrayLike | None, tuple[int, ...], torch.dtype]] = {
         "ms": (ms, table[:1] if rowwise else table, compute),
         "grad_avg": (grad_avg, table, compute),
         "momentum_buffer": (momentum_buffer, table, compute),
         "kahan_comp": (kahan_comp, table, param.dtype),
         "last_update": (last_update, table[:1], torch.int64),
     }
-    others = {name: _as_fits(called[name], param, *each) for name, each in wanted.items()}
-    operands = RowOperands(param, **others, rows=rows)  # type: ignore[arg-type]
+    others = {
+        name: None if given is None else _as_fits(called[name], param, given, shape, dtype)
+        for name, (given, shape, dtype) in wanted.items()
+    }
+    operands = RowOperands(param, grads, **others, rows=rows)  # type: ignore[arg-type]
     check_disjoint([(names, operands)])
-    if param.device.type == "cpu":
-        _check_in_table(rows.numpy(), called["rows"], table[0])
     return operands
 
 
-def _as_rows(rows: ArrayLike, name: str, param: torch.Tensor) -> torch.Tensor:
+def check_rows(
+    param: torch.Tensor,
+    rows: ArrayLike,
+    grads: ArrayLike,
+    *,
+    names: tuple[str, str] = ("rows", "grads"),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks what comes anew with each update of a table; not whether memory is apart.
+
+    Args:
+        param: The table: shape (N, D).
+        rows: As for ``check_row_operands``.
+        grads: Likewise.
+        names: What errors call those.
+
+    Returns:
+        Rows and gradients, as tensors.
+
+    Raises:
+        TypeError: If one is of a wrong type or dtype.
+        ValueError: If a shape or device is another, or memory is not contiguous.
+        IndexError: If a row is not in the table; on a GPU, the kernel finds that.
+    """
+    rows = check_row_numbers(param, rows, names[0])
+    return rows, _as_fits(names[1], param, grads, (len(rows), param.shape[1]), None)
+
+
+def check_row_numbers(param: torch.Tensor, rows: ArrayLike, name: str) -> torch.Tensor:
+    """Checks which rows of a table are meant.
+
+    Args:
+        param: The table: shape (N, D).
+        rows: As for ``check_row_operands``.
+        name: What errors call them.
+
+    Returns:
+        They, as a tensor.
+
+    Raises:
+        TypeError: If they are of a wrong type or dtype.
+        ValueError: If their shape or device is another, or their memory is not contiguous.
+        IndexError: If one is not in the table; on a GPU, the kernel finds that.
+    """
     rows = as_tensor(name, rows, written=False, dtypes=(np.int32, np.int64))
     if rows.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, got {short(rows.dtype)}")
@@ -204,18 +245,18 @@ def _as_rows(rows: ArrayLike, name: str, param: torch.Tensor) -> torch.Tensor:
     _check_contiguous(rows, name)
     if rows.device != param.device:
         raise ValueError(f"{name} must be on {param.device} as the table, got {rows.device}")
+    if param.device.type == "cpu":
+        _check_in_table(rows.numpy(), name, param.shape[0])
     return rows
 
 
 def _as_fits(
     name: str,
     param: torch.Tensor,
-    given: ArrayLike | None,
+    given: ArrayLike,
     shape: tuple[int, ...],
-    dtype: torch.dtype | None,
-) -> torch.Tensor | None:
-    if given is None:
-        return None
+    dtype: torch.dtype | None,  # None for any of those of parameters
+) -> torch.Tensor:
     dtypes = (np.int64,) if dtype == torch.int64 else (np.float16, np.float32, np.float64)
     tensor = as_tensor(name, given, written=dtype is not None, dtypes=dtypes)
     if tensor.dtype not in (COMPUTE_DTYPES if dtype is None else (dtype,)):

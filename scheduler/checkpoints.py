@@ -171,6 +171,8 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
             mine.copy_(tensors[_BUFFER + name.removeprefix(_WORKER_BUFFER)].expand_as(mine))
         else:
             mine.zero_()
+    if shared.row_versions is not None:
+        shared.row_versions.zero_()
     shared.versions.zero_()
     shared.versions[shared.slot] = checkpoint.version
     return checkpoint

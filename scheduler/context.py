@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import ArrayLike
+from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
@@ -20,6 +22,7 @@ from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
 from hogstream.scheduler.lanes.base import Applier, Lane, LaneSettings
 from hogstream.scheduler.policies import BoundGate, Passage
+from hogstream.scheduler.row_gradients import RowGradient, RowGradients
 from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
@@ -129,7 +132,13 @@ class WorkerContext:
         self._deadline = dispatch.settings.deadline
         telemetry, on_gpu = dispatch.settings.telemetry, shared.flat.is_cuda
         self.prefers_flat = telemetry or on_gpu or shared.flat.nbytes <= _SMALL_BYTES
-        self._gradients = Gradients(shared, state, whole_only=telemetry and on_gpu)
+        self._gradients = Gradients(
+            shared,
+            state,
+            whole_only=telemetry and on_gpu,
+            rows_only=dispatch.policy.row_locked,
+        )
+        self._row_gradients = RowGradients(shared, state, self._gradients)
         self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0
@@ -194,9 +203,10 @@ class WorkerContext:
             ValueError: If it is of another shape or device, sparse, not contiguous, or overlaps
                 the shared parameters; if there are none, or several with a policy ``bounded:K``,
                 which must know of each update when its parameters are read; if there are not as
-                many losses as gradients; or if a mapping names what is no parameter, or is given
-                with ``telemetry`` on a GPU, where races of whole updates are counted. Nothing was
-                submitted then.
+                many losses as gradients; if a mapping names what is no parameter, or is given
+                with ``telemetry`` on a GPU, where races of whole updates are counted; or if the
+                policy is ``"row-locked"``, which takes ``submit_rows`` alone. Nothing was submitted
+                then.
             RuntimeError: If this iteration has called ``submit`` already, or has ended, or this
                 is not the thread of the scheduler's event loop.
             FloatingPointError: If an earlier gradient of this worker held an infinity or NaN, with
@@ -236,6 +246,82 @@ class WorkerContext:
             await self._wait(self._landing(), "landing")
         if self._error is not None:
             self._raise_error()
+
+    async def submit_rows(
+        self,
+        name: str | Mapping[str, RowGradient],
+        rows: ArrayLike | None = None,
+        grads: ArrayLike | None = None,
+        loss: float | None = None,
+    ) -> None:
+        """Submits this iteration's update as one of some rows of a table, or of several tables.
+
+        A table is a shared parameter of any axes, at least one: shape (N, ...), taken as (N, D).
+        Rows are updated as ``sparse_rmsprop_`` does it: gradients of the same row are summed first;
+        no other row is read or written, and no state of another. So weight decay reaches no other
+        either. All else is as with ``submit``: waits, the policy, versions and staleness, for which
+        this is one update, of however many tables.
+
+        Of no rows, nothing happens to a table. An update of none at all lands and counts, and
+        changes nothing. The first one in a process compiles for a while, if no scheduler there was
+        opened with ``policy="row-locked"``.
+
+        Args:
+            name: Of the table. Or a mapping from names, at least one, to tuples of rows and their
+                gradients, each as here.
+            rows: int32 or int64, shape (k,): in any order, and as often as may be. They may change
+                once this has been called and waits. A tensor on the CPU, or an array, as grads.
+            grads: Of those rows: shape (k, D), contiguous, of the shared parameters' dtype. Until
+                the update has landed, they must neither change nor be resized.
+            loss: As of ``submit``.
+
+        Raises:
+            TypeError: If something is of a wrong type or dtype.
+            ValueError: If a name is of no parameter or of a scalar, ``grads`` do not fit the table
+                or overlap the shared parameters, or there is no table.
+            IndexError: If a row is not in the table. Nothing was submitted then, as with those.
+            NotImplementedError: If the shared parameters are on a GPU, whose lanes take whole
+                updates so far.
+            RuntimeError: As ``submit``.
+            FloatingPointError: As ``submit``.
+            Exception: As ``submit``.
+        """
+        current = self._current
+        if current is None or current.submitted or get_ident() != self._thread:
+            raise self._why_refused("submit_rows")
+        checked = self._row_gradients.check(name, rows, grads)
+        losses = None if loss is None else [_checked_loss(loss)]
+        await self._submit_checked(current, [checked], losses)
+
+    async def read_rows(self, name: str, rows: ArrayLike) -> torch.Tensor:
+        """Copies rows of a table, however long it is; ``parameters`` has the live ones.
+
+        The copy is made down the worker's lane, after its updates before, as the policy has it:
+        under the lock of ``"locked"`` and ``"awaited"``, in its turn under ``"ordered"``, and under
+        ``"row-locked"`` row by row with the mutex of each; else whatever is updated meanwhile may
+        be in it in part. Staleness counts from the iteration's begin all the same.
+
+        Args:
+            name: Of the table.
+            rows: As of ``submit_rows``.
+
+        Returns:
+            Shape (k, D).
+
+        Raises:
+            TypeError: As ``submit_rows``.
+            ValueError: As ``submit_rows``.
+            IndexError: As ``submit_rows``.
+            NotImplementedError: As ``submit_rows``.
+            RuntimeError: If the worker's run has ended, or this is not the thread of the
+                scheduler's event loop.
+            Exception: Whatever an earlier update of this worker failed with.
+        """
+        if self._retired or get_ident() != self._thread:
+            raise self._why_refused("read_rows")
+        target, table = self._row_gradients.lay_out_copy(name, rows)
+        await self._wait(self._take_snapshot(target, table), "snapshot")
+        return target
 
     async def compute(
         self,
@@ -450,7 +536,7 @@ class WorkerContext:
         grads: Sequence[Gradient],
         loss: float | Sequence[float] | None,
     ) -> None:
-        """Submits an update of each gradient: at once, as many as the lane has room for."""
+        """Checks several gradients, and submits an update of each."""
         if not grads:
             raise ValueError("grad must hold at least one gradient, got none")
         if len(grads) > 1 and isinstance(self._gate, BoundGate):
@@ -458,6 +544,15 @@ class WorkerContext:
             raise ValueError(f"grad must be one gradient with policy={policy!r}, got {len(grads)}")
         gradients = [self._gradients.check(each) for each in grads]
         losses = None if loss is None else _checked_losses(loss, len(grads))
+        await self._submit_checked(current, gradients, losses)
+
+    async def _submit_checked(
+        self,
+        current: Iteration,
+        gradients: Sequence[tuple[object, Checked]],
+        losses: Sequence[float] | None,
+    ) -> None:
+        """Submits an update of each: at once, as many as the lane has room for."""
         submitted_ns = perf_counter_ns()
         current.submitted = True
         current.updates += self._budget.take_more(len(gradients) - 1)
@@ -558,8 +653,12 @@ class WorkerContext:
         while self._in_flight > self._dispatch.low_water and self._error is None:
             await self._delivery()
 
-    async def _take_snapshot(self) -> int:
-        """Copies the parameters down the lane: under the policy, as an update would go.
+    async def _take_snapshot(self, target: torch.Tensor, rows: RowTable | None = None) -> int:
+        """Copies parameters down the lane: under the policy, as an update would go.
+
+        Args:
+            target: Where to.
+            rows: Which, if not all.
 
         Returns:
             The version that the copy holds at least.
@@ -567,7 +666,8 @@ class WorkerContext:
         while self._snapshot is not None:  # one that was given up
             await self._delivery()
         passage = await self._dispatch.snapshot_passage()
-        snapshot = self._snapshot = Snapshot(self.index, perf_counter_ns(), passage, self.flat)
+        submitted_ns = perf_counter_ns()
+        snapshot = self._snapshot = Snapshot(self.index, submitted_ns, passage, target, rows)
         try:
             self._enqueue(snapshot)
         except BaseException:
@@ -575,7 +675,7 @@ class WorkerContext:
             if self._gate is not None and passage is not None:
                 self._gate.end(passage)
             raise
-        while self._snapshot is not None:
+        while self._snapshot is snapshot:
             await self._delivery()
         self._raise_error()
         return snapshot.version
@@ -632,7 +732,7 @@ class ScheduledContext(WorkerContext):
             current.passage = await self._wait(self._gate.begin(), self._gate.reason)
             current.read_version = current.passage.read_version
         if self._dispatch.settings.read == "snapshot":
-            current.read_version = await self._wait(self._take_snapshot(), "snapshot")
+            current.read_version = await self._wait(self._take_snapshot(self.flat), "snapshot")
 
     def end(self) -> None:
         """Ends an iteration that has returned.

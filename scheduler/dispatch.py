@@ -31,7 +31,7 @@ from hogstream.scheduler.chunks import Chunk
 from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
-from hogstream.scheduler.lanes.mutex import Mutex
+from hogstream.scheduler.lanes.mutex import Mutex, RowLocks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import Gate, LockGate, Passage, make_gate, select_policy
@@ -56,6 +56,7 @@ class Dispatch:
 
     Attributes:
         settings: How.
+        policy: What an update waits for.
         shared: What is updated.
         hyperparameters: What updates are made with that are submitted from now on.
         rate: What gives them the learning rate of a run's schedule, if it has one.
@@ -84,6 +85,7 @@ class Dispatch:
         alone: bool,
     ) -> None:
         self.settings = settings
+        self.policy = select_policy(settings.policy)
         self.shared = shared
         self.hyperparameters = settings.hyperparameters
         self.rate: ScheduledRate | None = None
@@ -122,8 +124,7 @@ class Dispatch:
         Args:
             backend: With which kernels.
         """
-        settings, shared = self.settings, self.shared
-        policy = select_policy(settings.policy)
+        settings, shared, policy = self.settings, self.shared, self.policy
         self.gate = make_gate(policy, lambda: shared.version)
         self._loop = asyncio.get_running_loop()
         self._forked = False  # and what is under way, in this child of a fork, is the parent's
@@ -133,14 +134,20 @@ class Dispatch:
         self._thread_state = ThreadState(self.torch_threads)
         self._threads = [self._make_thread(worker) for worker in range(settings.workers)]
         let_go_in_forks(self)
+        row_locks = RowLocks() if policy.row_locked else None
+        races = None
+        if settings.telemetry:
+            races = shared.count_races_with(backend, row_locks.block if row_locks else None)
+            shared.count_stale_rows()
         of_lanes = LaneSettings(
             shared=shared,
             backend=backend,
             ordered=policy.ordered,
             staleness_aware=settings.staleness_aware,
             check_finite=settings.on_nonfinite != "apply",
-            races=shared.count_races_with(backend) if settings.telemetry else None,
+            races=races,
             lock=self.process_lock or (Mutex() if policy.locked else None),
+            row_locks=row_locks,
             low_water=self.low_water,
             graphs=settings.batch > 1,
             timed=self.timeline is not None,

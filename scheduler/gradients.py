@@ -46,17 +46,25 @@ class _Place:
 class Gradients:
     """Checks a worker's gradients: a flat one once, as long as it has the same memory."""
 
-    def __init__(self, shared: SharedParameters, state: UpdateState, *, whole_only: bool) -> None:
+    def __init__(
+        self,
+        shared: SharedParameters,
+        state: UpdateState,
+        *,
+        whole_only: bool = False,
+        rows_only: bool = False,
+    ) -> None:
         """Remembers what gradients must fit.
 
         Args:
             shared: What they update.
             state: The worker's, of shape (elements,), as its updates have it.
             whole_only: Whether none may update some parameters only.
+            rows_only: Whether there may be none, as all updates are of rows.
         """
         self._flat, self._state = shared.flat, state
         self._dtype, self._device = shared.flat.dtype, shared.flat.device
-        self._whole_only = whole_only
+        self._whole_only, self._rows_only = whole_only, rows_only
         self._kept: dict[int, _Kept] = {}
         self._places: dict[str, _Place] = {}
         stop = 0
@@ -77,7 +85,7 @@ class Gradients:
         Raises:
             TypeError: If it, or one by name, is of a wrong type or dtype.
             ValueError: If one does not fit its parameters, overlaps what updates write, or if
-                there is none.
+                there is none, or may be none.
         """
         kept = self._kept.get(id(grad))
         if (
@@ -86,6 +94,11 @@ class Gradients:
             or grad.data_ptr() != kept.address
             or grad.numel() != self._flat.numel()
         ):
+            if self._rows_only:
+                raise ValueError(
+                    "grad must be of rows, by submit_rows, with policy='row-locked', which locks "
+                    "nothing else"
+                )
             if isinstance(grad, Mapping):
                 return self._check_named(grad)
             kept = self._check_flat(grad)
@@ -169,20 +182,24 @@ class Gradients:
                 pointers.append(pointer)
             stop, end = place.stop, pointer + place.bytes
             if pointer < self._last_written and self._first_written < end:
-                self._check_apart(name, pointer, end)
+                self.check_apart(f"the gradient of {name}", pointer, end)
         return (held, tuple(ends), pointers) if ends else (held, (0, 0), [0])
 
-    def _check_apart(self, name: str, start: int, stop: int) -> None:
+    def check_apart(self, name: str, start: int, stop: int) -> None:
+        """Checks that nothing is written from an address to another.
+
+        Raises:
+            ValueError: If updates write there; calls it by the name.
+        """
         for first, last in self._written:
             if start < last and first < stop:
-                raise ValueError(
-                    f"the gradient of {name} must not overlap the shared parameters or their state"
-                )
+                raise ValueError(f"{name} must not overlap the shared parameters or their state")
 
     def _checked(self, name: str, param: torch.Tensor, grad: Any) -> torch.Tensor:
         """A gradient that fits its parameters, without a negative bit."""
         if not isinstance(grad, torch.Tensor):
-            raise TypeError(f"{name} must be a torch tensor, got {type(grad).__name__}")
+            hint = ": rows go by submit_rows" if isinstance(grad, tuple) else ""
+            raise TypeError(f"{name} must be a torch tensor, got {type(grad).__name__}{hint}")
         check_grad(param, grad, name)
         if grad.dtype != param.dtype:
             wanted, got = (str(each.dtype).removeprefix("torch.") for each in (param, grad))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.operands import ArrayLike
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.context import Iteration, ScheduledContext
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient
 from hogstream.scheduler.lanes.base import Lane
+from hogstream.scheduler.row_gradients import RowGradient
 from hogstream.scheduler.tracing.nvtx import Ranges
 from hogstream.scheduler.update import Checked, Snapshot, Work
 from hogstream.scheduler.update_state import UpdateState
@@ -50,6 +52,17 @@ class RangedContext(ScheduledContext):
         """As ``WorkerContext.submit``."""
         with self._ranges.around("submit", self.index):
             await super().submit(grad, loss)
+
+    async def submit_rows(
+        self,
+        name: str | Mapping[str, RowGradient],
+        rows: ArrayLike | None = None,
+        grads: ArrayLike | None = None,
+        loss: float | None = None,
+    ) -> None:
+        """As ``WorkerContext.submit_rows``."""
+        with self._ranges.around("submit", self.index):
+            await super().submit_rows(name, rows, grads, loss)
 
     def _may_burst(self) -> bool:
         return False  # each update has its range, on the event loop's thread

@@ -34,6 +34,9 @@ class SharedParameters:
         worker_state: With ``state="per-worker"`` of a scheduler, each worker's own state, of shape
             (workers, elements); before, None.
         races: With ``telemetry=True`` of a scheduler, what races were counted; before, None.
+        row_versions: With that on a CPU, the version that an update of rows made of each row last:
+            int64, shape (rows,), of all parameters that have an axis, one after the other; before,
+            None.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
         buffers: By name, what a module has besides parameters and workers share too, such as
             running statistics; of any dtype.
@@ -92,6 +95,7 @@ class SharedParameters:
         )
         self.worker_state: UpdateState | None = None
         self.races: RaceCounters | None = None
+        self.row_versions: torch.Tensor | None = None
         self.worker_buffers: Buffers | None = None
         self.versions = _make_versions(0)
         self.slot = 0
@@ -309,22 +313,42 @@ class SharedParameters:
             )
         return self.races
 
-    def count_races_with(self, backend: Backend) -> RaceCounters:
-        """The counters of races, in blocks as a backend that counts them wants them.
+    def count_races_with(self, backend: Backend, block: int | None = None) -> RaceCounters:
+        """The counters of races, in blocks as a backend that counts them takes them.
+
+        Those that are there already count on: on a CPU blocks may be of any size.
+
+        Args:
+            backend: It.
+            block: How many elements are counted together, on a CPU; None for what it is best at.
 
         Raises:
-            ValueError: If they were made for blocks of another size.
+            ValueError: If they were made for blocks of another size, on a GPU.
             MemoryError: If they do not fit the device.
         """
         assert backend.race_block is not None
-        return self.count_races(backend.race_block(self.flat.dtype, self.flat.device))
+        device = self.flat.device
+        if self.races is not None and device.type == "cpu":
+            return self.races
+        return self.count_races(block or backend.race_block(self.flat.dtype, device))
+
+    def count_stale_rows(self) -> None:
+        """Makes ``row_versions``, of zeros, if they are not there; on a CPU.
+
+        Raises:
+            MemoryError: If they do not fit.
+        """
+        device = self.flat.device
+        if self.row_versions is None and device.type == "cpu":
+            rows = sum(shape[0] for shape in self._shapes.values() if shape)
+            self.row_versions = allocate_zeros("row_versions", (rows,), torch.int64, device)
 
     def share_memory_(self, processes: int) -> None:
         """Moves everything to where other processes can reach it; views and modules follow.
 
         Pickled then, as for a process of ``torch.multiprocessing``, they are the same memory there
-        (over CUDA's inter-process handles, on a GPU). State and ``races`` that are made later are
-        not shared: ``make_state`` makes it before. No scheduler may be open: its lanes, or its
+        (over CUDA's inter-process handles, on a GPU). State and counts that are made later are not
+        shared: ``make_state`` makes it before. No scheduler may be open: its lanes, or its
         processes, would go on in the old place.
 
         Args:
@@ -344,6 +368,7 @@ class SharedParameters:
         tensors = [self.flat, *self.state.named().values(), versions]
         tensors += [] if self.worker_state is None else self.worker_state.named().values()
         tensors += [] if self.races is None else [self.races.counts]
+        tensors += [] if self.row_versions is None else [self.row_versions]
         tensors += [*self.buffers.values(), *(self.worker_buffers or {}).values()]
         move_to_shared_memory(tensors)
         self.versions = versions
@@ -351,12 +376,13 @@ class SharedParameters:
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """If the block fails, what was made in it is dropped again: state, races, buffers."""
-        before = self.state, self.worker_state, self.races, self.worker_buffers
+        """If the block fails, what was made in it is dropped again: state, counts, buffers."""
+        names = "state", "worker_state", "races", "row_versions", "worker_buffers"
+        before = {name: getattr(self, name) for name in names}
         try:
             yield
         except BaseException:
-            self.state, self.worker_state, self.races, self.worker_buffers = before
+            vars(self).update(before)
             raise
 
     def enter_process(self, process: int) -> None:

@@ -24,6 +24,8 @@ class Policy:
         ordered: An update waits, on its lane and on a GPU on the device, for the one submitted
             before it.
         bound: An update waits while it could make its own staleness, or another's, exceed this.
+        row_locked: An update of rows waits, at each row, for a mutex of the rows about there, which
+            its lane holds around the update of that row; there are no other updates.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Policy:
     awaited: bool = False
     ordered: bool = False
     bound: int | None = None
+    row_locked: bool = False
 
     @property
     def takes_batches(self) -> bool:
@@ -45,11 +48,17 @@ POLICIES = {
         Policy("locked", locked=True),
         Policy("ordered", ordered=True),
         Policy("awaited", awaited=True),
+        Policy("row-locked", row_locked=True),
     )
 }
 
-#: What ``policy=`` may be, in words.
-ALLOWED = f"one of {', '.join(POLICIES)}, or bounded:K with an integer K >= 0"
+#: Names of those that take dense updates too.
+DENSE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.row_locked)
+
+_BOUNDED = "or bounded:K with an integer K >= 0"
+#: What ``policy=`` may be, in words; and where updates are dense.
+ALLOWED = f"one of {', '.join(POLICIES)}, {_BOUNDED}"
+ALLOWED_DENSE = f"one of {', '.join(DENSE_POLICIES)}, {_BOUNDED}"
 
 
 def select_policy(name: str) -> Policy:

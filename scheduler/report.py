@@ -14,6 +14,7 @@ import torch
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.kernels.row_table import STALE, UPDATED, RowTable
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.chunks import Chunk
 from hogstream.scheduler.latencies import Latencies
@@ -53,6 +54,10 @@ class RunReport:
             parameters; else None.
         lost_block_updates: How many of those were lost.
         overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
+        rows: With telemetry on a CPU, how many rows were updated by updates of rows, each counted
+            once for an update; else None.
+        stale_rows: How many of those another update of rows had changed between the update's read
+            and its landing.
         state_kinds: How many numbers of state an element has: 1 for ``ms``, and 1 more each if
             updates are centered, and if they have momentum.
         torch_threads: How many threads torch used for operations of a thread that computes for a
@@ -78,6 +83,8 @@ class RunReport:
     block_updates: int | None = None
     lost_block_updates: int | None = None
     overwritten_block_updates: int | None = None
+    rows: int | None = None
+    stale_rows: int | None = None
     state_kinds: int = 1
     torch_threads: int = 1
 
@@ -114,6 +121,13 @@ class RunReport:
             return None
         return self.lost_block_updates / self.block_updates
 
+    @property
+    def stale_rows_fraction(self) -> float | None:
+        """The share of updated rows that were stale; None if there were none, or not counted."""
+        if not self.rows or self.stale_rows is None:
+            return None
+        return self.stale_rows / self.rows
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON; None where nothing was measured."""
         return {
@@ -139,6 +153,7 @@ class RunReport:
             "overwrites_per_update": None
             if not self.block_updates or self.overwritten_block_updates is None
             else self.overwritten_block_updates / self.block_updates,
+            "stale_rows_fraction": self.stale_rows_fraction,
             "updates_by_worker": self.updates_by_worker,
             "dropped_by_worker": self.dropped,
             "nonfinite_by_worker": self.nonfinite,
@@ -207,11 +222,14 @@ class RunReport:
 
 _BY_WORKER = ("updates_by_worker", "dropped", "nonfinite", "restarts")
 _RACES = ("block_updates", "lost_block_updates", "overwritten_block_updates")
+_STALE_ROWS = ("rows", "stale_rows")
 
 
 def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
     first = reports[0]
-    races = {name: [getattr(report, name) for report in reports] for name in _RACES}
+    counts = {
+        name: [getattr(report, name) for report in reports] for name in (*_RACES, *_STALE_ROWS)
+    }
     return RunReport(
         **{
             **{each.name: getattr(first, each.name) for each in fields(RunReport)[:6]},
@@ -221,7 +239,7 @@ def _merged(reports: Sequence[RunReport], **attributes: Any) -> RunReport:
             "staleness": sum((report.staleness for report in reports), Counter()),
             "dead": [pid for report in reports for pid in report.dead],
             "partial": any(report.partial for report in reports),
-            **{name: None if None in each else sum(each) for name, each in races.items()},
+            **{name: None if None in each else sum(each) for name, each in counts.items()},
             **attributes,
         }
     )
@@ -279,18 +297,23 @@ class RunRecord:
         restarts: How often each worker was started again.
     """
 
-    def __init__(self, workers: int, races: RaceCounters | None = None) -> None:
+    def __init__(
+        self, workers: int, races: RaceCounters | None = None, *, counts_rows: bool = False
+    ) -> None:
         """Starts the clock.
 
         Args:
             workers: How many there are.
             races: Where races are counted, if they are.
+            counts_rows: Whether updates of rows count those that were stale.
         """
         self.failures: dict[int, BaseException] = {}
         self.restarts = [0] * workers
         self._start = time.perf_counter()
         self._races = races
         self._races_before = _totals(races)
+        self._counts_rows = counts_rows
+        self._rows = np.zeros(len(_STALE_ROWS), np.int64)
         self._latencies = Latencies()
         self._staleness: Counter[int] = Counter()
         self._updates_by_worker = [0] * workers
@@ -316,6 +339,8 @@ class RunRecord:
                 add_latency(work.landed_ns - work.submitted_ns)
                 add_staleness(work.staleness)
                 updates += 1
+                if self._counts_rows and isinstance(work.checked.table, RowTable):
+                    self._rows += work.checked.table.fields[:, UPDATED : STALE + 1].sum(axis=0)
         self._updates_by_worker[worker] += updates
         if len(self._new_staleness) >= _BUFFERED:
             self._count()
@@ -336,9 +361,12 @@ class RunRecord:
         """
         seconds = time.perf_counter() - self._start
         self._count()
+        rows, stale = self._rows.tolist() if self._counts_rows else (None, None)
         return RunReport(
             **attributes,
             **self.races(),
+            rows=rows,
+            stale_rows=stale,
             seconds=seconds,
             latencies=self._latencies,
             staleness=self._staleness,

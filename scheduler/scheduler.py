@@ -250,8 +250,11 @@ class StreamScheduler:
         if self._running:
             raise RuntimeError("the scheduler runs already: await that run first")
         contexts = self._make_contexts(self._dispatch.lanes, finished, budget)
+        telemetry, shared = self.settings.telemetry, self.shared
         record = RunRecord(
-            self.settings.workers, self.shared.races if self.settings.telemetry else None
+            self.settings.workers,
+            shared.races if telemetry else None,
+            counts_rows=telemetry and shared.row_versions is not None,
         )
         rate = None if lr_schedule is None else ScheduledRate(lr_schedule, self.shared)
         self._running, self._stopping, self._budget = True, False, budget

@@ -38,6 +38,8 @@ class SchedulerSettings:
             lane holds around it alone. ``"ordered"``: the update before it, on the device.
             ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
             ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
+            ``"row-locked"``: at each row, a mutex that its lane holds around the update of that row
+            alone. All updates are of rows then, by ``submit_rows``, in one process, with Numba.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
         hyperparameters: What updates are made with. Momentum, and centered updates, have a state
             of their own, which the scheduler makes when it is opened.
@@ -170,13 +172,20 @@ class SchedulerSettings:
         Raises:
             ValueError: If it cannot take tensors of that device.
             RuntimeError: If it is not available here.
-            SettingError: If it cannot count races, and there is ``telemetry``.
+            SettingError: If it cannot count races, and there is ``telemetry``; or cannot lock rows,
+                and the policy does.
         """
         backend = select_backend(self.backend, device_type)
         if self.telemetry and not backend.counts_races:
             raise SettingError(
                 "telemetry",
                 f"needs a backend that counts races (triton or numba), got {backend.name!r}",
+            )
+        if select_policy(self.policy).row_locked and backend.name != "numba":
+            raise SettingError(
+                "policy",
+                f"must be another than {self.policy} with backend {backend.name!r}: "
+                f"numba alone locks rows",
             )
         return backend
 

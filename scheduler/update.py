@@ -1,4 +1,4 @@
-"""What goes down a lane: a worker's update, or a snapshot of the parameters for it."""
+"""What goes down a lane: a worker's update, or a snapshot of parameters for it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
+from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.policies import Passage
 
 
 class Checked:
-    """A gradient that has been checked, and what it updates; holds no tensor.
+    """A gradient that has been checked, and what it updates; of rows, it holds their tensors.
 
     Attributes:
         table: The flat parameters, the gradient and its worker's state, as kernels take them:
-            whole, or the parts of them that are updated.
+            whole, or the parts of them that are updated; or rows of some of them.
         address: Of ``table.columns``.
         memory: The bytes of the table: equal for updates of the same memory.
     """
 
     __slots__ = "address", "memory", "table"
 
-    def __init__(self, table: LaunchTable) -> None:
+    def __init__(self, table: LaunchTable | RowTable) -> None:
         """Takes the table of checked operands."""
         self.table = table
         columns: Any = table.columns
@@ -82,11 +83,14 @@ class Snapshot(_OnLane):
     """A copy of the parameters for one worker; its lane makes it in the order of its updates.
 
     Attributes:
-        target: Where it goes, shape (elements,); referenced until it has landed.
+        target: Where it goes, shape (elements,), or (k, D) of some rows; referenced until it has
+            landed.
+        rows: Those that are copied, if not all is, with the copies in the place of gradients.
         version: Of the parameters, that it holds at least; once it has landed.
     """
 
     target: torch.Tensor
+    rows: RowTable | None = None
     version: int = field(default=0, init=False)
 
 

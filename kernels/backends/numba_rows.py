@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hogstream.kernels.backends.numba_atomics import (
+    atomic_exchange,
     atomic_load,
     call,
     float_load,
@@ -58,23 +59,33 @@ from hogstream.kernels.hyperparameters import Factors, Hyperparameters, Switches
 from hogstream.kernels.launch_table import GRAD, KAHAN_COMP, MS, PARAM
 from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.kernels.race_counters import RaceCounters
+from hogstream.kernels.row_table import (
+    BEFORE,
+    BLOCK,
+    BLOCKS,
+    CODE,
+    COUNTS,
+    FACTORS,
+    KEY,
+    LAST_UPDATE,
+    LOCK_BLOCK,
+    LOCKS,
+    NUMBER,
+    ORDER,
+    POSITIONS,
+    READ_VERSION,
+    ROW_VERSIONS,
+    ROWS,
+    SLOTS,
+    STALE,
+    STRIPES,
+    UPDATED,
+    VERSIONS,
+    WIDTH,
+    fields_of,
+)
 from hogstream.kernels.rows import RowUpdate
 
-#: What an update of rows is, as int64 in memory: first addresses, as in a launch table; then the
-#: address of ``last_update``, of rows in ascending order and of where their gradients are; how many
-#: those are, and elements of a row; the number of the update; the address of the factors; and the
-#: key of the step.
-LAST_UPDATE = 6
-ROWS, ORDER, POSITIONS, WIDTH, NUMBER, FACTORS, KEY = range(7, 14)
-#: How many elements come before the table in what is counted and locked. A row belongs to the block
-#: there in which it begins.
-BEFORE = 14
-#: The address of race counts, or 0; how many blocks they have, of how many elements each.
-COUNTS, BLOCKS, BLOCK = range(15, 18)
-#: The address of mutexes, each in a cache line of its own, or 0; how many, which must be held for a
-#: block of how many elements: block after block has the next one.
-LOCKS, STRIPES, LOCK_BLOCK = range(18, 21)
-FIELDS = 21
 # Rows are asked for when the kernel is at the one so many positions before: 4 to 16 do as well.
 _POSITIONS_AHEAD = 8
 # Vectors of so many elements for what is less than a cache line.
@@ -86,6 +97,9 @@ _ALPHA = 8 * Factors._fields.index("alpha")
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 _lock: Any = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_copy_bytes: Any = types.ExternalFunction(
+    "memcpy", types.int64(types.int64, types.int64, types.int64)
+)
 _unlock: Any = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
 
 
@@ -174,12 +188,8 @@ class _Span(NamedTuple):
         counters: RaceCounters | None,
     ) -> _Span:
         given, factors = update.operands, hyperparameters.in_memory
-        tensors = [*given[:7], update.rows, update.order]
-        fields = [0 if each is None else each.data_ptr() for each in tensors]
-        fields += [len(update.rows), update.width, update.number, ctypes.addressof(factors)]
-        fields += [key - (key >> 63 << 64)]
-        columns = np.zeros(FIELDS, np.int64)
-        columns[: len(fields)] = fields
+        columns = np.array(fields_of(update), np.int64)
+        columns[FACTORS], columns[KEY] = ctypes.addressof(factors), key - (key >> 63 << 64)
         if counters is not None:
             block = counters.block * update.width
             columns[COUNTS : BLOCK + 1] = counters.counts.data_ptr(), counters.blocks, block
@@ -239,8 +249,9 @@ def update_function(kinds: Kinds) -> Any:
         while position < end:
             row, stop = _row_from(fields, position)
             _ask_ahead(fields, position, stored_bytes, grad_bytes, compute_bytes, rowwise)
+            window = _leave_block(fields, row, window)
             held = _hold(fields, row, held)
-            window = _count(fields, row, window)
+            window = _enter_block(fields, row, window)
             left, ms = compute(1), compute(0)
             if lazy:
                 left = compute(_left_of(fields, row))
@@ -255,12 +266,76 @@ def update_function(kinds: Kinds) -> Any:
             )
             if lazy:
                 plain_store(_field(fields, LAST_UPDATE) + 8 * row, _field(fields, NUMBER))
+            _note_version(fields, row)
             position = stop
-        _count(fields, -1, window)
+        _leave_block(fields, -1, window)
         _hold(fields, -1, held)
         return 0
 
     return update
+
+
+@cache
+def part_function() -> Any:
+    """An update of rows as lanes call it: as a part of a dense one.
+
+    Returns:
+        A ``CFunc`` of Numba with the arguments of ``numba_kernels.update_function``, all int64; it
+        returns 0. Where that takes the parameter's address, this takes that of the fields, whose
+        ``CODE`` it calls, and writes there what only the lane knows: the factors, and the race
+        counters.
+    """
+
+    @cfunc(types.int64(*[types.int64] * 11))
+    def update_part(
+        fields: int,
+        _grad: int,
+        _ms: int,
+        _grad_avg: int,
+        _buffer: int,
+        _elements: int,
+        factors: int,
+        counts: int,
+        blocks: int,
+        block_elements: int,
+        _flat: int,
+    ) -> int:
+        plain_store(fields + 8 * FACTORS, factors)
+        plain_store(fields + 8 * COUNTS, counts)
+        plain_store(fields + 8 * BLOCKS, blocks)
+        plain_store(fields + 8 * BLOCK, block_elements)
+        call(_field(fields, CODE), (fields, 0, _field(fields, POSITIONS)))
+        return 0
+
+    return update_part
+
+
+@cache
+def copy_function(dtype: str) -> Any:
+    """A copy of rows of a table, each as an update of it would be locked.
+
+    Args:
+        dtype: Of the table: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+
+    Returns:
+        ``copy(fields)``, a ``CFunc`` of Numba: it takes the address of fields, whose ``GRAD`` says
+        where copies go, one after the other, and returns 0.
+    """
+    stored_bytes = FORMATS[dtype].stored_bytes
+
+    @cfunc(types.int64(types.int64))
+    def copy(fields: int) -> int:
+        size = _field(fields, WIDTH) * stored_bytes
+        held = -1
+        for position in range(_field(fields, POSITIONS)):
+            row = _field(_field(fields, ROWS), position)
+            held = _hold(fields, row, held)
+            source = _field(fields, PARAM) + row * size
+            _copy_bytes(_field(fields, GRAD) + position * size, source, size)
+        _hold(fields, -1, held)
+        return 0
+
+    return copy
 
 
 @part
@@ -288,30 +363,42 @@ def _row_from(fields: int, position: int) -> tuple[int, int]:
 
 
 @part
-def _count(fields: int, row: int, window: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Counts an update of the block before, where a row is in another; -1 is in none.
+def _leave_block(fields: int, row: int, window: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Counts an update of the block before, if a row is in another; before its mutex is released.
+
+    Args:
+        fields: Their address.
+        row: What is updated next; -1 is in no block.
+        window: The block of the row before, or -1, its version and its witness.
+
+    Returns:
+        The same, or that of no block.
+    """
+    block, version, witness = window
+    if block < 0 or _block_of(fields, row, BLOCK) == block:
+        return window
+    end_block(_field(fields, COUNTS), _field(fields, BLOCKS), block, version, witness)
+    return -1, 0, 0
+
+
+@part
+def _enter_block(fields: int, row: int, window: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Begins to count an update of a row's block, once its mutex is held, if races are counted.
 
     Args:
         fields: Their address.
         row: What is updated next.
-        window: The block of the row before, or -1, its version and its witness.
+        window: That of its block, or of none.
 
     Returns:
-        The same of this row.
+        That of its block, if races are counted.
     """
-    counts, blocks = _field(fields, COUNTS), _field(fields, BLOCKS)
-    if counts == 0:
+    counts = _field(fields, COUNTS)
+    if counts == 0 or window[0] >= 0:
         return window
-    block, version, witness = window
-    following = _block_of(fields, row, BLOCK)
-    if following == block:
-        return window
-    if block >= 0:
-        end_block(counts, blocks, block, version, witness)
-    if following < 0:
-        return -1, 0, 0
-    version, witness = begin_block(counts, blocks, following)
-    return following, version, witness
+    block = _block_of(fields, row, BLOCK)
+    version, witness = begin_block(counts, _field(fields, BLOCKS), block)
+    return block, version, witness
 
 
 @part
@@ -337,6 +424,26 @@ def _hold(fields: int, row: int, held: int) -> Any:
         if wanted >= 0:
             _lock(locks + CACHE_LINE * wanted)
     return wanted
+
+
+@part
+def _note_version(fields: int, row: int) -> None:
+    """Notes that a row was changed, and whether another update has done so since this one's read.
+
+    The version is looked up once the row is written. So whoever reads it still unwritten reads an
+    older version, and finds the row stale when its own update comes; of two updates that meet in a
+    row, whoever is second here finds the other.
+    """
+    versions_of_rows = _field(fields, ROW_VERSIONS)
+    if versions_of_rows == 0:
+        return
+    version = 1
+    for slot in range(_field(fields, SLOTS)):
+        version += _field(_field(fields, VERSIONS), slot)
+    before = atomic_exchange(versions_of_rows + 8 * row, version)
+    stale = 1 if before > _field(fields, READ_VERSION) else 0
+    plain_store(fields + 8 * UPDATED, _field(fields, UPDATED) + 1)
+    plain_store(fields + 8 * STALE, _field(fields, STALE) + stale)
 
 
 @part

@@ -27,6 +27,7 @@ from hogstream.kernels.backends.numpy_numbers import (
 from hogstream.kernels.hyperparameters import Hyperparameters, Switches
 from hogstream.kernels.launch_table import ELEMENTS, GRAD, LaunchTable
 from hogstream.kernels.rounding import PLACES
+from hogstream.kernels.row_table import RowTable
 
 # Scratch of this size stays in cache, and each call of NumPy is long enough to be worth giving up
 # the GIL for; 16 to 512 KiB are slower, up to three times with two threads.
@@ -65,7 +66,7 @@ def _update_pieces(
             _update_range(table, hyperparameters, key, start, stop, scratch)
 
 
-def all_finite(table: LaunchTable) -> bool:
+def all_finite(table: LaunchTable | RowTable) -> bool:
     """Whether no gradient of a table has an element that is infinite or NaN.
 
     Args:

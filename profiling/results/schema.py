@@ -89,7 +89,7 @@ class Staleness(Record):
     histogram: dict[Count, Count] | None
 
 
-class Run(Record):
+class Run(Record, kw_only=True):
     """The scheduler's runs under one policy, at one size and worker count, over all rounds.
 
     Attributes:
@@ -109,6 +109,7 @@ class Run(Record):
         staleness: In versions.
         lost_updates_fraction: Of updates, block by block; null without telemetry.
         overwrites_per_update: How often a block was overwritten; null without telemetry.
+        stale_rows_fraction: Of rows, in updates of rows; null without those or telemetry.
         updates_by_worker: That landed.
         dropped_by_worker: That were submitted and did not land.
         nonfinite_by_worker: That were left out, as their gradient held an infinity or NaN.
@@ -136,6 +137,7 @@ class Run(Record):
     staleness: Staleness
     lost_updates_fraction: Number | None
     overwrites_per_update: Number | None
+    stale_rows_fraction: Number | None = None
     updates_by_worker: list[Count]
     dropped_by_worker: list[Count]
     nonfinite_by_worker: list[Count]

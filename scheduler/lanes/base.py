@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.checks import check_loop
-from hogstream.scheduler.lanes.mutex import Mutex
+from hogstream.scheduler.lanes.mutex import Mutex, RowLocks
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Update, Work
@@ -34,6 +34,7 @@ class LaneSettings:
         races: Where races are counted, if they are.
         lock: Held by a lane around each update and snapshot, if there is one: against other lanes,
             and with a ``ProcessLock`` against other processes.
+        row_locks: Of which a lane holds one around the update of a row, if there are some.
         low_water: A compiled lane wakes the event loop when no more updates than so many are left
             on it.
         graphs: On a GPU, updates that are launched together, and come again, are one CUDA graph.
@@ -49,6 +50,7 @@ class LaneSettings:
     check_finite: bool = False
     races: RaceCounters | None = None
     lock: Mutex | ProcessLock | None = None
+    row_locks: RowLocks | None = None
     low_water: int = 0
     graphs: bool = False
     timed: bool = False

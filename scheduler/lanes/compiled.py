@@ -12,15 +12,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.row_table import CODE, LOCKS, READ_VERSION, RowTable
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Applier, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.rings import (
+    COPIER,
     DONE,
     FORM,
     NONFINITE,
     OUTCOME,
     PARTS,
-    READ_VERSION,
     ROW,
     ROWS,
     SOURCE,
@@ -51,6 +52,26 @@ class Form:
         """
         self._memory = np.array([update, *factors], np.int64)
         self.address = self._memory.ctypes.data
+
+
+class RowForm(Form):
+    """The same of updates of rows, of which more is in the fields of each part."""
+
+    def __init__(self, update: int, factors: Sequence[int], fields: Sequence[int]) -> None:
+        """Lays it out.
+
+        Args:
+            update: As of ``Form``.
+            factors: The bits of each.
+            fields: Of each part, those from ``LOCKS`` to ``CODE``.
+        """
+        super().__init__(update, factors)
+        self._fields = fields
+
+    def complete(self, table: RowTable, read_version: int) -> None:
+        """Fills in what is not known before an update is enqueued."""
+        table.fields[:, LOCKS : CODE + 1] = self._fields
+        table.fields[:, READ_VERSION] = read_version
 
 
 class RingLane:
@@ -86,6 +107,8 @@ class RingLane:
         self._in_flight: deque[Work] = deque()
         self._hyperparameters: Hyperparameters | None = None
         self._form: Any = None  # of those
+        self._row_hyperparameters: Hyperparameters | None = None
+        self._row_form: Any = None  # of those
         self._forms: list[Form | None] = [None] * rows  # of each row, alive as long as it is there
         self._queue = Queue()
         self._launched = 0
@@ -98,22 +121,39 @@ class RingLane:
         row = ROWS + index * ROW
         words = self.words
         if isinstance(work, Update):
-            if work.hyperparameters is not self._hyperparameters:
-                self._form = self._lanes.form(work.hyperparameters)
-                self._hyperparameters = work.hyperparameters
-            if self._forms[index] is not self._form:
-                self._forms[index] = self._form
-                words[row + FORM] = self._form.address
             checked = work.checked
+            if isinstance(checked.table, RowTable):
+                form = self._form_of_rows(work, checked.table)
+            else:
+                if work.hyperparameters is not self._hyperparameters:
+                    self._form = self._lanes.form(work.hyperparameters)
+                    self._hyperparameters = work.hyperparameters
+                form = self._form
+            if self._forms[index] is not form:
+                self._forms[index] = form
+                words[row + FORM] = form.address
             words[row + SOURCE] = checked.address
             words[row + PARTS] = checked.table.updates
-            words[row + READ_VERSION] = work.read_version
+            words[row + rings.READ_VERSION] = work.read_version
         else:
             self._forms[index] = None
             words[row + FORM] = 0
             words[row + SOURCE] = work.target.data_ptr()
+            words[row + COPIER] = 0
+            if work.rows is not None:
+                words[row + SOURCE] = work.rows.fields.ctypes.data
+                words[row + COPIER] = self._lanes.copier(work.rows)
         self._queue.enqueued += 1
         self._in_flight.append(work)
+
+    def _form_of_rows(self, update: Update, table: RowTable) -> RowForm:
+        """The form of an update of rows, which completes its table."""
+        if update.hyperparameters is not self._row_hyperparameters:
+            self._row_form = self._lanes.row_form(update.hyperparameters)
+            self._row_hyperparameters = update.hyperparameters
+        form: RowForm = self._row_form
+        form.complete(table, update.read_version)
+        return form
 
     def deliver(self) -> None:
         """Delivers what has landed."""
@@ -186,6 +226,14 @@ class RingLanes(Generic[AnyLane]):
 
     def form(self, hyperparameters: Hyperparameters) -> Form:
         """The form of updates with these."""
+        raise NotImplementedError
+
+    def row_form(self, hyperparameters: Hyperparameters) -> RowForm:
+        """The form of updates of rows with these."""
+        raise NotImplementedError
+
+    def copier(self, table: RowTable) -> int:
+        """The address of what copies rows for a snapshot; completes their table."""
         raise NotImplementedError
 
     def error(self, number: int) -> BaseException:

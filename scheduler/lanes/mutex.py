@@ -1,4 +1,4 @@
-"""The lock of ``policy="locked"``: a lane holds it around one update, and nobody else does."""
+"""The locks of ``policy="locked"`` and ``"row-locked"``: a lane holds one, and nobody else does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
+from hogstream.scheduler.checks import SettingError
 
 # At least sizeof(pthread_mutex_t) of any 64-bit Linux; and a cache line.
 _BYTES = 64
@@ -69,6 +71,42 @@ class Mutex:
             self._python.release()
         else:
             call("pthread_mutex_unlock", self.address)
+
+
+class RowLocks:
+    """The locks of rows, for compiled lanes of one scheduler: mutexes of POSIX threads.
+
+    The shared parameters are cut into blocks, and a row is of the block in which it begins: so two
+    updates of a row meet at one mutex. Block after block has the next of them, round and round.
+    Two blocks that have the same one wait for each other in vain, which is rare among so many. A
+    lane holds one at a time, so that none waits for ever.
+
+    Attributes:
+        block: How many elements a block has. Rows as wide as that, or wider, are locked each by
+            itself. Narrower ones share a mutex with some neighbours: to lock costs as much as to
+            update some 64 elements, so a lane would gain little by anything finer.
+        stripes: How many mutexes there are, each in a cache line of its own: 64 KiB.
+    """
+
+    block = 64
+    stripes = 1024
+
+    def __init__(self) -> None:
+        """Makes them, free.
+
+        Raises:
+            SettingError: If no lanes are compiled on this system.
+        """
+        if not has_timed_lock():
+            raise SettingError("policy", "must be another than row-locked on this system")
+        self._memory = np.zeros((self.stripes + 1) * _BYTES, np.uint8)
+        for stripe in range(self.stripes):
+            call("pthread_mutex_init", self.address + stripe * _BYTES, None)
+
+    @property
+    def address(self) -> int:
+        """Where the first is, in a cache line of its own, as each that follows."""
+        return -(-self._memory.ctypes.data // _BYTES) * _BYTES
 
 
 def has_timed_lock() -> bool:

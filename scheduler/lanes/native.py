@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hogstream.kernels.backends import numba_rows
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.row_table import LOCK_BLOCK, LOCKS, RowTable
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
@@ -22,6 +24,7 @@ from hogstream.scheduler.lanes.compiled import (
     LoopThread,
     RingLane,
     RingLanes,
+    RowForm,
     SettingsMemory,
     compile_loop,
 )
@@ -162,6 +165,16 @@ class NativeLanes(RingLanes[NativeLane]):
         """Which function updates, and its factors."""
         return _form(self._dtype, hyperparameters)
 
+    def row_form(self, hyperparameters: Hyperparameters) -> RowForm:
+        """Which function updates rows, its factors, and what it locks."""
+        return _row_form(self.settings.of, hyperparameters)
+
+    def copier(self, table: RowTable) -> int:
+        """The address of what copies rows for a snapshot; completes their table."""
+        table.fields[:, LOCKS : LOCK_BLOCK + 1] = _locks(self.settings.of)
+        address: int = numba_rows.copy_function(self._dtype).address
+        return address
+
     def flush(self, lanes: Sequence[int]) -> None:
         """Launches what was enqueued first on some lanes, as often as they are named."""
         for index in lanes:
@@ -180,7 +193,10 @@ class NativeLanes(RingLanes[NativeLane]):
 def warm_up(settings: LaneSettings, hyperparameters: Hyperparameters) -> None:
     """Compiles what lanes call, by way of a thread that is told to stop at once."""
     compile_loop()
-    _form(_dtype(settings), hyperparameters)
+    if settings.row_locks is None:
+        _form(_dtype(settings), hyperparameters)
+    else:
+        _row_form(settings, hyperparameters)
     _finite(settings)
 
 
@@ -190,7 +206,28 @@ def _to_nobody(lane: int, landed: Sequence[Work]) -> None:
 
 def _form(dtype: str, hyperparameters: Hyperparameters) -> Form:
     update = update_function(dtype, hyperparameters.switches).address
-    return Form(update, np.array(hyperparameters.factors).view(np.int64).tolist())
+    return Form(update, _bits(hyperparameters))
+
+
+def _row_form(settings: LaneSettings, hyperparameters: Hyperparameters) -> RowForm:
+    dtype = settings.shared.flat.dtype
+    switches = hyperparameters.switches.of_dtype(dtype).bits
+    name = _dtype(settings)
+    kinds = numba_rows.Kinds(name, name, switches, rowwise=False, lazy=False)
+    update, code = numba_rows.part_function(), numba_rows.update_function(kinds)
+    return RowForm(update.address, _bits(hyperparameters), (*_locks(settings), code.address))
+
+
+def _locks(settings: LaneSettings) -> tuple[int, int, int]:
+    """The fields that say what is locked around each row."""
+    locks = settings.row_locks
+    return (0, 0, 0) if locks is None else (locks.address, locks.stripes, locks.block)
+
+
+def _bits(hyperparameters: Hyperparameters) -> list[int]:
+    """Those of each factor."""
+    bits: list[int] = np.array(hyperparameters.factors).view(np.int64).tolist()
+    return bits
 
 
 def _finite(settings: LaneSettings) -> int:

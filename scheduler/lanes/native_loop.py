@@ -40,6 +40,7 @@ from hogstream.scheduler.lanes.rings import (
     BLOCK,
     BLOCKS,
     BYTES,
+    COPIER,
     DEVICE,
     DONE,
     FACTOR_WORDS,
@@ -233,14 +234,14 @@ def start(lane: int, thread: int, settings: int) -> None:
 
 @njit
 def take_snapshot(row: int, settings: int) -> None:
-    """Copies the parameters; the version that the copy holds at least is its staleness."""
+    """Copies parameters; the version that the copy holds at least is its staleness."""
     atomic_store(row + WORD * OUTCOME, DONE)
     atomic_store(row + WORD * STALENESS, version(settings))
-    _copy(
-        atomic_load(row + WORD * SOURCE),
-        atomic_load(settings + WORD * FLAT),
-        atomic_load(settings + WORD * BYTES),
-    )
+    source, copier = atomic_load(row + WORD * SOURCE), atomic_load(row + WORD * COPIER)
+    if copier != 0:
+        call(copier, (source,))
+    else:
+        _copy(source, atomic_load(settings + WORD * FLAT), atomic_load(settings + WORD * BYTES))
 
 
 @njit

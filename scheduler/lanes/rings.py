@@ -49,12 +49,13 @@ LAUNCHES, STREAM, COUNTER, COUNTER_ON_DEVICE, NUMBER = 20, 21, 22, 23, 24
 LANE_EVENT, TAIL, COMPUTES, VERDICT, WAITS, NOTICED = 25, 26, 27, 28, 29, 30
 ROWS = 32
 
-#: A row, of one cache line: the columns of the update's ``LaunchTable`` and how many parts those
-#: have, or where the snapshot goes; its place in the order of all; its form, 0 for a snapshot; and
-#: what became of it. Where its staleness comes is at first the version that it was made from.
+#: A row, of one cache line: the columns of the update's table and how many parts those have, or
+#: where the snapshot goes and 0, or the fields of a snapshot of rows and what copies them; its
+#: place in the order of all; its form, 0 for a snapshot; and what became of it. Where its staleness
+#: comes is at first the version that it was made from.
 SOURCE, PARTS, TICKET, FORM = range(4)
 STARTED, LANDED_NS, STALENESS, OUTCOME = range(4, 8)
-READ_VERSION = STALENESS
+READ_VERSION, COPIER = STALENESS, PARTS
 ROW = 8
 
 #: A form, of updates with the same hyperparameters: what updates, on a CPU the address of a

@@ -11,8 +11,14 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numpy_kernels import all_finite
+from hogstream.kernels.backends.select import select_row_backend
+from hogstream.kernels.row_table import RowTable
+from hogstream.kernels.rows import RowUpdate
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings, Queue, Wakeup
 from hogstream.scheduler.update import Snapshot, Update, Work
 
@@ -190,6 +196,9 @@ class ThreadLanes:
     def _take(self, snapshot: Snapshot) -> None:
         shared, target = self._settings.shared, snapshot.target
         snapshot.version = shared.version
+        if snapshot.rows is not None:
+            _copy_rows(*snapshot.rows.parts)
+            return
         # Not by torch, which may start threads of OpenMP for it, on each lane its own.
         ctypes.memmove(target.data_ptr(), shared.flat.data_ptr(), shared.flat.nbytes)
 
@@ -203,7 +212,12 @@ class ThreadLanes:
         staleness = shared.version - update.read_version
         if settings.staleness_aware and staleness > 1:
             hyperparameters = replace(hyperparameters, lr=hyperparameters.lr / staleness)
-        backend.kernel(table, hyperparameters)
+        if isinstance(table, RowTable):
+            kernel = select_row_backend(backend.name, "cpu").kernel
+            for part in table.parts:
+                kernel(part, hyperparameters)
+        else:
+            backend.kernel(table, hyperparameters)
         update.staleness = shared.land(update.read_version)
 
     def _deliver_landed(self) -> None:
@@ -213,3 +227,9 @@ class ThreadLanes:
         except BaseException:  # of a user's function: nobody else would deliver on other lanes
             self.wakeup.request()
             raise
+
+
+def _copy_rows(part: RowUpdate) -> None:
+    """Copies rows of a table to where their gradients are in an update."""
+    table, copies = (each.view(torch.uint8).numpy() for each in part.operands[:2])
+    np.take(table, part.rows.numpy(), axis=0, out=copies, mode="clip")  # without another copy

@@ -342,6 +342,7 @@ class ProcessScheduler:
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
         if settings.telemetry:
             shared.count_races_with(self._backend)
+            shared.count_stale_rows()
         self._opened_with = self.hyperparameters
         self._kinds = kinds_of(self._opened_with.switches)
         if settings.state == "per-worker":
@@ -362,11 +363,16 @@ class ProcessScheduler:
 
     def _divide(self, budget: Budget) -> list[_Share]:
         ran = described(self.settings, self.shared, self._backend, self._kinds, self._torch_threads)
+        counts_rows = self.settings.telemetry and self.shared.row_versions is not None
         return [
             _Share(
                 index,
                 part,
-                [RunRecord(self.settings.workers).report(**ran, partial=not part.is_spent())],
+                [
+                    RunRecord(self.settings.workers, counts_rows=counts_rows).report(
+                        **ran, partial=not part.is_spent()
+                    )
+                ],
             )
             for index, part in enumerate(budget.divided(self.processes))
         ]
@@ -461,6 +467,8 @@ class ProcessScheduler:
             restarts=[int(again)] * workers,
             failures=dict.fromkeys(range(workers), error),
             dead=dead,
+            rows=None,  # which nobody knows
+            stale_rows=None,
             partial=not share.budget.is_spent(),
         )
 

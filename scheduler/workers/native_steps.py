@@ -24,10 +24,10 @@ from hogstream.kernels.backends.numba_atomics import (
     plain_store,
 )
 from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.backends.numba_rows import FIELDS, ORDER, POSITIONS, WIDTH
 from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.hyperparameters import Factors
 from hogstream.kernels.launch_table import GRAD
+from hogstream.kernels.row_table import FIELDS, ORDER, POSITIONS, WIDTH
 from hogstream.scheduler.lanes import rings
 from hogstream.scheduler.lanes.native_loop import divide_lr, lock, unlock
 from hogstream.scheduler.lanes.rings import WORD, now
@@ -237,7 +237,7 @@ def sort_rows(rows, table_rows, sorted_rows, order) -> int:  # type: ignore[no-u
 
 
 @njit
-def field_of(places: Places, table: int, field: int) -> int:
+def field_of(places: Places, table: int, field: int) -> Any:
     """The address of a field of a table."""
     return places.fields + WORD * (table * FIELDS + field)
 
@@ -270,7 +270,7 @@ def count(places: Places, word: int) -> None:
 
 
 @njit
-def apply(places: Places, numbers: Numbers, tables: int, seen: int) -> int:
+def apply(places: Places, numbers: Numbers, tables: int, seen: int) -> Any:
     """Applies an update as its policy has it: 1, or 0 if it was left out, or below 0 at a fault."""
     if not are_finite(places, tables):
         count(places, NONFINITE)

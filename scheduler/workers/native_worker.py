@@ -15,23 +15,24 @@ import numpy.typing as npt
 import torch
 
 from hogstream.kernels.backends.numba_kernels import finite_function
-from hogstream.kernels.backends.numba_rows import (
+from hogstream.kernels.backends.numba_rows import Kinds, update_function
+from hogstream.kernels.backends.numba_vectors import CACHE_LINE
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
+from hogstream.kernels.operands import DTYPE_NAMES
+from hogstream.kernels.row_table import (
     BEFORE,
     BLOCK,
     COUNTS,
     FACTORS,
     FIELDS,
+    LOCK_BLOCK,
+    LOCKS,
     NUMBER,
     ORDER,
     ROWS,
     WIDTH,
-    Kinds,
-    update_function,
 )
-from hogstream.kernels.backends.numba_vectors import CACHE_LINE
-from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
-from hogstream.kernels.operands import DTYPE_NAMES
 from hogstream.scheduler.checks import SettingError, check_callable, check_integer, check_type
 from hogstream.scheduler.context import WorkerContext
 from hogstream.scheduler.lanes import rings
@@ -76,8 +77,8 @@ class NativeWorker:
     it is cancelled it makes no further one. The samples are gone through in epochs, each in an
     order of its own, of which workers take chunk after chunk; each process has epochs of its own.
 
-    It runs where lanes are compiled: on a CPU, with Numba. Policies are ``lock-free``, ``locked``
-    and ``ordered``; others need the event loop between two updates.
+    It runs where lanes are compiled: on a CPU, with Numba. Policies are ``lock-free``, ``locked``,
+    ``row-locked`` and ``ordered``; others need the event loop between two updates.
     """
 
     def __init__(
@@ -312,6 +313,9 @@ class NativeLoop:
         if settings.races is not None:
             races = settings.races
             fields[:, COUNTS : BLOCK + 1] = races.counts.data_ptr(), races.blocks, races.block
+        if settings.row_locks is not None:
+            locks = settings.row_locks
+            fields[:, LOCKS : LOCK_BLOCK + 1] = locks.address, locks.stripes, locks.block
         self._numbers = steps.Numbers(
             worker=context.index,
             workers=context.settings.workers,
@@ -415,7 +419,7 @@ def _check_settings(context: WorkerContext) -> None:
     """
     settings = context.settings
     for name, allowed in (
-        ("policy", ("lock-free", "locked", "ordered")),
+        ("policy", ("lock-free", "locked", "row-locked", "ordered")),
         ("read", ("live",)),
         ("batch", (1,)),
     ):

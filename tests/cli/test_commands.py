@@ -465,6 +465,10 @@ def test_commands_explain_themselves(hogstream: Command) -> None:
             ["bench", "--policies", "bounded:x"],
             "'--policies': must be .* or bounded:K with",
         ),
+        (
+            ["bench", "--policies", "locked,row-locked"],
+            "'--policies': each must be one of lock-free, locked, ordered, awaited, or bounded:K",
+        ),
         (["bench", "--batch", "0"], "'--batch': 0 is not in the range"),
         (["bench", "--batch", "3", "--depth", "2"], "'--batch': must be an integer <= 2, as many"),
         (["bench", "--batch", "9", "--batch-of", "lanes"], "'--batch': must be an integer <= 8"),

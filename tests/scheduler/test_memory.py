@@ -293,17 +293,19 @@ async def test_move_that_fails_has_changed_nothing(shortage: str, step: str, bac
 @pytest.mark.parametrize("state", [{"state": "shared"}, {"state": "per-worker"}], ids=str)
 @pytest.mark.parametrize("kind", [StreamScheduler, ProcessScheduler])
 async def test_scheduler_that_does_not_open_leaves_no_state_behind(kind: Any, state: Any) -> None:
-    """Races are counted in blocks already that its backend does not count in."""
-    shared = SharedParameters({"w": torch.zeros(64)})
-    races = shared.count_races(16)
+    """Another number of workers have their buffers already."""
+    shared = SharedParameters({"w": torch.zeros(64)}, {"b": torch.zeros(1)})
+    shared.make_worker_buffers(3)
     settings = {"telemetry": True, "workers": 2, "backend": "numba", "centered": True, **state}
+    settings["buffers"] = "worker"
     if kind is ProcessScheduler:
         settings["processes"] = 2
-    with pytest.raises(ValueError, match="block must be 16"):
+    with pytest.raises(ValueError, match="workers must be 3, as many as have buffers"):
         await kind(shared, **settings).__aenter__()
     assert shared.worker_state is None
     assert shared.grad_avg is None
-    assert shared.races is races
+    assert shared.races is None
+    assert shared.row_versions is None
     assert not shared.flat.is_shared()
     assert len(shared.make_worker_state(3).ms) == 3
 

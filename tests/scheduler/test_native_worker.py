@@ -40,7 +40,7 @@ from native_testing import (
 )
 from scheduler_testing import COUNTING
 
-POLICIES = ["lock-free", "locked", "ordered"]
+POLICIES = ["lock-free", "locked", "row-locked", "ordered"]
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"eps_inside_sqrt": False, "weight_decay": 0.1},
@@ -138,7 +138,7 @@ async def test_each_sample_of_an_epoch_is_taken_once(policy, chunk, workers):
     assert not shared.views["before"].any()
 
 
-@pytest.mark.parametrize("policy", ["locked", "ordered"])
+@pytest.mark.parametrize("policy", ["locked", "row-locked", "ordered"])
 async def test_nothing_is_lost_where_updates_wait_for_each_other(policy):
     shared = table_of(1, 40)
     worker = NativeWorker(
@@ -257,7 +257,7 @@ async def test_a_run_that_is_cancelled_has_counted_what_it_made(policy):
     assert report is not None
     assert report.partial
     assert report.updates == shared.version > 0
-    if policy != "lock-free":
+    if policy != "lock-free":  # of which races at the borders of epochs lose some
         assert -shared.views["table"][:, 0].sum() == report.updates
 
 

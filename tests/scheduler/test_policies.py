@@ -126,7 +126,7 @@ async def test_lock_is_given_to_who_waits_longest() -> None:
     ("policy", "kind"),
     [
         *(("lock-free", None), ("locked", None), ("ordered", None)),
-        *(("awaited", LockGate), ("bounded:3", BoundGate)),
+        *(("awaited", LockGate), ("bounded:3", BoundGate), ("row-locked", None)),
     ],
 )
 def test_each_policy_has_its_gate(policy: str, kind: type | None) -> None:

@@ -34,6 +34,8 @@ REPORT = RunReport(
     block_updates=40,
     lost_block_updates=3,
     overwritten_block_updates=10,
+    rows=20,
+    stale_rows=5,
     torch_threads=3,
 )
 
@@ -76,6 +78,7 @@ def test_figures_of_a_hand_worked_run() -> None:
         },
         "lost_updates_fraction": 3 / 40,
         "overwrites_per_update": 0.25,
+        "stale_rows_fraction": 0.25,
         "updates_by_worker": [3, 1],
         "dropped_by_worker": [0, 1],
         "nonfinite_by_worker": [2, 0],
@@ -104,10 +107,13 @@ def test_what_was_not_measured_is_null() -> None:
         block_updates=None,
         lost_block_updates=None,
         overwritten_block_updates=None,
+        rows=None,
+        stale_rows=None,
     ).to_dict()
     assert set(empty["latency_us"].values()) == {None}
     assert set(empty["staleness"].values()) == {None}
     assert empty["lost_updates_fraction"] is empty["overwrites_per_update"] is None
+    assert empty["stale_rows_fraction"] is None
 
 
 def test_runs_join_sample_by_sample() -> None:
@@ -126,6 +132,7 @@ def test_runs_join_sample_by_sample() -> None:
     assert joined.partial
     assert list(joined.failures) == [1]
     assert joined.lost_updates_fraction == 6 / 80
+    assert (joined.rows, joined.stale_rows) == (40, 10)
     assert joined.staleness == Counter({0: 1, 1: 2, 6: 2})
     assert joined.updates_by_worker == [3, 2]
     assert joined.updates_per_second == 5 / 8
@@ -150,6 +157,9 @@ def test_processes_beside_each_other_number_their_workers_through() -> None:
     assert beside.seconds == 3.0
     assert beside.dead == [99]
     assert beside.block_updates == 50
+    assert (beside.rows, beside.stale_rows) == (40, 10)
+    unknown = RunReport.beside([REPORT, replace(other, rows=None, stale_rows=None)])
+    assert unknown.rows is unknown.stale_rows is None
 
 
 @pytest.mark.parametrize("percent", [1, 50, 90, 99, 100])

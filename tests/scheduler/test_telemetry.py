@@ -71,3 +71,12 @@ def test_backend_that_cannot_count_is_refused() -> None:
     shared = SharedParameters({"p": torch.zeros(N)})
     with pytest.raises(SettingError, match="telemetry needs a backend that counts races"):
         StreamScheduler(shared, workers=1, telemetry=True, backend="numpy")
+
+
+async def test_counters_of_any_block_go_on_counting() -> None:
+    """On a CPU: those that a checkpoint has brought, or a test wants smaller."""
+    shared = SharedParameters({"p": torch.zeros(N)})
+    shared.count_races(100)
+    async with StreamScheduler(shared, workers=1, telemetry=True) as scheduler:
+        report = await scheduler.run(ones(1), updates=3)
+    assert report.block_updates == 3 * -(-N // 100)

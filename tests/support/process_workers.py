@@ -61,6 +61,17 @@ def submit_ones(shared: SharedParameters, process: int) -> Worker:
     return worker
 
 
+def submit_rows_of_ones(shared: SharedParameters, process: int) -> Worker:
+    """Makes one that updates rows 0 and 2 of ``table``, and that of its process from 3 on."""
+    grads = torch.ones(3, shared.views["table"].shape[1])
+    rows = torch.tensor([2, 3 + process, 0])
+
+    async def worker(context: WorkerContext) -> None:
+        await context.submit_rows("table", rows, grads)
+
+    return worker
+
+
 def note_what_is_kept(
     folder: Path, error: BaseException, shared: SharedParameters, process: int
 ) -> Worker:

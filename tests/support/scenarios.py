@@ -10,7 +10,7 @@ import torch
 
 from cuda_testing import ILLEGAL_ADDRESS
 from fuzzing import LOOPS, Chance
-from hogstream.scheduler.policies import POLICIES, make_gate, select_policy
+from hogstream.scheduler.policies import DENSE_POLICIES, make_gate, select_policy
 from scheduler_fuzz import ENDS, LEAVES
 from scheduler_testing import COUNTING
 
@@ -285,7 +285,7 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
 
 def _draw_settings(chance: Chance) -> dict[str, Any]:
     bound = chance.choice([0, 1, 2, 5])
-    policy = chance.choice([*POLICIES, "lock-free", "ordered", f"bounded:{bound}"])
+    policy = chance.choice([*DENSE_POLICIES, "lock-free", "ordered", f"bounded:{bound}"])
     workers, depth = chance.randrange(1, 7), chance.choice([1, 1, 2, 3, 4, 8])
     batch_of = chance.choice(["lane", "lanes"])
     most = depth * (workers if batch_of == "lanes" else 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 import threading
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hogstream.scheduler.lanes.mutex import Mutex, call
+from hogstream.scheduler.lanes.mutex import Mutex, RowLocks, call, timed_lock
 from process_testing import LIMIT_SECONDS
 
 ROUNDS = 5_000
@@ -77,3 +78,16 @@ def test_what_the_system_refuses_is_an_error() -> None:
     mutex.acquire(0)
     with pytest.raises(OSError, match="lock: Invalid argument"):
         call("pthread_mutex_timedlock", mutex.address, ctypes.byref((ctypes.c_long * 2)(0, -1)))
+
+
+def test_locks_of_rows_have_a_cache_line_each_and_exclude_each_other() -> None:
+    locks = RowLocks()
+    assert locks.address % 64 == 0
+    addresses = [locks.address + 64 * stripe for stripe in range(locks.stripes)]
+    for address in addresses:
+        assert timed_lock(address, LIMIT_SECONDS) == 0
+    assert timed_lock(addresses[-1], 0) == errno.ETIMEDOUT
+    for address in addresses:
+        call("pthread_mutex_unlock", address)
+    assert timed_lock(addresses[-1], 0) == 0
+    call("pthread_mutex_unlock", addresses[-1])

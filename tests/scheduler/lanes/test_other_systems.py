@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hogstream.scheduler import SchedulerSettings, SharedParameters, StreamScheduler
+from hogstream.scheduler import SchedulerSettings, SettingError, SharedParameters, StreamScheduler
 from hogstream.scheduler.lanes import mutex
 from hogstream.scheduler.lanes.process_lock import ProcessLock
 from scheduler_testing import COUNTING, POLICIES, submit_ones
@@ -68,6 +68,8 @@ async def test_what_the_system_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="telemetry must be off: this system cannot run the loop"):
         await StreamScheduler(counters, workers=1, backend="numba", telemetry=True).__aenter__()
+    with pytest.raises(SettingError, match="policy must be another than row-locked on this system"):
+        await StreamScheduler(counters, workers=1, policy="row-locked").__aenter__()
     with pytest.raises(OSError, match="this system has no pthread_mutexattr_init"):
         ProcessLock()
     assert counters.races is None

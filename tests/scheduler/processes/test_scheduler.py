@@ -32,6 +32,7 @@ import torch
 from hogstream.scheduler import (
     ProcessDied,
     ProcessScheduler,
+    SettingError,
     SharedParameters,
     StreamScheduler,
     WorkerError,
@@ -49,6 +50,7 @@ from process_workers import (
     misbehave,
     note_what_is_kept,
     submit_ones,
+    submit_rows_of_ones,
     until_landed,
 )
 from scheduler_testing import COUNTING
@@ -80,6 +82,27 @@ def nothing_left_behind() -> Iterator[None]:
 
 def counters(elements: int = 1 << 12) -> SharedParameters:
     return SharedParameters({"counters": torch.zeros(elements)})
+
+
+async def test_processes_update_rows_and_count_stale_ones() -> None:
+    """Of what all processes have changed; workers of a process wait for no more than a lock."""
+    shared = SharedParameters({"first": torch.zeros(5), "table": torch.zeros(5, 200)})
+    async with ProcessScheduler(
+        shared, processes=2, policy="locked", telemetry=True, **FORKED, **COUNTING
+    ) as scheduler:
+        report = await scheduler.run(submit_rows_of_ones, updates=200)
+        assert shared.row_versions is not None
+        assert shared.row_versions[:5].eq(0).all()
+        of_table = shared.row_versions[5:].tolist()
+    assert (report.updates, shared.version) == (200, 200)
+    expected = torch.tensor([-200.0, 0, -200, -100, -100])
+    assert torch.equal(shared.views["table"], expected[:, None].expand(5, 200))
+    assert report.rows == 600
+    # Each update that was stale found its two common rows so, and nobody its own.
+    assert report.stale_rows == 2 * sum(report.staleness[age] for age in report.staleness if age)
+    assert of_table[0] == of_table[2] == 200 == max(of_table[3:])
+    assert of_table[1] == 0 < min(of_table[3:])
+    assert report.lost_block_updates == 0
 
 
 @pytest.mark.parametrize(("policy", "method"), [("locked", "spawn"), ("awaited", "forkserver")])
@@ -521,6 +544,11 @@ def test_what_a_process_has_started_ends_with_its_parent_too() -> None:
             {"policy": "ordered"},
             ValueError,
             "policy must be one of lock-free, locked, awaited, got 'ordered'",
+        ),
+        (
+            {"policy": "row-locked"},
+            SettingError,
+            "policy must be one of lock-free, locked, awaited, got 'row-locked'",
         ),
         (
             {"policy": "bounded:3"},
