@@ -123,11 +123,14 @@ async def test_it_learns_what_was_planted(policy):
     assert rmse(shared.views, fold) < before / 4
 
 
-def test_a_target_is_reached_by_the_first_copy_that_is_as_good():
+@pytest.mark.parametrize(
+    ("target", "seconds"),
+    [(0.96, 0.1), (0.95, 0.1), (0.945, 0.125), (0.94, 0.15), (0.93, 0.2), (0.92, None)],
+)
+def test_a_target_is_reached_between_two_copies(target, seconds):
     points = [Point(0.1, 1, 0.95), Point(0.2, 2, 0.93), Point(0.3, 3, 0.94)]
-    training = Training(0.3, points, None)
-    assert training.reached(0.93) == 0.2
-    assert training.reached(0.92) is None
+    reached = Training(0.3, points, None).reached(target)
+    assert reached == (None if seconds is None else pytest.approx(seconds))
 
 
 def write(ratings: Ratings, path: Path) -> Path:

@@ -97,8 +97,19 @@ class Training(NamedTuple):
     staleness: float | None
 
     def reached(self, target: float) -> float | None:
-        """After how many seconds it had reached a target; None if it did not."""
-        return next((point.seconds for point in self.points if point.rmse <= target), None)
+        """After how many seconds it had reached a target; None if it did not.
+
+        Between two copies, one above the target and one not, errors are taken to fall in a line.
+        """
+        before = None
+        for point in self.points:
+            if point.rmse <= target:
+                if before is None:
+                    return point.seconds
+                part = (before.rmse - target) / (before.rmse - point.rmse)
+                return before.seconds + part * (point.seconds - before.seconds)
+            before = point
+        return None
 
 
 def cross_validate(
