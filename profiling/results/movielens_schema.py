@@ -24,6 +24,7 @@ class MovieLensSettings(Record):
 
     Attributes:
         data: The name of the file.
+        model: ``mf`` for biased matrix factorisation, ``fm`` for a factorisation machine.
         ratings: How many there are.
         users: Of how many users.
         items: Of how many items.
@@ -38,6 +39,7 @@ class MovieLensSettings(Record):
     """
 
     data: str
+    model: str
     ratings: Size
     users: Size
     items: Size
