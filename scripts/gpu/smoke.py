@@ -15,11 +15,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import Parameter
 
 from gpu_testing import Gpu, graphs_made, open_gpu
-from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_
+from hogstream.kernels import multi_tensor_rmsprop_, rmsprop_, sparse_rmsprop_
 from hogstream.optim import RMSpropAsync
 from hogstream.scheduler import ProcessScheduler, RunReport, SharedParameters, WorkerContext
 from process_workers import submit_ones as make_submit_ones
@@ -46,6 +47,11 @@ _VARIANTS: tuple[dict[str, Any], ...] = (
     {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
     {"momentum": 0.9, "centered": True},
     {"momentum": 0.5, "lr_in_momentum": True, "weight_decay": 0.1},
+)
+_ROW_OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"momentum": 0.9, "centered": True, "weight_decay": 0.1},
+    {"rowwise": True, "lazy_decay": True},
 )
 # And what is for parameters of 16 bits.
 _ROUNDINGS: tuple[dict[str, Any], ...] = (
@@ -152,6 +158,33 @@ def clipped(gpu: Gpu) -> None:
         torch.nn.utils.clip_grad_norm_(others, 0.5)
         other.step()
     torch.testing.assert_close(ours, others, rtol=1e-5, atol=1e-5)
+
+
+def rows(gpu: Gpu) -> None:
+    """Sparse gradients update rows with the bits of NumPy's, and the host waits for nothing."""
+    for options in _ROW_OPTIONS:
+        tables = [Parameter(normal(50 * 33, torch.float32, 1).reshape(50, 33)) for _ in range(2)]
+        tables[0] = Parameter(tables[0].detach().to(gpu.device))
+        ours = RMSpropAsync(tables[:1], **options)
+        numpys = RMSpropAsync(tables[1:], backend="numpy", **options)
+        for seed in range(3):
+            index = torch.from_numpy(np.random.default_rng(seed).integers(0, 50, (1, 40)))
+            values = normal(40 * 33, torch.float32, seed).reshape(40, 33)
+            for table in tables:
+                there = index.to(table.device), values.to(table.device)
+                table.grad = torch.sparse_coo_tensor(*there, table.shape, check_invariants=False)
+            numpys.step()
+            with _no_waits(gpu):
+                ours.step()
+        _check_same(ours, numpys)
+    table, ms = (torch.ones(4, 8, device=gpu.device) for _ in range(2))
+    outside = torch.tensor([1, 4], device=gpu.device)
+    try:
+        sparse_rmsprop_(table, outside, torch.ones(2, 8, device=gpu.device), ms)
+    except IndexError:
+        _require(bool((table == 1).all()), "a row that is not there must change nothing")
+    else:
+        raise CheckError("a row that is not there must be refused")
 
 
 @contextmanager
@@ -316,6 +349,7 @@ CHECKS: dict[str, Callable[[Gpu], object]] = {
     "step": step,
     "scaled": scaled,
     "clipped": clipped,
+    "rows": rows,
     "capturable": capturable,
     **{name: partial(policy, name) for name in ("lock-free", "locked", "ordered", "awaited")},
     "bounded": partial(policy, "bounded:4"),

@@ -14,7 +14,7 @@ _TWO_PROCESSES = "two-processes"
 #: The checks of ``smoke``, by which each is run alone.
 CHECKS = (
     *("float16", "bfloat16", "float32", "float64", "list", "step"),
-    *("scaled", "clipped", "capturable"),
+    *("scaled", "clipped", "rows", "capturable"),
     *("lock-free", "locked", "ordered", "awaited", "bounded"),
     *("verdict", "telemetry", "graph", _TWO_PROCESSES),
 )
