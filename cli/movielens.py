@@ -47,7 +47,8 @@ _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay
     "--beside/--no-beside",
     default=True,
     show_default=True,
-    help="Whether one worker alone, and Surprise's SVD if it is installed, train too.",
+    help="Whether one worker alone, of mf processes with torch's sparse embeddings, and Surprise's "
+    "SVD if it is installed, train too.",
 )
 @click.option(
     "--model",

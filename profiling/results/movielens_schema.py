@@ -54,7 +54,7 @@ class MovieLensSettings(Record):
 
 
 class MovieLensRun(Record):
-    """Trainings by a policy, by one worker alone (lock-free), or by Surprise's ``SVD``.
+    """Trainings by a policy, one worker alone (lock-free), torch or Surprise's ``SVD``.
 
     Samples are of folds: all of the first repeat, then all of the next.
 

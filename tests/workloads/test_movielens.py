@@ -13,11 +13,16 @@ import torch
 pytest.importorskip("numba")
 
 from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.profiling.measure.by_hand import ByHand
 from hogstream.profiling.results.files import decoded
 from hogstream.profiling.results.movielens_schema import MovieLens
 from hogstream.scheduler import SchedulerSettings, StreamScheduler
 from hogstream.scheduler.workers.native_steps import NativeState
-from hogstream.workloads.movielens import factorization, factorization_machine
+from hogstream.workloads.movielens import (
+    factorization,
+    factorization_machine,
+    torch_processes,
+)
 from hogstream.workloads.movielens.block_order import BlockOrder
 from hogstream.workloads.movielens.cross_validation import Point, Training
 from hogstream.workloads.movielens.factorization import factorise
@@ -189,8 +194,20 @@ def test_the_command_trains_each_fold_with_all(
 ) -> None:
     data, json_file = write(planted(), tmp_path / "u.data"), tmp_path / "result.json"
     status, out, err = hogstream(
-        *("movielens", "--data", data, "--width", "16", "--epochs", "6", "--folds", "3"),
-        *("--repeats", "2", "--target", "0.5", "--weight-decay", "0.01", "--json", json_file),
+        *(
+            "movielens",
+            "--data",
+            data,
+            "--model",
+            "fm",
+            "--width",
+            "16",
+            "--epochs",
+            "6",
+            "--folds",
+            "2",
+        ),
+        *("--repeats", "1", "--target", "0.5", "--weight-decay", "0.01", "--json", json_file),
     )
     assert status == 0, err
     result = decoded(json_file.read_bytes(), MovieLens)
@@ -202,14 +219,26 @@ def test_the_command_trains_each_fold_with_all(
     names = [run.name for run in result.results]
     assert names[:5] == ["lock-free", "locked", "row-locked", "ordered", "one alone"]
     for run in result.results[:5]:
-        assert len(run.seconds.samples) == len(run.reached) == 6
+        assert len(run.seconds.samples) == len(run.reached) == 2
         assert all(run.reached)
         assert run.curve[-1][1] == 6
         assert run.gains.keys() == {*names} - {run.name}
     assert result.results[4].staleness == 0
     said = " ".join(out.split())
     assert "Lock-free has reached 0.5" in said
-    assert "ratings of 50 items by 80 users, in 3 folds, 2 times each" in said
+    assert "ratings of 50 items by 80 users, in 2 folds, 1 time each" in said
+
+
+@pytest.mark.slow
+async def test_processes_with_torch_learn_what_was_planted():
+    fold = first_fold(planted())
+    model = torch_processes.Factors(fold, 8, seed=0)
+    extra = {"samples": torch_processes.samples(fold), "weight_decay": 0.01}
+    losses: list[float] = []
+    async with ByHand(torch_processes.work, model, processes=1, extra=extra) as by_hand:
+        report = await by_hand.run(updates=60, on_loss=lambda _, loss: losses.append(loss))
+    assert (report.updates, len(losses)) == (60, 60)
+    assert losses[-1] < losses[0] / 2
 
 
 BAD: list[tuple[list[str], str]] = [

@@ -14,6 +14,7 @@ import torch
 
 from hogstream.profiling.environment import describe_environment
 from hogstream.profiling.interruption import gather_until_interrupted
+from hogstream.profiling.measure.by_hand import ByHand
 from hogstream.profiling.results.confidence import spread_warnings
 from hogstream.profiling.results.gains import ALONE, CONTENDER
 from hogstream.profiling.results.movielens_schema import (
@@ -24,12 +25,19 @@ from hogstream.profiling.results.movielens_schema import (
 from hogstream.profiling.results.records import PositiveSpread, Ratio, SignedSpread
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import SchedulerSettings, StreamScheduler
-from hogstream.workloads.movielens import factorization, factorization_machine, surprise
+from hogstream.workloads.movielens import (
+    factorization,
+    factorization_machine,
+    surprise,
+    torch_processes,
+)
 from hogstream.workloads.movielens.fold import Fold
 from hogstream.workloads.movielens.ratings import Ratings, folds
 
 #: Surprise's own factorisation, which trains beside policies where it is installed.
 SURPRISE = "Surprise SVD"
+#: Processes with sparse embeddings of torch, which do so too.
+TORCH = "torch, processes"
 #: What may be trained: modules that make parameters and workers, and predict.
 MODELS = {"mf": factorization, "fm": factorization_machine}
 
@@ -50,7 +58,8 @@ class Task:
         seed: Of folds, first values and orders.
         scheduling: How the scheduler runs, but for the policy.
         policies: Their names.
-        beside: Whether one worker alone, and Surprise if it is installed, train too.
+        beside: Whether one worker alone, processes with torch and, if it is installed, Surprise
+            train too.
     """
 
     ratings: Ratings
@@ -69,7 +78,8 @@ class Task:
     @property
     def contenders(self) -> list[str]:
         """Who trains: policies, and others by their names."""
-        others = [ALONE, *([SURPRISE] if find_spec("surprise") else [])]
+        others = [ALONE, *([TORCH] if self.model == "mf" else [])]
+        others += [SURPRISE] if find_spec("surprise") else []
         return [*self.policies, *(others if self.beside else [])]
 
 
@@ -174,11 +184,45 @@ async def _rounds(
             done: dict[str, Training] = {}
             for name in in_turn(task.contenders, repeat * len(parts) + index):
                 on_step(f"fold {index + 1}, repeat {repeat + 1}: {name}")
-                if name == SURPRISE:
+                if name == TORCH:
+                    done[name] = await _by_torch(fold, seed, task)
+                elif name == SURPRISE:
                     done[name] = await asyncio.to_thread(_by_surprise, fold, seed)
                 else:
                     done[name] = await _by_scheduler(name, fold, seed, task)
             yield done
+
+
+async def _by_torch(fold: Fold, seed: int, task: Task) -> Training:
+    model = torch_processes.Factors(fold, task.width, seed)
+    extra = {
+        "samples": torch_processes.samples(fold),
+        "weight_decay": task.scheduling.hyperparameters.weight_decay,
+    }
+    batches = task.epochs * len(fold.train) // torch_processes.BATCH
+    copies: list[tuple[float, int, dict[str, torch.Tensor]]] = []
+    processes = task.scheduling.workers
+    async with ByHand(torch_processes.work, model, processes, extra=extra) as by_hand:
+
+        def keep(_process: int, _loss: float) -> None:
+            now, made = time.perf_counter(), by_hand.made
+            if not copies or made > copies[-1][1]:
+                tables = {name: each.weight.detach().clone() for name, each in named}
+                copies.append((now, made, tables))
+
+        named = list(model.named_children())
+        report = await by_hand.run(updates=batches, on_loss=keep)
+        ended = time.perf_counter()
+    start = ended - report.seconds
+    points = [
+        Point(
+            seconds=max(at - start, 0.0),
+            epochs=made * torch_processes.BATCH / len(fold.train),
+            rmse=fold.rmse(factorization.predict(tables, fold)),
+        )
+        for at, made, tables in copies
+    ]
+    return Training(report.seconds, points, None)
 
 
 async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Training:
