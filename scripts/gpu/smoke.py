@@ -163,8 +163,8 @@ def clipped(gpu: Gpu) -> None:
 def rows(gpu: Gpu) -> None:
     """Sparse gradients update rows with the bits of NumPy's, and the host waits for nothing."""
     for options in _ROW_OPTIONS:
-        tables = [Parameter(normal(50 * 33, torch.float32, 1).reshape(50, 33)) for _ in range(2)]
-        tables[0] = Parameter(tables[0].detach().to(gpu.device))
+        first = normal(50 * 33, torch.float32, 1).reshape(50, 33)
+        tables = [Parameter(first.to(device, copy=True)) for device in (gpu.device, "cpu")]
         ours = RMSpropAsync(tables[:1], **options)
         numpys = RMSpropAsync(tables[1:], backend="numpy", **options)
         for seed in range(3):

@@ -207,10 +207,8 @@ async def _by_torch(fold: Fold, seed: int, task: Task) -> Training:
         def keep(_process: int, _loss: float) -> None:
             now, made = time.perf_counter(), by_hand.made
             if not copies or made > copies[-1][1]:
-                tables = {name: each.weight.detach().clone() for name, each in named}
-                copies.append((now, made, tables))
+                copies.append((now, made, model.tables()))
 
-        named = list(model.named_children())
         report = await by_hand.run(updates=batches, on_loss=keep)
         ended = time.perf_counter()
     start = ended - report.seconds

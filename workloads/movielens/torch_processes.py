@@ -42,6 +42,11 @@ class Factors(nn.Module):
         p, q = self.users(users), self.items(items)
         return p[:, 0] + q[:, 0] + (p[:, 1:] * q[:, 1:]).sum(1), p, q
 
+    def tables(self) -> dict[str, torch.Tensor]:
+        """Copies of both, by name."""
+        embeddings = {"users": self.users, "items": self.items}
+        return {name: each.weight.detach().clone() for name, each in embeddings.items()}
+
 
 def samples(fold: Fold) -> tuple[torch.Tensor, ...]:
     """Users, items and ratings less their mean, of the training part."""
