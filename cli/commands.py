@@ -76,6 +76,12 @@ def _help_if_alone(context: click.Context) -> None:
         ),
         "doctor": Later("doctor", "doctor", "Say what is installed and what works here."),
         "inspect": Later("inspect", "inspect_kernels", "Compile the kernels and say what they do."),
+        "movielens": Later(
+            "movielens",
+            "movielens",
+            "Factorise MovieLens' ratings by cross-validation: lock-free, with locks, alone, and "
+            "Surprise.",
+        ),
         "report": Later("report", "report", "Write a report that opens in a browser, offline."),
         "train": Later(
             "train",

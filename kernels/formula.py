@@ -154,4 +154,5 @@ def formula_over(
         known[function.__name__] = made
         return made
 
-    return Formula(*map(over, (gradient, descend, rmsprop, row_mean_square, decay)))
+    functions: tuple[Any, ...] = gradient, descend, rmsprop, row_mean_square, decay
+    return Formula(*map(over, functions))

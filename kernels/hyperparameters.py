@@ -139,7 +139,7 @@ class Hyperparameters:
 
         Each is rounded to float32 once, to nearest even, by who computes in that: NumPy takes
         ``in_float32``, compiled CPU code rounds in ``numba_vectors.factors_at``, and Triton in
-        ``triton_kernels._rounded``.
+        ``triton_pieces.round_factors``.
         """
         return Factors(
             lr=self.lr,

@@ -102,7 +102,8 @@ def sort_rows(rows: torch.Tensor, table_rows: int) -> tuple[torch.Tensor, torch.
     """
     place_bits = max(len(rows) - 1, 0).bit_length()
     if rows.device.type != "cpu" or table_rows.bit_length() + place_bits > 63:
-        return torch.sort(rows.to(torch.int64), stable=True)  # type: ignore[return-value]
+        found = torch.sort(rows.to(torch.int64), stable=True)
+        return found.values, found.indices
     # No two of these are equal, so any sort is stable: torch's takes seven times as long.
     keys = rows.numpy().astype(np.int64) << place_bits
     keys |= np.arange(len(keys))
@@ -182,10 +183,10 @@ def check_row_operands(
         "last_update": (last_update, table[:1], torch.int64),
     }
     others = {
-        name: None if each[0] is None else _as_fits(called[name], param, *each)
-        for name, each in wanted.items()
+        name: None if given is None else _as_fits(called[name], param, given, shape, dtype)
+        for name, (given, shape, dtype) in wanted.items()
     }
-    operands = RowOperands(param, grads, *others.values(), rows)  # type: ignore[arg-type]
+    operands = RowOperands(param, grads, **others, rows=rows)  # type: ignore[arg-type]
     check_disjoint([(names, operands)])
     return operands
 

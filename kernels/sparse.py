@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hogstream.kernels.backends.select import select_row_backend
+from hogstream.kernels.backends.select import RowBackend, select_row_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.operands import ArrayLike
 from hogstream.kernels.rmsprop import check_state, note_changes
@@ -73,7 +73,8 @@ def sparse_rmsprop_(
         decoupled_weight_decay: Shrink rows by ``1 - lr*weight_decay``.
         maximize: Ascend the gradient.
         verdict: On a GPU, where the kernel puts 1 if a row is not in the table, and then changes
-            nothing; else 0: int32, shape (1,). If None, the call waits for that, and raises.
+            nothing; else 0: int32, shape (1,), on that GPU. If None, the call waits for that, and
+            raises. On a CPU, where rows are checked first, None.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
 
     Raises:
@@ -81,7 +82,7 @@ def sparse_rmsprop_(
         ValueError: If an operand does not fit, a number is out of range or more than the compute
             type can hold, options do not go together, or ``backend`` is unknown or cannot take
             these operands.
-        IndexError: If a row is not in the table.
+        IndexError: If a row is not in the table; on a GPU, only if ``verdict`` is None.
         RuntimeError: If ``backend`` is not available here.
     """
     hyperparameters = Hyperparameters(
@@ -110,9 +111,30 @@ def sparse_rmsprop_(
         rowwise=rowwise,
     )
     hyperparameters.check_held_by(operands.param.dtype)
-    chosen = select_row_backend(backend, operands.param.device.type)
+    device = operands.param.device
+    if device.type == "cpu" and verdict is not None:
+        raise ValueError(f"verdict must be None on a CPU, got {type(verdict).__name__}")
+    chosen = select_row_backend(backend, device.type)
     note_changes([param, ms, grad_avg, momentum_buffer, last_update])
-    chosen.update_(RowUpdate.of(operands, number), hyperparameters)
+    update = RowUpdate.of(operands, number)
+    if device.type == "cpu":
+        chosen.update_(update, hyperparameters)
+    else:
+        _update_on_device(chosen, update, hyperparameters, verdict)
+
+
+def _update_on_device(
+    chosen: RowBackend,
+    update: RowUpdate,
+    hyperparameters: Hyperparameters,
+    verdict: torch.Tensor | None,
+) -> None:
+    """Updates rows of which the kernel finds whether they are in the table."""
+    table = update.operands.param
+    found = torch.empty(1, dtype=torch.int32, device=table.device) if verdict is None else verdict
+    chosen.update_(update, hyperparameters, verdict=found)
+    if verdict is None and found.item():
+        raise IndexError(f"rows must be >= 0 and < {len(table)}, the rows of the table")
 
 
 def _checked_number(lazy_decay: bool, last_update: ArrayLike | None, number: int | None) -> int:

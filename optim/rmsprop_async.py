@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import wraps
 from operator import is_, itemgetter
 from types import NoneType
@@ -542,7 +542,8 @@ class RMSpropAsync(Optimizer):
             TypeError: If a gradient is not of a dtype that can be read.
             ValueError: If a gradient is sparse otherwise than by rows, or of another shape or
                 device, or a group's hyperparameter is out of range.
-            IndexError: If a row is not in its parameter.
+            IndexError: If a row is not in its parameter; on a GPU nothing of that parameter is
+                changed then, and CUDA says so at a later call.
             RuntimeError: If state is missing that is shared with other processes.
         """
         loss = None
@@ -573,7 +574,7 @@ class RMSpropAsync(Optimizer):
         by_rows = self._row_steps(kinds) if self._by_rows else []
         scaling = self._scaling(groups)
         if scaling is not None and scaling.is_left_out(
-            on_host=any(each.backend.name != "triton" for each in (*plan.launches, *by_rows))
+            on_host=_any_on_host(plan.launches) or _any_on_host(by_rows)
         ):
             step.end()
             return loss
@@ -587,8 +588,9 @@ class RMSpropAsync(Optimizer):
             else:
                 self._launch_with(scaling, launch, number, table, taken)
         step.end()
-        for number, each in enumerate(by_rows, len(plan.launches)):
-            self._launch_with(scaling, each, number, each.update, settings[each.group].taken)
+        for number, of_rows in enumerate(by_rows, len(plan.launches)):
+            taken = settings[of_rows.group].taken
+            self._launch_with(scaling, of_rows, number, of_rows.update, taken)
         counters = plan.counters
         if by_rows:
             torch.autograd.graph.increment_version([each.param for each in by_rows])
@@ -665,7 +667,12 @@ class RMSpropAsync(Optimizer):
             more |= scaling.on(what.device)
         elif scaling is not None:
             hyperparameters = hyperparameters.with_grad_factor(float(scaling.factor))
+        is_unchecked = isinstance(what, RowUpdate) and what.device.type != "cpu"
+        if is_unchecked:
+            more["verdict"] = torch.zeros(1, dtype=torch.int32, device=what.device)
         launch.backend.update_(what, hyperparameters, **more)
+        if is_unchecked:  # without a wait: as torch's embedding says that an index is not in it
+            torch._assert_async(more["verdict"] == 0, "a gradient has a row that is not there")
 
     def _scaling(self, groups: list[dict[str, Any]]) -> Scaling | None:
         """What gradients are multiplied by; None if by nothing."""
@@ -811,6 +818,11 @@ def _is_any_shared(states: Iterable[dict[str, Any]]) -> bool:
     """Whether some state on the CPU lies where other processes may know it."""
     buffers = (state[name] for state in states for name in BUFFERS if name in state)
     return any(buffer.device.type == "cpu" and own_part(buffer).is_shared() for buffer in buffers)
+
+
+def _any_on_host(launches: Sequence[PlannedLaunch] | Sequence[RowStep]) -> bool:
+    """Whether some are computed on the host."""
+    return any(launch.backend.name != "triton" for launch in launches)
 
 
 def _dense(grad: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Asynchronous training: many workers, one set of parameters, a lane for each worker."""
 
+from typing import TYPE_CHECKING, Any
+
 from hogstream.scheduler.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from hogstream.scheduler.checks import SettingError
 from hogstream.scheduler.context import Worker, WorkerContext, WorkerError
@@ -14,10 +16,14 @@ from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.tracing.timeline import Timeline
 from hogstream.scheduler.workers import ModelWorker, SimulatedWorker
 
+if TYPE_CHECKING:
+    from hogstream.scheduler.workers.native_worker import NativeWorker
+
 __all__ = [
     "Checkpoint",
     "LinearDecay",
     "ModelWorker",
+    "NativeWorker",
     "ProcessDied",
     "ProcessScheduler",
     "Progress",
@@ -35,3 +41,12 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs Numba is imported when it is first asked for."""
+    if name != "NativeWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hogstream.scheduler.workers.native_worker import NativeWorker
+
+    return NativeWorker

@@ -75,17 +75,18 @@ class Budget:
             self.updates -= count
         return count
 
-    def take_part(self, parts: int, most: int) -> int:
+    def take_part(self, parts: int, most: int, least: int = 0) -> int:
         """Takes more for an iteration, at most so many: how many.
 
         Args:
             parts: How many workers there are. They all have something to do until the end, if what
                 one takes at once becomes less and less.
             most: If there are enough.
+            least: If there are so many.
         """
         if self.updates is None:
             return most
-        return self.take_more(min(self.updates // (4 * parts), most))
+        return self.take_more(max(min(self.updates // (4 * parts), most), least))
 
     async def take_back(self) -> bool:
         """Takes one that another gives back; False if nobody can any more."""

@@ -55,6 +55,11 @@ class Burst:
         self._budget = budget
         self._permits = [None] * updates  # for ``pop``, which no other thread can come between
 
+    @property
+    def made(self) -> int:
+        """How many updates it has made."""
+        return len(self.landed)
+
     def run(self) -> None:
         """Makes updates until there is no time left, or no permit, or one is left out or fails.
 

@@ -17,11 +17,13 @@ from hogstream.kernels.row_table import RowTable
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.bursts import MOST_UPDATES, SECONDS, SECONDS_ON_LOOP, Burst
 from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.chunks import LEAST_UPDATES, Chunk, CompiledLoop
 from hogstream.scheduler.dispatch import Dispatch
 from hogstream.scheduler.gradients import Gradient, Gradients
-from hogstream.scheduler.lanes.base import Applier, Lane
+from hogstream.scheduler.lanes.base import Applier, Lane, LaneSettings
 from hogstream.scheduler.policies import BoundGate, Passage
 from hogstream.scheduler.row_gradients import RowGradient, RowGradients
+from hogstream.scheduler.settings import SchedulerSettings
 from hogstream.scheduler.update import Checked, Snapshot, Update, Work
 from hogstream.scheduler.update_state import UpdateState
 
@@ -88,6 +90,8 @@ class WorkerContext:
         parameters: Views of ``flat`` by name.
         buffers: By name, what this worker's replica of a model has for its buffers: the shared
             ones, or with ``buffers="worker"`` or ``"average"`` its own.
+        state: What its updates have besides parameters, of shape (elements,): all workers' or its
+            own.
         prefers_flat: Whether a flat gradient is best, even if it has to be copied: a small one,
             which costs less than to check each by name; on a GPU, which launches each part by
             itself; and with ``telemetry``, which counts races by blocks of the flat parameters.
@@ -114,13 +118,14 @@ class WorkerContext:
         self.buffers: Mapping[str, torch.Tensor] = shared.buffers
         if shared.worker_buffers is not None and dispatch.settings.buffers != "shared":
             self.buffers = {name: rows[index] for name, rows in shared.worker_buffers.items()}
+        self.state = state
         self._dispatch = dispatch
         self._budget = budget
         self._enqueue: Callable[[Work], None] = dispatch.enqueue
         self._gate = dispatch.gate
         self._reads_at_once = dispatch.gate is None and snapshot is None
         self._applier = lane.applier if self._may_burst() else None
-        self._burst: Burst | None = None
+        self._burst: Burst | Chunk | None = None
         self._burst_made = 1  # updates, by the last
         self._finished = iteration
         self._goes_alone = dispatch.gate is not None
@@ -147,7 +152,19 @@ class WorkerContext:
     @property
     def iteration(self) -> int:
         """How many iterations this worker has finished; each update of a burst is one."""
-        return self._finished if self._burst is None else self._finished + len(self._burst.landed)
+        return self._finished if self._burst is None else self._finished + self._burst.made
+
+    @property
+    def settings(self) -> SchedulerSettings:
+        """How the scheduler runs."""
+        return self._dispatch.settings
+
+    @property
+    def lane_settings(self) -> LaneSettings:
+        """The same, as lanes have it."""
+        settings = self._dispatch.lane_settings
+        assert settings is not None  # a worker runs when lanes are open
+        return settings
 
     @property
     def read_version(self) -> int:
@@ -343,6 +360,31 @@ class WorkerContext:
             return
         await self._make_burst(current, self._applier, partial(_compute, function, args, kwargs))
 
+    async def run_chunk(self, loop: CompiledLoop) -> None:
+        """Has compiled code compute and apply updates on the worker's own thread: a chunk of them.
+
+        Each is an iteration. The event loop hears of them when the chunk has ended.
+
+        Args:
+            loop: What makes them.
+
+        Raises:
+            RuntimeError: As ``submit``.
+            Exception: Whatever the loop raises; what has landed before counts.
+        """
+        current = self._current
+        if current is None or current.submitted or get_ident() != self._thread:
+            raise self._why_refused("run_chunk")
+        dispatch = self._dispatch
+        numbers = dispatch.hyperparameters
+        if dispatch.rate is not None:
+            numbers = dispatch.rate.apply(numbers)
+        workers, most = dispatch.settings.workers, loop.chunk - 1
+        least = most if workers == 1 else min(LEAST_UPDATES, most)
+        current.updates += self._budget.take_part(workers, most, least)
+        loop.begin(current.updates)
+        await self._run_burst(current, Chunk(loop, current.updates, numbers))
+
     def send(self, value: Any) -> None:
         """Sends a value to the ``on_result`` of the run, which drops it if it has none.
 
@@ -433,10 +475,16 @@ class WorkerContext:
             return Update(self.index, now, None, held, checked, made_with, version, loss)
 
         seconds = SECONDS_ON_LOOP if dispatch.alone else SECONDS
-        burst = self._burst = Burst(make_update, applier, current.updates, seconds, self._budget)
+        await self._run_burst(
+            current, Burst(make_update, applier, current.updates, seconds, self._budget)
+        )
+
+    async def _run_burst(self, current: Iteration, burst: Burst | Chunk) -> None:
+        """Has the worker's thread make the updates of a burst."""
+        self._burst = burst
         current.submitted = True
         try:
-            await dispatch.run_blocking(
+            await self._dispatch.run_blocking(
                 self.index, partial(_call, burst.run, (), {}), partial(self._note_end, burst)
             )
         except BaseException:
@@ -447,7 +495,7 @@ class WorkerContext:
         if self._error is not None:
             self._raise_error()
 
-    def _end_burst(self, burst: Burst | None) -> None:
+    def _end_burst(self, burst: Burst | Chunk | None) -> None:
         """Ends a burst, if it is under way: what it has made is in flight until its delivery."""
         if burst is None or self._burst is not burst:
             return
@@ -458,10 +506,13 @@ class WorkerContext:
         self._finished += max(made - 1, 0)  # and one more when the iteration ends
         self._burst_made = max(made, 1)
 
-    def _note_end(self, burst: Burst) -> None:
+    def _note_end(self, burst: Burst | Chunk) -> None:
         """A burst's thread is done with it."""
         self._end_burst(burst)
-        if burst.landed:
+        if isinstance(burst, Chunk):
+            self._in_flight -= burst.end()
+            self._dispatch.deliver_chunk(self.index, burst)
+        elif burst.landed:
             self._dispatch.deliver_applied(self.index, burst.landed)
 
     def _renew(self, current: Iteration) -> None:

@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler.callbacks import Callbacks
+from hogstream.scheduler.chunks import Chunk
 from hogstream.scheduler.forks import forget_in_forks, let_go_in_forks, part_loop
 from hogstream.scheduler.lanes.base import Lanes, LaneSettings
 from hogstream.scheduler.lanes.factory import open_lanes, warm_up
@@ -68,6 +69,7 @@ class Dispatch:
         alone: Whether its one worker has the process for itself, and nobody has to watch it for a
             deadline: then it computes on the event loop's thread.
         lanes: One of each worker; None while they are not open.
+        lane_settings: What is the same for all their updates; None before they are opened.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
         on_close: What workers want to have called at last.
@@ -95,6 +97,7 @@ class Dispatch:
         # wait for their batch, they could wait for ever then.
         self.low_water = settings.depth // 2 if settings.batch == 1 else settings.depth - 1
         self.lanes: Lanes | None = None
+        self.lane_settings: LaneSettings | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
         self.on_close = ExitStack()
@@ -150,6 +153,7 @@ class Dispatch:
             timed=self.timeline is not None,
             inline=self.alone and settings.depth == 1,
         )
+        self.lane_settings = of_lanes
         await self.run_blocking(0, partial(warm_up, of_lanes, self.hyperparameters))
         self.lanes = open_lanes(of_lanes, settings.workers, settings.depth + 1, self.deliver)
         shared.users += 1
@@ -300,6 +304,17 @@ class Dispatch:
         """Takes note of what a worker's thread has applied itself, as if its lane delivered it."""
         self._under_way += len(landed)
         self.deliver(worker, landed)
+
+    def deliver_chunk(self, worker: int, chunk: Chunk) -> None:
+        """Takes note of a chunk that has ended."""
+        record = self._record
+        assert record is not None  # a run ends only when nothing is under way
+        record.add_chunk(worker, chunk)
+        if self.timeline is not None and chunk.ended_ns:
+            times = chunk.started_ns, chunk.started_ns, chunk.ended_ns
+            self.timeline.add_update(worker, worker, *times, 0, f"chunk of {chunk.made}")
+        if self._hears_losses and self.callbacks is not None and chunk.loss is not None:
+            self.callbacks.report_loss(worker, chunk.loss)
 
     async def run_blocking(
         self, worker: int, call: Callable[[], T], on_end: Callable[[], object] | None = None

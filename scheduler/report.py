@@ -16,6 +16,7 @@ from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.kernels.row_table import STALE, UPDATED, RowTable
 from hogstream.scheduler.checks import error_text
+from hogstream.scheduler.chunks import Chunk
 from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.settings import SchedulerSettings
@@ -36,9 +37,11 @@ class RunReport:
         backend: Name of the backend.
         device: Such as ``"cpu"`` or ``"cuda:0"``.
         seconds: From the start of the workers until the last update had landed.
-        latencies: From submission to landing of each update, all waits included.
+        latencies: From submission to landing of each update, all waits included; of a
+            ``NativeWorker``'s, from its read to its landing.
         staleness: How many updates had each staleness: versions that went by between the read of
-            the parameters, at the start of an iteration, and the landing of its update.
+            the parameters, at the start of an iteration, and the landing of its update. Of a
+            ``NativeWorker``'s, only one in 16 is looked at.
         updates_by_worker: How many updates of each worker landed.
         dropped: How many updates of each worker were submitted and did not land, because their
             lane failed.
@@ -341,6 +344,14 @@ class RunRecord:
         self._updates_by_worker[worker] += updates
         if len(self._new_staleness) >= _BUFFERED:
             self._count()
+
+    def add_chunk(self, worker: int, chunk: Chunk) -> None:
+        """Takes down the updates of a chunk, of some of which it is known how they were."""
+        self._updates_by_worker[worker] += chunk.loop.made
+        self._nonfinite[worker] += chunk.loop.nonfinite
+        staleness, nanoseconds = chunk.loop.measured()
+        self._staleness.update(staleness)
+        self._latencies.add(nanoseconds)
 
     def report(self, **attributes: Any) -> RunReport:
         """Stops the clock.

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 
@@ -70,7 +71,19 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, *args: object) -> None:
     call_on(threads, lambda: kernel(table, *args, pieces))
 
 
-def pool_threads(table: LaunchTable) -> int:
+class Sized(Protocol):
+    """What is updated: how much, and of which dtype."""
+
+    @property
+    def elements(self) -> int:
+        """How many."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+
+
+def pool_threads(table: Sized) -> int:
     """How many threads an update is worth waking, the calling one among them."""
     size = table.elements * table.dtype.itemsize
     return max(1, min(torch.get_num_threads(), size // MIN_BYTES_PER_THREAD))

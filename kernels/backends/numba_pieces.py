@@ -8,18 +8,19 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from numba import types
 
-from hogstream.kernels.backends.cpu_threads import PIECE_ELEMENTS, call_on, pool_threads
+from hogstream.kernels.backends.cpu_threads import PIECE_ELEMENTS, Sized, call_on, pool_threads
 from hogstream.kernels.backends.floating_point import ENVIRONMENT_BYTES, write_environment
 from hogstream.kernels.backends.numba_atomics import atomic_add, atomic_load, call, local_bytes
 from hogstream.kernels.backends.numba_compile import cfunc, part
 from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.backends.openmp import torch_threads
-from hogstream.kernels.launch_table import LaunchTable
 
 # torch's threads are awake after a backward: they take as few elements as torch gives them.
 MIN_ELEMENTS_PER_TORCH_THREAD = 1 << 15
@@ -55,7 +56,19 @@ class Kernel(NamedTuple):
         return cls(compiled.address, compiled.ctypes, compiled)
 
 
-def run_alone(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
+class Columns(Sized, Protocol):
+    """What a kernel takes pieces of: a launch table, or whatever else is said in columns."""
+
+    @property
+    def columns(self) -> npt.NDArray[np.int64]:
+        """int64, contiguous."""
+
+    @property
+    def updates(self) -> int:
+        """How many updates it is of."""
+
+
+def run_alone(kernel: Kernel, table: Columns, argument: int = 0) -> None:
     """Calls a kernel for all of a table on the calling thread.
 
     Args:
@@ -67,7 +80,7 @@ def run_alone(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
     kernel.call(ctypes.addressof(job))
 
 
-def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None:
+def run_in_pieces(kernel: Kernel, table: Columns, argument: int = 0) -> None:
     """The same on all threads that the table is worth, in the caller's floating-point mode.
 
     At most ``torch.get_num_threads()`` threads work, the calling one among them. Those of torch
@@ -101,7 +114,7 @@ def run_in_pieces(kernel: Kernel, table: LaunchTable, argument: int = 0) -> None
 
 def _job(
     kernel: Kernel,
-    table: LaunchTable,
+    table: Columns,
     argument: int,
     threads: int = 1,
     shares: int = 1,

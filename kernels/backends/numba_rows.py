@@ -339,7 +339,7 @@ def copy_function(dtype: str) -> Any:
 
 
 @part
-def _field(fields: int, index: int) -> int:
+def _field(fields: int, index: int) -> Any:
     return atomic_load(fields + 8 * index)
 
 
@@ -402,7 +402,7 @@ def _enter_block(fields: int, row: int, window: tuple[int, int, int]) -> tuple[i
 
 
 @part
-def _hold(fields: int, row: int, held: int) -> int:
+def _hold(fields: int, row: int, held: int) -> Any:
     """Holds the mutex of a row's block, and no other; of -1 none.
 
     Args:
@@ -447,7 +447,7 @@ def _note_version(fields: int, row: int) -> None:
 
 
 @part
-def _block_of(fields: int, row: int, of: int) -> int:
+def _block_of(fields: int, row: int, of: int) -> Any:
     """The block in which a row begins, of as many elements as a field says; -1 of none."""
     if row < 0:
         return -1
@@ -482,7 +482,7 @@ def _ask(address: int, size: int) -> None:
 
 
 @part
-def _left_of(fields: int, row: int) -> float:
+def _left_of(fields: int, row: int) -> Any:
     """What is left of a row's state after the updates that have passed it by."""
     number = _field(fields, NUMBER)
     passed = max(number - 1 - _field(_field(fields, LAST_UPDATE), row), 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class _Tensors(NamedTuple):
     buffer: Array | None
     comp: Array | None
     last_update: Array | None
+
+    @property
+    def state(self) -> tuple[Array | None, ...]:
+        """What an update keeps: ``ms``, mean gradients and momentum buffer."""
+        return self[1:4]
 
 
 def update_(update: RowUpdate, hyperparameters: Hyperparameters, key: int = 0) -> None:
@@ -101,45 +107,64 @@ def _update_block(
     key: int,
     scratch: Scratch,
 ) -> None:
+    switches = hyperparameters.switches.of_dtype(update.operands.param.dtype)
+    param = tensors.param[rows].ravel()
+    comp = None if tensors.comp is None else tensors.comp[rows].ravel()
+    p = widened(param, scratch)
+    if comp is not None and switches.compensated:
+        p = p + widened(comp, scratch)
+    state = [None if each is None else each[rows] for each in tensors.state]
+    if tensors.last_update is not None:
+        passed = np.maximum(update.number - 1 - tensors.last_update[rows], 0)
+        _decay(state[:2], passed, hyperparameters.alpha, update.number)
+        tensors.last_update[rows] = update.number
+    p, *new = _new_state(update, p, g, state, hyperparameters, scratch)
+    for array, numbers in zip(tensors.state, new, strict=True):
+        if array is not None:
+            array[rows] = numbers.array.reshape(-1, *array.shape[1:])
+    places = _places(rows, update.width, key) if switches.stochastic else None
+    store(p, param, comp, switches, places, scratch)
+    tensors.param[rows] = param.reshape(-1, update.width)
+    if tensors.comp is not None and comp is not None:
+        tensors.comp[rows] = comp.reshape(-1, update.width)
+
+
+def _decay(state: Sequence[Array | None], passed: Array, alpha: float, number: int) -> None:
+    """Has state of rows decay for the updates that have passed each of them by: (u,)."""
+    left = formula.decay(np.ones(len(passed)), alpha, passed, number.bit_length())
+    for each in state:
+        if each is not None:
+            each *= left.astype(each.dtype).reshape(-1, *[1] * (each.ndim - 1))
+
+
+def _new_state(
+    update: RowUpdate,
+    p: Numbers,  # (u, D), flat, as the gradients
+    g: Numbers,
+    state: Sequence[Array | None],  # ``ms``, mean gradients and momentum buffer of the rows
+    hyperparameters: Hyperparameters,
+    scratch: Scratch,
+) -> tuple[Any, ...]:
+    """The new parameters, and of state what there is."""
     h, width = hyperparameters, update.width
     switches = h.switches.of_dtype(update.operands.param.dtype)
     factors = h.in_float64 if scratch.dtype == np.float64 else h.in_float32
-    param, comp = (
-        None if each is None else each[rows].ravel() for each in (tensors[0], tensors[4])
-    )
-    p = widened(param, scratch)
-    if switches.compensated:
-        p = p + widened(comp, scratch)
-    state = [None if each is None else each[rows] for each in tensors[1:4]]
-    if tensors.last_update is not None:
-        passed = np.maximum(update.number - 1 - tensors.last_update[rows], 0)
-        left = formula.decay(np.ones(len(rows)), h.alpha, passed, update.number.bit_length())
-        for each in state[:2]:
-            if each is not None:
-                each *= left.astype(scratch.dtype).reshape(-1, *[1] * (each.ndim - 1))
-        tensors.last_update[rows] = update.number
     ms, ga, buf = (None if each is None else Numbers(scratch, each.ravel()) for each in state)
-    if update.is_rowwise:
-        g = formula.gradient(p, g, factors, switches.coupled)
-        squares = _lane_sums((g * g).array.reshape(-1, width))
-        new_ms = formula.row_mean_square(state[0], squares, scratch.dtype.type(width), factors)
-        spread = Numbers(scratch, np.repeat(new_ms, width))
-        p, ga, buf = formula.descend(p, g, spread, ga, buf, factors, *switches.of_descent)
-        ms = Numbers(scratch, new_ms)
-    else:
-        p, ms, ga, buf = formula.rmsprop(p, g, ms, ga, buf, factors, *switches.of_formula)
-    for array, new in zip(tensors[1:4], (ms, ga, buf), strict=True):
-        if array is not None and new is not None:
-            array[rows] = new.array.reshape(-1, *array.shape[1:])
-    places = None
-    if switches.stochastic:
-        of_elements = rows.astype(np.uint64)[:, None] * np.uint64(width)
-        of_elements = of_elements + np.arange(width, dtype=np.uint64)
-        places = Places(of_elements.ravel(), key)
-    store(p, param, comp, switches, places, scratch)
-    for array, flat in ((tensors.param, param), (tensors.comp, comp)):
-        if array is not None:
-            array[rows] = flat.reshape(-1, width)
+    if not update.is_rowwise:
+        new: tuple[Any, ...] = formula.rmsprop(p, g, ms, ga, buf, factors, *switches.of_formula)
+        return new
+    g = formula.gradient(p, g, factors, switches.coupled)
+    squares = _lane_sums((g * g).array.reshape(-1, width))
+    of_rows = formula.row_mean_square(state[0], squares, scratch.dtype.type(width), factors)
+    spread = Numbers(scratch, np.repeat(of_rows, width))
+    p, ga, buf = formula.descend(p, g, spread, ga, buf, factors, *switches.of_descent)
+    return p, Numbers(scratch, of_rows), ga, buf
+
+
+def _places(rows: Array, width: int, key: int) -> Places:
+    """Those of all elements of some rows."""
+    firsts = rows.astype(np.uint64)[:, None] * np.uint64(width)
+    return Places((firsts + np.arange(width, dtype=np.uint64)).ravel(), key)
 
 
 def _lane_sums(squares: Array) -> Array:

@@ -45,6 +45,8 @@ class RowBackend:
     Attributes:
         name: As in ``backend=``.
         kernel: Updates rows of a table in place, on the calling thread or on the current stream.
+            All take the ``key`` of a step; Triton's ``verdict``, ``lr_on_device``, ``grad_factor``,
+            ``found_inf`` and ``counters`` besides.
         update_: The same with all CPU threads that the update is worth.
     """
 

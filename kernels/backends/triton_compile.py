@@ -23,14 +23,15 @@ def compile_options(constants: dict[str, Any]) -> dict[str, Any]:
     """How a kernel is compiled: for how many warps, and no operation is fused with another.
 
     An update with state besides ``ms`` has twice as many threads, of half as many elements each:
-    else it would take more than 64 registers a thread. Blocks of float64 are small enough.
+    else it would take more than 64 registers a thread. Blocks of float64, and tiles of rows, are
+    small enough.
 
     Args:
         constants: The values of its constexprs by name.
     """
     more_state = constants.get("CENTERED", False) or constants.get("MOMENTUM", False)
-    wide = constants.get("STORAGE") == tl.float64
-    return {"num_warps": 8 if more_state and not wide else 4, "enable_fp_fusion": False}
+    small = constants.get("STORAGE") == tl.float64 or "ROWS" in constants
+    return {"num_warps": 8 if more_state and not small else 4, "enable_fp_fusion": False}
 
 
 def compile_for(kernel: Any, constants: dict[str, Any], target: GPUTarget) -> Any:

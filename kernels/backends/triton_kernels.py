@@ -10,8 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hogstream.kernels import rounding
-from hogstream.kernels.formula import formula_over
+from hogstream.kernels.backends.triton_pieces import (
+    FACTORS,
+    as_factors,
+    as_stored,
+    formula,
+    is_nonzero,
+    round_factors,
+    widened,
+)
 from hogstream.kernels.launch_table import (
     ELEMENTS,
     GRAD,
@@ -29,44 +36,13 @@ _PARAM, _GRAD, _MS, _GRAD_AVG, _MOMENTUM_BUFFER, _KAHAN_COMP, _ELEMENTS = map(
     tl.constexpr, (PARAM, GRAD, MS, GRAD_AVG, MOMENTUM_BUFFER, KAHAN_COMP, ELEMENTS)
 )
 _PLACES = tl.constexpr(PLACES)
-# Arguments of both kernels of the update, in the order of ``Factors`` but for weight decay.
-_FACTORS = ["lr", "alpha", "beta", "eps", "weight_decay", "decoupled_decay", "sign", "momentum"]
-
-
-@triton.jit
-def _sqrt(x):
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)  # which lacks float64
-
-
-@triton.jit
-def _divide(x, y):
-    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)  # which lacks float64
-
-
-@triton.jit
-def _clamp(x):
-    return tl.where(x < 0, 0.0, x)
-
-
-@triton.jit
-def _where(condition, x, y):
-    return tl.where(condition, x, y)
-
-
-_formula = formula_over(
-    compiled=triton.jit, sqrt=_sqrt, divide=_divide, clamp=_clamp, where=_where, tl=tl
-)
-_rmsprop = _formula.rmsprop
-_mixed = triton.jit(rounding.over(rounding.mixed, tl=tl))
-_random = triton.jit(rounding.over(rounding.random, mixed=_mixed, tl=tl))
-_bfloat16 = triton.jit(rounding.over(rounding.bfloat16, where=_where, tl=tl))
-_float16 = triton.jit(rounding.over(rounding.float16, where=_where, tl=tl))
+_rmsprop = formula.rmsprop
 
 
 @triton.jit(
     do_not_specialize=[
         *("param", "grad", "ms", "grad_avg", "buffer", "comp", "elements"),
-        *(*_FACTORS, "key", "grad_factor", "verdict", "counts"),
+        *(*FACTORS, "key", "grad_factor", "verdict", "counts"),
     ],
 )
 def rmsprop_kernel(
@@ -110,13 +86,13 @@ def rmsprop_kernel(
     the witness. Semantics of a device's memory as a whole, and barriers among the threads of the
     program, keep that order for whoever looks from another program.
     """
-    factors = _as_factors(
+    factors = as_factors(
         lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, grad_factor,
         LR_ON_DEVICE, SCALED,
     )  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
-        if _is_nonzero(verdict):
+        if is_nonzero(verdict):
             return
     if COUNTED:
         blocks = tl.num_programs(0).to(tl.int64)
@@ -142,7 +118,7 @@ def rmsprop_kernel(
 @triton.jit(
     do_not_specialize=[
         *("columns", "updates", "blocks", "programs"),
-        *(*_FACTORS, "key", "grad_factor", "verdict"),
+        *(*FACTORS, "key", "grad_factor", "verdict"),
     ],
 )
 def multi_tensor_rmsprop_kernel(
@@ -176,14 +152,14 @@ def multi_tensor_rmsprop_kernel(
     BLOCK: tl.constexpr,  # elements that one program updates: a power of 2
 ):
     """Updates one block of one tensor of a table."""
-    factors = _as_factors(
+    factors = as_factors(
         lr, alpha, beta, eps, weight_decay, decoupled_decay, sign, momentum, grad_factor,
         LR_ON_DEVICE, SCALED,
     )  # fmt: skip
     update, index, block = _block_of_table(columns, updates, blocks, programs)
     param, grad, ms, grad_avg, buffer, comp, elements = update
     if CHECKED:  # noqa: SIM102 - known when the kernel is compiled, and the verdict is not
-        if _is_nonzero(verdict):
+        if is_nonzero(verdict):
             return
     _update_block(
         param, grad, ms, grad_avg, buffer, comp, elements, block, index * _PLACES + block * BLOCK,
@@ -224,65 +200,6 @@ def multi_tensor_finite_kernel(
 
 
 @triton.jit
-def _as_factors(
-    lr,  # these as in ``rmsprop_kernel``
-    alpha,
-    beta,
-    eps,
-    weight_decay,
-    decoupled_decay,
-    sign,
-    momentum,
-    grad_factor,
-    LR_ON_DEVICE: tl.constexpr,
-    SCALED: tl.constexpr,
-):
-    """The factors of the formula, in float64."""
-    if LR_ON_DEVICE:
-        lr = tl.load(lr.to(tl.int64).to(tl.pointer_type(tl.float64)))
-    else:
-        lr = _as_float64(lr)
-    shrink = 1.0 - lr * _as_float64(decoupled_decay)
-    of_grad = _as_float64(sign)
-    if SCALED:
-        of_grad *= tl.load(grad_factor.to(tl.int64).to(tl.pointer_type(tl.float64)))
-    return (
-        lr,
-        _as_float64(alpha),
-        _as_float64(beta),
-        _as_float64(eps),
-        _as_float64(weight_decay),
-        shrink,
-        of_grad,
-        _as_float64(momentum),
-    )
-
-
-@triton.jit
-def _as_float64(bits):
-    return bits.to(tl.int64).to(tl.float64, bitcast=True)
-
-
-@triton.jit
-def _rounded(
-    factors,  # in float64
-    compute: tl.constexpr,  # float32 or float64
-):
-    """The factors of the formula in the compute type, each rounded once."""
-    lr, alpha, beta, eps, weight_decay, shrink, sign, momentum = factors
-    return (
-        lr.to(compute),
-        alpha.to(compute),
-        beta.to(compute),
-        eps.to(compute),
-        weight_decay.to(compute),
-        shrink.to(compute),
-        sign.to(compute),
-        momentum.to(compute),
-    )
-
-
-@triton.jit
 def _block_of_table(
     columns,  # these as in ``multi_tensor_rmsprop_kernel``
     updates,
@@ -305,11 +222,6 @@ def _block_of_table(
         tl.load(column + _ELEMENTS * updates),
     )
     return update, index.to(tl.int64), block
-
-
-@triton.jit
-def _is_nonzero(verdict):
-    return tl.load(verdict.to(tl.int64).to(tl.pointer_type(tl.int32))) != 0
 
 
 @triton.jit
@@ -402,66 +314,22 @@ def _update_chunk(
     buf = tl.load(buffer_ptr + offsets, mask) if MOMENTUM else 0.0
     storage: tl.constexpr = p.dtype
     compute: tl.constexpr = ms.dtype
-    rounded = _rounded(factors, compute)  # before p and g are widened: it saves registers
-    p, g = _widened(p, compute), _widened(g, compute)
+    rounded = round_factors(factors, compute)  # before p and g are widened: it saves registers
+    p, g = widened(p, compute), widened(g, compute)
     if COMPENSATED:
-        p = p + _widened(tl.load(comp_ptr + offsets, mask), compute)
+        p = p + widened(tl.load(comp_ptr + offsets, mask), compute)
     p, ms, ga, buf = _rmsprop(
         p, g, ms, ga, buf, rounded, EPS_INSIDE_SQRT, COUPLED, CENTERED, MOMENTUM, LR_IN_MOMENTUM
     )
-    stored = _rounded_by_chance(p, place + offsets, key, storage) if STOCHASTIC else _narrowed(
-        p, storage
-    )  # fmt: skip
-    if COMPENSATED:
-        left = p - _widened(stored, compute)
-        left = tl.where(left - left == 0, left, 0.0)  # of a parameter that is not finite
-        tl.store(comp_ptr + offsets, _narrowed(left, storage), mask)
+    stored = as_stored(
+        p, comp_ptr + offsets, mask, place + offsets, key, storage, STOCHASTIC, COMPENSATED
+    )
     tl.store(ms_ptr + offsets, ms, mask)
     if CENTERED:
         tl.store(avg_ptr + offsets, ga, mask)
     if MOMENTUM:
         tl.store(buffer_ptr + offsets, buf, mask)
     tl.store(param_ptr + offsets, stored, mask)
-
-
-# The interpreter's own conversions from and to bfloat16 are wrong, so these are made by hand.
-@triton.jit
-def _widened(
-    x,  # elements as they are stored
-    compute: tl.constexpr,  # float32 or float64
-):
-    """Elements in the compute type; exact."""
-    if x.dtype == tl.int16:
-        x = (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return x.to(compute)
-
-
-@triton.jit
-def _narrowed(
-    x,  # elements in the compute type
-    storage: tl.constexpr,  # dtype, as STORAGE in the kernels
-):
-    """Elements as they are stored, rounded to nearest even."""
-    if storage == tl.int16:
-        bits = x.to(tl.int32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        x = tl.where(x != x, 0x7FC0, rounded)
-    return x.to(storage)
-
-
-@triton.jit
-def _rounded_by_chance(
-    x,  # float32
-    places,  # of these elements: int64
-    key,  # of the step: an int64
-    storage: tl.constexpr,  # int16 for bfloat16, or float16
-):
-    """Elements as they are stored, rounded stochastically."""
-    low, high = places.to(tl.uint32), (places >> 32).to(tl.uint32)
-    random = _random(low, high, key.to(tl.uint32), (key >> 32).to(tl.uint32))
-    bits = x.to(tl.uint32, bitcast=True)
-    bits = _bfloat16(bits, random) if storage == tl.int16 else _float16(bits, random)
-    return bits.to(tl.uint16).to(storage, bitcast=True)
 
 
 @triton.jit

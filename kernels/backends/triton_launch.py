@@ -46,8 +46,8 @@ EXPONENTS = {
 #: Elements that one program updates, by dtype of the parameters: two 128-bit accesses a thread to
 #: ``ms``, one in float64, whose root and division take more registers.
 BLOCK = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 1024, torch.float64: 256}
-# The interpreter runs programs one by one, at a cost for each: fewer, larger ones.
-_INTERPRETED_BLOCK = 1 << 16
+#: The same of the interpreter, which runs programs one by one, at a cost for each.
+INTERPRETED_BLOCK = 1 << 16
 
 _NUMBERS, _BITS = struct.Struct("<8d"), struct.Struct("<8q")
 _NOTHING = nullcontext()
@@ -63,7 +63,7 @@ def race_block(dtype: torch.dtype, device: torch.device) -> int:
         dtype: Of the parameters.
         device: Where they are.
     """
-    return BLOCK[dtype] if device.type == "cuda" else _INTERPRETED_BLOCK
+    return BLOCK[dtype] if device.type == "cuda" else INTERPRETED_BLOCK
 
 
 def update_(
@@ -119,21 +119,22 @@ def update_(
     if lr_on_device is not None:
         factors[0] = lr_on_device.data_ptr()
     with _programs(table, block) as (programs, where):
-        arguments = [*where, *factors, _signed(key), _address(grad_factor)]
-        arguments.append(_address(found_inf if verdict is None else verdict))
+        arguments = [*where, *factors, signed(key), address(grad_factor)]
+        arguments.append(address(found_inf if verdict is None else verdict))
         if table.updates == 1:
-            arguments.append(_address(None if counters is None else counters.counts))
+            arguments.append(address(None if counters is None else counters.counts))
             constants["COUNTED"] = counters is not None
-            _launch(rmsprop_kernel, programs, arguments, constants, table.device)
+            launch(rmsprop_kernel, programs, arguments, constants, table.device)
         else:
-            _launch(multi_tensor_rmsprop_kernel, programs, arguments, constants, table.device)
+            launch(multi_tensor_rmsprop_kernel, programs, arguments, constants, table.device)
 
 
-def _address(tensor: torch.Tensor | None) -> int:
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a tensor is; 0 if there is none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """64 bits as a signed integer, as kernels take them."""
     return word - (word >> 63 << 64)
 
@@ -155,13 +156,7 @@ def check_finite_(table: LaunchTable, verdict: torch.Tensor) -> None:
         TypeError: If ``verdict`` is of another dtype.
         ValueError: If ``verdict`` is of another shape or device.
     """
-    if verdict.dtype != torch.int32:
-        raise TypeError(f"verdict must be int32, got {verdict.dtype}")
-    if verdict.shape != (1,) or verdict.device != table.device:
-        raise ValueError(
-            f"verdict must be of shape (1,) and on {table.device}, "
-            f"got {tuple(verdict.shape)} on {verdict.device}"
-        )
+    check_verdict(verdict, table.device)
     verdict.zero_()
     if table.elements == 0:
         return
@@ -171,10 +166,26 @@ def check_finite_(table: LaunchTable, verdict: torch.Tensor) -> None:
     with _programs(table, block) as (programs, where):
         if table.updates == 1:
             arguments = [where[GRAD], where[ELEMENTS], verdict.data_ptr()]
-            _launch(finite_kernel, programs, arguments, constants, table.device)
+            launch(finite_kernel, programs, arguments, constants, table.device)
         else:
             arguments = [*where, verdict.data_ptr()]
-            _launch(multi_tensor_finite_kernel, programs, arguments, constants, table.device)
+            launch(multi_tensor_finite_kernel, programs, arguments, constants, table.device)
+
+
+def check_verdict(verdict: torch.Tensor, device: torch.device) -> None:
+    """Checks what a kernel is to put its verdict in.
+
+    Raises:
+        TypeError: If it is of another dtype.
+        ValueError: If it is of another shape or device.
+    """
+    if verdict.dtype != torch.int32:
+        raise TypeError(f"verdict must be int32, got {verdict.dtype}")
+    if verdict.shape != (1,) or verdict.device != device:
+        raise ValueError(
+            f"verdict must be of shape (1,) and on {device}, "
+            f"got {tuple(verdict.shape)} on {verdict.device}"
+        )
 
 
 def _check_counters(counters: RaceCounters, table: LaunchTable, block: int) -> None:
@@ -195,7 +206,7 @@ def _programs(table: LaunchTable, block: int) -> Iterator[tuple[int, list[int]]]
 
     That is the addresses and length of a table's only update, or where the table is.
     """
-    with _current(table.device):
+    with current(table.device):
         if table.updates == 1:
             yield triton.cdiv(table.elements, block), table.columns[:, 0].tolist()
             return
@@ -205,14 +216,14 @@ def _programs(table: LaunchTable, block: int) -> Iterator[tuple[int, list[int]]]
             yield programs, where
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
+def current(device: torch.device) -> AbstractContextManager[object]:
     """A context in which a device is the current one; most often it is so already."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _NOTHING
     return torch.cuda.device(device)
 
 
-def _launch(
+def launch(
     kernel: Any,
     programs: int,
     arguments: list[int],

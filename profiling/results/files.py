@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hogstream.profiling.results.movielens_schema import MovieLens
 from hogstream.profiling.results.profile_schema import (
     GpuRun,
     Inspection,
@@ -35,6 +36,7 @@ AnyResult = (
     | Decision
     | Compare
     | ModelRates
+    | MovieLens
     | MachineCeilings
     | Inspection
     | NsysProfile

@@ -12,7 +12,7 @@ from update_testing import BACKENDS, FULL, Backend
 LAUNCH = {
     "numpy": "kernels.backends.numpy_kernels.update_in_pieces_",
     "numba": "kernels.backends.numba_kernels.update_in_pieces_",
-    "triton": "kernels.backends.triton_launch._launch",
+    "triton": "kernels.backends.triton_launch.launch",
 }
 
 

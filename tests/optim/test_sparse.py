@@ -45,7 +45,7 @@ class Model(nn.Module):
         return loss
 
 
-def table_of(optimizer: RMSpropAsync, param: Parameter) -> Table:
+def table_of(optimizer: RMSpropAsync, param: torch.Tensor) -> Table:
     state = optimizer.state[param]
     names = "square_avg", "grad_avg", "momentum_buffer", "last_update"
     return Table(
@@ -103,7 +103,7 @@ def test_rows_are_updated_beside_dense_parameters(backend, options):
 def test_a_mixed_step_keeps_the_plan_of_what_is_dense():
     model = Model()
     optimizer = RMSpropAsync(model.parameters())
-    plans = []
+    plans: list[Any] = []
     for number in range(4):
         optimizer.zero_grad()
         model(number).backward()
@@ -146,7 +146,8 @@ def test_a_gradient_that_becomes_none_leaves_its_parameter_alone():
 @pytest.mark.parametrize("shape", [(), (5,), (5, 2, 3), (0, 4), (4, 0)], ids=str)
 def test_parameters_of_any_shape_may_have_state_by_rows(option, shape):
     param = Parameter(torch.ones(shape))
-    optimizer = RMSpropAsync([param], alpha=0.5, lr=1.0, eps=0.0, **{option: True})
+    options: dict[str, Any] = {option: True}
+    optimizer = RMSpropAsync([param], alpha=0.5, lr=1.0, eps=0.0, **options)
     param.grad = torch.full(shape, 2.0)
     optimizer.step()
     rows = shape[:1] or (1,)
@@ -222,7 +223,9 @@ def test_steps_are_told_apart_beyond_2_to_the_24():
     state = optimizer.state[param]
     state["step"].fill_(2.0**24)
     for row in (0, 1, 2):
-        grad = torch.sparse_coo_tensor([[row]], torch.ones(1, 2), (3, 2), check_invariants=True)
+        grad = torch.sparse_coo_tensor(
+            torch.tensor([[row]]), torch.ones(1, 2), (3, 2), check_invariants=True
+        )
         param.grad = grad
         optimizer.step()
     assert state["last_update"].tolist() == [(1 << 24) + number for number in (1, 2, 3)]

@@ -10,6 +10,7 @@ import pytest
 from ptx_machine import (
     ExecutionError,
     GlobalMemory,
+    Journal,
     Pretended,
     UnknownInstructionError,
     execute,
@@ -254,9 +255,74 @@ def test_a_warp_stores_what_it_loads(trans):
     assert out.view(np.uint16).tolist() == list(range(128))
 
 
+# What the threads of a warp exchange
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "expected"),
+    [
+        ("bfly", "5", [lane ^ 5 for lane in range(32)]),
+        ("idx", "7", [7] * 32),
+        ("idx", "%r5", [(3 * lane) % 32 for lane in range(32)]),
+    ],
+)
+def test_a_shuffle_gives_a_thread_what_another_has(kind, told, expected):
+    out = words(64)
+    run(
+        f"""{_OWN}
+        mul.lo.s32 %r5, %r31, 3;
+        shfl.sync.{kind}.b32 %r0, %r31, {told}, 31, -1;
+        st.global.b32 [%d0], %r0;""",
+        out,
+        threads=64,
+    )
+    assert out.tolist() == [*expected, *(32 + lane for lane in expected)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_lower", "of_upper"),
+    [("max.s32", 15, 47), ("max.u32", 2**32 - 1, 47), ("min.s32", -16, 16), ("add.s32", -16, 1008)],
+)
+def test_a_reduction_gives_a_warp_what_its_numbers_make(kind, of_lower, of_upper):
+    out = words(64)
+    run(
+        f"""{_OWN}
+        sub.s32 %r1, %r31, 16;
+        mov.b32 %r2, -1;
+        redux.sync.{kind} %r0, %r1, %r2;
+        st.global.b32 [%d0], %r0;""",
+        out,
+        threads=64,
+    )
+    assert out.tolist() == [of_lower % 2**32] * 32 + [of_upper] * 32
+
+
+def test_a_warp_exchanges_while_another_is_elsewhere():
+    out = words(64)
+    run(
+        f"""{_OWN}
+        setp.lt.u32 %p0, %r31, 32;
+        @%p0 bra DONE;
+        shfl.sync.bfly.b32 %r0, %r31, 1, 31, -1;
+        st.global.b32 [%d0], %r0;
+    DONE:""",
+        out,
+        threads=64,
+    )
+    assert out.tolist() == [0] * 32 + [thread ^ 1 for thread in range(32, 64)]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        (
+            "setp.lt.u32 %p0, %r31, 8; @%p0 shfl.sync.bfly.b32 %r0, %r31, 1, 31, -1;",
+            "all threads of a warp must take part",
+        ),
+        (
+            "redux.sync.max.s32 %r0, %r31, 255;",
+            "the only members known are all threads of a warp",
+        ),
         (
             "mov.b32 %r1, dynamic; setp.lt.u32 %p0, %r31, 8;"
             "@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r0}, [%r1];",
@@ -368,6 +434,20 @@ def test_an_atomic_operation_returns_what_was_there():
     assert seen.tolist() == [1] * 64
 
 
+@pytest.mark.parametrize(("added", "writes"), [(0, [False]), (1, [False, True])])
+def test_adding_nothing_is_a_read(added, writes):
+    counter, journal = words(1, 7), Journal()
+    memory = memory_of([counter])
+    memory.region("a").observers.append(journal)
+    made = program(
+        f"""setp.eq.b32 %p0, %r31, 0;
+        @%p0 atom.global.gpu.acquire.add.u32 %r0, [%d31], {added};"""
+    )
+    execute(launch(made, [counter]), memory)
+    assert [event.writes for event in journal.events] == writes
+    assert counter[0] == 7 + added
+
+
 def test_a_lock_lets_one_in_at_a_time():
     """One thread of each warp takes a lock by compare-and-swap, and counts."""
     lock, count = words(1), words(1)
@@ -410,6 +490,10 @@ def test_a_lock_lets_one_in_at_a_time():
             "takes 4 registers",
         ),
         ("stmatrix.sync.aligned.m16n8.x1.shared.b8 [dynamic], {%r0};", "unknown qualifiers"),
+        ("shfl.sync.up.b32 %r0, %r1, 1, 0, -1;", "unknown qualifiers"),
+        ("shfl.sync.bfly.b32 %r0, %r1, 1, 0x1c1f, -1;", "those within a whole warp"),
+        ("redux.sync.max.f32 %r0, %r1, -1;", "unknown qualifiers"),
+        ("redux.sync.max.s32 %r0, %r1;", "takes 3 operands, got 2"),
         ("ld.global.b32 %r0;", "takes 2 operands, got 1"),
         ("add.s32 %r0, %d1, 1;", "%d1 has 64 bits, not the 32 needed"),
         ("add.s32 %r0, %q1, 1;", "no such register: %q1"),

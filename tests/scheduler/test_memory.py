@@ -304,7 +304,8 @@ async def test_scheduler_that_does_not_open_leaves_no_state_behind(kind: Any, st
         await kind(shared, **settings).__aenter__()
     assert shared.worker_state is None
     assert shared.grad_avg is None
-    assert shared.races is shared.row_versions is None
+    assert shared.races is None
+    assert shared.row_versions is None
     assert not shared.flat.is_shared()
     assert len(shared.make_worker_state(3).ms) == 3
 

@@ -543,7 +543,7 @@ async def test_what_computes_returns_no_rows(backend: str) -> None:
     shared = make_shared()
 
     async def worker(context: WorkerContext) -> None:
-        await context.compute(lambda: ({"biases": ones([0], 1)}, None))  # type: ignore[arg-type,return-value]
+        await context.compute(lambda: ({"biases": ones([0], 1)}, None))  # type: ignore[dict-item]
 
     message = "the gradient of biases must be a torch tensor, got tuple: rows go by submit_rows"
     async with StreamScheduler(shared, workers=1, backend=backend) as scheduler:

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ptx_compiling import Compiled, Form, compile_forms
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
 from ptx_races import check_race
+from ptx_rows import check_row_form
 
 #: Which device they are compiled for.
 TARGET = 90
@@ -38,14 +40,28 @@ _STOCHASTIC = Form("multi_tensor_rmsprop_kernel", "bfloat16", stochastic=True)
 _COMPENSATED = Form(
     "rmsprop_kernel", "float16", compensated=True, scaled=True, grad_dtype="float32"
 )
-_FORMS = (
+_LAZY_ROWS = Form("row_rmsprop_kernel", "float32", centered=True, lazy=True, columns=32, unit=4)
+_ROWWISE = Form("row_rmsprop_kernel", "float32", momentum=True, rowwise=True, columns=32, unit=1)
+_COUNTED_ROWS = Form("row_rmsprop_kernel", "bfloat16", counted=True, columns=8, unit=8)
+_ROWS = (_LAZY_ROWS, _ROWWISE, _COUNTED_ROWS)
+_DENSE = (
     *(_PLAIN, _FULL, _LR_IN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _STOCHASTIC, _COMPENSATED),
     *(_VERDICT, _COUNTED),
 )
+# What is looked at, by the module that has a fault; else all.
+_FORMS = {"triton_kernels": _DENSE, "triton_row_kernels": _ROWS}
 
 
 def _kernel(old: str, new: str = "") -> Mutation:
     return changed("triton_kernels", old, new)
+
+
+def _piece(old: str, new: str = "") -> Mutation:
+    return changed("triton_pieces", old, new)
+
+
+def _rows(old: str, new: str = "") -> Mutation:
+    return changed("triton_row_kernels", old, new)
 
 
 def _formula(old: str, new: str) -> Mutation:
@@ -73,15 +89,15 @@ MUTATIONS = {
     "operations may be fused": changed(
         "triton_compile", '"enable_fp_fusion": False', '"enable_fp_fusion": True'
     ),
-    "a division is approximate": _kernel("tl.div_rn(x, y)", "(x / y)"),
-    "a root is approximate": _kernel("tl.sqrt_rn(x)", "tl.sqrt(x)"),
+    "a division is approximate": _piece("tl.div_rn(x, y)", "(x / y)"),
+    "a root is approximate": _piece("tl.sqrt_rn(x)", "tl.sqrt(x)"),
     "a product in another order": _formula("(beta * g) * g", "beta * (g * g)"),
     "epsilon on the other side of the root": _formula(
         "sqrt(v + eps) if EPS_INSIDE_SQRT else sqrt(v) + eps",
         "sqrt(v) + eps if EPS_INSIDE_SQRT else sqrt(v + eps)",
     ),
     "no clamp": _formula("clamp(ms - ga * ga)", "ms - ga * ga"),
-    "a clamp that makes 0 of NaN": _kernel("tl.where(x < 0, 0.0, x)", "tl.where(x > 0, x, 0.0)"),
+    "a clamp that makes 0 of NaN": _piece("tl.where(x < 0, 0.0, x)", "tl.where(x > 0, x, 0.0)"),
     "the mean before this gradient": _formula(
         "        ga = alpha * ga + beta * g\n        v = clamp(ms - ga * ga)",
         "        v = clamp(ms - ga * ga)\n        ga = alpha * ga + beta * g",
@@ -105,14 +121,14 @@ MUTATIONS = {
     "the mean in place of the buffer": _kernel(
         "buf = tl.load(buffer_ptr + offsets, mask)", "buf = tl.load(avg_ptr + offsets, mask)"
     ),
-    "the factor of decay in float32": _kernel(
+    "the factor of decay in float32": _piece(
         "shrink = 1.0 - lr * _as_float64(decoupled_decay)",
         "shrink = (1.0 - lr.to(tl.float32) * _as_float64(decoupled_decay).to(tl.float32))"
         ".to(tl.float64)",
     ),
-    "bfloat16 is cut off": _kernel("(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
-    "bfloat16 rounds halves up": _kernel("0x7FFF + ((bits >> 16) & 1)", "0x8000"),
-    "bfloat16 has no NaN": _kernel("tl.where(x != x, 0x7FC0, rounded)", "rounded"),
+    "bfloat16 is cut off": _piece("(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
+    "bfloat16 rounds halves up": _piece("0x7FFF + ((bits >> 16) & 1)", "0x8000"),
+    "bfloat16 has no NaN": _piece("tl.where(x != x, 0x7FC0, rounded)", "rounded"),
     # Rounding, and gradients of another kind
     "the place in a table is of no account": _kernel(
         "index * _PLACES + block * BLOCK", "block * BLOCK"
@@ -120,20 +136,20 @@ MUTATIONS = {
     "the place of a block is of no account": _kernel(
         "index * _PLACES + block * BLOCK", "index * _PLACES"
     ),
-    "half of the key is of no account": _kernel(
+    "half of the key is of no account": _piece(
         "key.to(tl.uint32), (key >> 32).to(tl.uint32))", "key.to(tl.uint32), 0)"
     ),
     "one random bit too few": changed("../rounding", "(random >> 16)", "(random >> 17)"),
     "what is left is subtracted": _kernel(
-        "p = p + _widened(tl.load(comp_ptr", "p = p - _widened(tl.load(comp_ptr"
+        "p = p + widened(tl.load(comp_ptr", "p = p - widened(tl.load(comp_ptr"
     ),
-    "what is left of infinity is NaN": _kernel("tl.where(left - left == 0, left, 0.0)", "left"),
-    "stores of what is left without a mask": _kernel(
-        "tl.store(comp_ptr + offsets, _narrowed(left, storage), mask)",
-        "tl.store(comp_ptr + offsets, _narrowed(left, storage))",
+    "what is left of infinity is NaN": _piece("tl.where(left - left == 0, left, 0.0)", "left"),
+    "stores of what is left without a mask": _piece(
+        "tl.store(comp_ptr, _narrowed(left, storage), mask)",
+        "tl.store(comp_ptr, _narrowed(left, storage))",
     ),
     "what is left passes for aligned": _kernel(_ADDRESSES, _ADDRESSES.replace(" | comp", "")),
-    "a factor in place of the sign": _kernel("of_grad *= tl.load(", "of_grad = tl.load("),
+    "a factor in place of the sign": _piece("of_grad *= tl.load(", "of_grad = tl.load("),
     "gradients are read as parameters": _kernel(
         "grad.to(tl.pointer_type(GRAD_STORAGE)) + start\n    ms_ptr",
         "grad.to(tl.pointer_type(STORAGE)) + start\n    ms_ptr",
@@ -217,6 +233,69 @@ MUTATIONS = {
     "blocks share their counts": _kernel(
         "tl.pointer_type(tl.int64)) + block\n", "tl.pointer_type(tl.int64))\n"
     ),
+    # Rows
+    "every position is a head": _rows("inside & (row != before)", "inside & (row >= 0)"),
+    "a row's first gradient again in place of the others": _rows(
+        "tl.load(order_ptr + step,", "tl.load(order_ptr,"
+    ),
+    "gradients are taken from where rows are": _rows(
+        "order.to(tl.int64).to(tl.pointer_type(tl.int64)) + position", "rows_ptr + position"
+    ),
+    "neighbouring lanes are added first": _rows(
+        "            pairs = tl.reshape(sums, [ROWS, 2, COLUMNS >> halving + 1])\n"
+        "            sums = tl.sum(pairs, 1)\n",
+        "            pairs = tl.reshape(sums, [ROWS, COLUMNS >> halving + 1, 2])\n"
+        "            sums = tl.sum(pairs, 2)\n",
+    ),
+    "a row that is not in the table is no reason to stop": _rows(
+        "    if _are_outside(rows_ptr, positions, table_rows, tile, verdict):\n        return\n",
+        "    _are_outside(rows_ptr, positions, table_rows, tile, verdict)\n",
+    ),
+    "rows beyond the table pass": _rows(" | (last >= table_rows)"),
+    "nobody says that all rows are in the table": _rows(
+        "outside.to(tl.int32), tile == 0)", "1, outside & (tile == 0))"
+    ),
+    "this update passed itself by": _rows("number - 1 - tl.load", "number - tl.load"),
+    "state of the future grows": _rows(
+        "tl.maximum(number - 1 - tl.load(last_ptr, head, 0), 0)",
+        "number - 1 - tl.load(last_ptr, head, 0)",
+    ),
+    "the last update is written before all have read it": Mutation(
+        "triton_row_kernels",
+        (
+            ("    if LAZY:\n        tl.store(last_ptr, number, head)\n", ""),
+            (
+                "        one = tl.full(",
+                "        tl.store(last_ptr, number, head)\n        one = tl.full(",
+            ),
+        ),
+    ),
+    "no barrier before state of rows is written": _rows(
+        "if ROWWISE or LAZY or COUNTED:", "if COUNTED:"
+    ),
+    "offsets of rows in 32 bits": _rows(
+        "    offsets = row[:, None] * width +",
+        "    offsets = (row[:, None] * width).to(tl.int32) +",
+    ),
+    "offsets of gradients of rows in 32 bits": _rows(
+        "tl.load(grads_ptr + place * width + column, (count > 0)",
+        "tl.load(grads_ptr + (place * width).to(tl.int32) + column, (count > 0)",
+    ),
+    "rows share their counts": _rows(
+        "of_row = counts.to(tl.int64).to(tl.pointer_type(tl.int64)) + row",
+        "of_row = counts.to(tl.int64).to(tl.pointer_type(tl.int64)) + 0 * row",
+    ),
+    "the witness of a row is added to": _rows(
+        "tl.atomic_xchg(of_row + _SURVIVED * table_rows, witness + 1,",
+        "tl.atomic_add(of_row + _SURVIVED * table_rows, 1,",
+    ),
+    "the reading of a row's witness acquires nothing": _rows(
+        'tl.atomic_add(of_row + _SURVIVED * table_rows, 0, head, sem="acquire")',
+        'tl.atomic_add(of_row + _SURVIVED * table_rows, 0, head, sem="relaxed")',
+    ),
+    "the writing of a row's witness releases nothing": _rows(
+        'witness + 1, head, sem="release")', 'witness + 1, head, sem="relaxed")'
+    ),
     # Order in memory
     "the reading of the witness acquires nothing": _kernel(
         _WITNESS, _WITNESS.replace("acquire", "relaxed")
@@ -290,7 +369,8 @@ def run(name: str) -> Caught:
 
 
 def _compiled_with(name: str) -> dict[Form, Compiled]:
-    wanted = [(TARGET, form) for form in _FORMS]
+    module = MUTATIONS[name].module if name in MUTATIONS else "triton_kernels"
+    wanted = [(TARGET, form) for form in _FORMS.get(module, _DENSE + _ROWS)]
     if name in PTX_MUTATIONS:
         compiled = compile_forms(wanted, edit=PTX_MUTATIONS[name])
     else:
@@ -313,8 +393,11 @@ def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], 
     """All checks, each with its name."""
     for form, each in compiled.items():
         what = "bits" if form.updates else "verdicts"
-        yield f"{what} of {form.name}", partial(check_form, each)
-    for form in (_PLAIN, _FULL, _TABLE, _VERDICT):
-        yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
-    for seed in range(SEEDS):
-        yield f"race {seed}", partial(check_race, compiled[_COUNTED], seed)
+        check = check_row_form if form.of_rows else check_form
+        yield f"{what} of {form.name}", partial(check, each)
+    for form in (_PLAIN, _FULL, _TABLE, _VERDICT, _LAZY_ROWS):
+        if form in compiled:
+            yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
+    counting = [each for each in (_COUNTED, _COUNTED_ROWS) if each in compiled]
+    for seed, form in product(range(SEEDS), counting):
+        yield f"race {seed} of {form.name}", partial(check_race, compiled[form], seed)

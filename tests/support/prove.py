@@ -15,12 +15,33 @@ import torch
 import kernel_mutations
 from kernel_mutations import MUTATIONS, PTX_MUTATIONS
 from ptx_checks import check_form
-from ptx_compiling import DTYPES, FORMS, MIXED_FORMS, TARGETS, Compiled, Form, compile_forms
+from ptx_compiling import (
+    DTYPES,
+    FORMS,
+    MIXED_FORMS,
+    ROW_FORMS,
+    TARGETS,
+    Compiled,
+    Form,
+    compile_forms,
+)
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
 from ptx_races import UPDATES, check_race
+from ptx_rows import check_row_form
 
 _DEVICES = [f"sm_{target}" for target in TARGETS]
+_UNITS = {"float64": 2, "float32": 4}  # else 8
+# Rows far in a table: with all that there may be, and with accesses of 128 bits.
+_FAR_ROWS = [
+    form
+    for dtype in DTYPES
+    for form in (
+        Form("row_rmsprop_kernel", dtype, centered=True, lazy=True, columns=32, unit=1),
+        Form("row_rmsprop_kernel", dtype, momentum=True, rowwise=True, columns=32, unit=1),
+        Form("row_rmsprop_kernel", dtype, columns=128, unit=_UNITS.get(dtype, 8)),
+    )
+]
 
 
 class Proof:
@@ -41,12 +62,13 @@ class Proof:
             "Forms of kernels, and elements whose bits are NumPy's, or verdicts that are right",
             *("kernel", "dtype", "forms", *_DEVICES),
         )
-        every = sorted([*FORMS, *MIXED_FORMS])
+        every = sorted([*FORMS, *MIXED_FORMS, *ROW_FORMS])
         compiled = _compile(every)
         for (kernel, dtype), group in groupby(every, lambda form: form[:2]):
             forms = list(group)
+            check = check_row_form if forms[0].of_rows else check_form
             cells = (
-                self._counted([compiled[target, form] for form in forms], check_form)
+                self._counted([compiled[target, form] for form in forms], check)
                 for target in TARGETS
             )
             _row(kernel.removesuffix("_kernel"), dtype, str(len(forms)), *cells)
@@ -55,26 +77,26 @@ class Proof:
         """Offsets beyond 2^32 elements are right, aligned or not."""
         _table(
             "Tensors of more than 2^32 elements, and how many near 2^31, 2^32 and the end",
-            *("kernel", "dtype", *_DEVICES),
+            *("kernel", *_DEVICES),
         )
-        forms = [form for form in FORMS if not any(form[2:])]
+        forms = [form for form in FORMS if not any(form[2:])] + _FAR_ROWS
         compiled = _compile(forms)
         for form in forms:
             cells = (self._counted([compiled[target, form]], _far) for target in TARGETS)
-            _row(form.kernel.removesuffix("_kernel"), form.dtype, *cells)
+            _row(form.name, *cells)
 
     def races(self) -> None:
         """What race counters say of updates that race is the truth."""
         _table(
             f"Races of {UPDATES} updates, and updates that elements lost: counted as promised",
-            *("dtype", "races", *_DEVICES),
+            *("kernel", "dtype", "races", *_DEVICES),
         )
-        counting = [form for form in FORMS if form.counted]
+        counting = [form for form in (*FORMS, *ROW_FORMS) if form.counted and not form.scaled]
         compiled = _compile(counting)
-        for dtype in DTYPES:
-            forms = [form for form in counting if form.dtype == dtype]
+        for kernel, dtype in product(dict.fromkeys(form.kernel for form in counting), DTYPES):
+            forms = [form for form in counting if form[:2] == (kernel, dtype)]
             cells = (self._lost([compiled[target, form] for form in forms]) for target in TARGETS)
-            _row(dtype, str(self._seeds), *cells)
+            _row(kernel.removesuffix("_kernel"), dtype, str(self._seeds), *cells)
 
     def faults(self) -> None:
         """Faults that are made on purpose are found."""
@@ -141,7 +163,10 @@ def _compile(forms: Iterable[Form]) -> dict[tuple[int, Form], Compiled]:
 
 
 def _far(compiled: Compiled) -> int:
-    return check_far_offsets(compiled) + check_far_offsets(compiled, aligned=False)
+    aligned = check_far_offsets(compiled)
+    if compiled.form.unit > 1:  # as its tables are
+        return aligned
+    return aligned + check_far_offsets(compiled, aligned=False)
 
 
 def _table(title: str, *columns: str) -> None:

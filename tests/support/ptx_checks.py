@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -39,7 +39,8 @@ def options_of(form: Form) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(form: Form) -> list[dict[str, Any]]:
+def all_options_of(form: Form) -> list[dict[str, Any]]:
+    """Several updates that are launched in a form."""
     options = options_of(form)
     options |= {"stochastic_rounding": form.stochastic, "kahan_sum": form.compensated}
     if form.coupled:
@@ -69,7 +70,7 @@ class Case(NamedTuple):
 def check_form(compiled: Compiled) -> int:
     """Runs all checks of a kernel, and returns how many elements were compared."""
     if compiled.form.updates:
-        return sum(check_bits(compiled, each) for each in _hyperparameters(compiled.form))
+        return sum(check_bits(compiled, each) for each in all_options_of(compiled.form))
     return check_verdicts(compiled)
 
 
@@ -120,7 +121,7 @@ def _updated(
     watch = Watch.of(compiled.form, device, hyperparameters.lr, blocks)
     launch = device.update(compiled, LaunchTable(operands), hyperparameters, watch)
     if watch.verdict is not None:
-        _check_left_out(device, launch, watch, operands)
+        check_left_out(device, launch, watch, [each for of in operands for each in of])
     counts = None if watch.counts is None else watch.counts.clone()
     execute(launch, device.memory)
     if watch.counts is not None and counts is not None:
@@ -164,21 +165,30 @@ def _on_device(device: Device, case: Case) -> Operands:
     return Operands(*tensors)
 
 
-def _check_left_out(device: Device, launch: Launch, watch: Watch, operands: list[Operands]) -> None:
+def check_left_out(
+    device: Device, launch: Launch, watch: Watch, tensors: list[torch.Tensor | None]
+) -> None:
     """Checks that an update is left out as a whole where the verdict says so."""
     assert watch.verdict is not None
-    tensors = [tensor for each in operands for tensor in each if tensor is not None]
-    if watch.counts is not None:
-        tensors.append(watch.counts)
-    before = [tensor.clone() for tensor in tensors]
+    kept = unchanged([*tensors, watch.counts])
     for verdict in (watch.verdict, watch.verdict.view(torch.float32)):  # as torch has it
         verdict.fill_(1)
         execute(launch, device.memory)
         verdict.fill_(0)
-        for tensor, kept in zip(tensors, before, strict=True):
+        kept()
+
+
+def unchanged(tensors: Iterable[torch.Tensor | None]) -> Callable[[], None]:
+    """What checks that tensors are still as they are now."""
+    before = [(each, each.clone()) for each in tensors if each is not None]
+
+    def check() -> None:
+        for tensor, kept in before:
             assert torch.equal(tensor.view(torch.uint8), kept.view(torch.uint8)), (
                 "an update that a verdict forbids"
             )
+
+    return check
 
 
 @cache

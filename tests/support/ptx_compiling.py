@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product, starmap
 from pathlib import Path
@@ -28,7 +28,7 @@ class Form(NamedTuple):
     """What a kernel is compiled for.
 
     Attributes:
-        kernel: Its name in ``triton_kernels``.
+        kernel: Its name in ``triton_kernels``, or in ``triton_row_kernels``.
         dtype: Of parameters.
         eps_inside_sqrt: As in ``Hyperparameters``; the kernels of verdicts have this and what
             follows at False.
@@ -43,6 +43,10 @@ class Form(NamedTuple):
         compensated: Likewise.
         scaled: Whether gradients are multiplied by a factor in memory.
         grad_dtype: Of gradients; if "", that of parameters.
+        rowwise: Of the kernel of rows, as it has this and what follows.
+        lazy: Likewise.
+        columns: Likewise; 0 for other kernels.
+        unit: Likewise.
     """
 
     kernel: str
@@ -59,6 +63,15 @@ class Form(NamedTuple):
     compensated: bool = False
     scaled: bool = False
     grad_dtype: str = ""
+    rowwise: bool = False
+    lazy: bool = False
+    columns: int = 0
+    unit: int = 0
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether it is the kernel of rows."""
+        return self.columns > 0
 
     @property
     def updates(self) -> bool:
@@ -75,7 +88,8 @@ class Form(NamedTuple):
         """In words."""
         switches = [name for name, value in self._asdict().items() if value is True]
         dtypes = f"{self.dtype} {self.grad_dtype and f'by {self.grad_dtype}'}".rstrip()
-        return " ".join([self.kernel.removesuffix("_kernel"), dtypes, *switches])
+        tile = [f"columns={self.columns} unit={self.unit}"] if self.of_rows else []
+        return " ".join([self.kernel.removesuffix("_kernel"), dtypes, *switches, *tile])
 
 
 _SWITCHES = (False, True)
@@ -133,6 +147,42 @@ MIXED_FORMS = (
     ),
 )
 
+# As ``COLUMNS`` and ``UNIT`` of tiles of rows go together, by the bytes of the least element.
+_COLUMNS = [1 << log for log in range(8)]
+_TILES = {
+    size: [*product(_COLUMNS, [1]), *((each, 16 // size) for each in _COLUMNS if each * size >= 16)]
+    for size in (2, 4, 8)
+}
+# Whether there is one mean square for a row, whether state decays, and whether races are counted.
+_OF_ROWS = list(product(_SWITCHES, repeat=3))
+
+
+def _for_rows(form: Form, seed: int) -> Form:
+    """The kernel of rows in a form, in one of the tiles that it may have."""
+    dtypes = (form.dtype, form.grad_dtype or form.dtype)
+    tiles = _TILES[min({"float64": 8, "float32": 4}.get(each, 2) for each in dtypes)]
+    tiles = [tile for tile in tiles if tile[0] <= 32 or not form.rowwise]
+    columns, unit = tiles[seed % len(tiles)]
+    return form._replace(kernel="row_rmsprop_kernel", columns=columns, unit=unit)
+
+
+def _row_forms() -> Iterator[Form]:
+    """Each switch of the update with each other, then some of them with what is mixed."""
+    plain = [form for form in FORMS if form.kernel == _UPDATES[0] and not any(form[7:])]
+    mixed = [form for form in MIXED_FORMS if form.kernel == _UPDATES[0]]
+    chosen = [
+        *product(plain, _OF_ROWS[::2]),
+        *((form, _OF_ROWS[(index + by) % 8]) for index, form in enumerate(mixed) for by in (0, 3)),
+    ]
+    for index, (form, (rowwise, lazy, counted)) in enumerate(chosen):
+        if not (rowwise and form.centered) and not (lazy and form.momentum):
+            switched = form._replace(rowwise=rowwise, lazy=lazy, counted=counted)
+            yield _for_rows(switched, 5 * index)
+
+
+#: The kernel of rows, of which not every switch is combined with every other, nor with every tile.
+ROW_FORMS = tuple(dict.fromkeys(_row_forms()))
+
 
 class Compiled(NamedTuple):
     """A kernel that is ready to be launched on the machine.
@@ -140,7 +190,7 @@ class Compiled(NamedTuple):
     Attributes:
         form: What it was compiled for.
         target: For which device.
-        block: How many elements a block of threads takes.
+        block: How many elements a block of threads takes; of rows, how many positions.
         program: It.
         shared: How many bytes of shared memory a block of threads has.
     """
@@ -170,8 +220,8 @@ def compile_forms(
     """
     wanted = list(wanted)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [folder, Path(__file__).parent] if folder else [Path(__file__).parent]
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    paths = [folder, Path(__file__).parent, environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(str(each) for each in paths if each)
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, __file__],
@@ -196,23 +246,26 @@ def _compile(target: int, form: Form) -> dict[str, Any]:
     """One kernel, compiled as it is for a launch."""
     import torch
 
-    from hogstream.kernels.backends import triton_kernels
+    from hogstream.kernels.backends import triton_kernels, triton_row_kernels
     from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
     from hogstream.kernels.backends.triton_launch import BLOCK, EXPONENTS, STORAGE
+    from hogstream.kernels.backends.triton_rows import tile_rows
 
     dtype = getattr(torch, form.dtype)
     grad_dtype = getattr(torch, form.grad_dtype or form.dtype)
     bits, exponent = EXPONENTS[grad_dtype]
+    block = tile_rows(dtype, form.columns, form.unit) if form.of_rows else BLOCK[dtype]
     constants = {
         **{name.upper(): value for name, value in form._asdict().items()},
         "STORAGE": STORAGE[dtype],
         "GRAD_STORAGE": STORAGE[grad_dtype],
         "BITS": bits,
         "EXPONENT": exponent,
-        "BLOCK": BLOCK[dtype],
+        "ROWS" if form.of_rows else "BLOCK": block,
     }
-    compiled = compile_for(getattr(triton_kernels, form.kernel), constants, cuda_target(target))
-    return {"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared, "block": BLOCK[dtype]}
+    kernels = triton_row_kernels if form.of_rows else triton_kernels
+    compiled = compile_for(getattr(kernels, form.kernel), constants, cuda_target(target))
+    return {"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared, "block": block}
 
 
 def _compile_one(task: tuple[int, Form]) -> dict[str, Any]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hogstream.kernels.backends.numpy_rows import update_ as update_rows_by_numpy_
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import ELEMENTS, LaunchTable
 from hogstream.kernels.operands import COMPUTE_DTYPES, Operands
+from hogstream.kernels.rows import RowOperands, RowUpdate
 from ptx_checks import options_of, state_of
 from ptx_compiling import Compiled
 from ptx_machine import Pretended, execute
 from ptx_machine.scalars import UNSIGNED, Array
+from ptx_rows import operands_of, table_of
 from ptx_updates import Device, Watch
+from row_making import NUMBER, assert_same_rows
 from update_testing import assert_same_bits, update_
 
 #: How many elements: offsets in them need 33 bits, and in bytes more.
@@ -24,10 +30,14 @@ _ELEMENTS = (1 << 32) + (1 << 20) + 77
 def check_far_offsets(compiled: Compiled, aligned: bool = True) -> int:
     """Runs blocks near 0, 2^31, 2^32 and the end of one tensor; returns how many elements.
 
+    Of rows those are updated that lie there, whose gradients do too.
+
     Args:
         compiled: A form; without race counters.
         aligned: Whether the tensors are aligned for accesses of 128 bits.
     """
+    if compiled.form.of_rows:
+        return _FarRows(compiled, aligned).check()
     far = _Far(compiled, aligned)
     if compiled.form.updates:
         far.check_update()
@@ -110,6 +120,82 @@ class _Far:
         region, dtype = self._regions[name], self._dtypes[name]
         octets = region.load(_addresses(region, self.places, dtype), dtype.itemsize, None)
         return torch.from_numpy(octets).view(dtype)
+
+
+class _FarTable(NamedTuple):
+    """A table that is pretended, or a column.
+
+    Attributes:
+        region: It.
+        dtype: Of its elements.
+        of_row: The shape of a row: (D,), or ().
+    """
+
+    region: Pretended
+    dtype: torch.dtype
+    of_row: tuple[int, ...]
+
+    def rows(self, which: torch.Tensor) -> torch.Tensor:
+        """Some of its rows."""
+        width = math.prod(self.of_row)
+        places = (which.numpy()[:, None] * width + np.arange(width)).reshape(-1)
+        addresses = _addresses(self.region, places, self.dtype)
+        octets = self.region.load(addresses, self.dtype.itemsize, None)
+        return torch.from_numpy(octets).view(self.dtype).reshape(len(which), *self.of_row)
+
+
+class _FarRows:
+    """A table and gradients that are pretended, and rows near 0, 2^31, 2^32 and the end."""
+
+    def __init__(self, compiled: Compiled, aligned: bool) -> None:
+        self._compiled, self._aligned = compiled, aligned
+        self._device = device = Device()
+        form = compiled.form
+        self._width = width = form.columns * (1 if form.unit > 1 else 3)
+        self._shape = shape = -(-_ELEMENTS // width), width
+        borders = [(1 << bits) // width for bits in (31, 32)]
+        rows = [0, *(border + by for border in borders for by in (-1, 0, 0, 1)), shape[0] - 1]
+        self._rows = device.put("rows", torch.tensor(rows))
+        self._order = device.put("order", torch.tensor(rows[::-1]))
+        self._tables = table_of(form, shape, self._pretend)
+        grad_dtype = getattr(torch, form.grad_dtype or form.dtype)
+        self._grads = self._pretend(shape, grad_dtype, "grads")
+
+    def check(self) -> int:
+        """Compares an update with NumPy's, of a table of these rows alone."""
+        form, device = self._compiled.form, self._device
+        hyperparameters = Hyperparameters(**options_of(form))
+        expected = self._read()
+        update_rows_by_numpy_(RowUpdate.of(expected, NUMBER), hyperparameters)
+        verdict = device.put("verdict", torch.ones(1, dtype=torch.int32))
+        watch = Watch.of(form, device, hyperparameters.lr)
+        words = self._words()
+        launch = device.update_rows(self._compiled, words, hyperparameters, verdict, watch)
+        execute(launch, device.memory)
+        assert verdict.item() == 0, "rows that are in the table"
+        assert_same_rows(self._read(), expected)
+        return expected.grads.numel()
+
+    def _pretend(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> _FarTable:
+        size, offset = math.prod(shape) * dtype.itemsize, 0 if self._aligned else dtype.itemsize
+        region = self._device.memory.pretend(name, size, partial(_page, dtype), offset)
+        return _FarTable(region, dtype, shape[1:])
+
+    def _words(self) -> list[int]:
+        """As ``row_words``."""
+        bases = {name: each.region.base for name, each in self._tables.items()}
+        bases["grads"] = self._grads.region.base
+        return [
+            *(bases.get(name, 0) for name in RowOperands._fields[:7]),
+            *(self._rows.data_ptr(), self._order.data_ptr(), len(self._rows), self._shape[0]),
+            *(self._width // self._compiled.form.unit, NUMBER, NUMBER.bit_length()),
+        ]
+
+    def _read(self) -> RowOperands:
+        """A table of those rows alone, and their gradients in their order."""
+        touched, compact = self._rows.unique(return_inverse=True)
+        table = {name: each.rows(touched) for name, each in self._tables.items()}
+        return operands_of(table, self._grads.rows(self._order), compact)
 
 
 def _addresses(region: Pretended, places: Array, dtype: torch.dtype) -> Array:

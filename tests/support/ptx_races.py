@@ -13,8 +13,9 @@ from hogstream.kernels.operands import Operands
 from hogstream.kernels.race_counters import LANDED, OVERWRITTEN, SURVIVED
 from ptx_checks import options_of
 from ptx_compiling import Compiled, Form
-from ptx_machine import Event, Journal, Lineage, count_bits, race
+from ptx_machine import Event, Journal, Launch, Lineage, count_bits, race
 from ptx_machine.scalars import Array
+from ptx_rows import launch_of, operands_of, table_of
 from ptx_updates import Device, Watch
 from scheduler_testing import COUNTING
 from update_testing import State, fresh_state
@@ -24,7 +25,7 @@ UPDATES = 5
 
 
 def check_race(compiled: Compiled, seed: int) -> int:
-    """Races updates of one parameter, and holds what they counted against the truth.
+    """Races updates of one parameter, or of rows, and holds what they counted against the truth.
 
     Args:
         compiled: A form that counts.
@@ -36,7 +37,8 @@ def check_race(compiled: Compiled, seed: int) -> int:
     Raises:
         AssertionError: If the counts say other than they promise.
     """
-    run = _Race(compiled, seed)
+    prepare = _of_rows if compiled.form.of_rows else _of_elements
+    run = prepare(compiled, np.random.default_rng(seed))
     run.run(seed)
     run.check_elements()
     run.check_counts()
@@ -44,7 +46,7 @@ def check_race(compiled: Compiled, seed: int) -> int:
 
 
 def _subtracting_1(form: Form) -> dict[str, Any]:
-    """What an update is made with that subtracts 1, of a gradient of 1."""
+    """What an update is made with that subtracts 1, of a gradient of 1, or a sum of these."""
     options = {**options_of(form), **COUNTING, "weight_decay": 0.0}
     if form.centered:  # a variance of 0
         options["eps"] = 1.0
@@ -53,42 +55,83 @@ def _subtracting_1(form: Form) -> dict[str, Any]:
     return options
 
 
+def _of_elements(compiled: Compiled, random: np.random.Generator) -> _Race:
+    """Updates of all elements of a parameter, which are counted in blocks."""
+    elements = int(random.integers(1, 3)) * compiled.block + int(random.integers(0, 3)) * 9
+    blocks = -(-elements // compiled.block)
+    dtype = getattr(torch, compiled.form.dtype)
+    device = Device()
+    param = device.put("param", torch.zeros(elements, dtype=dtype), int(random.integers(0, 2)))
+    grad = device.put("grad", torch.ones(elements, dtype=dtype))
+    options = _subtracting_1(compiled.form)
+    state = fresh_state(param, **options)._replace(param=param)
+    named = zip(State._fields[1:], state[1:], strict=True)
+    state = State.of(
+        [param, *(each if each is None else device.put(name, each) for name, each in named)]
+    )
+    hyperparameters = Hyperparameters(**options)
+    watch = Watch.of(compiled.form, device, hyperparameters.lr, blocks)
+    table = LaunchTable([Operands(param, grad, *state[1:])])
+    launches = [device.update(compiled, table, hyperparameters, watch) for _ in range(UPDATES)]
+    changed = {
+        name: each for name, each in zip(State._fields, state, strict=True) if each is not None
+    }
+    return _Race(device, changed, watch, compiled.block, launches, np.full(blocks, UPDATES))
+
+
+def _of_rows(compiled: Compiled, random: np.random.Generator) -> _Race:
+    """Updates of some rows of a table each, which are counted by row."""
+    form, device = compiled.form, Device()
+    table_rows = int(random.integers(1, 6))
+    width = form.columns + int(random.integers(0, 2)) * form.columns
+    zeros = table_of(
+        form, (table_rows, width), lambda shape, dtype, _: torch.zeros(shape, dtype=dtype)
+    )
+    changed = {name: device.put(name, each) for name, each in zeros.items()}
+    hyperparameters = Hyperparameters(**_subtracting_1(form))
+    watch = Watch.of(form, device, hyperparameters.lr, table_rows)
+    landing, launches = np.zeros(table_rows, np.int64), []
+    for _ in range(UPDATES):
+        rows = torch.from_numpy(random.integers(0, table_rows, int(random.integers(1, 9))))
+        grads = torch.zeros(len(rows), width, dtype=getattr(torch, form.grad_dtype or form.dtype))
+        touched, first = np.unique(rows.numpy(), return_index=True)
+        grads[first] = 1  # of each row's, which are summed
+        landing[touched] += 1
+        operands = operands_of(changed, device.put("grads", grads), rows)
+        launches.append(launch_of(device, compiled, operands, hyperparameters, watch).launch)
+    return _Race(device, changed, watch, width, launches, landing)
+
+
 class _Race:
     """Updates that each subtract 1: so an element says itself how many are in it."""
 
-    def __init__(self, compiled: Compiled, seed: int) -> None:
-        random = np.random.default_rng(seed)
-        self._block = compiled.block
-        elements = int(random.integers(1, 3)) * self._block + int(random.integers(0, 3)) * 9
-        self._blocks = -(-elements // self._block)
-        dtype = getattr(torch, compiled.form.dtype)
-        self._device = device = Device()
-        param = device.put("param", torch.zeros(elements, dtype=dtype), int(random.integers(0, 2)))
-        grad = device.put("grad", torch.ones(elements, dtype=dtype))
-        options = _subtracting_1(compiled.form)
-        state = fresh_state(param, **options)._replace(param=param)
-        named = zip(State._fields[1:], state[1:], strict=True)
-        state = State.of(
-            [param, *(each if each is None else device.put(name, each) for name, each in named)]
-        )
-        hyperparameters = Hyperparameters(**options)
-        watch = Watch.of(compiled.form, device, hyperparameters.lr, self._blocks)
+    def __init__(
+        self,
+        device: Device,
+        changed: dict[str, torch.Tensor],
+        watch: Watch,
+        block: int,
+        launches: list[Launch],
+        landing: Array,
+    ) -> None:
+        """Follows what updates change.
+
+        Args:
+            device: Where all is.
+            changed: What they change, ``param`` among it.
+            watch: What counts them.
+            block: How many elements of the parameter are counted together.
+            launches: The updates.
+            landing: How many of them there are of each block: int64, (blocks,).
+        """
         assert watch.counts is not None
-        self._param, self._counts = param, watch.counts
-        self._lineages = {
-            name: self._follow(name, each)
-            for name, each in zip(State._fields, state, strict=True)
-            if each is not None
-        }
+        self._device, self._launches, self._landing = device, launches, landing
+        self._param, self._counts, self._block = changed["param"], watch.counts, block
+        self._blocks = len(landing)
+        self._lineages = {name: self._follow(name, each) for name, each in changed.items()}
         self._counts_lineage = self._follow("counts", self._counts)
         self._journal = Journal()
         device.memory.region("counts").observers.append(self._journal)
-        self._launches = [
-            device.update(
-                compiled, LaunchTable([Operands(param, grad, *state[1:])]), hyperparameters, watch
-            )
-            for _ in range(UPDATES)
-        ]
 
     def run(self, seed: int) -> None:
         """Runs all updates."""
@@ -97,20 +140,27 @@ class _Race:
 
     def lost(self) -> Array:
         """For each block, how many updates the element lost that lost most: int64, (blocks,)."""
-        lost = np.maximum.reduce([each.lost() for each in self._lineages.values()])
-        return np.maximum.reduceat(lost, np.arange(0, len(lost), self._block))
+        lost: Array = np.maximum.reduce([self._lost_of(each) for each in self._lineages.values()])
+        return lost
+
+    def _lost_of(self, lineage: Lineage) -> Array:
+        """The same of what is one for each element, or one for each block."""
+        lost = lineage.lost()
+        starts = np.arange(0, len(lost), 1 if len(lost) == self._blocks else self._block)
+        of_blocks: Array = np.maximum.reduceat(lost, starts)
+        return of_blocks
 
     def check_elements(self) -> None:
         """Checks that elements are what the updates in them make."""
         held = torch.from_numpy(count_bits(self._lineages["param"].held))
-        assert torch.equal(-self._param.double(), held.double())
+        assert torch.equal(-self._param.flatten().double(), held.double())
 
     def check_counts(self) -> None:
         """Checks what ``RaceCounters`` promises."""
         landed, survived, overwritten = (
             self._counts[row].numpy() for row in (LANDED, SURVIVED, OVERWRITTEN)
         )
-        assert (landed == UPDATES).all(), f"{landed} have landed, not {UPDATES}"
+        assert (landed == self._landing).all(), f"{landed} have landed, not {self._landing}"
         held = count_bits(self._counts_lineage.held).reshape(3, self._blocks)[SURVIVED]
         assert (survived == held).all(), f"{survived} survived, not {held}"
         overlapping = _overlapping(self._journal.events, self._blocks)

@@ -17,6 +17,8 @@ _SCRATCH = [0, 0]
 #: The key of a step, as a signed integer, and what gradients are multiplied by, of forms that take
 #: either.
 KEY, GRAD_FACTOR = -0x0EDC_BA98_7654_3211, 0.3
+#: Where ``row_words`` has how many positions there are.
+_POSITIONS = 9
 #: Bytes around a tensor that no thread may touch.
 _MARGIN = 4096
 
@@ -109,6 +111,32 @@ class Device:
         if not compiled.form.is_multi_tensor:
             arguments.append(_address(watch.counts))
         return self._launch(compiled, programs, arguments)
+
+    def update_rows(
+        self,
+        compiled: Compiled,
+        words: list[int],
+        hyperparameters: Hyperparameters,
+        verdict: torch.Tensor,
+        watch: Watch = Watch(),  # noqa: B008 - it never changes
+    ) -> Launch:
+        """The launch of an update of rows that are on the device.
+
+        Args:
+            compiled: The kernel.
+            words: What it takes first, as ``row_words`` has it.
+            hyperparameters: Of the update.
+            verdict: Where it says whether all rows are in the table.
+            watch: What it may take besides; its verdict is what may forbid the update.
+        """
+        factors = factor_words(hyperparameters)
+        if watch.lr is not None:
+            factors[0] = watch.lr.data_ptr()
+        addresses = map(_address, (watch.grad_factor, watch.verdict, verdict, watch.counts))
+        positions = words[_POSITIONS]
+        return self._launch(
+            compiled, -(-positions // compiled.block), [*words, *factors, watch.key, *addresses]
+        )
 
     def check_finite(self, compiled: Compiled, table: LaunchTable, verdict: torch.Tensor) -> Launch:
         """The launch of what finds whether gradients are finite."""

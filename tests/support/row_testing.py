@@ -30,7 +30,9 @@ class Table(NamedTuple):
     last_update: torch.Tensor | None
 
     @classmethod
-    def worn(cls, rows: int, width: int, dtype: torch.dtype, seed: int, **options: Any) -> Table:
+    def worn(
+        cls, rows: int, width: int, dtype: torch.dtype, seed: int = 0, **options: Any
+    ) -> Table:
         """One that has had many updates, of such options: ordinary values."""
         compute, shape = COMPUTE[dtype], (rows, width)
         param, ms, grad_avg, buffer = (
@@ -55,9 +57,7 @@ class Table(NamedTuple):
 FIRST = 10
 
 
-def update_rows_(
-    table: Table, rows: torch.Tensor, grads: torch.Tensor, number: int = FIRST, **options: Any
-) -> None:
+def update_rows_(table: Table, rows: Any, grads: Any, number: int = FIRST, **options: Any) -> None:
     """Calls ``sparse_rmsprop_`` with the tensors of a table."""
     if options.get("lazy_decay"):
         options |= {"number": number, "last_update": table.last_update}
@@ -91,7 +91,7 @@ def updated_rows(
             new.last_update[row] = number
         changed = _rowwise(state, g, options) if rowwise else formula(state, g, **options)
         for old, value in zip(new, changed, strict=False):
-            if old is not None:
+            if old is not None and value is not None:
                 old[row] = value
     return new
 

@@ -65,7 +65,7 @@ def update_in_turn(
         for name, (rows, grads) in update.items():
             view = shared.views[name]
             shape = len(view), grads.shape[1]
-            of_table = {
+            of_table: dict[str, Any] = {
                 kind: shared.views_of(each)[name].view(shape)
                 for kind, each in state.named().items()
             }

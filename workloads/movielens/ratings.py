@@ -154,8 +154,8 @@ def _file_at(path: Path) -> Path:
     """The file of ratings at a path, or in the folder there."""
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no file or folder {path}; "
-            "hogstream.workloads.movielens.download_ml_100k() downloads MovieLens-100K"
+            f"there is no file or folder {path}; without --data, hogstream movielens downloads "
+            "MovieLens-100K"
         )
     if not path.is_dir():
         return path

@@ -232,4 +232,6 @@ def _changed(operation: str, scalar: Scalar, given: list[Array], old: Array) -> 
     if operation == "cas":
         expected, new = given
         return new.view(scalar.raw) if before == expected else None
+    if operation == "add" and given[0] == 0 and not scalar.is_float:  # which is a read
+        return None
     return _ATOMIC[operation](before, given[0]).view(scalar.raw)

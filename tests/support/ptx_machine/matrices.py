@@ -13,6 +13,7 @@ import numpy as np
 
 from ptx_machine.accesses import Access
 from ptx_machine.errors import ThreadError, UnknownInstructionError
+from ptx_machine.exchanges import by_warp
 from ptx_machine.operands import Operands
 from ptx_machine.scalars import SCALARS, Array
 from ptx_machine.strands import WARP, Strand
@@ -70,14 +71,11 @@ def matrix_access(instruction: Instruction, operands: Operands) -> Access | None
 
 def _rows(strand: Strand, addresses: Array) -> Array:
     """Where rows begin, by warp and thread."""
-    threads, rows = strand.thread[strand.active], addresses[strand.active]
-    whole = len(threads) % WARP == 0 and (threads.reshape(-1, WARP) % WARP == _THREADS).all()
-    if not whole:
-        raise ThreadError("all threads of a warp must take part")
-    unaligned = np.flatnonzero(rows % np.uint32(16))
+    rows = by_warp(strand, addresses)
+    unaligned = rows[rows % np.uint32(16) != 0]
     if len(unaligned):
-        raise ThreadError(f"shared address {rows[unaligned[0]]:#x} is not a multiple of 16")
-    return rows.reshape(-1, WARP)
+        raise ThreadError(f"shared address {unaligned[0]:#x} is not a multiple of 16")
+    return rows
 
 
 def _halves(rows: Array, index: int, transposed: bool) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ptx_machine.accesses import access
 from ptx_machine.errors import UnknownInstructionError
+from ptx_machine.exchanges import exchange
 from ptx_machine.matrices import matrix_access
 from ptx_machine.operands import Operands
 from ptx_machine.operations import is_operation, operation
@@ -68,6 +69,9 @@ class Program:
         made = access(instruction, self._operands) or matrix_access(instruction, self._operands)
         if made is not None:
             return Kind.ACCESSES if made.is_seen else Kind.COMPUTES, made.run, -1
+        exchanged = exchange(instruction, self._operands)
+        if exchanged is not None:
+            return Kind.COMPUTES, exchanged, -1
         if opcode.startswith("mov.") and any(isinstance(each, Vector) for each in operands):
             return Kind.COMPUTES, self._operands.split_or_join(instruction), -1
         if is_operation(opcode):

@@ -1,0 +1,54 @@
+"""What cross-validation of ratings came to, as a table and in words."""
+
+from __future__ import annotations
+
+from hogstream.profiling.report.rows import Table, machine_text, range_text, spread_texts
+from hogstream.profiling.results.gains import CONTENDER
+from hogstream.profiling.results.movielens_schema import MovieLens, MovieLensRun
+from hogstream.profiling.wording import counted, number_text
+
+
+def table(result: MovieLens) -> Table:
+    """How good each became, and how soon."""
+    columns = (
+        *("trained by", "workers", "RMSE", "95 % interval", "epochs", "seconds"),
+        *(f"to {result.settings.target:g}: seconds", "95 % interval", "staleness"),
+    )
+    rows = [
+        (
+            run.name,
+            str(run.workers),
+            number_text(run.rmse.median, 4),
+            range_text(run.rmse.estimate, 4),
+            str(run.epochs),
+            number_text(run.seconds.median, 3),
+            *(spread_texts(run.seconds_to_target, 3) if all(run.reached) else _not_reached(run)),
+            number_text(run.staleness, 2),
+        )
+        for run in result.results
+    ]
+    return Table("Ratings factorised", columns, rows, 1)
+
+
+def _not_reached(run: MovieLensRun) -> tuple[str, str]:
+    return f"{sum(run.reached)} of {len(run.reached)} folds", "-"
+
+
+def said(result: MovieLens) -> list[str]:
+    """What lock-free gains, and how all was compared."""
+    settings = result.settings
+    sentences = []
+    for run in result.results:
+        if run.name == CONTENDER and run.gains:
+            gains = ", ".join(
+                f"{gain.median:.2f} times as fast as {name} (95 %: {range_text(gain.estimate, 2)})"
+                for name, gain in run.gains.items()
+            )
+            sentences.append(f"Lock-free has reached {settings.target:g} {gains}.")
+    sentences.append(
+        f"Measured on {machine_text(result)}: {settings.data}, {settings.ratings:,} ratings of "
+        f"{settings.items:,} items by {settings.users:,} users, in "
+        f"{counted(settings.folds, 'fold')}, {counted(settings.repeats, 'time')} each; tables of "
+        f"{settings.width} columns. Tables are copied while workers go on, and evaluated later."
+    )
+    return [*sentences, *result.warnings]

@@ -1,0 +1,471 @@
+"""A worker whose step is compiled: thousands of updates for each turn of the event loop.
+
+This module needs Numba.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hogstream.kernels.backends.numba_kernels import finite_function
+from hogstream.kernels.backends.numba_rows import Kinds, update_function
+from hogstream.kernels.backends.numba_vectors import CACHE_LINE
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
+from hogstream.kernels.operands import DTYPE_NAMES
+from hogstream.kernels.row_table import (
+    BEFORE,
+    BLOCK,
+    COUNTS,
+    FACTORS,
+    FIELDS,
+    LOCK_BLOCK,
+    LOCKS,
+    NUMBER,
+    ORDER,
+    ROWS,
+    WIDTH,
+)
+from hogstream.scheduler.checks import SettingError, check_callable, check_integer, check_type
+from hogstream.scheduler.context import WorkerContext
+from hogstream.scheduler.lanes import rings
+from hogstream.scheduler.lanes.base import LaneSettings
+from hogstream.scheduler.lanes.compiled import SettingsMemory
+from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.workers import native_steps as steps
+
+#: Indices of samples, int64, shape (m,).
+Indices = npt.NDArray[np.int64]
+#: Maps a generator to the order of an epoch: whole, or in parts.
+Order = Callable[[np.random.Generator], Indices | Sequence[Indices]]
+
+_DTYPES = (torch.float32, torch.float64)
+# One update in so many is looked at: its staleness takes two looks at what other cores write.
+_EVERY = 16
+
+
+class NativeWorker:
+    """Trains by a step that Numba compiles: no Python, and no GIL, from one sample to the next.
+
+    ::
+
+        def step(parameters, samples, state):
+            users, items = parameters           # arrays of shape (N, D), which change meanwhile
+            of_user, of_item, ratings = samples
+            user, item = of_user[state.sample], of_item[state.sample]
+            error = (users[user] * items[item]).sum() - ratings[state.sample]
+            state.rows[0][0], state.rows[1][0] = user, item
+            state.grads[0][0] = error * items[item]
+            state.grads[1][0] = error * users[user]
+            return error * error
+
+        worker = NativeWorker(shared, step, (of_user, of_item, ratings), {"users": 1, "items": 1})
+
+    For each sample the step reads what it needs of the parameters, live, and writes the gradient of
+    some rows; the loop around it applies the update, as the policy has it, by the code that
+    ``sparse_rmsprop_`` runs. Reads, gradients and updates of all workers race as Hogwild's do.
+
+    A worker makes a chunk of updates on its own thread, then the event loop hears of them: counts,
+    the mean of the losses, an error of the step. Each update is an iteration of the worker. When
+    it is cancelled it makes no further one. The samples are gone through in epochs, each in an
+    order of its own, of which workers take chunk after chunk; each process has epochs of its own.
+
+    It runs where lanes are compiled: on a CPU, with Numba. Policies are ``lock-free``, ``locked``,
+    ``row-locked`` and ``ordered``; others need the event loop between two updates.
+    """
+
+    def __init__(
+        self,
+        shared: SharedParameters,
+        step: Callable[..., Any],
+        samples: Sequence[npt.NDArray[Any]],
+        tables: Mapping[str, int],
+        *,
+        order: Order | None = None,
+        chunk: int = 16384,
+        seed: int = 0,
+    ) -> None:
+        """Compiles the step.
+
+        Args:
+            shared: The shared parameters, on a CPU, float32 or float64.
+            step: ``step(parameters, samples, state)``, which returns the loss of one sample: a
+                function that Numba compiles without Python's objects, or has compiled.
+                ``parameters`` are the tables, arrays of shape (N, D), in the order of ``tables``;
+                ``samples`` as given here, as a tuple; ``state`` is a ``NativeState``: the sample,
+                and where to write the rows and their gradients. A step that raises ends its worker.
+            samples: Arrays of one length n, at least 1: of whatever dtypes.
+            tables: Names of the shared parameters that are read and updated, each of one axis or
+                more; and of how many of its rows, at least 1, a sample may have a gradient.
+            order: Makes the order of an epoch, whole or in parts: a list of at least one, which
+                workers take one after the other. By default, a permutation of all samples.
+            chunk: How many updates a worker makes at most between two turns of the event loop.
+            seed: Of the generator that orders are drawn from.
+
+        Raises:
+            TypeError: If an argument is of a wrong type.
+            ValueError: If parameters are not of a dtype or on a device that can be compiled for, a
+                name is unknown, lengths differ or a number is out of range.
+            numba.core.errors.NumbaError: If the step cannot be compiled.
+        """
+        check_type("shared", shared, SharedParameters)
+        if shared.flat.device.type != "cpu" or shared.flat.dtype not in _DTYPES:
+            raise ValueError(
+                "shared must be of float32 or float64 on a CPU for a compiled step, "
+                f"got {shared.flat.dtype} on {shared.flat.device}"
+            )
+        self._samples = _checked_samples(samples)
+        self._tables = _checked_tables(shared, tables)
+        self._shared = shared
+        self._step = check_callable("step", step)
+        self._order = None if order is None else check_callable("order", order)
+        self._chunk = check_integer("chunk", chunk, at_least=1)
+        self._seed = check_integer("seed", seed, at_least=0)
+        self._parts: list[Indices] = []  # of this epoch, the last one first
+        self._generator = np.random.default_rng(self._seed)
+        self._checked: dict[int, Indices] = {}  # parts of the epoch before, which may come again
+        self._commons: dict[int, _Common] = {}
+        self._loops: dict[int, NativeLoop] = {}
+        self._compile()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It is compiled anew where it is sent, and begins its epochs there."""
+        arguments = self._shared, self._step, self._samples, self._tables
+        options = {"order": self._order, "chunk": self._chunk, "seed": self._seed}
+        return _remade, (arguments, options)
+
+    async def __call__(self, context: WorkerContext) -> None:
+        """Makes a chunk of updates.
+
+        Raises:
+            SettingError: If a setting of the scheduler is one that a chunk cannot keep.
+            IndexError: If a step says of a row that is not in its table.
+            FloatingPointError: If a gradient holds an infinity or NaN, with
+                ``on_nonfinite="raise"``.
+            OSError: If the lock refuses.
+            Exception: Whatever the step raises.
+        """
+        loop = self._loops.get(context.index)
+        if loop is None or loop.context is not context:
+            loop = self._loops[context.index] = self._begin_run(context)
+        await context.run_chunk(loop)
+
+    def take(self, count: int) -> list[Indices]:
+        """The samples that come next, so many, in parts of at least one.
+
+        Raises:
+            ValueError: If ``order`` makes none, or of samples that are not there.
+        """
+        taken: list[Indices] = []
+        while count:
+            if not self._parts:
+                self._parts = self._next_epoch()
+            part = self._parts.pop()
+            if len(part) > count:
+                self._parts.append(part[count:])
+            taken.append(part[:count])
+            count -= len(taken[-1])
+        return taken
+
+    def _next_epoch(self) -> list[Indices]:
+        size = len(self._samples[0])
+        if self._order is None:
+            return [self._generator.permutation(size)]
+        made = self._order(self._generator)
+        parts: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
+        for part in parts:
+            if id(part) not in self._checked:
+                _check_part(part, size)
+        if not parts:
+            raise ValueError("order must make at least one part, got none")
+        self._checked = {id(part): part for part in parts}
+        return parts[::-1]
+
+    def _compile(self) -> None:
+        self.run = steps.compile_step(self._step)
+        memory = _Memory(self._shared, self._tables)
+        nothing = steps.Places(*[0] * len(steps.Places._fields))
+        numbers = steps.Numbers(0, 0, 1, tells=False, stops=False)
+        none = np.zeros(0, np.int64)
+        self.run(*memory.arguments(self._samples, none), nothing, numbers)
+
+    def _begin_run(self, context: WorkerContext) -> NativeLoop:
+        settings = context.lane_settings
+        common = self._commons.get(id(settings))
+        if common is None:
+            common = self._commons[id(settings)] = _Common(settings, context.settings.workers)
+            context.on_close(lambda: self._commons.pop(id(settings), None))
+        _check_settings(context)
+        return NativeLoop(self, context, common, _Memory(self._shared, self._tables))
+
+    @property
+    def chunk(self) -> int:
+        """How many updates a worker makes at most between two turns of the event loop."""
+        return self._chunk
+
+    @property
+    def samples(self) -> tuple[npt.NDArray[Any], ...]:
+        """As they were given."""
+        return self._samples
+
+
+class _Common:
+    """What the workers of one scheduler have in common.
+
+    Attributes:
+        settings: Of the lanes; kept, so that its id is no other's.
+        memory: The same, for compiled code.
+        landings: How many updates each worker has made: a line each.
+        tickets: As ``native_steps`` has it; None if nothing is ordered.
+    """
+
+    def __init__(self, settings: LaneSettings, workers: int) -> None:
+        self.settings = settings
+        self.memory = SettingsMemory(settings)
+        if settings.check_finite:
+            dtype = DTYPE_NAMES[settings.shared.flat.dtype]
+            self.memory.words[rings.FINITE] = finite_function(dtype).address
+        self.landings = _own_lines((workers * steps.LINE,), np.int64)
+        self.tickets = _own_lines((steps.TICKETS,), np.int64) if settings.ordered else None
+
+
+class _Memory:
+    """What a worker's step reads and writes: tables, rows and gradients, and the update's fields.
+
+    Attributes:
+        parameters: Of each table, what is shared: (N, D).
+        rows: Of each, where the step writes rows: int64, (r,).
+        grads: Of each, where it writes gradients: (r, D).
+        fields: Of each, what ``numba_rows`` says of an update: int64, (tables, FIELDS).
+    """
+
+    def __init__(self, shared: SharedParameters, tables: Mapping[str, int]) -> None:
+        views = [shared.views[name] for name in tables]
+        self.parameters = tuple(view.detach().numpy().reshape(view.shape[0], -1) for view in views)
+        dtype = self.parameters[0].dtype
+        self.rows, self._sorted, self._order = (
+            tuple(_own_lines((count,), np.int64) for count in tables.values()) for _ in range(3)
+        )
+        for rows in self.rows:
+            rows.fill(-1)
+        self.grads = tuple(
+            _own_lines((count, table.shape[1]), dtype)
+            for count, table in zip(tables.values(), self.parameters, strict=True)
+        )
+        self.measured = _own_lines((0, 2), np.int64)
+        self.fields = _own_lines((len(tables), FIELDS), np.int64)
+        for field, column in (
+            (PARAM, [table.ctypes.data for table in self.parameters]),
+            (GRAD, [grad.ctypes.data for grad in self.grads]),
+            (ROWS, [each.ctypes.data for each in self._sorted]),
+            (ORDER, [each.ctypes.data for each in self._order]),
+            (WIDTH, [table.shape[1] for table in self.parameters]),
+            (BEFORE, [view.data_ptr() - shared.flat.data_ptr() for view in views]),
+            (NUMBER, 1),
+        ):
+            self.fields[:, field] = column
+        self.fields[:, BEFORE] //= dtype.itemsize
+
+    def arguments(
+        self, samples: tuple[npt.NDArray[Any], ...], order: npt.NDArray[np.int64]
+    ) -> tuple[Any, ...]:
+        """What the compiled loop takes first."""
+        own = self.rows, self.grads, self._sorted, self._order, self.measured
+        return self.parameters, samples, order, *own
+
+
+class NativeLoop:
+    """One worker's compiled loop; a ``CompiledLoop``.
+
+    Attributes:
+        context: Whose updates it makes.
+        chunk: How many at most between two turns of the event loop.
+    """
+
+    def __init__(
+        self, worker: NativeWorker, context: WorkerContext, common: _Common, memory: _Memory
+    ) -> None:
+        """Lays out what compiled code is given the addresses of."""
+        settings = common.settings
+        self.context = context
+        self.chunk = worker.chunk
+        self._worker, self._common, self._memory = worker, common, memory
+        self._control = _own_lines((steps.CONTROL,), np.int64)
+        self._thread = _own_lines((rings.THREAD,), np.int64)
+        # The run's, and what an update makes of them by its staleness.
+        self._factors = _own_lines((2 * steps.FACTOR_WORDS,), np.float64)
+        exact = settings.staleness_aware
+        looked_at = self.chunk if exact else self.chunk // _EVERY + 1
+        memory.measured = _own_lines((looked_at, 2), np.int64)
+        self._dtype = DTYPE_NAMES[settings.shared.flat.dtype]
+        fields, compute_bytes = memory.fields, memory.parameters[0].itemsize
+        for field, tensor in zip((MS, GRAD_AVG, MOMENTUM_BUFFER), context.state, strict=True):
+            if tensor is not None:
+                fields[:, field] = tensor.data_ptr() + fields[:, BEFORE] * compute_bytes
+        fields[:, FACTORS] = self._factors.ctypes.data + exact * steps.FACTOR_BYTES
+        if settings.races is not None:
+            races = settings.races
+            fields[:, COUNTS : BLOCK + 1] = races.counts.data_ptr(), races.blocks, races.block
+        if settings.row_locks is not None:
+            locks = settings.row_locks
+            fields[:, LOCKS : LOCK_BLOCK + 1] = locks.address, locks.stripes, locks.block
+        self._numbers = steps.Numbers(
+            worker=context.index,
+            workers=context.settings.workers,
+            every=1 if exact else _EVERY,
+            tells=len(settings.shared.versions) > 1,
+            stops=context.settings.on_nonfinite == "raise",
+        )
+
+    @property
+    def made(self) -> int:
+        """How many updates it has made."""
+        return int(self._control[steps.MADE])
+
+    @property
+    def nonfinite(self) -> int:
+        """How many were left out, because a gradient holds an infinity or NaN."""
+        return int(self._control[steps.NONFINITE])
+
+    def begin(self, updates: int) -> None:
+        """As in ``CompiledLoop``."""
+        self._samples = np.concatenate(self._worker.take(updates))
+        self._control[:] = 0
+        self._control[steps.PERMITS] = updates
+
+    def run(self, hyperparameters: Hyperparameters) -> float:
+        """As in ``CompiledLoop``."""
+        self._factors[: steps.FACTOR_WORDS] = hyperparameters.factors
+        kinds = Kinds(
+            self._dtype, self._dtype, hyperparameters.switches.bits, rowwise=False, lazy=False
+        )
+        places = self._places(update_function(kinds).address)
+        arguments = self._memory.arguments(self._worker.samples, self._samples)
+        try:
+            loss = self._worker.run(*arguments, places, self._numbers)
+        finally:
+            steps.tell_version(places)
+            # Those too that the loop had taken, and has made nothing with.
+            left = len(self._samples) - self.made - self.nonfinite
+            self._control[steps.PERMITS] = left
+        self._raise_fault()
+        return float(loss)
+
+    def end(self) -> int:
+        """As in ``CompiledLoop``."""
+        return int(steps.take_back(self._control.ctypes.data))
+
+    def measured(self) -> tuple[Counter[int], Sequence[int]]:
+        """As in ``CompiledLoop``."""
+        found = self._memory.measured[: self._control[steps.MEASURED]]
+        ages, counts = np.unique(found[:, steps.STALENESS], return_counts=True)
+        return (
+            Counter(dict(zip(ages.tolist(), counts.tolist(), strict=True))),
+            found[:, steps.NANOSECONDS].tolist(),
+        )
+
+    def _places(self, update: int) -> steps.Places:
+        tickets = self._common.tickets
+        return steps.Places(
+            control=self._control.ctypes.data,
+            fields=self._memory.fields.ctypes.data,
+            update=update,
+            settings=self._common.memory.address,
+            thread=self._thread.ctypes.data,
+            factors=self._factors.ctypes.data,
+            landings=self._common.landings.ctypes.data,
+            tickets=0 if tickets is None else tickets.ctypes.data,
+            grad_bytes=self._memory.parameters[0].itemsize,
+        )
+
+    def _raise_fault(self) -> None:
+        fault, table, row = self._control[steps.FAULT : steps.FAULT_ROW + 1].tolist()
+        if fault == steps.ROW_FAULT:
+            rows = len(self._memory.parameters[table])
+            raise IndexError(
+                f"rows of table {table} must be >= 0 and < {rows}, or -1 for none, got {row}"
+            )
+        if fault == steps.NONFINITE_FAULT:
+            raise FloatingPointError("a gradient held an infinity or NaN: it was left out")
+        if fault < 0:
+            raise OSError(-fault, "the lock of updates refuses")
+
+
+def _own_lines(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Zeros in cache lines of their own: what one worker writes is in nobody's way."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 2 * CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    lines: npt.NDArray[Any] = memory[start : start + size].view(dtype).reshape(shape)
+    return lines
+
+
+def _remade(arguments: tuple[Any, ...], options: dict[str, Any]) -> NativeWorker:
+    return NativeWorker(*arguments, **options)
+
+
+def _check_settings(context: WorkerContext) -> None:
+    """Checks that a chunk keeps what a scheduler was asked for.
+
+    Raises:
+        SettingError: If it cannot.
+    """
+    settings = context.settings
+    for name, allowed in (
+        ("policy", ("lock-free", "locked", "row-locked", "ordered")),
+        ("read", ("live",)),
+        ("batch", (1,)),
+    ):
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise SettingError(
+                name,
+                f"must be {' or '.join(map(repr, allowed))} for a compiled step, which comes back "
+                f"to the event loop after many updates, got {value!r}",
+            )
+    if context.lane_settings.backend.name != "numba":
+        raise SettingError(
+            "backend", f"must be 'numba' for a compiled step, got {settings.backend!r}"
+        )
+
+
+def _checked_samples(samples: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+    if not isinstance(samples, (list, tuple)) or not samples:
+        raise TypeError(f"samples must be a tuple of at least one array, got {samples!r}")
+    for index, array in enumerate(samples):
+        check_type(f"samples[{index}]", array, np.ndarray)
+        if array.ndim < 1 or len(array) != len(samples[0]) or not len(array):
+            raise ValueError(
+                f"samples must be arrays of one length, at least 1, got shapes "
+                f"{[each.shape for each in samples]}"
+            )
+    return tuple(map(np.ascontiguousarray, samples))
+
+
+def _check_part(part: Any, size: int) -> None:
+    is_array = isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1
+    if not is_array or not len(part) or part.min() < 0 or part.max() >= size:
+        got = f"{part.dtype}, shape {part.shape}" if isinstance(part, np.ndarray) else repr(part)
+        raise ValueError(
+            f"order must make arrays of int64, shape (m,), of at least one index each, all >= 0 "
+            f"and < {size}, got {got}"
+        )
+
+
+def _checked_tables(shared: SharedParameters, tables: Mapping[str, int]) -> dict[str, int]:
+    check_type("tables", tables, Mapping)
+    if not tables:
+        raise ValueError("tables must name at least one shared parameter, got none")
+    for name, count in tables.items():
+        if name not in shared.views or not shared.views[name].dim():
+            known = ", ".join(each for each in shared.views if shared.views[each].dim())
+            raise ValueError(f"tables must be among {known}, got {name!r}")
+        check_integer(f"tables[{name!r}]", count, at_least=1)
+    return dict(tables)

@@ -1,0 +1,207 @@
+"""Ratings factorised: gradients, orders, errors and what the command says, against hand work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from hogstream.kernels.hyperparameters import Hyperparameters
+from hogstream.profiling.results.files import decoded
+from hogstream.profiling.results.movielens_schema import MovieLens
+from hogstream.scheduler import SchedulerSettings, StreamScheduler
+from hogstream.scheduler.workers.native_steps import NativeState
+from hogstream.workloads.movielens.cross_validation import Point, Training
+from hogstream.workloads.movielens.factorization import (
+    BlockOrder,
+    Fold,
+    factorise,
+    make_parameters,
+    make_worker,
+    rmse,
+)
+from hogstream.workloads.movielens.ratings import Ratings, folds
+
+
+def planted(users: int = 80, items: int = 50, seed: int = 0) -> Ratings:
+    """Half of all ratings of some users, of rank 1 and from 1 to 5."""
+    rng = np.random.default_rng(seed)
+    of_user, of_item = np.nonzero(rng.random((users, items)) < 0.5)
+    taste, quality = rng.uniform(-1, 1, users), rng.uniform(-1, 1, items)
+    values = 3 + 2 * taste[of_user] * quality[of_item]
+    return Ratings(
+        of_user.astype(np.int32),
+        of_item.astype(np.int32),
+        values.astype(np.float32),
+        users,
+        items,
+    )
+
+
+def first_fold(ratings: Ratings) -> Fold:
+    train, test = next(iter(folds(ratings)))
+    return Fold(ratings, train, test)
+
+
+def test_the_gradient_is_that_of_half_the_squared_error():
+    torch.manual_seed(0)
+    users, items = (torch.randn(rows, 6, dtype=torch.float64) for rows in (4, 3))
+    for each in (users, items):
+        each.requires_grad_()
+    samples = np.array([2]), np.array([1]), np.array([0.7])
+    rows = np.full(1, -1), np.full(1, -1)
+    grads = np.zeros((1, 6)), np.zeros((1, 6))
+    tables = tuple(each.detach().numpy() for each in (users, items))
+    squared = factorise()(tables, samples, NativeState(0, rows, grads))
+    p, q = users[2], items[1]
+    error = p[0] + q[0] + p[1:] @ q[1:] - 0.7
+    (error**2 / 2).backward()
+    assert (rows[0][0], rows[1][0]) == (2, 1)
+    assert squared == pytest.approx(error.item() ** 2)
+    for grad, table, row in zip(grads, (users, items), (2, 1), strict=True):
+        assert table.grad is not None
+        torch.testing.assert_close(torch.from_numpy(grad[0]), table.grad[row])
+
+
+def test_an_order_has_each_sample_once_and_users_in_one_part_alone():
+    ratings = planted()
+    order = BlockOrder(ratings.users, ratings.items, seed=1)
+    generator = np.random.default_rng(0)
+    first, second = order(generator), order(generator)
+    for parts in (first, second):
+        assert len(parts) == 8
+        assert sorted(np.concatenate(parts)) == list(range(len(ratings.values)))
+        owners = [set(ratings.users[part]) for part in parts]
+        assert sum(map(len, owners)) == ratings.user_count
+        sizes = list(map(len, parts))
+        assert max(sizes) < 1.5 * min(sizes)
+    assert [len(part) for part in first] != [len(part) for part in second]
+
+
+def test_parts_begin_with_items_of_their_own():
+    ratings = planted(400, 160)
+    parts = BlockOrder(ratings.users, ratings.items, seed=1)(np.random.default_rng(0))
+    begun = [set(ratings.items[part[: len(part) // 32]]) for part in parts]
+    assert all(not begun[one] & begun[other] for one in range(len(parts)) for other in range(one))
+
+
+def test_errors_are_those_of_predictions_that_are_cut_off():
+    ratings = Ratings(
+        np.array([0, 1, 0, 1], np.int32),
+        np.array([0, 0, 1, 1], np.int32),
+        np.array([1.0, 3.0, 5.0, 3.0], np.float32),
+        2,
+        2,
+    )
+    fold = Fold(ratings, np.array([0, 1]), np.array([2, 3]))
+    assert fold.mean == 2.0
+    tables = {
+        "users": torch.tensor([[0.5, 2.0], [1.0, 3.0]]),
+        "items": torch.tensor([[0.0, 0.0], [0.5, 2.0]]),
+    }
+    # 2 + 0.5 + 0.5 + 4 = 7, cut off at 5: an error of 0; 2 + 1 + 0.5 + 6 as well: one of 2.
+    assert rmse(tables, fold) == pytest.approx(np.sqrt((0 + 4) / 2))
+
+
+@pytest.mark.parametrize("policy", ["lock-free", "locked", "row-locked", "ordered"])
+async def test_it_learns_what_was_planted(policy):
+    fold = first_fold(planted())
+    shared = make_parameters(fold.ratings, 16, seed=0)
+    before = rmse(shared.views, fold)
+    settings = SchedulerSettings(
+        workers=2, policy=policy, hyperparameters=Hyperparameters(lr=0.01, alpha=0.99, eps=1e-3)
+    )
+    async with StreamScheduler(shared, settings) as scheduler:
+        report = await scheduler.run(make_worker(shared, fold, 0), updates=30 * len(fold.train))
+    assert report.updates == shared.version == 30 * len(fold.train)
+    assert rmse(shared.views, fold) < before / 4
+
+
+def test_a_target_is_reached_by_the_first_copy_that_is_as_good():
+    points = [Point(0.1, 1, 0.95), Point(0.2, 2, 0.93), Point(0.3, 3, 0.94)]
+    training = Training(0.3, points, None)
+    assert training.reached(0.93) == 0.2
+    assert training.reached(0.92) is None
+
+
+def write(ratings: Ratings, path: Path) -> Path:
+    columns = ratings.users + 1, ratings.items + 1, ratings.values
+    lines = [f"{user}\t{item}\t{value}\t0" for user, item, value in zip(*columns, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_the_command_trains_each_fold_with_all(
+    hogstream: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    data, json_file = write(planted(), tmp_path / "u.data"), tmp_path / "result.json"
+    status, out, err = hogstream(
+        *("movielens", "--data", data, "--width", "16", "--epochs", "6", "--folds", "3"),
+        *("--repeats", "2", "--target", "0.5", "--weight-decay", "0.01", "--json", json_file),
+    )
+    assert status == 0, err
+    result = decoded(json_file.read_bytes(), MovieLens)
+    assert (result.settings.data, result.settings.users, result.settings.items) == (
+        "u.data",
+        80,
+        50,
+    )
+    names = [run.name for run in result.results]
+    assert names[:5] == ["lock-free", "locked", "row-locked", "ordered", "one alone"]
+    for run in result.results[:5]:
+        assert len(run.seconds.samples) == len(run.reached) == 6
+        assert all(run.reached)
+        assert run.curve[-1][1] == 6
+        assert run.gains.keys() == {*names} - {run.name}
+    assert result.results[4].staleness == 0
+    said = " ".join(out.split())
+    assert "Lock-free has reached 0.5" in said
+    assert "ratings of 50 items by 80 users, in 3 folds, 2 times each" in said
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["--data", "nowhere"], "Path 'nowhere' does not exist"),
+    (["--folds", "1"], "1 is not in the range x>=2"),
+    (["--policy", "awaited"], "'awaited' is not one of"),
+    (["--target", "0"], "must be a finite number > 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_options_are_refused(
+    hogstream: Callable[..., tuple[int, str, str]], options: list[str], message: str
+) -> None:
+    status, _, err = hogstream("movielens", *options)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_data_that_is_none_is_refused(
+    hogstream: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "u.data"
+    path.write_text("1 2 3\n")
+    status, _, err = hogstream("movielens", "--data", path)
+    assert status == 2
+    assert f"{path}, line 1: must be in the format of one of" in err
+
+
+def test_surprise_trains_on_the_same_fold() -> None:
+    surprise: Any = pytest.importorskip("surprise")
+    from hogstream.workloads.movielens import surprise as beside
+
+    assert surprise
+    fold = first_fold(planted())
+    model = beside.svd(0).fit(beside.trainset(fold))
+    test = fold.test[0]
+    one = fold.ratings.users[test], fold.ratings.items[test]
+    predicted = model.predict(*map(int, one)).est
+    alone = fold._replace(test=fold.test[:1])
+    assert beside.rmse(model, alone) == pytest.approx(abs(predicted - fold.ratings.values[test]))
