@@ -465,6 +465,7 @@ def overlapping(shared: SharedParameters) -> Any:
         (({"biases": 1},), TypeError, "name must map biases to a tuple of rows and gradients, got"),
         (({"x": ones([0], 1)},), ValueError, "name must be that of a shared parameter, got 'x'"),
         ((3, *ones([0], 1)), ValueError, "name must be that of a shared parameter, got 3"),
+        ((["biases"],), ValueError, r"name must be that of a shared parameter, got \['biases'\]"),
         (("scalar", *ones([0], 1)), ValueError, "name must be that of a parameter of an axis or"),
         (({"biases": ones([0], 1)}, 1), TypeError, "rows and grads must be left out where name"),
         (("biases",), TypeError, "the rows of biases must be a NumPy array or a torch tensor"),
