@@ -50,6 +50,13 @@ _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay
     help="Whether one worker alone, and Surprise's SVD if it is installed, train too.",
 )
 @click.option(
+    "--model",
+    type=click.Choice(tuple(job.MODELS)),
+    default="mf",
+    show_default=True,
+    help="Biased matrix factorisation, or a factorisation machine.",
+)
+@click.option(
     "--width",
     type=click.IntRange(2),
     default=WIDTH,
@@ -96,6 +103,7 @@ def movielens(
     workers: int,
     policies: str,
     beside: bool,
+    model: str,
     width: int,
     epochs: int,
     target: float,
@@ -114,6 +122,7 @@ def movielens(
     task = job.Task(
         ratings=ratings,
         data=path.name,
+        model=model,
         width=width,
         epochs=epochs,
         target=target,

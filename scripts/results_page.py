@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import epsilon
-from hogstream.profiling.report import answers, plots, rows, sentences
+from hogstream.profiling.report import answers, factorizing, plots, rows, sentences
 from hogstream.profiling.results.files import AnyResult, decoded
+from hogstream.profiling.results.movielens_schema import MovieLens
 from hogstream.profiling.results.profile_schema import GpuRun, NcuProfile
 from hogstream.profiling.results.records import Ratio
 from hogstream.profiling.results.schema import (
@@ -115,6 +116,16 @@ def models(folder: Path) -> list[str]:
     for name, measured in _read(folder, "models", ModelRates):
         command = f"`{measured.command}` on {measured.environment.device_name}"
         parts += [f"{command} ([JSON](../results/{name})):", _table(_models(measured))]
+    return parts or ["Nothing was measured yet."]
+
+
+def factors(folder: Path) -> list[str]:
+    """What ``docs/guide/rows.md`` shows of ``*-movielens.json``."""
+    parts = []
+    for name, measured in _read(folder, "movielens", MovieLens):
+        parts += [f"`{measured.command}` ([JSON](../results/{name})):"]
+        parts += ["\n".join(f"- {sentence}" for sentence in factorizing.said(measured))]
+        parts += [_table(factorizing.table(measured))]
     return parts or ["Nothing was measured yet."]
 
 
@@ -235,6 +246,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "docs/lock-free.md": ("races", races),
     "docs/guide/asynchronous.md": ("models", models),
     "docs/guide/migrate.md": ("epsilon", epsilon.told),
+    "docs/guide/rows.md": ("rows", factors),
 }
 
 

@@ -7,6 +7,8 @@ from hogstream.profiling.results.gains import CONTENDER
 from hogstream.profiling.results.movielens_schema import MovieLens, MovieLensRun
 from hogstream.profiling.wording import counted, number_text
 
+_MODELS = {"mf": "biased matrix factorisation", "fm": "a factorisation machine"}
+
 
 def table(result: MovieLens) -> Table:
     """How good each became, and how soon."""
@@ -48,7 +50,8 @@ def said(result: MovieLens) -> list[str]:
     sentences.append(
         f"Measured on {machine_text(result)}: {settings.data}, {settings.ratings:,} ratings of "
         f"{settings.items:,} items by {settings.users:,} users, in "
-        f"{counted(settings.folds, 'fold')}, {counted(settings.repeats, 'time')} each; tables of "
-        f"{settings.width} columns. Tables are copied while workers go on, and evaluated later."
+        f"{counted(settings.folds, 'fold')}, {counted(settings.repeats, 'time')} each; "
+        f"{_MODELS[settings.model]} of {settings.width} columns. Tables are copied while workers "
+        f"go on, and evaluated later."
     )
     return [*sentences, *result.warnings]

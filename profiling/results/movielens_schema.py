@@ -24,6 +24,7 @@ class MovieLensSettings(Record):
 
     Attributes:
         data: The name of the file.
+        model: ``mf`` for biased matrix factorisation, ``fm`` for a factorisation machine.
         ratings: How many there are.
         users: Of how many users.
         items: Of how many items.
@@ -38,6 +39,7 @@ class MovieLensSettings(Record):
     """
 
     data: str
+    model: str
     ratings: Size
     users: Size
     items: Size
@@ -65,8 +67,8 @@ class MovieLensRun(Record):
         curve: Of the first fold: seconds since the start, epochs, and RMSE; of Surprise, which
             cannot be evaluated meanwhile, in the end.
         reached: Whether the target was, in each fold.
-        seconds_to_target: Until tables were copied that had reached it; of a fold that did not,
-            until its end: it would have taken longer.
+        seconds_to_target: By a line between the copies before and after; of a fold that did not
+            reach it, until its end: it would have taken longer.
         staleness: The mean; null if not known.
         gains: How many times as fast it reached the target as each other, by name, if it did in all
             folds.

@@ -19,12 +19,13 @@ from process_testing import run_python
 # ptx.md does below, where Triton does not interpret.
 PYTHON_PAGES = (
     *("docs/guide/asynchronous.md", "docs/guide/decide.md", "docs/guide/migrate.md"),
-    "docs/guide/pytorch.md",
+    *("docs/guide/pytorch.md", "docs/guide/rows.md"),
     *("docs/guide/tune.md", "docs/lanes.md", "docs/profiling.md"),
     "docs/scheduler.md",
 )
 SHELL_PAGES = (
-    *(README, "docs/examples.md", "docs/guide/decide.md", "docs/guide/tune.md"),
+    *(README, "docs/examples.md", "docs/guide/decide.md", "docs/guide/rows.md"),
+    "docs/guide/tune.md",
     *("docs/gpu-run.md", "docs/guide/a3c.md", "docs/profiling.md"),
 )
 COMMANDS = [

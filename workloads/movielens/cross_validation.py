@@ -24,12 +24,14 @@ from hogstream.profiling.results.movielens_schema import (
 from hogstream.profiling.results.records import PositiveSpread, Ratio, SignedSpread
 from hogstream.profiling.turns import in_turn
 from hogstream.scheduler import SchedulerSettings, StreamScheduler
-from hogstream.workloads.movielens import surprise
-from hogstream.workloads.movielens.factorization import Fold, make_parameters, make_worker, rmse
+from hogstream.workloads.movielens import factorization, factorization_machine, surprise
+from hogstream.workloads.movielens.fold import Fold
 from hogstream.workloads.movielens.ratings import Ratings, folds
 
 #: Surprise's own factorisation, which trains beside policies where it is installed.
 SURPRISE = "Surprise SVD"
+#: What may be trained: modules that make parameters and workers, and predict.
+MODELS = {"mf": factorization, "fm": factorization_machine}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Task:
     Attributes:
         ratings: What.
         data: Their name.
+        model: Of ``MODELS``.
         width: Columns of a table: a bias and factors.
         epochs: How many each training takes.
         target: RMSE that is to be reached.
@@ -52,6 +55,7 @@ class Task:
 
     ratings: Ratings
     data: str
+    model: str
     width: int
     epochs: int
     target: float
@@ -97,8 +101,19 @@ class Training(NamedTuple):
     staleness: float | None
 
     def reached(self, target: float) -> float | None:
-        """After how many seconds it had reached a target; None if it did not."""
-        return next((point.seconds for point in self.points if point.rmse <= target), None)
+        """After how many seconds it had reached a target; None if it did not.
+
+        Between two copies, one above the target and one not, errors are taken to fall in a line.
+        """
+        before = None
+        for point in self.points:
+            if point.rmse <= target:
+                if before is None:
+                    return point.seconds
+                part = (before.rmse - target) / (before.rmse - point.rmse)
+                return before.seconds + part * (point.seconds - before.seconds)
+            before = point
+        return None
 
 
 def cross_validate(
@@ -131,6 +146,7 @@ def cross_validate(
         ),
         settings=MovieLensSettings(
             data=task.data,
+            model=task.model,
             ratings=len(task.ratings.values),
             users=task.ratings.user_count,
             items=task.ratings.item_count,
@@ -169,8 +185,9 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
     settings = task.scheduling.with_policy(CONTENDER if name == ALONE else name)
     if name == ALONE:
         settings = replace(settings, workers=1)
-    shared = make_parameters(task.ratings, task.width, seed)
-    worker = make_worker(shared, fold, seed)
+    model = MODELS[task.model]
+    shared = model.make_parameters(fold, task.width, seed)
+    worker = model.make_worker(shared, fold, seed)
     copies: list[tuple[float, int, torch.Tensor]] = []
 
     def keep(_worker: int, _loss: float) -> None:
@@ -181,7 +198,11 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
         report = await scheduler.run(worker, updates=updates, on_loss=keep)
     start = time.perf_counter() - report.seconds
     points = [
-        Point(at - start, made / len(fold.train), rmse(shared.views_of(flat), fold))
+        Point(
+            seconds=at - start,
+            epochs=made / len(fold.train),
+            rmse=fold.rmse(model.predict(shared.views_of(flat), fold)),
+        )
         for at, made, flat in copies
     ]
     ages = np.array([*report.staleness.elements()])
@@ -194,7 +215,9 @@ def _by_surprise(fold: Fold, seed: int) -> Training:
     start = time.perf_counter()
     model.fit(trainset)
     seconds = time.perf_counter() - start
-    return Training(seconds, [Point(seconds, surprise.EPOCHS, surprise.rmse(model, fold))], None)
+    return Training(
+        seconds, [Point(seconds, surprise.EPOCHS, fold.rmse(surprise.predict(model, fold)))], None
+    )
 
 
 def _results(task: Task, rounds: Sequence[dict[str, Training]]) -> list[MovieLensRun]:
