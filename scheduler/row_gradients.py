@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,14 +74,13 @@ class RowGradients:
         """
         self._check_device()
         given = _by_name(name, rows, grads)
-        tables = [self._table(each) for each in given]
+        tables = [self._table(each) for each, _ in given]
         parts = [
             self._part(each, table, *pair)
-            for (each, pair), table in zip(given.items(), tables, strict=True)
+            for (each, pair), table in zip(given, tables, strict=True)
         ]
         laid_out = RowTable(parts)
-        versions = self._shared.versions
-        fields = laid_out.fields
+        versions, fields = self._shared.versions, laid_out.fields
         fields[:, BEFORE] = [table.before for table in tables]
         fields[:, ROW_VERSIONS] = [table.row_versions for table in tables]
         fields[:, VERSIONS], fields[:, SLOTS] = versions.data_ptr(), len(versions)
@@ -123,11 +122,11 @@ class RowGradients:
 
     def _table(self, name: Any) -> _Table:
         """A parameter as a table; made once."""
+        shared, rows_before = self._shared, 0
+        if not isinstance(name, str) or name not in shared.views:
+            raise ValueError(f"name must be that of a shared parameter, got {name!r}")
         if name in self._tables:
             return self._tables[name]
-        shared, rows_before = self._shared, 0
-        if name not in shared.views:
-            raise ValueError(f"name must be that of a shared parameter, got {name!r}")
         for each, view in shared.views.items():
             if each == name:
                 break
@@ -149,10 +148,10 @@ class RowGradients:
 
 def _by_name(
     name: str | Mapping[str, RowGradient], rows: ArrayLike | None, grads: ArrayLike | None
-) -> Mapping[str, RowGradient]:
-    """Rows and gradients by name, of one table too."""
+) -> Collection[tuple[str, RowGradient]]:
+    """Names, and rows and gradients, of one table too."""
     if not isinstance(name, Mapping):
-        return {name: (rows, grads)}  # type: ignore[dict-item]  # of None, the check says what is missing
+        return [(name, (rows, grads))]  # type: ignore[list-item]  # the check finds None
     if rows is not None or grads is not None:
         raise TypeError("rows and grads must be left out where name maps tables to theirs")
     if not name:
@@ -160,4 +159,4 @@ def _by_name(
     for table, pair in name.items():
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise TypeError(f"name must map {table} to a tuple of rows and gradients, got {pair!r}")
-    return name
+    return name.items()

@@ -465,6 +465,7 @@ def overlapping(shared: SharedParameters) -> Any:
         (({"biases": 1},), TypeError, "name must map biases to a tuple of rows and gradients, got"),
         (({"x": ones([0], 1)},), ValueError, "name must be that of a shared parameter, got 'x'"),
         ((3, *ones([0], 1)), ValueError, "name must be that of a shared parameter, got 3"),
+        ((["biases"],), ValueError, r"name must be that of a shared parameter, got \['biases'\]"),
         (("scalar", *ones([0], 1)), ValueError, "name must be that of a parameter of an axis or"),
         (({"biases": ones([0], 1)}, 1), TypeError, "rows and grads must be left out where name"),
         (("biases",), TypeError, "the rows of biases must be a NumPy array or a torch tensor"),
@@ -585,8 +586,9 @@ async def test_a_gpu_takes_no_rows_so_far() -> None:
 
     with gpu_of_tests():
         async with scheduler_on(shared, workers=1) as scheduler:
-            with pytest.raises(WorkerError, match="lanes on a GPU take whole updates so far"):
+            with pytest.raises(WorkerError) as caught:
                 await scheduler.run(worker, updates=1)
+    assert isinstance(caught.value.failures[0], NotImplementedError)
     assert shared.version == 0
 
 
@@ -630,21 +632,21 @@ async def test_a_row_that_is_read_is_of_one_version(backend: str, policy: str) -
     """Updates subtract 1 from each element of all rows; under a lock of all, rows are alike too."""
     if (backend, policy) == ("numpy", "row-locked"):
         pytest.skip("such lanes lock no rows")
-    shared = SharedParameters({"p": torch.zeros(2, 1 << 15)})
-    every = torch.arange(2)
+    shared = SharedParameters({"p": torch.zeros(2, 1 << 18)})
+    every, grads = torch.arange(2), torch.ones(2, 1 << 18)
 
     async def worker(context: WorkerContext) -> None:
         if context.index < 2:
             read = await context.read_rows("p", every)
             assert read.eq(read[:, :1]).all()
             assert policy == "row-locked" or read.eq(read[0, 0]).all()
-        await context.submit_rows("p", every, torch.ones(2, 1 << 15))
+        await context.submit_rows("p", every, grads)
 
     async with StreamScheduler(
         shared, workers=4, policy=policy, backend=backend, depth=3, **COUNTING
     ) as scheduler:
-        await scheduler.run(worker, updates=600)
-    assert shared.flat.eq(-600).all()
+        await scheduler.run(worker, updates=100)
+    assert shared.flat.eq(-100).all()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Habits:
         fail: Fail, before or after they submit.
         spoil: Submit a gradient with a NaN.
         compute: Leave it to their thread to submit what it computes.
+        rows: Submit all rows, each an element, in the place of a gradient that has no rows.
         give_up: Stop waiting for ``submit``, or for that.
     """
 
@@ -56,6 +57,7 @@ class Habits:
     fail: float
     spoil: float
     compute: float
+    rows: float
     give_up: float
 
 
@@ -155,6 +157,7 @@ def draw(seed: int) -> SchedulerCase:
             fail=chance.choice([0, 0, 0.03, 0.2]),
             spoil=chance.choice([0, 0, 0.1]),
             compute=chance.choice([0, 0.5, 1]),
+            rows=1 if settings["policy"] == "row-locked" else chance.choice([0, 0, 0.5]),
             give_up=chance.choice([0, 0, 0.2]),
         ),
         runs=[
@@ -178,6 +181,8 @@ def _draw_settings(chance: Chance) -> dict[str, Any]:
     batch_of = chance.choice(["lane", "lanes"])
     most = depth * (workers if batch_of == "lanes" else 1)
     batches = policy in ("lock-free", "locked", "ordered") and chance.some(0.5)
+    if backend == "numba" and chance.some(0.15):
+        policy = "row-locked"
     return {
         "backend": backend,
         "policy": policy,
@@ -294,6 +299,7 @@ class _Program:
         grad = torch.full_like(self._start, GRAD)
         spares = case.settings["depth"] + 2
         self._grads = [[grad.clone() for _ in range(spares)] for _ in range(self._workers)]
+        self._rows = torch.arange(len(grad))
         self._spoiled = grad.clone()
         self._spoiled[Chance(case.seed).randrange(len(grad))] = float("nan")
         self._timeline = Timeline() if case.timeline else None
@@ -360,7 +366,9 @@ class _Program:
         if chance.some(habits.fail):
             await chance.choice(FAILURES)(context, grad)
             return
-        if chance.some(habits.compute):
+        if chance.some(habits.rows):
+            submits = context.submit_rows("w", self._rows, grad.resolve_neg()[:, None])
+        elif chance.some(habits.compute):
             fails = chance.choice([1, 2, 5]) if chance.some(habits.fail) else 0
             submits = context.compute(_Computed(grad, fails))
         else:
@@ -429,7 +437,7 @@ class _Program:
         policy = self._case.settings["policy"]
         if policy.startswith("bounded:"):
             assert max(report.staleness, default=0) <= int(policy.removeprefix("bounded:"))
-        if policy in ("locked", "ordered", "awaited"):
+        if policy in ("locked", "ordered", "awaited", "row-locked"):
             assert not report.lost_block_updates
 
     async def _check_refusals(self) -> None:
@@ -448,7 +456,7 @@ class _Program:
         case, settings = self._case, self._case.settings
         spoiled = case.habits.spoil and settings["on_nonfinite"] == "apply"
         changed = case.habits.assign and case.other_numbers
-        serial = settings["policy"] in ("locked", "ordered", "awaited", "bounded:0")
+        serial = settings["policy"] in ("locked", "ordered", "awaited", "row-locked", "bounded:0")
         serial = serial and settings["state"] == "shared"
         if spoiled:
             return
