@@ -162,8 +162,8 @@ def clipped(gpu: Gpu) -> None:
 
 def rows(gpu: Gpu) -> None:
     """Sparse gradients update rows with the bits of NumPy's, and the host waits for nothing."""
+    first = normal(50 * 33, torch.float32, 1).reshape(50, 33)
     for options in _ROW_OPTIONS:
-        first = normal(50 * 33, torch.float32, 1).reshape(50, 33)
         tables = [Parameter(first.to(device, copy=True)) for device in (gpu.device, "cpu")]
         ours = RMSpropAsync(tables[:1], **options)
         numpys = RMSpropAsync(tables[1:], backend="numpy", **options)
