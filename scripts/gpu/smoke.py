@@ -177,12 +177,12 @@ def rows(gpu: Gpu) -> None:
             with _no_waits(gpu):
                 ours.step()
         _check_same(ours, numpys)
-    table, ms = (torch.ones(4, 8, device=gpu.device) for _ in range(2))
+    param, ms = (torch.ones(4, 8, device=gpu.device) for _ in range(2))
     outside = torch.tensor([1, 4], device=gpu.device)
     try:
-        sparse_rmsprop_(table, outside, torch.ones(2, 8, device=gpu.device), ms)
+        sparse_rmsprop_(param, outside, torch.ones(2, 8, device=gpu.device), ms)
     except IndexError:
-        _require(bool((table == 1).all()), "a row that is not there must change nothing")
+        _require(bool((param == 1).all()), "a row that is not there must change nothing")
     else:
         raise CheckError("a row that is not there must be refused")
 
