@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
@@ -105,7 +104,9 @@ def sort_rows(rows: torch.Tensor, table_rows: int) -> tuple[torch.Tensor, torch.
         found = torch.sort(rows.to(torch.int64), stable=True)
         return found.values, found.indices
     # No two of these are equal, so any sort is stable: torch's takes seven times as long.
-    keys = rows.numpy().astype(np.int64) << place_bits
+    # Of a copy: a tensor that NumPy sees can be resized no more, as a sparse gradient's may be.
+    keys = rows.to(torch.int64, copy=True).numpy()
+    keys <<= place_bits
     keys |= np.arange(len(keys))
     keys.sort()
     order = keys & ((1 << place_bits) - 1)
@@ -246,7 +247,7 @@ def check_row_numbers(param: torch.Tensor, rows: ArrayLike, name: str) -> torch.
     if rows.device != param.device:
         raise ValueError(f"{name} must be on {param.device} as the table, got {rows.device}")
     if param.device.type == "cpu":
-        _check_in_table(rows.numpy(), name, param.shape[0])
+        _check_in_table(rows, name, param.shape[0])
     return rows
 
 
@@ -283,10 +284,13 @@ def _check_contiguous(tensor: torch.Tensor, name: str) -> None:
         )
 
 
-def _check_in_table(rows: npt.NDArray[Any], name: str, table_rows: int) -> None:
-    if len(rows) and not (rows.min() >= 0 and rows.max() < table_rows):
-        place = int(np.flatnonzero((rows < 0) | (rows >= table_rows))[0])
+def _check_in_table(rows: torch.Tensor, name: str, table_rows: int) -> None:
+    if not len(rows):
+        return
+    least, greatest = torch.aminmax(rows)
+    if least < 0 or greatest >= table_rows:
+        place = int(((rows < 0) | (rows >= table_rows)).nonzero()[0])
         raise IndexError(
             f"{name} must be >= 0 and < {table_rows}, the rows of the table, "
-            f"got {rows[place]} at {place}"
+            f"got {int(rows[place])} at {place}"
         )

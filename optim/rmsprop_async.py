@@ -39,7 +39,13 @@ from hogstream.optim.state import (
     made_to_fit,
     pair,
 )
-from hogstream.optim.step_counts import counters_of, counts_in_use, gather_steps, new_counts
+from hogstream.optim.step_counts import (
+    counters_of,
+    counts_in_use,
+    exact_count,
+    gather_steps,
+    new_counts,
+)
 from hogstream.optim.step_in_graph import unwrapped_in_graphs
 from hogstream.optim.step_plan import PlannedLaunch, PlannedStep, StepPlan, make_plan
 
@@ -369,9 +375,12 @@ class RMSpropAsync(Optimizer):
         for param, step in zip(params, counts[0], strict=True):
             state = self.state.setdefault(param, {})
             state.setdefault("step", step)
-            for name in Kinds.of_group(group).buffers(param):
-                if name not in state or is_outgrown(name, param, state, Kinds.of_group(group)):
-                    state[name] = made_to_fit(state.get(name), param, name, group)
+            kinds = Kinds.of_group(group)
+            for name in kinds.buffers(param):
+                if name not in state or is_outgrown(name, param, state, kinds):
+                    made = state[name] = made_to_fit(state.get(name), param, name, group)
+                    if name == "last_update":  # no step until now has passed a row by
+                        made.fill_(exact_count(state["step"], self._counts))
 
     def _count_on(self, device: torch.device) -> None:
         """Has steps counted on a device, where alone it is known which are left out."""
@@ -626,9 +635,10 @@ class RMSpropAsync(Optimizer):
         self._make_missing_state()
         groups, buffers = self.param_groups, self._flat_buffers
         for group in groups:
-            if not group["kahan_sum"]:  # what was left is of older values from now on
-                for param in group["params"]:
-                    self.state.get(param, {}).pop("kahan_comp", None)
+            # What was left is of older values from now on, and steps pass by what is not noted.
+            for option, name in (("kahan_sum", "kahan_comp"), ("lazy_decay", "last_update")):
+                for param in () if group[option] else group["params"]:
+                    self.state.get(param, {}).pop(name, None)
         self._by_rows = params_by_rows(groups)
         return make_plan(
             groups, self.state, kinds, self._counts, buffers, self.backend, self._by_rows

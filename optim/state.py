@@ -150,15 +150,17 @@ def is_outgrown(name: str, param: torch.Tensor, state: dict[str, Any], kinds: Ki
     buffer = state.get(name)
     if name == "step" or not isinstance(buffer, torch.Tensor) or buffer.layout != torch.strided:
         return False
-    if kinds.is_by_row(name):
-        alike = not buffer.is_complex() and is_integral(buffer) == (name == "last_update")
-    else:
-        alike = buffer.is_complex() == param.is_complex() and not is_integral(buffer)
-    if not alike or is_distributed(buffer) != is_distributed(param):
+    if is_distributed(buffer) != is_distributed(param):
+        return False
+    other = kinds._replace(rowwise=not kinds.rowwise)
+    of = other if buffer.shape == other.shape(name, param) and other.is_by_row(name) else kinds
+    if buffer.shape == param.shape != kinds.shape(name, param):
+        of = other  # of each element, where there is to be one for each row
+    is_complex = param.is_complex() and not of.is_by_row(name)
+    if buffer.is_complex() != is_complex or is_integral(buffer) != (name == "last_update"):
         return False
     if buffer.shape != kinds.shape(name, param):
-        of_other = kinds._replace(rowwise=not kinds.rowwise).shape(name, param)
-        return buffer.shape == of_other or not state.get("step", 1)
+        return of is other or not state.get("step", 1)
     if (buffer.dtype, buffer.device) != (kinds.dtype(name, param), param.device):
         return True
     if kinds.is_by_row(name):

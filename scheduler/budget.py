@@ -46,6 +46,11 @@ class Budget:
         return self._closes == float("-inf")
 
     @property
+    def closes(self) -> float:
+        """When no iteration begins any more, by ``time.perf_counter``."""
+        return self._closes
+
+    @property
     def closed(self) -> bool:
         """Whether no iteration begins any more; from any thread."""
         return time.perf_counter() >= self._closes

@@ -382,8 +382,10 @@ class WorkerContext:
         workers, most = dispatch.settings.workers, loop.chunk - 1
         least = most if workers == 1 else min(LEAST_UPDATES, most)
         current.updates += self._budget.take_part(workers, most, least)
-        loop.begin(current.updates)
-        await self._run_burst(current, Chunk(loop, current.updates, numbers))
+        seconds = SECONDS_ON_LOOP if dispatch.alone else SECONDS
+        seconds = min(seconds, self._budget.closes - perf_counter())
+        of = loop.begin(current.updates)
+        await self._run_burst(current, Chunk(of, current.updates, numbers, seconds))
 
     def send(self, value: Any) -> None:
         """Sends a value to the ``on_result`` of the run, which drops it if it has none.
@@ -511,6 +513,7 @@ class WorkerContext:
         self._end_burst(burst)
         if isinstance(burst, Chunk):
             self._in_flight -= burst.end()
+            burst.of.finish()
             self._dispatch.deliver_chunk(self.index, burst)
         elif burst.landed:
             self._dispatch.deliver_applied(self.index, burst.landed)

@@ -309,7 +309,7 @@ class Dispatch:
         """Takes note of a chunk that has ended."""
         record = self._record
         assert record is not None  # a run ends only when nothing is under way
-        record.add_chunk(worker, chunk)
+        record.add_chunk(worker, chunk.of)
         if self.timeline is not None and chunk.ended_ns:
             times = chunk.started_ns, chunk.started_ns, chunk.ended_ns
             self.timeline.add_update(worker, worker, *times, 0, f"chunk of {chunk.made}")

@@ -316,21 +316,26 @@ class SharedParameters:
     def count_races_with(self, backend: Backend, block: int | None = None) -> RaceCounters:
         """The counters of races, in blocks as a backend that counts them takes them.
 
-        Those that are there already count on: on a CPU blocks may be of any size.
+        Those that are there already count on, on a CPU also if their blocks are smaller. Larger
+        ones are made anew there: what is locked by smaller blocks would seem to be lost.
 
         Args:
             backend: It.
             block: How many elements are counted together, on a CPU; None for what it is best at.
 
         Raises:
-            ValueError: If they were made for blocks of another size, on a GPU.
+            ValueError: If they were made for blocks of another size, on a GPU; or for larger ones
+                and are shared with other processes.
             MemoryError: If they do not fit the device.
         """
         assert backend.race_block is not None
-        device = self.flat.device
-        if self.races is not None and device.type == "cpu":
-            return self.races
-        return self.count_races(block or backend.race_block(self.flat.dtype, device))
+        wanted = block or backend.race_block(self.flat.dtype, self.flat.device)
+        if self.races is not None and self.flat.device.type == "cpu":
+            if self.races.block <= wanted:
+                return self.races
+            if not self.races.counts.is_shared():
+                self.races = None
+        return self.count_races(wanted)
 
     def count_stale_rows(self) -> None:
         """Makes ``row_versions``, of zeros, if they are not there; on a CPU.

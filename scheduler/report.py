@@ -16,7 +16,7 @@ from hogstream.kernels.operands import COMPUTE_DTYPES
 from hogstream.kernels.race_counters import RaceCounters
 from hogstream.kernels.row_table import STALE, UPDATED, RowTable
 from hogstream.scheduler.checks import error_text
-from hogstream.scheduler.chunks import Chunk
+from hogstream.scheduler.chunks import CompiledRun
 from hogstream.scheduler.latencies import Latencies
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.settings import SchedulerSettings
@@ -345,13 +345,15 @@ class RunRecord:
         if len(self._new_staleness) >= _BUFFERED:
             self._count()
 
-    def add_chunk(self, worker: int, chunk: Chunk) -> None:
+    def add_chunk(self, worker: int, chunk: CompiledRun) -> None:
         """Takes down the updates of a chunk, of some of which it is known how they were."""
-        self._updates_by_worker[worker] += chunk.loop.made
-        self._nonfinite[worker] += chunk.loop.nonfinite
-        staleness, nanoseconds = chunk.loop.measured()
+        self._updates_by_worker[worker] += chunk.made
+        self._nonfinite[worker] += chunk.nonfinite
+        staleness, nanoseconds = chunk.measured()
         self._staleness.update(staleness)
         self._latencies.add(nanoseconds)
+        if (rows := chunk.stale_rows()) is not None:
+            self._rows += rows
 
     def report(self, **attributes: Any) -> RunReport:
         """Stops the clock.

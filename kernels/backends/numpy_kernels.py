@@ -5,7 +5,6 @@ It has no atomic operations, so it counts no races.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from hogstream.kernels.backends.numpy_numbers import (
     Numbers,
     Places,
     Scratch,
+    array_at,
     formula,
     store,
     widened,
@@ -75,7 +75,7 @@ def all_finite(table: LaunchTable | RowTable) -> bool:
     stored = STORED[table.grad_dtype]
     block = BLOCK_BYTES // stored.itemsize
     return all(
-        _finite(_array_at(grad, stored, low, min(low + block, elements))).all()
+        _finite(array_at(grad, stored, low, min(low + block, elements))).all()
         for grad, elements in table.columns[[GRAD, ELEMENTS]].T.tolist()
         for low in range(0, elements, block)
     )
@@ -107,7 +107,7 @@ def _update_range(
         for low in range(begin, end, scratch.size):
             high = min(low + scratch.size, end)
             arrays = [
-                _array_at(address, dtype, low, high) if address else None
+                array_at(address, dtype, low, high) if address else None
                 for address, dtype in zip(addresses, dtypes, strict=True)
             ]
             places = None
@@ -115,13 +115,6 @@ def _update_range(
                 place = index * PLACES + low
                 places = Places(np.arange(place, place + high - low, dtype=np.uint64), key)
             _update_block(arrays, hyperparameters, switches, places, scratch)
-
-
-def _array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
-    """The elements from ``low`` to ``high`` of an array in memory, as an array."""
-    size = (high - low) * dtype.itemsize
-    memory = (ctypes.c_byte * size).from_address(address + low * dtype.itemsize)
-    return np.frombuffer(memoryview(memory), dtype)
 
 
 def _update_block(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from operator import truediv
 from typing import Any, NamedTuple
 
@@ -110,6 +111,13 @@ _random = rounding.over(rounding.random, mixed=rounding.mixed)
 _bfloat16, _float16 = (
     rounding.over(each, where=np.where) for each in (rounding.bfloat16, rounding.float16)
 )
+
+
+def array_at(address: int, dtype: np.dtype[Any], low: int, high: int) -> Array:
+    """The elements from ``low`` to ``high`` of an array in memory, as an array."""
+    size = (high - low) * dtype.itemsize
+    memory = (ctypes.c_byte * size).from_address(address + low * dtype.itemsize)
+    return np.frombuffer(memoryview(memory), dtype)
 
 
 class Places(NamedTuple):

@@ -14,6 +14,7 @@ from hogstream.kernels.backends.numpy_numbers import (
     Numbers,
     Places,
     Scratch,
+    array_at,
     formula,
     store,
     widened,
@@ -72,11 +73,9 @@ def update_(update: RowUpdate, hyperparameters: Hyperparameters, key: int = 0) -
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.int16)
-    array: Array = tensor.numpy()
-    return array.view(STORED.get(tensor.dtype, np.uint16)) if array.dtype == np.int16 else array
+    """The memory of a tensor; not by ``numpy()``, after which torch does not resize it any more."""
+    dtype = STORED.get(tensor.dtype, np.dtype(np.int64))
+    return array_at(tensor.data_ptr(), dtype, 0, tensor.numel()).reshape(tensor.shape)
 
 
 def _summed(grads: Array, order: Array, starts: Array, counts: Array, scratch: Scratch) -> Numbers:

@@ -27,7 +27,7 @@ from hogstream.kernels.backends.numba_compile import njit
 from hogstream.kernels.backends.numba_vectors import CACHE_LINE
 from hogstream.kernels.hyperparameters import Factors
 from hogstream.kernels.launch_table import GRAD
-from hogstream.kernels.row_table import FIELDS, ORDER, POSITIONS, WIDTH
+from hogstream.kernels.row_table import FIELDS, ORDER, POSITIONS, READ_VERSION, WIDTH
 from hogstream.scheduler.lanes import rings
 from hogstream.scheduler.lanes.native_loop import divide_lr, lock, unlock
 from hogstream.scheduler.lanes.rings import WORD, now
@@ -110,15 +110,19 @@ class Numbers(NamedTuple):
         worker: Its index.
         workers: How many there are.
         every: One update in so many is looked at more closely.
+        counts_rows: Whether it is counted which rows are stale.
         tells: Whether the version is told to all after each update, and not at the end.
         stops: Whether it stops at a gradient that is not finite.
+        until_ns: When it takes no more permits.
     """
 
     worker: int
     workers: int
     every: int
+    counts_rows: bool
     tells: bool
     stops: bool
+    until_ns: int
 
 
 def _borrowed(_context: Any, arrays: Any) -> Any:
@@ -170,17 +174,22 @@ def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
         parameters, samples = borrowed(parameters), borrowed(samples)
         rows, grads = borrowed(rows), borrowed(grads)
         sorted_rows, sorted_order = borrowed(sorted_rows), borrowed(sorted_order)
-        total, permits, until_watched = 0.0, 0, 0
+        total, permits, until_watched, begun = 0.0, 0, 0, False
         for sample in order:
             if permits == 0:
+                if now(places.thread) >= numbers.until_ns and begun:
+                    break
                 permits = take_permits(places)
                 if permits == 0:
                     break
+            begun = True
             watched = until_watched == 0
             until_watched = numbers.every - 1 if watched else until_watched - 1
             started = seen = 0
             if watched:
                 started, seen = now(places.thread), landed_by_others(places, numbers)
+            if numbers.counts_rows:
+                note_read(places, len(rows))
             loss = compiled(parameters, samples, NativeState(sample, rows, grads))
             made = -1
             if sort_all(parameters, rows, sorted_rows, sorted_order, places):
@@ -188,7 +197,8 @@ def compile_step(step: Callable[..., Any]) -> Callable[..., float]:
             if made < 0:
                 break
             permits -= 1
-            total += loss * made
+            if made > 0:  # a loss that is not finite may be of an update that was left out
+                total += loss
             if numbers.tells:
                 tell_version(places)
             if watched and made:
@@ -240,6 +250,14 @@ def sort_rows(rows, table_rows, sorted_rows, order) -> int:  # type: ignore[no-u
 def field_of(places: Places, table: int, field: int) -> Any:
     """The address of a field of a table."""
     return places.fields + WORD * (table * FIELDS + field)
+
+
+@njit
+def note_read(places: Places, tables: int) -> None:
+    """Notes of which version a step reads."""
+    read = rings.version(places.settings)
+    for table in range(tables):
+        plain_store(field_of(places, table, READ_VERSION), read)
 
 
 @njit

@@ -17,6 +17,7 @@ import torch
 from hogstream.kernels.backends.numba_kernels import finite_function
 from hogstream.kernels.backends.numba_rows import Kinds, update_function
 from hogstream.kernels.backends.numba_vectors import CACHE_LINE
+from hogstream.kernels.backends.select import check_backend
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import GRAD, GRAD_AVG, MOMENTUM_BUFFER, MS, PARAM
 from hogstream.kernels.operands import DTYPE_NAMES
@@ -30,7 +31,12 @@ from hogstream.kernels.row_table import (
     LOCKS,
     NUMBER,
     ORDER,
+    ROW_VERSIONS,
     ROWS,
+    SLOTS,
+    STALE,
+    UPDATED,
+    VERSIONS,
     WIDTH,
 )
 from hogstream.scheduler.checks import SettingError, check_callable, check_integer, check_type
@@ -106,15 +112,18 @@ class NativeWorker:
                 more; and of how many of its rows, at least 1, a sample may have a gradient.
             order: Makes the order of an epoch, whole or in parts: a list of at least one, which
                 workers take one after the other. By default, a permutation of all samples.
-            chunk: How many updates a worker makes at most between two turns of the event loop.
-            seed: Of the generator that orders are drawn from.
+            chunk: How many updates a worker makes at most between two turns of the event loop: it
+                has such a turn every 10 ms in any case.
+            seed: Of the generator that orders are drawn from; another in each process.
 
         Raises:
             TypeError: If an argument is of a wrong type.
             ValueError: If parameters are not of a dtype or on a device that can be compiled for, a
                 name is unknown, lengths differ or a number is out of range.
+            RuntimeError: If Numba cannot run here.
             numba.core.errors.NumbaError: If the step cannot be compiled.
         """
+        check_backend("numba")
         check_type("shared", shared, SharedParameters)
         if shared.flat.device.type != "cpu" or shared.flat.dtype not in _DTYPES:
             raise ValueError(
@@ -129,8 +138,7 @@ class NativeWorker:
         self._chunk = check_integer("chunk", chunk, at_least=1)
         self._seed = check_integer("seed", seed, at_least=0)
         self._parts: list[Indices] = []  # of this epoch, the last one first
-        self._generator = np.random.default_rng(self._seed)
-        self._checked: dict[int, Indices] = {}  # parts of the epoch before, which may come again
+        self._generator = np.random.default_rng((self._seed, shared.slot))
         self._commons: dict[int, _Common] = {}
         self._loops: dict[int, NativeLoop] = {}
         self._compile()
@@ -174,27 +182,33 @@ class NativeWorker:
             count -= len(taken[-1])
         return taken
 
+    def give_back(self, samples: Indices) -> None:
+        """Has samples that were taken, and not come to, come next."""
+        if len(samples):
+            self._parts.append(samples)
+
     def _next_epoch(self) -> list[Indices]:
         size = len(self._samples[0])
         if self._order is None:
             return [self._generator.permutation(size)]
         made = self._order(self._generator)
         parts: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
-        for part in parts:
-            if id(part) not in self._checked:
-                _check_part(part, size)
         if not parts:
             raise ValueError("order must make at least one part, got none")
-        self._checked = {id(part): part for part in parts}
-        return parts[::-1]
+        for part in parts:
+            _check_part(part, size)
+        # Copies: what made them may change them in place for the next epoch.
+        return [part.copy() for part in reversed(parts)]
 
     def _compile(self) -> None:
         self.run = steps.compile_step(self._step)
         memory = _Memory(self._shared, self._tables)
         nothing = steps.Places(*[0] * len(steps.Places._fields))
-        numbers = steps.Numbers(0, 0, 1, tells=False, stops=False)
+        numbers = steps.Numbers(0, 0, 1, counts_rows=False, tells=False, stops=False, until_ns=0)
         none = np.zeros(0, np.int64)
-        self.run(*memory.arguments(self._samples, none), nothing, numbers)
+        arguments = memory.arguments(self._samples, none, none.reshape(0, 2))
+        if not isinstance(self.run(*arguments, nothing, numbers), float):
+            raise TypeError(f"step must return a loss, a real number, and {self._step!r} does not")
 
     def _begin_run(self, context: WorkerContext) -> NativeLoop:
         settings = context.lane_settings
@@ -247,6 +261,7 @@ class _Memory:
     """
 
     def __init__(self, shared: SharedParameters, tables: Mapping[str, int]) -> None:
+        self._names = list(tables)
         views = [shared.views[name] for name in tables]
         self.parameters = tuple(view.detach().numpy().reshape(view.shape[0], -1) for view in views)
         dtype = self.parameters[0].dtype
@@ -259,7 +274,6 @@ class _Memory:
             _own_lines((count, table.shape[1]), dtype)
             for count, table in zip(tables.values(), self.parameters, strict=True)
         )
-        self.measured = _own_lines((0, 2), np.int64)
         self.fields = _own_lines((len(tables), FIELDS), np.int64)
         for field, column in (
             (PARAM, [table.ctypes.data for table in self.parameters]),
@@ -267,18 +281,38 @@ class _Memory:
             (ROWS, [each.ctypes.data for each in self._sorted]),
             (ORDER, [each.ctypes.data for each in self._order]),
             (WIDTH, [table.shape[1] for table in self.parameters]),
-            (BEFORE, [view.data_ptr() - shared.flat.data_ptr() for view in views]),
+            (BEFORE, [view.storage_offset() - shared.flat.storage_offset() for view in views]),
             (NUMBER, 1),
         ):
             self.fields[:, field] = column
-        self.fields[:, BEFORE] //= dtype.itemsize
 
     def arguments(
-        self, samples: tuple[npt.NDArray[Any], ...], order: npt.NDArray[np.int64]
+        self, samples: tuple[npt.NDArray[Any], ...], order: Indices, measured: Indices
     ) -> tuple[Any, ...]:
         """What the compiled loop takes first."""
-        own = self.rows, self.grads, self._sorted, self._order, self.measured
-        return self.parameters, samples, order, *own
+        own = self.rows, self.grads, self._sorted, self._order
+        return self.parameters, samples, order, *own, measured
+
+    def count_stale_rows(self, shared: SharedParameters) -> None:
+        """Has updates count rows that others have changed since their read."""
+        if shared.row_versions is None:
+            return
+        before = 0
+        for name, view in shared.views.items():
+            if name in self._names:
+                address = shared.row_versions.data_ptr() + 8 * before
+                self.fields[self._names.index(name), ROW_VERSIONS] = address
+            before += view.shape[0] if view.dim() else 0
+        self.fields[:, VERSIONS] = shared.versions.data_ptr()
+        self.fields[:, SLOTS] = len(shared.versions)
+
+    def take_stale_rows(self) -> tuple[int, int] | None:
+        """How many rows were updated since the last call, and how many were stale."""
+        if not self.fields[0, ROW_VERSIONS]:
+            return None
+        updated, stale = self.fields[:, UPDATED : STALE + 1].sum(axis=0).tolist()
+        self.fields[:, UPDATED : STALE + 1] = 0
+        return updated, stale
 
 
 class NativeLoop:
@@ -287,108 +321,146 @@ class NativeLoop:
     Attributes:
         context: Whose updates it makes.
         chunk: How many at most between two turns of the event loop.
+        worker: What it is a loop of.
+        common: What all workers of the scheduler have.
+        memory: What the step reads and writes.
     """
 
     def __init__(
         self, worker: NativeWorker, context: WorkerContext, common: _Common, memory: _Memory
     ) -> None:
         """Lays out what compiled code is given the addresses of."""
-        settings = common.settings
+        self.settings = settings = common.settings
         self.context = context
         self.chunk = worker.chunk
-        self._worker, self._common, self._memory = worker, common, memory
-        self._control = _own_lines((steps.CONTROL,), np.int64)
-        self._thread = _own_lines((rings.THREAD,), np.int64)
+        self.worker, self.common, self.memory = worker, common, memory
+        self.thread = _own_lines((rings.THREAD,), np.int64)
         # The run's, and what an update makes of them by its staleness.
-        self._factors = _own_lines((2 * steps.FACTOR_WORDS,), np.float64)
-        exact = settings.staleness_aware
-        looked_at = self.chunk if exact else self.chunk // _EVERY + 1
-        memory.measured = _own_lines((looked_at, 2), np.int64)
-        self._dtype = DTYPE_NAMES[settings.shared.flat.dtype]
+        self.factors = _own_lines((2 * steps.FACTOR_WORDS,), np.float64)
+        self.dtype = DTYPE_NAMES[settings.shared.flat.dtype]
         fields, compute_bytes = memory.fields, memory.parameters[0].itemsize
         for field, tensor in zip((MS, GRAD_AVG, MOMENTUM_BUFFER), context.state, strict=True):
             if tensor is not None:
                 fields[:, field] = tensor.data_ptr() + fields[:, BEFORE] * compute_bytes
-        fields[:, FACTORS] = self._factors.ctypes.data + exact * steps.FACTOR_BYTES
-        if settings.races is not None:
-            races = settings.races
-            fields[:, COUNTS : BLOCK + 1] = races.counts.data_ptr(), races.blocks, races.block
+        own = settings.staleness_aware * steps.FACTOR_BYTES
+        fields[:, FACTORS] = self.factors.ctypes.data + own
         if settings.row_locks is not None:
             locks = settings.row_locks
             fields[:, LOCKS : LOCK_BLOCK + 1] = locks.address, locks.stripes, locks.block
-        self._numbers = steps.Numbers(
-            worker=context.index,
-            workers=context.settings.workers,
-            every=1 if exact else _EVERY,
-            tells=len(settings.shared.versions) > 1,
-            stops=context.settings.on_nonfinite == "raise",
-        )
+        if settings.races is not None:
+            races = settings.races
+            fields[:, COUNTS : BLOCK + 1] = races.counts.data_ptr(), races.blocks, races.block
+            memory.count_stale_rows(settings.shared)
+
+    @property
+    def every(self) -> int:
+        """One update in so many is looked at more closely."""
+        return 1 if self.settings.staleness_aware else _EVERY
+
+    def begin(self, updates: int) -> _Chunk:
+        """As in ``CompiledLoop``."""
+        return _Chunk(self, np.concatenate(self.worker.take(updates)))
+
+
+class _Chunk:
+    """One chunk's run of a loop: a ``CompiledRun``.
+
+    Those of one loop run one after the other. What they count, and which samples they are of, is
+    each one's own: one may be prepared while another that was given up has not returned yet.
+    """
+
+    def __init__(self, loop: NativeLoop, samples: Indices) -> None:
+        """Prepares it for some samples."""
+        self._loop, self._samples = loop, samples
+        self._control = _own_lines((steps.CONTROL,), np.int64)
+        self._control[steps.PERMITS] = len(samples)
+        self._measured = _own_lines((len(samples) // loop.every + 1, 2), np.int64)
+        self._rows: tuple[int, int] | None = None
+        self._failed = False
 
     @property
     def made(self) -> int:
-        """How many updates it has made."""
+        """As in ``CompiledRun``."""
         return int(self._control[steps.MADE])
 
     @property
     def nonfinite(self) -> int:
-        """How many were left out, because a gradient holds an infinity or NaN."""
+        """As in ``CompiledRun``."""
         return int(self._control[steps.NONFINITE])
 
-    def begin(self, updates: int) -> None:
-        """As in ``CompiledLoop``."""
-        self._samples = np.concatenate(self._worker.take(updates))
-        self._control[:] = 0
-        self._control[steps.PERMITS] = updates
-
-    def run(self, hyperparameters: Hyperparameters) -> float:
-        """As in ``CompiledLoop``."""
-        self._factors[: steps.FACTOR_WORDS] = hyperparameters.factors
-        kinds = Kinds(
-            self._dtype, self._dtype, hyperparameters.switches.bits, rowwise=False, lazy=False
-        )
+    def run(self, hyperparameters: Hyperparameters, until_ns: int) -> float:
+        """As in ``CompiledRun``."""
+        loop, memory = self._loop, self._loop.memory
+        loop.factors[: steps.FACTOR_WORDS] = hyperparameters.factors
+        switches = hyperparameters.switches.bits
+        kinds = Kinds(loop.dtype, loop.dtype, switches, rowwise=False, lazy=False)
         places = self._places(update_function(kinds).address)
-        arguments = self._memory.arguments(self._worker.samples, self._samples)
+        arguments = memory.arguments(loop.worker.samples, self._samples, self._measured)
+        self._failed = True  # unless it returns
         try:
-            loss = self._worker.run(*arguments, places, self._numbers)
+            loss = loop.worker.run(*arguments, places, self._numbers(until_ns))
         finally:
             steps.tell_version(places)
             # Those too that the loop had taken, and has made nothing with.
             left = len(self._samples) - self.made - self.nonfinite
             self._control[steps.PERMITS] = left
+            self._rows = memory.take_stale_rows()
         self._raise_fault()
+        self._failed = False
         return float(loss)
 
     def end(self) -> int:
-        """As in ``CompiledLoop``."""
+        """As in ``CompiledRun``."""
         return int(steps.take_back(self._control.ctypes.data))
 
+    def finish(self) -> None:
+        """As in ``CompiledRun``; what has failed is left to nobody."""
+        done = self.made + self.nonfinite + self._failed
+        self._loop.worker.give_back(self._samples[done:])
+
     def measured(self) -> tuple[Counter[int], Sequence[int]]:
-        """As in ``CompiledLoop``."""
-        found = self._memory.measured[: self._control[steps.MEASURED]]
+        """As in ``CompiledRun``."""
+        found = self._measured[: self._control[steps.MEASURED]]
         ages, counts = np.unique(found[:, steps.STALENESS], return_counts=True)
         return (
             Counter(dict(zip(ages.tolist(), counts.tolist(), strict=True))),
             found[:, steps.NANOSECONDS].tolist(),
         )
 
+    def stale_rows(self) -> tuple[int, int] | None:
+        """As in ``CompiledRun``."""
+        return self._rows
+
     def _places(self, update: int) -> steps.Places:
-        tickets = self._common.tickets
+        loop, tickets = self._loop, self._loop.common.tickets
         return steps.Places(
             control=self._control.ctypes.data,
-            fields=self._memory.fields.ctypes.data,
+            fields=loop.memory.fields.ctypes.data,
             update=update,
-            settings=self._common.memory.address,
-            thread=self._thread.ctypes.data,
-            factors=self._factors.ctypes.data,
-            landings=self._common.landings.ctypes.data,
+            settings=loop.common.memory.address,
+            thread=loop.thread.ctypes.data,
+            factors=loop.factors.ctypes.data,
+            landings=loop.common.landings.ctypes.data,
             tickets=0 if tickets is None else tickets.ctypes.data,
-            grad_bytes=self._memory.parameters[0].itemsize,
+            grad_bytes=loop.memory.parameters[0].itemsize,
+        )
+
+    def _numbers(self, until_ns: int) -> steps.Numbers:
+        loop, settings = self._loop, self._loop.settings
+        return steps.Numbers(
+            worker=loop.context.index,
+            workers=loop.context.settings.workers,
+            every=loop.every,
+            counts_rows=settings.races is not None,
+            tells=settings.races is not None or len(settings.shared.versions) > 1,
+            stops=loop.context.settings.on_nonfinite == "raise",
+            until_ns=until_ns,
         )
 
     def _raise_fault(self) -> None:
         fault, table, row = self._control[steps.FAULT : steps.FAULT_ROW + 1].tolist()
         if fault == steps.ROW_FAULT:
-            rows = len(self._memory.parameters[table])
+            rows = len(self._loop.memory.parameters[table])
             raise IndexError(
                 f"rows of table {table} must be >= 0 and < {rows}, or -1 for none, got {row}"
             )
@@ -422,6 +494,7 @@ def _check_settings(context: WorkerContext) -> None:
         ("policy", ("lock-free", "locked", "row-locked", "ordered")),
         ("read", ("live",)),
         ("batch", (1,)),
+        ("deadline", (None,)),
     ):
         value = getattr(settings, name)
         if value not in allowed:
@@ -467,5 +540,7 @@ def _checked_tables(shared: SharedParameters, tables: Mapping[str, int]) -> dict
         if name not in shared.views or not shared.views[name].dim():
             known = ", ".join(each for each in shared.views if shared.views[each].dim())
             raise ValueError(f"tables must be among {known}, got {name!r}")
+        if not shared.views[name].numel():
+            raise ValueError(f"tables must have rows and columns, got {name!r} without elements")
         check_integer(f"tables[{name!r}]", count, at_least=1)
     return dict(tables)

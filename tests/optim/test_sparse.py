@@ -202,6 +202,64 @@ def test_a_run_goes_on_as_if_it_had_not_ended(options, saved_by):
             assert torch.equal(optimizer.state[other][name], value), name
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_gradients_may_grow_after_a_step(backend):
+    embedding = nn.Embedding(4, 3, sparse=True)
+    optimizer = RMSpropAsync(embedding.parameters(), backend=backend.name)
+    before = embedding.weight.detach().clone()
+    embedding(torch.zeros(0, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    assert torch.equal(embedding.weight, before)
+    embedding(torch.tensor([1])).sum().backward()  # which adds to the gradient that there is
+    optimizer.step()
+    changed = (embedding.weight != before).any(dim=1)
+    assert changed.tolist() == [False, True, False, False]
+
+
+def test_state_decays_from_when_it_is_asked_to():
+    param = Parameter(torch.zeros(2, 1))
+    optimizer = RMSpropAsync([param], alpha=0.5)
+    group, state = optimizer.param_groups[0], optimizer.state[param]
+
+    def step(row: int) -> None:
+        index = torch.tensor([[row]])
+        param.grad = torch.sparse_coo_tensor(index, torch.ones(1, 1), (2, 1), check_invariants=True)
+        optimizer.step()
+
+    for _ in range(20):
+        step(0)
+    group["lazy_decay"] = True
+    step(0)
+    # No step before is made up for: ms = 0.5*ms + 0.5.
+    assert state["square_avg"][0].item() == pytest.approx(1 - 0.5**21)
+    step(1)
+    group["lazy_decay"] = False
+    step(1)
+    assert "last_update" not in state
+    group["lazy_decay"] = True
+    step(0)
+    assert state["square_avg"][0].item() == pytest.approx(0.5 * (1 - 0.5**21) + 0.5)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("rowwise", [False, True])
+def test_complex_state_turns_into_rows_and_back(rowwise, steps):
+    param = Parameter(torch.zeros(2, 2, dtype=torch.complex64))
+    optimizer = RMSpropAsync([param], alpha=0.0, rowwise=rowwise)
+    for _ in range(steps):
+        param.grad = torch.tensor([[1 + 2j, 3 + 4j], [0, 0]])
+        optimizer.step()
+    optimizer.param_groups[0]["rowwise"] = not rowwise
+    param.grad = torch.tensor([[1 + 2j, 3 + 4j], [0, 0]])
+    optimizer.step()
+    found = optimizer.state[param]["square_avg"]
+    expected = torch.tensor([[1 + 4j, 9 + 16j], [0, 0]]) if rowwise else torch.tensor([7.5, 0.0])
+    assert torch.equal(found, expected)
+    other = RMSpropAsync([Parameter(torch.zeros(2, 2, dtype=torch.complex64))], rowwise=rowwise)
+    other.load_state_dict(optimizer.state_dict())
+    assert torch.equal(other.state[other.param_groups[0]["params"][0]]["square_avg"], expected)
+
+
 def test_state_by_rows_and_by_elements_turn_into_each_other():
     param = Parameter(torch.zeros(2, 2))
     optimizer = RMSpropAsync([param], alpha=0.5)

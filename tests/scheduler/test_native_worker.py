@@ -24,6 +24,7 @@ from hogstream.scheduler import (
     SettingError,
     SharedParameters,
     StreamScheduler,
+    WorkerContext,
     WorkerError,
 )
 from hogstream.scheduler.workers.native_steps import NativeState
@@ -234,8 +235,11 @@ async def test_a_worker_that_fails_is_restarted_until_it_fails_three_times_in_a_
 async def test_gradients_that_are_not_finite_are_left_out():
     shared = table_of(10)
     worker = NativeWorker(shared, infinite_at_3, (np.arange(10),), {"table": 1}, order=in_turn)
-    report = await run(shared, worker, 20, on_nonfinite="skip", **COUNTING)
+    heard: list[float] = []
+    async with StreamScheduler(shared, workers=1, on_nonfinite="skip", **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=20, on_loss=lambda _, loss: heard.append(loss))
     assert shared.views["table"][:, 0].tolist() == [-2.0] * 3 + [0.0] + [-2.0] * 6
+    assert heard == [1.0] * len(heard) != []
     assert report.nonfinite == [2]
     assert report.updates == shared.version == 18
 
@@ -259,6 +263,41 @@ async def test_a_run_that_is_cancelled_has_counted_what_it_made(policy):
     assert report.updates == shared.version > 0
     if policy != "lock-free":  # of which races at the borders of epochs lose some
         assert -shared.views["table"][:, 0].sum() == report.updates
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+async def test_a_worker_may_be_called_again_when_its_wait_was_cancelled(policy):
+    shared = table_of(1000)
+    native = ticking(shared)
+
+    async def worker(context: WorkerContext) -> None:
+        for _ in range(50):  # of which each is given up, now or soon
+            call = asyncio.ensure_future(native(context))
+            await asyncio.sleep(0)
+            call.cancel()
+            try:
+                await call
+            except asyncio.CancelledError:
+                continue
+            except RuntimeError as error:
+                if "must submit once" not in str(error):  # as what was given up has made it all
+                    raise
+            return
+        await native(context)
+
+    async with StreamScheduler(shared, workers=2, policy=policy, **COUNTING) as scheduler:
+        report = await scheduler.run(worker, updates=50_000)
+    assert report.updates == shared.version == 50_000
+    assert -shared.views["table"][:, 0].sum() == 50_000
+
+
+async def test_stale_rows_are_counted_with_telemetry_alone():
+    shared = table_of(1000)
+    assert (await run(shared, ticking(shared), 1000)).rows is None
+    report = await run(shared, ticking(shared), 1000, telemetry=True)
+    assert (report.rows, report.stale_rows) == (1000, 0)
+    report = await run(shared, ticking(shared), 1000, workers=2, telemetry=True)
+    assert report.rows == 1000
 
 
 async def test_a_run_that_is_stopped_ends_after_the_chunks_under_way():
@@ -310,11 +349,23 @@ async def test_it_is_compiled_anew_where_it_is_sent():
     assert (memory.views["table"] == -1).all()
 
 
+async def test_an_order_may_be_made_by_shuffling_in_place():
+    shared, samples = table_of(10), np.arange(10)
+
+    def order(generator: np.random.Generator) -> Any:
+        generator.shuffle(samples)
+        return samples
+
+    await run(shared, ticking(shared, 10, order=order, chunk=15), 150, **COUNTING)
+    assert (shared.views["table"] == -15).all()
+
+
 REFUSED_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"policy": "awaited"}, "policy must be 'lock-free' or .* got 'awaited'"),
     ({"policy": "bounded:2"}, "policy must be .* got 'bounded:2'"),
     ({"read": "snapshot"}, "read must be 'live' for a compiled step.* got 'snapshot'"),
     ({"batch": 2, "depth": 2}, "batch must be 1 for a compiled step.* got 2"),
+    ({"deadline": 9.0}, "deadline must be None for a compiled step.* got 9.0"),
     ({"backend": "numpy"}, "backend must be 'numba' for a compiled step, got 'numpy'"),
 ]
 
@@ -342,6 +393,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"samples": (np.arange(0),)}, ValueError, "arrays of one length, at least 1"),
     ({"tables": {}}, ValueError, "tables must name at least one"),
     ({"tables": {"tabel": 1}}, ValueError, "tables must be among before, table, got 'tabel'"),
+    ({"shared": table_of(0)}, ValueError, "must have rows and columns, got 'table'"),
+    ({"shared": table_of(4, 0)}, ValueError, "must have rows and columns, got 'table'"),
+    ({"step": native_testing.no_loss}, TypeError, "step must return a loss, a real number"),
     ({"tables": {"table": 0}}, ValueError, r"tables\['table'\] must be .* got 0"),
     ({"tables": ["table"]}, TypeError, "tables must be"),
     ({"chunk": 0}, ValueError, "chunk must be .* got 0"),

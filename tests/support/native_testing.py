@@ -58,7 +58,12 @@ def infinite_at_3(parameters: Any, samples: Any, state: Any) -> Any:
     """A gradient that is not finite."""
     state.rows[0][0] = state.sample
     state.grads[0][0] = np.inf if state.sample == 3 else 1.0
-    return 1.0
+    return np.inf if state.sample == 3 else 1.0
+
+
+def no_loss(parameters: Any, samples: Any, state: Any) -> Any:
+    """A number that is none to minimise."""
+    return 1j
 
 
 def in_turn(generator: np.random.Generator) -> Any:

@@ -35,7 +35,8 @@ class BlockOrder:
         place = of_user * _ITEM_BLOCKS + (of_item - first) % _ITEM_BLOCKS
         order = generator.permutation(len(place))
         order = order[np.argsort(place[order], kind="stable")]
-        self._parts = np.split(order, np.cumsum(np.bincount(of_user))[:-1])
+        parts = np.split(order, np.cumsum(np.bincount(of_user))[:-1])
+        self._parts = [part for part in parts if len(part)]
 
     def __call__(self, generator: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         """The parts of an epoch."""
