@@ -10,6 +10,7 @@ import click
 import torch
 
 from hogstream.cli import options
+from hogstream.cli.bench_rows import with_rows
 from hogstream.cli.console import print_table, print_text, steps
 from hogstream.cli.output import (
     check_distinct,
@@ -122,6 +123,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
     "--report", type=options.page_file, metavar="FILE", help="Write an HTML report to this file."
 )
 @options.plot_option("a heat map of the gain")
+@with_rows
 def bench(
     sweep: bool,
     device: torch.device,

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,11 @@ DTYPES = tuple(DTYPE_NAMES.values())
 def sizes(text: str) -> tuple[int, ...]:
     """Numbers of elements such as ``65536,2^20``; each at least 1 and below 2^40."""
     return _each(_size, text)
+
+
+def row_counts(text: str) -> tuple[int, ...]:
+    """Numbers of rows such as ``10^4,2^20``; each at least 1 and below 2^40."""
+    return _each(partial(_size, of="rows"), text)
 
 
 def worker_counts(text: str) -> tuple[int, ...]:
@@ -141,12 +147,12 @@ def _each(parse: Callable[[str], T], text: str) -> tuple[T, ...]:
     return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
 
 
-def _size(text: str) -> int:
+def _size(text: str, of: str = "elements") -> int:
     match = re.fullmatch(r"(\d{1,13})(?:\^(\d{1,2}))?", text)
     size = int(match[1]) ** int(match[2] or 1) if match else 0
     if not 1 <= size < 1 << 40:
         raise click.BadParameter(
-            f"each must be a number of elements below 2^40, such as 65536 or 2^16, got {text!r}"
+            f"each must be a number of {of} below 2^40, such as 65536 or 2^16, got {text!r}"
         )
     return size
 

@@ -18,6 +18,7 @@ from hogstream.profiling.results.profile_schema import (
     TorchProfile,
 )
 from hogstream.profiling.results.records import SCHEMA
+from hogstream.profiling.results.rows_schema import RowBench
 from hogstream.profiling.results.schema import (
     Bench,
     Compare,
@@ -32,6 +33,7 @@ T = TypeVar("T")
 #: What a file may say.
 AnyResult = (
     Bench
+    | RowBench
     | Train
     | Decision
     | Compare
