@@ -3,8 +3,8 @@
 A word's vector predicts which words stand near it, against others that are drawn as noise (Mikolov
 et al. 2013, "Distributed Representations of Words and Phrases and their Compositionality", arXiv
 1310.4546, equation 4). Each word has a row of two tables: ``words``, of what stands in the centre,
-and ``contexts``, of what stands around it. The update of a pair touches one row of the first, and of
-the second the context's row and one for each word of noise.
+and ``contexts``, of what stands around it. The update of a pair touches one row of the first, and
+of the second the context's row and one for each word of noise.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def make_worker(
 
     tables = {"words": 1, "contexts": 1 + negative}
     samples = *pairs, noise
-    return NativeWorker(
-        shared, skip_gram(), samples, tables, order=order, chunk=_CHUNK, seed=seed
-    )
+    return NativeWorker(shared, skip_gram(), samples, tables, order=order, chunk=_CHUNK, seed=seed)
 
 
 @cache
@@ -141,8 +139,8 @@ def _skip_gram(parameters: Any, samples: Any, state: Any) -> Any:
     # Noise is taken one word after the other from a place that is far from the next sample's:
     # Knuth's multiplicative hashing. So it comes of one cache line, and only from the sample.
     place = ((state.sample * 2654435761 & 0xFFFFFFFF) * len(noise)) >> 32
-    # The loss is the sum of log(1 + exp(sign * score)), of which all but max(sign * score, 0) is the
-    # log of a product.
+    # The loss is the sum of log(1 + exp(sign * score)): that of max(sign * score, 0), and the log of
+    # a product.
     loss, product = 0.0, 1.0
     for index in range(len(rows)):
         row, sign = context, -1.0
