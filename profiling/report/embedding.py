@@ -11,7 +11,7 @@ from hogstream.profiling.wording import counted, number_text
 def table(result: Embedding) -> Table:
     """How fast each was, and how good it became."""
     columns = (
-        *("trained by", "workers", "words per s", "95 % interval", "over its fewest workers"),
+        *("trained by", "workers", "words per s", "95 % interval", "speedup"),
         *("loss held out", "staleness"),
     )
     rows = [
@@ -35,11 +35,12 @@ def said(result: Embedding) -> list[str]:
     for run in result.results:
         if run.name == CONTENDER and run.gains:
             gains = ", ".join(
-                f"{gain.median:.2f} times those of {name} (95 %: {range_text(gain.estimate, 2)})"
+                f"{gain.median:.2f} of {name} (95 %: {range_text(gain.estimate, 2)})"
                 for name, gain in run.gains.items()
             )
             sentences.append(
-                f"With {counted(run.workers, 'worker')}, lock-free makes {gains}, in words per s."
+                f"Lock-free with {counted(run.workers, 'worker')}, in multiples of the words per s "
+                f"with as many: {gains}."
             )
     sentences.append(
         f"Measured on {machine_text(result)}: {settings.data}, {settings.words:,} words, "

@@ -181,7 +181,7 @@ async def _rounds(
         for name, workers in in_turn(task.contenders, index):
             on_step(f"round {index + 1}: {name}, workers={workers}")
             if name in (GENSIM, GENSIM_FILE):
-                call = _train_gensim, name, workers, seed, task, parts
+                call = train_gensim, name, workers, seed, task, parts
                 done[name, workers] = await asyncio.to_thread(*call)
             else:
                 own = replace(settings, workers=workers, policy=name)
@@ -217,7 +217,16 @@ async def train(task: Task, parts: Parts, settings: SchedulerSettings, seed: int
     return Training(seconds, parts.evaluated.loss(*tables), ages)
 
 
-def _train_gensim(name: str, workers: int, seed: int, task: Task, parts: Parts) -> Training:
+def train_gensim(name: str, workers: int, seed: int, task: Task, parts: Parts) -> Training:
+    """Trains by gensim; as ``train`` has it.
+
+    Args:
+        name: Which way it is given the text.
+        workers: How many threads.
+        seed: Of all that is random.
+        task: What is trained.
+        parts: Of its text.
+    """
     seconds, words, contexts = gensim.train(
         name,
         parts.train,

@@ -85,7 +85,7 @@ class HeldOut(NamedTuple):
             scores[:, 0] *= -1
             losses = np.logaddexp(0, scores.astype(np.float64))
             total += losses[rows >= 0].sum()
-        return total / len(self.noise)
+        return float(total / len(self.noise))
 
 
 def make_parameters(corpus: Corpus, width: int, seed: int) -> SharedParameters:
@@ -139,8 +139,8 @@ def _skip_gram(parameters: Any, samples: Any, state: Any) -> Any:
     # Noise is taken one word after the other from a place that is far from the next sample's:
     # Knuth's multiplicative hashing. So it comes of one cache line, and only from the sample.
     place = ((state.sample * 2654435761 & 0xFFFFFFFF) * len(noise)) >> 32
-    # The loss is the sum of log(1 + exp(sign * score)): that of max(sign * score, 0), and the log of
-    # a product.
+    # The loss is the sum of log(1 + exp(sign * score)), which is max(sign * score, 0) and the log of
+    # a factor of 1 to 2.
     loss, product = 0.0, 1.0
     for index in range(len(rows)):
         row, sign = context, -1.0
