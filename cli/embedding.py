@@ -19,9 +19,7 @@ from hogstream.workloads.embedding.skip_gram import WIDTH
 
 
 @click.command("embedding")
-@click.argument(
-    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
-)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--workers",
     type=options.worker_counts,

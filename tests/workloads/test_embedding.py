@@ -202,7 +202,8 @@ def test_the_command_trains_all_in_turn(
 
 BAD: list[tuple[list[str], str]] = [
     ([], "FILE is missing: any text will do"),
-    (["nowhere"], "File 'nowhere' does not exist"),
+    (["nowhere.txt"], "nowhere.txt: cannot be read: No such file or directory"),
+    ([str(Path(__file__).parent)], "workloads: cannot be read: Is a directory"),
     ([str(Path(__file__)), "--window", "0"], "0 is not in the range x>=1"),
     ([str(Path(__file__)), "--policy", "awaited"], "'awaited' is not one of"),
     ([str(Path(__file__)), "--workers", "0"], "each must be an integer from 1 to"),

@@ -36,7 +36,7 @@ def train(
     model = _model(corpus, workers=workers, seed=seed, **shape)
     size = {"total_examples": len(corpus.ends), "total_words": len(corpus.tokens)}
     if name == GENSIM:
-        seconds = _timed(model, sentences=list(corpus.sentences()), epochs=epochs, **size)
+        seconds = _timed(model, corpus_iterable=list(corpus.sentences()), epochs=epochs, **size)
     else:
         with tempfile.TemporaryDirectory(prefix="hogstream-") as folder:
             path = Path(folder) / "sentences.txt"

@@ -139,8 +139,7 @@ def _skip_gram(parameters: Any, samples: Any, state: Any) -> Any:
     # Noise is taken one word after the other from a place that is far from the next sample's:
     # Knuth's multiplicative hashing. So it comes of one cache line, and only from the sample.
     place = ((state.sample * 2654435761 & 0xFFFFFFFF) * len(noise)) >> 32
-    # The loss is the sum of log(1 + exp(sign * score)), which is max(sign * score, 0) and the log of
-    # a factor of 1 to 2.
+    # log(1 + exp(wrong)) is max(wrong, 0) and the log of a factor, of which there is one product.
     loss, product = 0.0, 1.0
     for index in range(len(rows)):
         row, sign = context, -1.0
@@ -154,10 +153,11 @@ def _skip_gram(parameters: Any, samples: Any, state: Any) -> Any:
         score = words.dtype.type(0)
         for column in range(len(word)):
             score += word[column] * other[column]
-        tail = math.exp(-abs(score))
+        wrong = sign * score
+        tail = math.exp(-abs(wrong))
+        loss += max(wrong, 0.0)
         product *= 1 + tail
-        loss += max(sign * score, 0.0)
-        slope = words.dtype.type(sign * (1.0 if sign * score > 0 else tail) / (1 + tail))
+        slope = words.dtype.type(sign * (1.0 if wrong > 0 else tail) / (1 + tail))
         for column in range(len(word)):
             of_word[column] += slope * other[column]
             of_other[column] = slope * word[column]
