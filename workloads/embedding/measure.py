@@ -84,7 +84,7 @@ class Training(NamedTuple):
     Attributes:
         seconds: Of all epochs.
         loss: Of what is held out, at the end.
-        staleness: The mean of updates that were looked at; None if not known.
+        staleness: The mean of updates that were looked at; None if none was.
     """
 
     seconds: float
@@ -213,8 +213,9 @@ async def train(task: Task, parts: Parts, settings: SchedulerSettings, seed: int
                     staleness += (await scheduler.run(worker, updates=count)).staleness
         seconds = time.perf_counter() - began
     tables = (shared.views[name].numpy() for name in ("words", "contexts"))
-    ages = sum(age * count for age, count in staleness.items()) / staleness.total()
-    return Training(seconds, parts.evaluated.loss(*tables), ages)
+    ages = sum(age * count for age, count in staleness.items())
+    mean = ages / staleness.total() if staleness else None
+    return Training(seconds, parts.evaluated.loss(*tables), mean)
 
 
 def train_gensim(name: str, workers: int, seed: int, task: Task, parts: Parts) -> Training:
