@@ -193,7 +193,8 @@ def keep_probabilities(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]
         counts: How often each occurs: shape (v,).
     """
     over = SUBSAMPLING * counts.sum() / counts
-    return np.minimum(np.sqrt(over) + over, 1).astype(np.float32)
+    kept: npt.NDArray[np.float32] = np.minimum(np.sqrt(over) + over, 1).astype(np.float32)
+    return kept
 
 
 def noise_words(counts: npt.NDArray[np.int64], size: int = _NOISE_WORDS) -> npt.NDArray[np.int32]:
@@ -208,7 +209,8 @@ def noise_words(counts: npt.NDArray[np.int64], size: int = _NOISE_WORDS) -> npt.
     """
     shares = np.cumsum(counts**_NOISE_POWER)
     places = (np.arange(size) + 0.5) * (shares[-1] / size)
-    return np.searchsorted(shares, places).astype(np.int32)
+    noise: npt.NDArray[np.int32] = np.searchsorted(shares, places).astype(np.int32)
+    return noise
 
 
 def pairs_within(

@@ -181,8 +181,9 @@ async def _rounds(
         for name, workers in in_turn(task.contenders, index):
             on_step(f"round {index + 1}: {name}, workers={workers}")
             if name in (GENSIM, GENSIM_FILE):
-                call = train_gensim, name, workers, seed, task, parts
-                done[name, workers] = await asyncio.to_thread(*call)
+                done[name, workers] = await asyncio.to_thread(
+                    train_gensim, name, workers, seed, task, parts
+                )
             else:
                 own = replace(settings, workers=workers, policy=name)
                 done[name, workers] = await train(task, parts, own, seed)

@@ -62,7 +62,9 @@ class HeldOut(NamedTuple):
         blocks = list(corpus.draw_pairs(window, generator))
         centres, contexts = (np.concatenate(each) for each in zip(*blocks, strict=True))
         if not len(centres):
-            raise ValueError("what is held out must have two words near each other, got none")
+            raise ValueError(
+                "the text is too short: what is held out has no two words near each other"
+            )
         taken = generator.permutation(len(centres))[:most]
         pairs = Pairs(centres[taken], contexts[taken])
         noise = generator.choice(noise_words(corpus.counts), (len(taken), negative))
