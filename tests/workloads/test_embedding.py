@@ -21,6 +21,7 @@ from hogstream.scheduler.workers.native_steps import NativeState
 from hogstream.workloads.embedding import Corpus, read_corpus
 from hogstream.workloads.embedding import measure as job
 from hogstream.workloads.embedding.corpus import Pairs
+from hogstream.workloads.embedding.gensim import GENSIM, GENSIM_FILE
 from hogstream.workloads.embedding.skip_gram import (
     HYPERPARAMETERS,
     HeldOut,
@@ -254,7 +255,7 @@ def test_gensim_trains_on_the_same_text(text: Path) -> None:
     pytest.importorskip("gensim")
     task = task_of(text)
     parts = job.Parts.of(task)
-    for name in (job.GENSIM, job.GENSIM_FILE):
+    for name in (GENSIM, GENSIM_FILE):
         training = job.train_gensim(name, 1, 0, task, parts)
         assert training.seconds > 0
         assert training.loss < 6 * np.log(2)
