@@ -75,6 +75,11 @@ def _help_if_alone(context: click.Context) -> None:
             "Say which way to train your own model is the fastest, and what it costs.",
         ),
         "doctor": Later("doctor", "doctor", "Say what is installed and what works here."),
+        "embedding": Later(
+            "embedding",
+            "embedding",
+            "Train vectors of words by skip-gram with negative sampling: each policy, and gensim.",
+        ),
         "inspect": Later("inspect", "inspect_kernels", "Compile the kernels and say what they do."),
         "movielens": Later(
             "movielens",

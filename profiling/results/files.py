@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hogstream.profiling.results.embedding_schema import Embedding
 from hogstream.profiling.results.movielens_schema import MovieLens
 from hogstream.profiling.results.profile_schema import (
     GpuRun,
@@ -39,6 +40,7 @@ AnyResult = (
     | Compare
     | ModelRates
     | MovieLens
+    | Embedding
     | MachineCeilings
     | Inspection
     | NsysProfile

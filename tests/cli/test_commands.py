@@ -437,7 +437,7 @@ def test_help_says_of_commands_what_they_say_themselves() -> None:
             assert later.help.rstrip(".") == command.get_short_help_str(limit=1000).rstrip(".")
             assert name == command.name
             told += 1
-    assert told == 12
+    assert told == 14
 
 
 def test_commands_explain_themselves(hogstream: Command) -> None:
