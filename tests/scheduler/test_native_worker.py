@@ -41,6 +41,7 @@ from native_testing import (
 )
 from scheduler_testing import COUNTING
 
+compiled_factorise = numba.njit(factorise)
 POLICIES = ["lock-free", "locked", "row-locked", "ordered"]
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -81,11 +82,11 @@ async def test_one_worker_gives_the_bits_of_updates_one_by_one(policy, dtype, op
         shared, factorise, samples, {"users": 1, "items": 1}, order=lambda _: np.arange(40), chunk=7
     )
     report = await run(shared, worker, 60, policy=policy, **numbers)
-    step, of_step = numba.njit(factorise), [table.numpy() for table in tables.values()]
+    of_step = [table.numpy() for table in tables.values()]
     rows = np.zeros(1, np.int64), np.zeros(1, np.int64)
     grads = np.zeros_like(of_step[0][:1]), np.zeros_like(of_step[0][:1])
     for index in [*range(40), *range(20)]:
-        step(tuple(of_step), samples, NativeState(index, rows, grads))
+        compiled_factorise(tuple(of_step), samples, NativeState(index, rows, grads))
         for place, (name, table) in enumerate(tables.items()):
             ms, grad_avg, buffer = state[name]
             sparse_rmsprop_(
