@@ -22,6 +22,7 @@ from hogstream.profiling.environment import cache_bytes
 from hogstream.profiling.results.records import PositiveSpread, Ratio
 from hogstream.profiling.results.rows_schema import RowKernel
 from hogstream.profiling.turns import Rate, sample_in_turn
+from hogstream.scheduler.memory import allocate_zeros
 
 #: How many rows an update touches; all of a table that has fewer.
 UPDATED_ROWS = 4096
@@ -80,7 +81,11 @@ def _make_updates(rows: int, width: int, seed: int) -> list[RowUpdate]:
     fill = -(-2 * cache_bytes(torch.device("cpu"))[1] // (8 * updated * width))
     count = min(rows // updated, fill)
     touched = torch.from_numpy(generator.permutation(rows)[: count * updated])
-    param, ms = (torch.ones(rows, width) for _ in range(2))
+    shape, cpu = (rows, width), torch.device("cpu")
+    # Where a scheduler puts them.
+    param, ms = (
+        allocate_zeros(each, shape, torch.float32, cpu).fill_(1) for each in ("param", "ms")
+    )
     # Above 0, as passes add them to ``ms`` too.
     grads = torch.from_numpy(generator.random((updated, width), np.float32))
     return [

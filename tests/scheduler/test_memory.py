@@ -102,6 +102,28 @@ def test_state_dict_is_the_memory_that_workers_update(fate: str) -> None:
     assert module.state_dict(keep_vars=True)["1.weight"] is module[1].weight
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_large_tables_may_have_huge_pages() -> None:
+    """NumPy asks for them from 4 MiB on, and torch does not."""
+    shared = SharedParameters.from_module(torch.nn.Embedding(1 << 16, 32))
+    for tensor in (shared.flat, shared.ms):
+        assert tensor.data_ptr() % 64 == 0
+        assert "hg" in flags_of_memory_at(tensor.data_ptr() + tensor.nbytes // 2)
+
+
+def flags_of_memory_at(address: int) -> list[str]:
+    """What Linux says of the mapping that has an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *flags = line.split()
+        if not first.endswith(":"):
+            start, end = (int(each, 16) for each in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            return flags
+    raise ValueError(f"nothing is mapped at {address:#x}")
+
+
 def test_state_dict_from_before_a_move_keeps_what_it_had() -> None:
     """It must not become memory that was freed."""
     module = make_module()
