@@ -23,7 +23,7 @@ from hogstream.workloads.embedding.corpus import Corpus, Pairs, noise_words
 
 #: Columns of a table. A row fills eight cache lines, of which no other has a part.
 WIDTH = 128
-#: The best of some 15 on a million words of ``scripts/make_text.py``, in 3 epochs.
+#: The best of seven on a million words of ``scripts/make_text.py``, in 3 epochs.
 HYPERPARAMETERS = Hyperparameters(lr=0.001, alpha=0.999, eps=1e-6)
 # A worker takes so many pairs of the text at a time: some 5 ms.
 _CHUNK = 4096
