@@ -37,22 +37,22 @@ def test_the_gradient_is_that_of_the_loss():
     words, contexts = (torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
     for each in (words, contexts):
         each.requires_grad_()
-    # Word 2 has words 1, 1 and 0 near it. Noise is 0 and 4 and 3, from the fourth place on (there
-    # were three words near): 0 counts but for the two pairs whose context it is not.
-    tokens = np.array([2, 1, 1, 0], np.int32)
+    # Word 2 has words 1, 1 and 0 near it. Noise is 1, 2 and 0: each counts for the pairs whose
+    # context it is not.
+    tokens = np.array([1, 2, 1, 0], np.int32)
     firsts, lasts = np.zeros(4, np.int32), np.full(4, 4, np.int32)
-    noise = np.array([4, 3, 2, 0], np.int32)
+    noise = np.roll(np.array([1, 2, 0, 3], np.int32), (2654435761 * 4 >> 32) + 3)
     rows = np.full(1, 7), np.full(9, 7)
     grads = np.full((1, 6), np.nan), np.full((9, 6), np.nan)
     tables = tuple(each.detach().numpy() for each in (words, contexts))
     samples = tokens, firsts, lasts, noise
-    loss = skip_gram(3)(tables, samples, NativeState(0, rows, grads))
+    loss = skip_gram(3)(tables, samples, NativeState(1, rows, grads))
     scores = contexts @ words[2]
     wanted = -logsigmoid(scores[[1, 1, 0]]).sum()
-    wanted -= 2 * logsigmoid(-scores[0]) + 3 * logsigmoid(-scores[[4, 3]]).sum()
+    wanted -= (torch.tensor([1, 3, 2]) * logsigmoid(-scores[[1, 2, 0]])).sum()
     wanted.backward()
     assert rows[0].tolist() == [2]
-    assert rows[1].tolist() == [1, 1, 0, 0, 4, 3, -1, -1, -1]
+    assert rows[1].tolist() == [1, 1, 0, 1, 2, 0, -1, -1, -1]
     assert loss == pytest.approx(wanted.item())
     made = torch.zeros(5, 6, dtype=torch.float64)
     made.index_add_(0, torch.from_numpy(rows[1][:6]), torch.from_numpy(grads[1][:6]))

@@ -169,17 +169,13 @@ def skip_gram(negative: int) -> Any:
         # Knuth's multiplicative hashing. So it comes of one cache line, and only from the sample.
         drawn = ((place * 2654435761 & 0xFFFFFFFF) * len(noise)) >> 32
         loss = 0.0
-        for index in range(near + negative if near else 0):
+        for index in range(near + negative):
             if index < near:
                 at = first + index
                 row, sign, weight = tokens[at + (at >= place)], -1.0, 1
             else:
                 row, sign = noise[(drawn + index) % len(noise)], 1.0
-                weight = (
-                    near
-                    - count(tokens, first, place, row)
-                    - count(tokens, place + 1, lasts[place], row)
-                )
+                weight = near + (row == tokens[place]) - count(tokens, first, lasts[place], row)
             if weight:
                 rows[index] = row
                 loss += learn(word, contexts[row], sign, weight, of_word, state.grads[1][index])
