@@ -20,7 +20,7 @@ from hogstream.scheduler import SchedulerSettings
 from hogstream.scheduler.workers.native_steps import NativeState
 from hogstream.workloads.embedding import Corpus, read_corpus
 from hogstream.workloads.embedding import measure as job
-from hogstream.workloads.embedding.corpus import Pairs
+from hogstream.workloads.embedding.corpus import windows_within
 from hogstream.workloads.embedding.gensim import GENSIM, GENSIM_FILE
 from hogstream.workloads.embedding.skip_gram import (
     HYPERPARAMETERS,
@@ -37,20 +37,25 @@ def test_the_gradient_is_that_of_the_loss():
     words, contexts = (torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
     for each in (words, contexts):
         each.requires_grad_()
-    # Sample 0 takes noise from its start on, but for the first: 3, 1 and again 3; 1 is the context.
-    samples = tuple(np.array(each, np.int32) for each in ([2, 0, 0, 0], [1] * 4, [4, 3, 1, 3]))
-    rows = np.full(1, 7), np.full(4, 7)
-    grads = np.full((1, 6), np.nan), np.zeros((4, 6))
+    # Word 2 has words 1, 1 and 0 near it. Noise is 1, 2 and 0: each counts for the pairs whose
+    # context it is not.
+    tokens = np.array([1, 2, 1, 0], np.int32)
+    firsts, lasts = np.zeros(4, np.int32), np.full(4, 4, np.int32)
+    noise = np.roll(np.array([1, 2, 0, 3], np.int32), (2654435761 * 4 >> 32) + 3)
+    rows = np.full(1, 7), np.full(9, 7)
+    grads = np.full((1, 6), np.nan), np.full((9, 6), np.nan)
     tables = tuple(each.detach().numpy() for each in (words, contexts))
-    loss = skip_gram()(tables, samples, NativeState(0, rows, grads))
-    scores = contexts[[1, 3, 3]] @ words[2]
-    wanted = -logsigmoid(scores[0]) - logsigmoid(-scores[1:]).sum()
+    samples = tokens, firsts, lasts, noise
+    loss = skip_gram(3)(tables, samples, NativeState(1, rows, grads))
+    scores = contexts @ words[2]
+    wanted = -logsigmoid(scores[[1, 1, 0]]).sum()
+    wanted -= (torch.tensor([1, 3, 2]) * logsigmoid(-scores[[1, 2, 0]])).sum()
     wanted.backward()
     assert rows[0].tolist() == [2]
-    assert rows[1].tolist() == [1, 3, -1, 3]
+    assert rows[1].tolist() == [1, 1, 0, 1, 2, 0, -1, -1, -1]
     assert loss == pytest.approx(wanted.item())
     made = torch.zeros(5, 6, dtype=torch.float64)
-    made.index_add_(0, torch.tensor([1, 3, 3]), torch.from_numpy(grads[1][[0, 1, 3]]))
+    made.index_add_(0, torch.from_numpy(rows[1][:6]), torch.from_numpy(grads[1][:6]))
     torch.testing.assert_close(made, contexts.grad)
     assert words.grad is not None
     torch.testing.assert_close(torch.from_numpy(grads[0][0]), words.grad[2])
@@ -59,19 +64,27 @@ def test_the_gradient_is_that_of_the_loss():
 @pytest.mark.parametrize("score", [-800.0, -30.0, 30.0, 800.0])
 def test_the_loss_of_a_large_score_is_finite(score):
     tables = np.array([[1.0]]), np.array([[score], [score]])
-    rows, grads = (np.zeros(1, int), np.zeros(2, int)), (np.zeros((1, 1)), np.zeros((2, 1)))
-    samples = tuple(np.array([each], np.int32) for each in (0, 1, 0))
-    loss = skip_gram()(tables, samples, NativeState(0, rows, grads))
+    rows, grads = (np.zeros(1, int), np.zeros(3, int)), (np.zeros((1, 1)), np.zeros((3, 1)))
+    samples = tuple(np.array(each, np.int32) for each in ([0, 0], [0, 0], [2, 2], [1, 1]))
+    loss = skip_gram(1)(tables, samples, NativeState(0, rows, grads))
     # One of the two terms is 0, and so is its slope.
+    assert rows[1].tolist() == [0, 1, -1]
     assert loss == pytest.approx(abs(score))
-    assert grads[1].ravel() == pytest.approx([-1, 0] if score < 0 else [0, 1], abs=1e-12)
+    assert grads[1][:2].ravel() == pytest.approx([-1, 0] if score < 0 else [0, 1], abs=1e-12)
+
+
+def test_a_word_that_stands_alone_has_no_rows():
+    tables = np.ones((2, 1)), np.ones((2, 1))
+    rows, grads = (np.zeros(1, int), np.zeros(4, int)), (np.zeros((1, 1)), np.zeros((4, 1)))
+    samples = tuple(np.array(each, np.int32) for each in ([0, 1], [0, 1], [1, 2], [1, 0]))
+    assert skip_gram(2)(tables, samples, NativeState(0, rows, grads)) == 0
+    assert [each.tolist() for each in rows] == [[-1], [-1] * 4]
 
 
 def test_held_out_losses_are_those_of_the_paper():
-    generator = np.random.default_rng(0)
-    words, contexts = (generator.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
-    pairs = Pairs(np.array([0, 3], np.int32), np.array([1, 2], np.int32))
-    held_out = HeldOut(pairs, np.array([[2, -1], [0, 1]], np.int32))
+    rng = np.random.default_rng(0)
+    words, contexts = (rng.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+    held_out = HeldOut(*(np.array(each, np.int32) for each in ([0, 3], [1, 2], [[2, -1], [0, 1]])))
     scores = torch.from_numpy(words @ contexts.T).double()
     wanted = -logsigmoid(scores[0, 1]) - logsigmoid(-scores[0, 2])
     wanted += -logsigmoid(scores[3, 2]) - logsigmoid(-scores[3, [0, 1]]).sum()
@@ -81,26 +94,31 @@ def test_held_out_losses_are_those_of_the_paper():
 def test_samples_take_noise_from_all_places():
     places = (np.arange(1000) * 2654435761 % 2**32) * 1000 >> 32
     noise = np.arange(1000, dtype=np.int32)
-    samples = np.zeros(1000, np.int32), np.full(1000, -5, np.int32), noise
-    tables = np.zeros((1, 16), np.float32), np.zeros((1000, 16), np.float32)
-    rows = np.zeros(1, np.int64), np.zeros(3, np.int64)
-    grads = np.zeros((1, 16), np.float32), np.zeros((3, 16), np.float32)
+    windows = windows_within(np.full(1000, 1000, np.int32), np.array([1000]), 1, generator())
+    tables = np.zeros((1001, 16), np.float32), np.zeros((1001, 16), np.float32)
+    rows = np.zeros(1, np.int64), np.zeros(4, np.int64)
+    grads = np.zeros((1, 16), np.float32), np.zeros((4, 16), np.float32)
     taken = []
-    for sample in range(1000):
-        skip_gram()(tables, samples, NativeState(sample, rows, grads))
-        taken.append(rows[1][1:].tolist())
-    assert taken == np.column_stack([places + 1, places + 2]).__mod__(1000).tolist()
+    for sample in range(1, 999):
+        skip_gram(2)(tables, (*windows, noise), NativeState(sample, rows, grads))
+        taken.append(rows[1][2:].tolist())
+    assert taken == ((places[1:999, None] + [2, 3]) % 1000).tolist()
     assert len(np.unique(taken)) > 800
 
 
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 def test_pieces_of_the_text_come_each_once_and_in_another_order():
-    pairs = Pairs(*(np.zeros(100_000, np.int32) for _ in range(2)))
+    tokens = np.zeros(20_000, np.int32)
+    windows = windows_within(tokens, np.array([20_000]), 5, generator())
     shared = make_parameters(small_corpus(), 16, seed=0)
-    worker = make_worker(shared, pairs, np.zeros(100_000, np.int32), 5, seed=3)
-    first, second = (np.concatenate(worker.take(100_000)) for _ in range(2))
+    worker = make_worker(shared, windows, tokens, 5, 5, seed=3)
+    first, second = (np.concatenate(worker.take(20_000)) for _ in range(2))
     for order in (first, second):
-        assert sorted(order) == list(range(100_000))
-        assert 0 < (np.diff(order) != 1).sum() < 25
+        assert sorted(order) == list(range(20_000))
+        assert 0 < (np.diff(order) != 1).sum() < 20
     assert not np.array_equal(first, second)
 
 
@@ -247,7 +265,7 @@ async def test_sentences_of_one_word_train_nothing(text: Path) -> None:
     alone = replace(task.corpus, tokens=task.corpus.tokens[:3], ends=np.array([1, 2, 3]))
     parts = job.Parts.of(task)._replace(train=alone)
     training = await job.train(task, parts, SchedulerSettings(workers=1), seed=0)
-    assert training.staleness is None
+    assert not training.staleness
     assert training.loss == pytest.approx(6 * np.log(2), rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Texts as numbers of words: what is read, what is left out, and which pairs are drawn."""
+"""Texts as numbers of words: what is read, what is left out, and which windows are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hogstream.workloads.embedding.corpus import (
     Corpus,
     keep_probabilities,
     noise_words,
-    pairs_within,
+    windows_within,
 )
 
 
@@ -111,12 +111,12 @@ def naive(sentences: list[list[int]], widths: list[int]) -> list[tuple[int, int]
 def test_pairs_are_those_within_windows_and_sentences():
     sentences = [[1, 2, 3, 4, 5, 6], [7], [], [8, 9]]
     tokens = np.concatenate([np.array(each, np.int32) for each in sentences])
-    pairs = pairs_within(tokens, np.array([6, 7, 7, 9]), 3, np.random.default_rng(5))
+    windows = windows_within(tokens, np.array([6, 7, 7, 9]), 3, np.random.default_rng(5))
     widths = np.random.default_rng(5).integers(1, 4, 9).tolist()
     assert set(widths) == {1, 2, 3}
-    found = list(zip(*(each.tolist() for each in pairs), strict=True))
+    found = list(zip(*(each.tolist() for each in windows.pairs()), strict=True))
     assert found == naive(sentences, widths)
-    assert pairs.centres.dtype == pairs.contexts.dtype == np.int32
+    assert {each.dtype for each in windows} == {np.dtype(np.int32)}
 
 
 def test_an_epoch_has_each_sentence_once_whatever_the_blocks(monkeypatch):
@@ -125,9 +125,9 @@ def test_an_epoch_has_each_sentence_once_whatever_the_blocks(monkeypatch):
     tokens = np.arange(15, dtype=np.int32)
     # Words so rare that each stays.
     corpus = Corpus(tuple(map(str, tokens)), np.ones(10_000, np.int64), tokens, ends)
-    blocks = list(corpus.draw_pairs(1, np.random.default_rng(0)))
+    blocks = list(corpus.draw_windows(1, np.random.default_rng(0)))
     assert len(blocks) == 3
-    found = [pair for block in blocks for pair in zip(*block, strict=True)]
+    found = [pair for block in blocks for pair in zip(*block.pairs(), strict=True)]
     assert found == naive([s.tolist() for s in np.split(tokens, ends[:-1])], [1] * 15)
 
 
@@ -136,19 +136,19 @@ def test_words_are_left_out_before_windows_are_laid():
     tokens[1::2] = np.arange(1, 20_001)
     counts = np.bincount(tokens)
     corpus = Corpus(tuple(map(str, range(20_001))), counts, tokens, np.array([40_000]))
-    (pairs,) = corpus.draw_pairs(1, np.random.default_rng(0))
+    (windows,) = corpus.draw_windows(1, np.random.default_rng(0))
+    centres, contexts = windows.pairs()
     share = np.sqrt(1 / 500) + 1 / 500
     # With nearly no word 0 left, its neighbours have each other.
-    assert Counter(pairs.centres.tolist())[0] == pytest.approx(2 * share * 20_000, rel=0.15)
-    beside = (np.diff(np.column_stack(pairs)) == 1).sum()
-    assert beside == pytest.approx((1 - share) * 20_000, rel=0.02)
+    assert Counter(centres.tolist())[0] == pytest.approx(2 * share * 20_000, rel=0.15)
+    assert (contexts - centres == 1).sum() == pytest.approx((1 - share) * 20_000, rel=0.02)
 
 
 def test_an_epoch_is_drawn_again_by_its_seed(tmp_path):
     path = write(tmp_path, "a b c a d b c\n" * 50)
     corpus = read_corpus(path)
     first, again, other = (
-        next(iter(corpus.draw_pairs(3, np.random.default_rng(seed)))) for seed in (0, 0, 1)
+        next(corpus.draw_windows(3, np.random.default_rng(seed))) for seed in (0, 0, 1)
     )
     assert all(map(np.array_equal, first, again))
     assert not all(map(np.array_equal, first, other))

@@ -1,15 +1,14 @@
-"""A text as numbers of words: read from a file, and drawn from, pair after pair."""
+"""A text as numbers of words: read from a file, with the windows that are drawn around them."""
 
 from __future__ import annotations
 
 import os
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,20 +25,32 @@ _NOISE_POWER = 0.75
 _NOISE_WORDS = 1 << 20
 # Characters that are read of a line at a time.
 _CHARACTERS = 1 << 20
-# Pairs are drawn from so many words at a time: a second's work, for which they need some 30 MB.
-_BLOCK = 1 << 18
+# Windows are drawn for so many words at a time: some seconds' work, in some 30 MB.
+_BLOCK = 1 << 20
 
 
-class Pairs(NamedTuple):
-    """Words that stand near each other: n pairs.
+class Windows(NamedTuple):
+    """Words of sentences, and what stands near each: ``tokens[first:last]``, but for itself.
 
     Attributes:
-        centres: Numbers of words: int32, shape (n,).
-        contexts: Of words that stand within the window around those: int32, shape (n,).
+        tokens: Numbers of words: int32, shape (n,).
+        firsts: Where the window of each begins: int32, shape (n,).
+        lasts: Where it has ended: int32, shape (n,).
     """
 
-    centres: npt.NDArray[np.int32]
-    contexts: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32]
+    firsts: npt.NDArray[np.int32]
+    lasts: npt.NDArray[np.int32]
+
+    def pairs(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """All pairs of a word and one in its window: the former and the latter, shape (m,)."""
+        lengths = self.lasts - self.firsts
+        centres = np.repeat(np.arange(len(lengths)), lengths)
+        # Of each window, its place less how many pairs there are before it.
+        shifts = np.repeat(self.firsts - (np.cumsum(lengths) - lengths), lengths)
+        contexts = np.arange(len(centres)) + shifts
+        others = centres != contexts
+        return self.tokens[centres[others]], self.tokens[contexts[others]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +97,8 @@ class Corpus:
         for sentence in np.split(self.tokens, self.ends[:-1]):
             yield [self.words[number] for number in sentence]
 
-    def draw_pairs(self, window: int, generator: np.random.Generator) -> Iterator[Pairs]:
-        """Draws the pairs of an epoch, as word2vec does, in the order of the text.
+    def draw_windows(self, window: int, generator: np.random.Generator) -> Iterator[Windows]:
+        """Draws the windows of an epoch, as word2vec does, in the order of the text.
 
         Frequent words are left out at random; then each word has a window of its own, of 1 to
         ``window`` words on either side within the sentence.
@@ -97,7 +108,7 @@ class Corpus:
             generator: Of all that is random.
 
         Yields:
-            Pairs of some 2^18 words of the text at a time.
+            Those of some 2^20 words of the text at a time, or less where sentences end.
         """
         kept = keep_probabilities(self.counts)
         start = 0
@@ -108,7 +119,7 @@ class Corpus:
             tokens = self.tokens[begin : ends[-1]]
             stays = generator.random(len(tokens), np.float32) < kept[tokens]
             before = np.concatenate([[0], np.cumsum(stays)])
-            yield pairs_within(tokens[stays], before[ends - begin], window, generator)
+            yield windows_within(tokens[stays], before[ends - begin], window, generator)
             start = stop
 
 
@@ -213,43 +224,24 @@ def noise_words(counts: npt.NDArray[np.int64], size: int = _NOISE_WORDS) -> npt.
     return noise
 
 
-def pairs_within(
+def windows_within(
     tokens: npt.NDArray[np.int32],
-    ends: Iterable[int] | npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
     window: int,
     generator: np.random.Generator,
-) -> Pairs:
-    """All pairs of sentences, each word with those within its window, whose width is random.
+) -> Windows:
+    """Windows of random width around the words of sentences, which end where those do.
 
     Args:
-        tokens: The words of sentences: shape (n,).
-        ends: Where each sentence ends, in ascending order; some may be empty.
-        window: The widest: widths are drawn from 1 to it.
+        tokens: The words: shape (n,).
+        ends: Where each sentence ends, in ascending order; some may be empty: shape (s,).
+        window: The widest: widths are drawn from 1 to it, on either side.
         generator: Of widths.
     """
     widths = generator.integers(1, window + 1, len(tokens))
-    room = 2 * int(widths.sum())
-    pairs = Pairs(np.empty(room, np.int32), np.empty(room, np.int32))
-    count = _pair_up()(tokens, np.asarray(ends), widths, *pairs)
-    return Pairs(*(each[:count] for each in pairs))
-
-
-@cache
-def _pair_up() -> Any:
-    """Writes pairs; returns how many."""
-    import numba
-
-    @numba.njit(nogil=True)
-    def pair_up(tokens, ends, widths, centres, contexts) -> int:  # type: ignore[no-untyped-def]
-        count = start = 0
-        for end in ends:
-            for at in range(start, end):
-                first, last = max(start, at - widths[at]), min(end, at + widths[at] + 1)
-                for other in range(first, last):
-                    if other != at:
-                        centres[count], contexts[count] = tokens[at], tokens[other]
-                        count += 1
-            start = end
-        return count
-
-    return pair_up
+    lengths = np.diff(ends, prepend=0)
+    starts, stops = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
+    places = np.arange(len(tokens))
+    firsts = np.maximum(starts, places - widths).astype(np.int32)
+    lasts = np.minimum(stops, places + widths + 1).astype(np.int32)
+    return Windows(tokens, firsts, lasts)

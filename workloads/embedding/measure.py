@@ -50,7 +50,7 @@ class Task:
         data: Its name.
         width: Columns of a table.
         window: How many words on either side a word predicts, at most.
-        negative: Words of noise for each pair.
+        negative: Words of noise.
         min_count: Words that occur less often were left out of the corpus.
         epochs: How many each training takes.
         rounds: How often each contender trains, with other first values.
@@ -207,10 +207,10 @@ async def train(task: Task, parts: Parts, settings: SchedulerSettings, seed: int
         for epoch in range(task.epochs):
             scheduler.hyperparameters = replace(start, lr=start.lr * (1 - epoch / task.epochs))
             generator = np.random.default_rng([seed, epoch])
-            for pairs in parts.train.draw_pairs(task.window, generator):
-                if count := len(pairs.centres):
+            for windows in parts.train.draw_windows(task.window, generator):
+                if count := len(windows.tokens):
                     drawn = generator.choice(noise, count)
-                    worker = make_worker(shared, pairs, drawn, task.negative, seed)
+                    worker = make_worker(shared, windows, drawn, task.window, task.negative, seed)
                     staleness += (await scheduler.run(worker, updates=count)).staleness
         seconds = time.perf_counter() - began
     tables = (shared.views[name].numpy() for name in ("words", "contexts"))
