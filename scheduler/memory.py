@@ -50,9 +50,9 @@ def _allocate_on_cpu(size: int) -> torch.Tensor:
     Rows of a large table are each in another page. With small ones, most of an update's time would
     go into finding where they are.
     """
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    memory = memory[start : start + size]
+    allocated = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -allocated.ctypes.data % _ALIGNMENT
+    memory = allocated[start : start + size]
     memory.fill(0)
     _allocated[memory.ctypes.data] = memory
     return torch.from_numpy(memory)
