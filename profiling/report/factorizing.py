@@ -13,16 +13,14 @@ _MODELS = {"mf": "biased matrix factorisation", "fm": "a factorisation machine"}
 def table(result: MovieLens) -> Table:
     """How good each became, and how soon."""
     columns = (
-        *("trained by", "workers", "RMSE", "95 % interval", "epochs", "seconds"),
-        *(f"to {result.settings.target:g}: seconds", "95 % interval", "staleness"),
+        *("trained by", "RMSE", "95 % interval", "seconds"),
+        *(f"s to {result.settings.target:g}", "95 % interval", "staleness"),
     )
     rows = [
         (
             run.name,
-            str(run.workers),
             number_text(run.rmse.median, 4),
-            range_text(run.rmse.estimate, 4),
-            str(run.epochs),
+            range_text(run.rmse.estimate, 3),
             number_text(run.seconds.median, 3),
             *(spread_texts(run.seconds_to_target, 3) if all(run.reached) else _not_reached(run)),
             number_text(run.staleness, 2),
@@ -33,7 +31,7 @@ def table(result: MovieLens) -> Table:
 
 
 def _not_reached(run: MovieLensRun) -> tuple[str, str]:
-    return f"{sum(run.reached)} of {len(run.reached)} folds", "-"
+    return "-", f"in {sum(run.reached)} of {len(run.reached)}"
 
 
 def said(result: MovieLens) -> list[str]:
@@ -51,7 +49,8 @@ def said(result: MovieLens) -> list[str]:
         f"Measured on {machine_text(result)}: {settings.data}, {settings.ratings:,} ratings of "
         f"{settings.items:,} items by {settings.users:,} users, in "
         f"{counted(settings.folds, 'fold')}, {counted(settings.repeats, 'time')} each; "
-        f"{_MODELS[settings.model]} of {settings.width} columns. Tables are copied while workers "
-        f"go on, and evaluated later."
+        f"{_MODELS[settings.model]} of {settings.width} columns, {settings.epochs} epochs by "
+        f"{counted(settings.workers, 'worker')}. Tables are copied while workers go on, and "
+        f"evaluated later."
     )
     return [*sentences, *result.warnings]

@@ -232,13 +232,16 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
     worker = model.make_worker(shared, fold, seed)
     copies: list[tuple[float, int, torch.Tensor]] = []
 
-    def keep(_worker: int, _loss: float) -> None:
-        copies.append((time.perf_counter(), shared.version, shared.flat.clone()))
+    def keep(worker: int, _loss: float) -> None:
+        if worker == 0:  # of all: others are there at about the same times
+            copies.append((time.perf_counter(), shared.version, shared.flat.clone()))
 
     async with StreamScheduler(shared, settings) as scheduler:
         updates = task.epochs * len(fold.train)
         report = await scheduler.run(worker, updates=updates, on_loss=keep)
-    start = time.perf_counter() - report.seconds
+    end = time.perf_counter()
+    copies.append((end, shared.version, shared.flat))
+    start = end - report.seconds
     points = [
         Point(
             seconds=at - start,
