@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import epsilon
-from hogstream.profiling.report import answers, factorizing, plots, rows, sentences
+from hogstream.profiling.report import (
+    answers,
+    embedding,
+    factorizing,
+    plots,
+    row_bench,
+    rows,
+    sentences,
+)
+from hogstream.profiling.results.embedding_schema import Embedding
 from hogstream.profiling.results.files import AnyResult, decoded
 from hogstream.profiling.results.movielens_schema import MovieLens
 from hogstream.profiling.results.profile_schema import GpuRun, NcuProfile
 from hogstream.profiling.results.records import Ratio
+from hogstream.profiling.results.rows_schema import RowBench
 from hogstream.profiling.results.schema import (
     Bench,
     Compare,
@@ -119,13 +129,19 @@ def models(folder: Path) -> list[str]:
     return parts or ["Nothing was measured yet."]
 
 
-def factors(folder: Path) -> list[str]:
-    """What ``docs/guide/rows.md`` shows of ``*-movielens.json``."""
+def rows_of_tables(folder: Path) -> list[str]:
+    """What ``docs/guide/rows.md`` shows of ``*-movielens``, ``*-embedding`` and ``*-rows.json``."""
     parts = []
-    for name, measured in _read(folder, "movielens", MovieLens):
-        parts += [f"`{measured.command}` ([JSON](../results/{name})):"]
-        parts += ["\n".join(f"- {sentence}" for sentence in factorizing.said(measured))]
-        parts += [_table(factorizing.table(measured))]
+    for name, factors in _read(folder, "movielens", MovieLens):
+        said = factorizing.said(factors)
+        parts += _section(name, factors, said, [factorizing.table(factors)], "../results")
+    for name, words in _read(folder, "embedding", Embedding):
+        parts += _section(
+            name, words, embedding.said(words), [embedding.table(words)], "../results"
+        )
+    for name, bench in _read(folder, "rows", RowBench):
+        tables = [row_bench.kernels(bench), row_bench.policies(bench)]
+        parts += _section(name, bench, row_bench.said(bench), tables, "../results")
     return parts or ["Nothing was measured yet."]
 
 
@@ -166,10 +182,20 @@ def _last_sweep(folder: Path) -> list[tuple[str, Bench]]:
     return [*_read(folder, "sweep", Bench)][-1:]
 
 
-def _section(name: str, result: R, said: list[str], tables: list[rows.Table]) -> list[str]:
-    """The command that made a result, what it says, and its tables."""
+def _section(
+    name: str, result: R, said: list[str], tables: list[rows.Table], folder: str = "results"
+) -> list[str]:
+    """The command that made a result, what it says, and its tables.
+
+    Args:
+        name: Of the result's file.
+        result: What is in it.
+        said: Of it, in sentences.
+        tables: Of it.
+        folder: Of results, as the document's folder has it.
+    """
     where = f" on {rows.machine_text(result)}" if isinstance(result, (Compare, Train)) else ""
-    parts = [f"`{result.command}`{where} ([JSON](results/{name})):"]
+    parts = [f"`{result.command}`{where} ([JSON]({folder}/{name})):"]
     parts += ["\n".join(f"- {sentence}" for sentence in said)] if said else []
     return [*parts, *map(_table, tables)]
 
@@ -246,7 +272,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "docs/lock-free.md": ("races", races),
     "docs/guide/asynchronous.md": ("models", models),
     "docs/guide/migrate.md": ("epsilon", epsilon.told),
-    "docs/guide/rows.md": ("rows", factors),
+    "docs/guide/rows.md": ("rows", rows_of_tables),
 }
 
 

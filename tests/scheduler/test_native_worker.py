@@ -70,9 +70,15 @@ def factors(dtype: torch.dtype) -> tuple[SharedParameters, tuple[Any, ...]]:
     return shared, (rng.integers(0, 6, 40), rng.integers(0, 5, 40), ratings)
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        *(("lock-free", options) for options in VARIANTS),
+        *((policy, VARIANTS[1]) for policy in POLICIES[1:]),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("policy", POLICIES)
 async def test_one_worker_gives_the_bits_of_updates_one_by_one(policy, dtype, options):
     shared, samples = factors(dtype)
     tables = {name: shared.views[name].clone() for name in ("users", "items")}
