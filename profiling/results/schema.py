@@ -89,7 +89,7 @@ class Staleness(Record):
     histogram: dict[Count, Count] | None
 
 
-class Run(Record, kw_only=True):
+class Run(Record, kw_only=True, omit_defaults=True):
     """The scheduler's runs under one policy, at one size and worker count, over all rounds.
 
     Attributes:
@@ -109,7 +109,7 @@ class Run(Record, kw_only=True):
         staleness: In versions.
         lost_updates_fraction: Of updates, block by block; null without telemetry.
         overwrites_per_update: How often a block was overwritten; null without telemetry.
-        stale_rows_fraction: Of rows, in updates of rows; null without those or telemetry.
+        stale_rows_fraction: Of rows, in updates of rows; left out without those or telemetry.
         updates_by_worker: That landed.
         dropped_by_worker: That were submitted and did not land.
         nonfinite_by_worker: That were left out, as their gradient held an infinity or NaN.
@@ -149,7 +149,7 @@ class Run(Record, kw_only=True):
     torch_threads: Size | None
 
 
-class BenchRun(Run):
+class BenchRun(Run, kw_only=True):
     """A run of simulated workers.
 
     Attributes:
@@ -160,7 +160,7 @@ class BenchRun(Run):
     gains: dict[str, Ratio]
 
 
-class TrainRun(Run):
+class TrainRun(Run, kw_only=True):
     """Trainings of a workload, a sample a round.
 
     ``policy`` says who trained: a policy, ``one alone`` (lock-free with one worker), or ``by hand``

