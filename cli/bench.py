@@ -88,7 +88,7 @@ def _set_sweep_defaults(context: click.Context, _: click.Parameter, sweep: bool)
 @scheduling_options(depth=str(_DEPTH))
 @click.option(
     "--seconds",
-    type=options.seconds_above_zero,
+    type=options.number_above_zero,
     metavar="SECONDS",
     default=3.0,
     show_default=True,

@@ -18,6 +18,7 @@ from hogstream.cli.tables import console_table
 from hogstream.kernels.backends.select import select_row_backend
 from hogstream.profiling.report import row_bench
 from hogstream.profiling.results.files import write_result
+from hogstream.scheduler.policies import COMPILED_POLICIES
 
 Command = Callable[..., None]
 
@@ -136,9 +137,9 @@ def _bench_rows(
     from hogstream.profiling.measure import rows as job  # which needs Numba
 
     for policy in policies or ():
-        if policy not in job.POLICIES:
+        if policy not in COMPILED_POLICIES:
             raise click.BadParameter(
-                f"each must be one of {', '.join(job.POLICIES)} with --rows, got '{policy}'",
+                f"each must be one of {', '.join(COMPILED_POLICIES)} with --rows, got '{policy}'",
                 param_hint="'--policies'",
             )
     task = job.Task(
@@ -147,7 +148,7 @@ def _bench_rows(
         zipf=zipf,
         rows_per_update=rows_per_update,
         workers=workers,
-        policies=policies or job.POLICIES,
+        policies=policies or COMPILED_POLICIES,
         seconds=seconds,
         seed=seed,
     )

@@ -42,7 +42,7 @@ from hogstream.profiling.results.files import write_result
 )
 @click.option(
     "--seconds",
-    type=options.seconds_above_zero,
+    type=options.number_above_zero,
     metavar="SECONDS",
     default=10.0,
     show_default=True,

@@ -30,7 +30,7 @@ from hogstream.scheduler import SettingError
 )
 @click.option(
     "--seconds",
-    type=options.seconds_above_zero,
+    type=options.number_above_zero,
     metavar="SECONDS",
     default=job.SECONDS,
     show_default=True,

@@ -28,14 +28,7 @@ from hogstream.workloads.embedding.skip_gram import WIDTH
     show_default=True,
     help="Numbers of workers, of each policy and of gensim.",
 )
-@click.option(
-    "--policy",
-    "policies",
-    type=click.Choice(("all", *job.POLICIES)),
-    default="all",
-    show_default=True,
-    help="What an update waits for.",
-)
+@options.COMPILED_POLICY
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     "--width",
@@ -71,7 +64,7 @@ from hogstream.workloads.embedding.skip_gram import WIDTH
 def embedding(
     file: Path | None,
     workers: tuple[int, ...],
-    policies: str,
+    policies: tuple[str, ...],
     epochs: int,
     width: int,
     window: int,
@@ -101,7 +94,7 @@ def embedding(
         rounds=rounds,
         seed=seed,
         workers=workers,
-        policies=job.POLICIES if policies == "all" else (policies,),
+        policies=policies,
     )
     with steps(len(task.contenders) * rounds) as progress:
         try:

@@ -21,7 +21,6 @@ from hogstream.workloads.movielens.factorization import WIDTH
 
 #: What RMSE Surprise publishes of its ``SVD`` on MovieLens-100K (https://surpriselib.com).
 _TARGET = 0.934
-_POLICIES = ("lock-free", "locked", "row-locked", "ordered")
 _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay=0.1)
 
 
@@ -35,14 +34,7 @@ _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay
 @click.option(
     "--workers", type=click.IntRange(1, options.MAX_WORKERS), default=2, show_default=True
 )
-@click.option(
-    "--policy",
-    "policies",
-    type=click.Choice(("all", *_POLICIES)),
-    default="all",
-    show_default=True,
-    help="What an update waits for.",
-)
+@options.COMPILED_POLICY
 @click.option(
     "--beside/--no-beside",
     default=True,
@@ -67,7 +59,7 @@ _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option(
     "--target",
-    type=options.seconds_above_zero,
+    type=options.number_above_zero,
     metavar="RMSE",
     default=_TARGET,
     show_default=True,
@@ -102,7 +94,7 @@ _HYPERPARAMETERS = Hyperparameters(lr=0.005, alpha=0.999, eps=0.01, weight_decay
 def movielens(
     data: Path | None,
     workers: int,
-    policies: str,
+    policies: tuple[str, ...],
     beside: bool,
     model: str,
     width: int,
@@ -139,7 +131,7 @@ def movielens(
                 weight_decay=weight_decay,
             ),
         ),
-        policies=_POLICIES if policies == "all" else (policies,),
+        policies=policies,
         beside=beside,
     )
     with steps(len(task.contenders) * folds * repeats) as progress:

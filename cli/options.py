@@ -25,7 +25,7 @@ from hogstream.profiling.environment import best_device, cuda_devices
 from hogstream.profiling.measure.peers import PEERS
 from hogstream.profiling.measure.shapes import MODELS, Shape
 from hogstream.profiling.results.records import MOST
-from hogstream.scheduler.policies import select_policy
+from hogstream.scheduler.policies import COMPILED_POLICIES, select_policy
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def peers(text: str) -> tuple[str, ...]:
     return _each(_peer, text)
 
 
-def seconds_above_zero(text: str) -> float:
+def number_above_zero(text: str) -> float:
     """A finite number > 0."""
     return _number(text, lambda value: value > 0, "> 0")
 
@@ -217,6 +217,15 @@ BACKEND = click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     help="Which kernels.  [default: the best for the device]",
+)
+COMPILED_POLICY = click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(("all", *COMPILED_POLICIES)),
+    callback=lambda _context, _param, given: COMPILED_POLICIES if given == "all" else (given,),
+    default="all",
+    show_default=True,
+    help="What an update waits for.",
 )
 SEED = click.option(
     "--seed",

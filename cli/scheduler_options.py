@@ -11,7 +11,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from hogstream.cli.options import seconds_above_zero
+from hogstream.cli.options import number_above_zero
 from hogstream.profiling.results.gains import CONTENDER
 from hogstream.scheduler import SchedulerSettings, SettingError
 from hogstream.scheduler.policies import DENSE_POLICIES, select_policy
@@ -117,7 +117,7 @@ def _option(setting: Field[Any], depth: str) -> Callable[[Command], Command]:
     if setting.name == "deadline":
         return click.option(
             _name(setting.name),
-            type=seconds_above_zero,
+            type=number_above_zero,
             metavar="SECONDS",
             show_default="none",
             help=text,

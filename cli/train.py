@@ -76,7 +76,7 @@ _ARGUMENT = "'WORKLOAD'"
 )
 @click.option(
     "--seconds",
-    type=options.seconds_above_zero,
+    type=options.number_above_zero,
     show_default="the workload's",
     help="Give a training up after so many.",
 )

@@ -55,6 +55,9 @@ POLICIES = {
 #: Names of those that take dense updates too.
 DENSE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.row_locked)
 
+#: Names of those that need no event loop between two updates, as the steps of a ``NativeWorker``.
+COMPILED_POLICIES = ("lock-free", "locked", "row-locked", "ordered")
+
 _BOUNDED = "or bounded:K with an integer K >= 0"
 #: What ``policy=`` may be, in words; and where updates are dense.
 ALLOWED = f"one of {', '.join(POLICIES)}, {_BOUNDED}"

@@ -37,8 +37,6 @@ from hogstream.scheduler import (
     StreamScheduler,
 )
 
-#: What an update of a compiled step can wait for.
-POLICIES = ("lock-free", "locked", "row-locked", "ordered")
 ROUNDS = 7
 # Rows that are drawn beforehand; workers go through them again and again.
 _DRAWN = 1 << 21
@@ -61,7 +59,7 @@ class Task:
         zipf: Exponent of the distribution that workers' rows are drawn from.
         rows_per_update: How many rows a worker's update has.
         workers: Worker counts.
-        policies: Of ``POLICIES``, measured in turn.
+        policies: Of ``COMPILED_POLICIES``, measured in turn.
         seconds: Measured for each configuration, over all rounds.
         seed: Of rows and gradients.
     """

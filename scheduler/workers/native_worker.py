@@ -45,6 +45,7 @@ from hogstream.scheduler.lanes import rings
 from hogstream.scheduler.lanes.base import LaneSettings
 from hogstream.scheduler.lanes.compiled import SettingsMemory
 from hogstream.scheduler.parameters import SharedParameters
+from hogstream.scheduler.policies import COMPILED_POLICIES
 from hogstream.scheduler.workers import native_steps as steps
 
 #: Indices of samples, int64, shape (m,).
@@ -491,7 +492,7 @@ def _check_settings(context: WorkerContext) -> None:
     """
     settings = context.settings
     for name, allowed in (
-        ("policy", ("lock-free", "locked", "row-locked", "ordered")),
+        ("policy", COMPILED_POLICIES),
         ("read", ("live",)),
         ("batch", (1,)),
         ("deadline", (None,)),

@@ -13,6 +13,7 @@ pytest.importorskip("numba")
 from hogstream.profiling.measure import rows as job
 from hogstream.profiling.results.files import decoded
 from hogstream.profiling.results.rows_schema import RowBench
+from hogstream.scheduler.policies import COMPILED_POLICIES
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +32,7 @@ def test_rows_are_measured_by_themselves_and_by_workers(hogstream: Command, tmp_
     settings = result.settings
     assert (settings.width, settings.zipf, settings.rows_per_update) == (16, 1.5, 3)
     assert len(result.kernels) == 2 * 2 * len({1, torch.get_num_threads()})
-    names = [*job.POLICIES, "one alone"]
+    names = [*COMPILED_POLICIES, "one alone"]
     assert [(run.rows, run.workers, run.policy) for run in result.results] == [
         (rows, 2, name) for rows in (50, 1024) for name in names
     ]

@@ -34,8 +34,6 @@ from hogstream.workloads.embedding.skip_gram import (
     make_worker,
 )
 
-#: Of all there are, those that a compiled step can have.
-POLICIES = ("lock-free", "locked", "row-locked", "ordered")
 # One sentence in so many is held out, and so many pairs of them at most are evaluated.
 _HELD_OUT = 50
 _EVALUATED = 1 << 16

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from hogstream.scheduler import NativeWorker, SharedParameters
+from hogstream.workloads.movielens.fold import Fold
+
+# In so many chunks workers go through an epoch, of some 5 ms each.
+_CHUNKS = 4
 _USER_BLOCKS, _ITEM_BLOCKS = 8, 16
 
 
@@ -41,6 +49,36 @@ class BlockOrder:
     def __call__(self, generator: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         """The parts of an epoch."""
         return [self._parts[index] for index in generator.permutation(len(self._parts))]
+
+
+def work_in_blocks(
+    shared: SharedParameters,
+    step: Any,
+    features: tuple[npt.NDArray[Any], ...],
+    tables: Mapping[str, int],
+    fold: Fold,
+    seed: int,
+) -> NativeWorker:
+    """A worker that goes through the training part of a fold in such an order.
+
+    Args:
+        shared: What it trains.
+        step: As of ``NativeWorker``; its samples are features, and ratings less their mean.
+        features: Of each rating of the training part: arrays of one length.
+        tables: As of ``NativeWorker``.
+        fold: Whose.
+        seed: Of the orders.
+    """
+    users, items = fold.ratings.users[fold.train], fold.ratings.items[fold.train]
+    return NativeWorker(
+        shared,
+        step,
+        (*features, fold.centred),
+        tables,
+        order=BlockOrder(users, items, seed),
+        chunk=len(users) // _CHUNKS + 1,
+        seed=seed,
+    )
 
 
 def _cut(

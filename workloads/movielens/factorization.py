@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from hogstream.scheduler import NativeWorker, SharedParameters
-from hogstream.workloads.movielens.block_order import BlockOrder
+from hogstream.workloads.movielens.block_order import work_in_blocks
 from hogstream.workloads.movielens.fold import Fold
 
 #: Columns of a table: a bias and 111 factors. A row fills seven cache lines, of which no other has
@@ -25,8 +25,6 @@ from hogstream.workloads.movielens.fold import Fold
 WIDTH = 112
 #: What factors start from: normal, of this standard deviation.
 SPREAD = 0.1
-#: In so many chunks workers go through an epoch, of some 5 ms each.
-CHUNKS = 4
 
 
 def make_parameters(fold: Fold, width: int, seed: int) -> SharedParameters:
@@ -50,16 +48,8 @@ def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker
         fold: Whose.
         seed: Of the orders in which it goes through samples.
     """
-    users, items = fold.ratings.users[fold.train], fold.ratings.items[fold.train]
-    return NativeWorker(
-        shared,
-        factorise(),
-        (users, items, fold.centred),
-        {"users": 1, "items": 1},
-        order=BlockOrder(users, items, seed),
-        chunk=len(users) // CHUNKS + 1,
-        seed=seed,
-    )
+    features = fold.ratings.users[fold.train], fold.ratings.items[fold.train]
+    return work_in_blocks(shared, factorise(), features, {"users": 1, "items": 1}, fold, seed)
 
 
 def predict(tables: Mapping[str, torch.Tensor], fold: Fold) -> npt.NDArray[np.float32]:

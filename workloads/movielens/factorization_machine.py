@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from hogstream.scheduler import NativeWorker, SharedParameters
-from hogstream.workloads.movielens.block_order import BlockOrder
-from hogstream.workloads.movielens.factorization import CHUNKS, SPREAD
+from hogstream.workloads.movielens.block_order import work_in_blocks
+from hogstream.workloads.movielens.factorization import SPREAD
 from hogstream.workloads.movielens.fold import Fold
 
 #: How many features a sample has.
@@ -65,16 +65,8 @@ def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker
         fold: Whose.
         seed: Of the orders in which it goes through samples.
     """
-    users, items = fold.ratings.users[fold.train], fold.ratings.items[fold.train]
-    return NativeWorker(
-        shared,
-        learn(),
-        (features(fold)[fold.train], fold.centred),
-        {"features": FEATURES},
-        order=BlockOrder(users, items, seed),
-        chunk=len(users) // CHUNKS + 1,
-        seed=seed,
-    )
+    of_ratings = features(fold)[fold.train]
+    return work_in_blocks(shared, learn(), (of_ratings,), {"features": FEATURES}, fold, seed)
 
 
 def predict(tables: Mapping[str, torch.Tensor], fold: Fold) -> npt.NDArray[np.float32]:
