@@ -137,8 +137,9 @@ class Dispatch:
         row_locks = RowLocks() if policy.row_locked else None
         races = None
         if settings.telemetry:
-            races = shared.count_races_with(backend, row_locks.block if row_locks else None)
-            shared.count_stale_rows()
+            locks_blocks = row_locks is not None and backend.name != "triton"
+            races = shared.count_races_with(backend, RowLocks.block if locks_blocks else None)
+            shared.count_rows_with(backend)
         of_lanes = LaneSettings(
             shared=shared,
             backend=backend,

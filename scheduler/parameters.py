@@ -37,6 +37,8 @@ class SharedParameters:
         row_versions: With that on a CPU, the version that an update of rows made of each row last:
             int64, shape (rows,), of all parameters that have an axis, one after the other; before,
             None.
+        row_races: With that on a GPU, by name what races of each row of updates of rows were
+            counted, apart from ``races``; before, nothing.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
         buffers: By name, what a module has besides parameters and workers share too, such as
             running statistics; of any dtype.
@@ -96,6 +98,7 @@ class SharedParameters:
         self.worker_state: UpdateState | None = None
         self.races: RaceCounters | None = None
         self.row_versions: torch.Tensor | None = None
+        self.row_races: dict[str, RaceCounters] = {}
         self.worker_buffers: Buffers | None = None
         self.versions = _make_versions(0)
         self.slot = 0
@@ -337,16 +340,33 @@ class SharedParameters:
                 self.races = None
         return self.count_races(wanted)
 
-    def count_stale_rows(self) -> None:
-        """Makes ``row_versions``, of zeros, if they are not there; on a CPU.
+    @property
+    def race_counters(self) -> list[RaceCounters]:
+        """All counters of races that there are: of blocks of everything, and of rows."""
+        return [*([] if self.races is None else [self.races]), *self.row_races.values()]
+
+    def count_rows_with(self, backend: Backend) -> None:
+        """Makes what updates of rows are counted with, if it is not there.
+
+        Args:
+            backend: ``triton`` counts the races of each row; others, which rows were stale.
 
         Raises:
-            MemoryError: If they do not fit.
+            MemoryError: If it does not fit the device.
         """
+        rows = {name: shape[0] for name, shape in self._shapes.items() if shape}
         device = self.flat.device
-        if self.row_versions is None and device.type == "cpu":
-            rows = sum(shape[0] for shape in self._shapes.values() if shape)
-            self.row_versions = allocate_zeros("row_versions", (rows,), torch.int64, device)
+        if backend.name != "triton":
+            if self.row_versions is None:
+                total = sum(rows.values())
+                self.row_versions = allocate_zeros("row_versions", (total,), torch.int64, device)
+        elif not self.row_races:
+            self.row_races = {
+                name: RaceCounters(
+                    count, 1, allocate_zeros("row_races", (3, count), torch.int64, device)
+                )
+                for name, count in rows.items()
+            }
 
     def share_memory_(self, processes: int) -> None:
         """Moves everything to where other processes can reach it; views and modules follow.
@@ -374,6 +394,7 @@ class SharedParameters:
         tensors += [] if self.worker_state is None else self.worker_state.named().values()
         tensors += [] if self.races is None else [self.races.counts]
         tensors += [] if self.row_versions is None else [self.row_versions]
+        tensors += [each.counts for each in self.row_races.values()]
         tensors += [*self.buffers.values(), *(self.worker_buffers or {}).values()]
         move_to_shared_memory(tensors)
         self.versions = versions
@@ -382,7 +403,7 @@ class SharedParameters:
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """If the block fails, what was made in it is dropped again: state, counts, buffers."""
-        names = "state", "worker_state", "races", "row_versions", "worker_buffers"
+        names = "state", "worker_state", "races", "row_versions", "row_races", "worker_buffers"
         before = {name: getattr(self, name) for name in names}
         try:
             yield

@@ -51,7 +51,7 @@ class RunReport:
         dead: Process ids of workers that were killed.
         partial: Whether the run ended before it had done what it was asked for.
         block_updates: With telemetry, how many updates landed, counted for each block of the
-            parameters; else None.
+            parameters; else None. On a GPU, those of rows are counted for each row.
         lost_block_updates: How many of those were lost.
         overwritten_block_updates: How often one of those was overwritten; see ``RaceCounters``.
         rows: With telemetry on a CPU, how many rows were updated by updates of rows, each counted
@@ -298,7 +298,11 @@ class RunRecord:
     """
 
     def __init__(
-        self, workers: int, races: RaceCounters | None = None, *, counts_rows: bool = False
+        self,
+        workers: int,
+        races: Sequence[RaceCounters] | None = None,
+        *,
+        counts_rows: bool = False,
     ) -> None:
         """Starts the clock.
 
@@ -396,6 +400,9 @@ class RunRecord:
         self._new_staleness.clear()
 
 
-def _totals(races: RaceCounters | None) -> list[int]:
+def _totals(races: Sequence[RaceCounters] | None) -> list[int]:
     """How many updates of a block landed, survived and were overwritten until now."""
-    return [] if races is None else races.counts.sum(dim=1).tolist()
+    if not races:
+        return []
+    totals: list[int] = torch.stack([each.counts.sum(dim=1) for each in races]).sum(0).tolist()
+    return totals

@@ -9,10 +9,16 @@ from typing import Any, NamedTuple
 import torch
 
 from hogstream.kernels.operands import ArrayLike, short
-from hogstream.kernels.row_table import BEFORE, ROW_VERSIONS, SLOTS, VERSIONS, RowTable
+from hogstream.kernels.row_table import (
+    BEFORE,
+    COUNTS,
+    ROW_VERSIONS,
+    SLOTS,
+    VERSIONS,
+    RowTable,
+)
 from hogstream.kernels.rows import RowOperands, RowUpdate, check_row_numbers, check_rows
 from hogstream.scheduler.gradients import Gradients
-from hogstream.scheduler.lanes import cuda_device
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Checked
 from hogstream.scheduler.update_state import UpdateState
@@ -29,12 +35,14 @@ class _Table(NamedTuple):
         state: The worker's for it: of the same shape.
         before: How many elements of the shared parameters come before it.
         row_versions: The address of those of its rows, or 0.
+        counts: The address of its race counters, by row, or 0.
     """
 
     param: torch.Tensor
     state: UpdateState
     before: int
     row_versions: int
+    counts: int
 
 
 class RowGradients:
@@ -69,10 +77,8 @@ class RowGradients:
             TypeError: If something is of a wrong type or dtype.
             ValueError: If a table is unknown, or gradients do not fit it or overlap what updates
                 write, or there is no table.
-            IndexError: If a row is not in its table.
-            NotImplementedError: If the parameters are on a GPU.
+            IndexError: If a row is not in its table; on a GPU, the kernel finds that.
         """
-        self._check_device()
         given = _by_name(name, rows, grads)
         tables = [self._table(each) for each, _ in given]
         parts = [
@@ -83,6 +89,7 @@ class RowGradients:
         versions, fields = self._shared.versions, laid_out.fields
         fields[:, BEFORE] = [table.before for table in tables]
         fields[:, ROW_VERSIONS] = [table.row_versions for table in tables]
+        fields[:, COUNTS] = [table.counts for table in tables]
         fields[:, VERSIONS], fields[:, SLOTS] = versions.data_ptr(), len(versions)
         return laid_out, Checked(laid_out)
 
@@ -96,7 +103,6 @@ class RowGradients:
         Raises:
             Exception: As ``check``.
         """
-        self._check_device()
         table = self._table(name)
         rows = check_row_numbers(table.param, rows, f"the rows of {name}")
         copied = rows.to(torch.int64, copy=True)
@@ -105,10 +111,6 @@ class RowGradients:
         laid_out = RowTable([RowUpdate(operands, copied, copied, 1)])
         laid_out.fields[:, BEFORE] = table.before
         return target, laid_out
-
-    def _check_device(self) -> None:
-        if cuda_device.gpu_of(self._shared.flat.device) is not None:
-            raise NotImplementedError("lanes on a GPU take whole updates so far, and no rows")
 
     def _part(self, name: str, table: _Table, rows: ArrayLike, grads: ArrayLike) -> RowUpdate:
         """The update of one table, sorted by row."""
@@ -136,12 +138,13 @@ class RowGradients:
         shape = view.shape[0], math.prod(view.shape[1:])
         before = int(view.storage_offset() - shared.flat.storage_offset())
         part = slice(before, before + view.numel())
-        versions = shared.row_versions
+        versions, races = shared.row_versions, shared.row_races.get(name)
         table = self._tables[name] = _Table(
             shared.flat[part].view(shape),
             self._state.map(lambda each: each[part].view(shape)),
             before,
             0 if versions is None else versions.data_ptr() + versions.itemsize * rows_before,
+            0 if races is None else races.counts.data_ptr(),
         )
         return table
 

@@ -39,7 +39,8 @@ class SchedulerSettings:
             ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
             ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
             ``"row-locked"``: at each row, a mutex that its lane holds around the update of that row
-            alone. All updates are of rows then, by ``submit_rows``, in one process, with Numba.
+            alone. All updates are of rows then, by ``submit_rows``, in one process; on a CPU, with
+            Numba.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
         hyperparameters: What updates are made with. Momentum, and centered updates, have a state
             of their own, which the scheduler makes when it is opened.
@@ -181,11 +182,12 @@ class SchedulerSettings:
                 "telemetry",
                 f"needs a backend that counts races (triton or numba), got {backend.name!r}",
             )
-        if select_policy(self.policy).row_locked and backend.name != "numba":
+        locks_rows = backend.name == "numba" or device_type == "cuda"
+        if select_policy(self.policy).row_locked and not locks_rows:
             raise SettingError(
                 "policy",
-                f"must be another than {self.policy} with backend {backend.name!r}: "
-                f"numba alone locks rows",
+                f"must be another than {self.policy} with backend {backend.name!r} on a "
+                f"{device_type}: numba alone locks rows there",
             )
         return backend
 

@@ -24,21 +24,23 @@ def compile_options(constants: dict[str, Any]) -> dict[str, Any]:
 
     An update with state besides ``ms`` has twice as many threads, of half as many elements each:
     else it would take more than 64 registers a thread. Blocks of float64, and tiles of rows, are
-    small enough.
+    small enough. Of a tile, no thread has less than an element: else one reads what another writes.
 
     Args:
         constants: The values of its constexprs by name.
     """
     more_state = constants.get("CENTERED", False) or constants.get("MOMENTUM", False)
-    small = constants.get("STORAGE") == tl.float64 or "ROWS" in constants
-    return {"num_warps": 8 if more_state and not small else 4, "enable_fp_fusion": False}
+    warps = 8 if more_state and constants.get("STORAGE") != tl.float64 else 4
+    if "ROWS" in constants:
+        warps = min(constants["ROWS"] * constants["COLUMNS"] // 32, 4)
+    return {"num_warps": warps, "enable_fp_fusion": False}
 
 
 def compile_for(kernel: Any, constants: dict[str, Any], target: GPUTarget) -> Any:
     """A compiled kernel, as Triton has it, that is loaded on no device.
 
     Args:
-        kernel: One of ``triton_kernels``.
+        kernel: One of ours.
         constants: The values of its constexprs by name, and maybe more.
         target: For what.
     """

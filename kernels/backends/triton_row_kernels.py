@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hogstream.kernels.backends.triton_locks import hold, lock_of, release
 from hogstream.kernels.backends.triton_pieces import (
     FACTORS,
     as_factors,
@@ -37,6 +38,7 @@ _row_mean_square, _decay = formula.row_mean_square, formula.decay
         *("param", "grads", "ms", "grad_avg", "buffer", "comp", "last_update", "rows", "order"),
         *("positions", "table_rows", "units", "number", "number_bits"),
         *(*FACTORS, "key", "grad_factor", "found_inf", "verdict", "counts"),
+        *("locks", "first_lock", "stripes"),
     ],
 )
 def row_rmsprop_kernel(
@@ -67,6 +69,9 @@ def row_rmsprop_kernel(
     found_inf: tl.int64,  # address of what forbids the update if it is not 0, if CHECKED: 32 bits
     verdict: tl.int64,  # address of what becomes 1 if a row is outside of it, else 0: int32, (1,)
     counts: tl.int64,  # address of ``RaceCounters.counts``, if COUNTED: int64, (3, table_rows)
+    locks: tl.int64,  # address of locks, if LOCKED: int32, (stripes,), all 0
+    first_lock: tl.int64,  # which of them the first row has; each row after it the next
+    stripes: tl.int64,  # how many there are: a power of 2
     STORAGE: tl.constexpr,  # how the table is stored: int16 is bfloat16
     GRAD_STORAGE: tl.constexpr,  # how gradients are
     EPS_INSIDE_SQRT: tl.constexpr,  # bool: this and six that follow as in ``Switches``
@@ -82,6 +87,7 @@ def row_rmsprop_kernel(
     LR_ON_DEVICE: tl.constexpr,  # bool: whether ``lr`` is an address
     CHECKED: tl.constexpr,  # bool: whether something may forbid the update
     COUNTED: tl.constexpr,  # bool: whether to count races
+    LOCKED: tl.constexpr,  # bool: whether to hold a row's lock around its update; then ROWS is 1
     ROWS: tl.constexpr,  # positions of a tile: a power of 2
     COLUMNS: tl.constexpr,  # its columns: a power of 2, if ROWWISE one that divides ``LANES``
     UNIT: tl.constexpr,  # if all rows are aligned, how many elements fill 128 bits at least; else 1
@@ -108,6 +114,11 @@ def row_rmsprop_kernel(
     position = tile * ROWS + tl.arange(0, ROWS)
     row, count, most = _heads(rows_ptr, position, positions.to(tl.int64))
     head = count > 0
+    if LOCKED:
+        if most == 0:
+            return
+        lock_ptr = lock_of(tl.max(row, 0), locks, first_lock, stripes)
+        hold(lock_ptr)
     if COUNTED:
         of_row = counts.to(tl.int64).to(tl.pointer_type(tl.int64)) + row
         # Adding nothing is a read that other memory is read after, in every version of Triton.
@@ -165,6 +176,8 @@ def row_rmsprop_kernel(
             of_row + _OVERWRITTEN * table_rows, overlapping, head & (overlapping != 0),
             sem="relaxed",
         )  # fmt: skip
+    if LOCKED:
+        release(lock_ptr)
 
 
 @triton.jit

@@ -32,6 +32,11 @@ TILE = {torch.float16: 512, torch.bfloat16: 512, torch.float32: 512, torch.float
 _TILE_OF_SINGLE = 256
 # Its columns, at most: then a row of float32 is one access of a warp.
 _COLUMNS = 128
+# And at least, where it is of one row: one for each thread of a warp.
+_COLUMNS_OF_ROW = 32
+
+#: What the kernels take last, if they lock nothing.
+NO_LOCKS = [0, 0, 0]
 
 
 def update_(
@@ -86,6 +91,7 @@ def update_(
         "LR_ON_DEVICE": lr_on_device is not None,
         "CHECKED": found_inf is not None,
         "COUNTED": counters is not None,
+        "LOCKED": False,
         **tile_constants(tensors),
     }
     factors = factor_words(hyperparameters)
@@ -97,21 +103,30 @@ def update_(
         signed(key),
         *map(address, (grad_factor, found_inf, verdict)),
         address(None if counters is None else counters.counts),
+        *NO_LOCKS,
     ]
     with current(device):
         programs = triton.cdiv(len(update.rows), constants["ROWS"])
         launch(row_rmsprop_kernel, programs, arguments, constants, device)
 
 
-def tile_constants(tensors: RowOperands) -> dict[str, int]:
-    """What part of an update one program takes, and what it may know of alignment."""
+def tile_constants(tensors: RowOperands, *, locked: bool = False) -> dict[str, int]:
+    """What part of an update one program takes, and what it may know of alignment.
+
+    Args:
+        tensors: Of the update.
+        locked: Whether a program holds a lock: of one row, as all that it takes.
+    """
     param = tensors.param
     width = param.shape[1]
     tables = [each for each in tensors[:6] if each is not None and each.dim() == 2]
     unit = 16 // min(each.element_size() for each in tables)
     if width % unit or any(each.data_ptr() % 16 for each in tables):
         unit = 1
-    columns = min(triton.next_power_of_2(width), LANES if tensors.ms.dim() == 1 else _COLUMNS)
+    most = LANES if tensors.ms.dim() == 1 else _COLUMNS
+    columns = min(triton.next_power_of_2(max(width, 1)), most)
+    if locked:
+        return {"ROWS": 1, "COLUMNS": max(columns, _COLUMNS_OF_ROW), "UNIT": unit}
     if param.device.type != "cuda":
         return {"ROWS": INTERPRETED_BLOCK // columns, "COLUMNS": columns, "UNIT": unit}
     return {"ROWS": tile_rows(param.dtype, columns, unit), "COLUMNS": columns, "UNIT": unit}

@@ -6,20 +6,20 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.row_table import CODE, LOCKS, READ_VERSION, RowTable
+from hogstream.kernels.row_table import READ_VERSION, RowTable
+from hogstream.kernels.verdicts import NONFINITE, OUTSIDE
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import Applier, Deliver, LaneSettings, Queue
 from hogstream.scheduler.lanes.rings import (
     COPIER,
     DONE,
     FORM,
-    NONFINITE,
     OUTCOME,
     PARTS,
     ROW,
@@ -32,6 +32,9 @@ from hogstream.scheduler.lanes.signals import Signal
 from hogstream.scheduler.update import Update, Work
 
 AnyLane = TypeVar("AnyLane", bound="RingLane")
+
+#: Fills in what a lane knows of tables: whose code updates them, and what it locks.
+Complete = Callable[[RowTable], None]
 
 _SIGNAL_BYTES = 4096  # more than lanes send before it is taken
 
@@ -57,20 +60,20 @@ class Form:
 class RowForm(Form):
     """The same of updates of rows, of which more is in the fields of each part."""
 
-    def __init__(self, update: int, factors: Sequence[int], fields: Sequence[int]) -> None:
+    def __init__(self, update: int, factors: Sequence[int], complete: Complete) -> None:
         """Lays it out.
 
         Args:
             update: As of ``Form``.
             factors: The bits of each.
-            fields: Of each part, those from ``LOCKS`` to ``CODE``.
+            complete: Fills in what a lane knows of a table.
         """
         super().__init__(update, factors)
-        self._fields = fields
+        self._complete = complete
 
     def complete(self, table: RowTable, read_version: int) -> None:
         """Fills in what is not known before an update is enqueued."""
-        table.fields[:, LOCKS : CODE + 1] = self._fields
+        self._complete(table)
         table.fields[:, READ_VERSION] = read_version
 
 
@@ -184,8 +187,19 @@ class RingLane:
             work.error = self._lanes.error(-outcome)
             if isinstance(work, Update):
                 work.staleness = 0  # the row has the version still
+        elif outcome == OUTSIDE:
+            work.error = _outside(work)
         elif isinstance(work, Update):
             work.nonfinite = outcome == NONFINITE
+
+
+def _outside(work: Work) -> IndexError:
+    """The error of rows of which a kernel has found that they are not in their table."""
+    table = work.checked.table if isinstance(work, Update) else work.rows
+    assert isinstance(table, RowTable)
+    sizes = " or ".join(str(len(part.operands.param)) for part in table.parts)
+    what = "nothing was updated" if isinstance(work, Update) else "such rows were not copied"
+    return IndexError(f"rows must be >= 0 and < {sizes}, the rows of their table: {what}")
 
 
 class RingLanes(Generic[AnyLane]):

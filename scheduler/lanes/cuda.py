@@ -10,16 +10,18 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections import deque
-from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from hogstream.kernels.backends.triton_launch import factor_words
 from hogstream.kernels.hyperparameters import Hyperparameters, Switches
+from hogstream.kernels.row_table import CODE, LOCKS, STRIPES, RowTable
 from hogstream.scheduler.lanes import cuda_launch, cuda_loop, native_loop, rings
 from hogstream.scheduler.lanes.base import Deliver, LaneSettings, Position, Queue
 from hogstream.scheduler.lanes.compiled import (
@@ -27,6 +29,7 @@ from hogstream.scheduler.lanes.compiled import (
     LoopThread,
     RingLane,
     RingLanes,
+    RowForm,
     compile_loop,
 )
 from hogstream.scheduler.lanes.cuda_batches import Batch
@@ -40,7 +43,7 @@ from hogstream.scheduler.lanes.cuda_device import (
 from hogstream.scheduler.lanes.cuda_driver import CudaError
 from hogstream.scheduler.lanes.cuda_events import cuda_event_done
 from hogstream.scheduler.lanes.cuda_graphs import Node, RepeatCache, UpdateGraph
-from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels, update_kernels
+from hogstream.scheduler.lanes.cuda_kernels import RowKernels, UpdateKernels, update_kernels
 from hogstream.scheduler.lanes.cuda_launch import DEFAULT_STREAM
 from hogstream.scheduler.lanes.rings import DRIVER_ERRORS, WORD
 from hogstream.scheduler.update import Snapshot, Update, Work
@@ -49,6 +52,7 @@ _GRAPHS = 256
 _PR_SET_TIMERSLACK = 29
 _TIMER_SLACK_NS = 1_000  # else a sleep takes 50 us longer than it should
 _COUNTER_WORDS = 16  # 128 bytes: no two streams write one line
+_ROW_LOCKS = 1 << 16  # 256 KiB: two rows in a hundred updates at once seldom have the same
 
 
 class CudaLane(RingLane):
@@ -92,7 +96,7 @@ class CudaLane(RingLane):
             (rings.COUNTER, lanes.pinned.address + counter),
             (rings.COUNTER_ON_DEVICE, lanes.pinned.on_device + counter),
             (rings.LANE_EVENT, lanes.make_event().handle),
-            (rings.VERDICT, lanes.verdict(index)),
+            (rings.VERDICT, lanes.verdicts.address + WORD * index),
         ):
             self.words[word] = value
         for row in range(rows):
@@ -285,7 +289,8 @@ class CudaLanes(RingLanes[CudaLane]):
         device: The GPU.
         clock: Tells when updates landed, if times are taken.
         places: Numbers what is enqueued on any lane.
-        pinned: Where the device writes counters, and verdicts.
+        pinned: Where the device writes counters, and verdicts come.
+        verdicts: Where on the device each lane's is found.
         threads: The one.
     """
 
@@ -317,6 +322,8 @@ class CudaLanes(RingLanes[CudaLane]):
         self.clock: DeviceClock | None = None
         self.threads: list[LoopThread] = []
         self._kept: dict[Switches, tuple[UpdateKernels, Any]] = {}
+        self._row_kernels = RowKernels(device, settings)
+        self._row_locks = _make_row_locks(settings)
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._batches: dict[int, deque[Batch]] = {}  # by their sizes, those launched first ahead
         self._rows = 1 << (depth - 1).bit_length()
@@ -335,14 +342,12 @@ class CudaLanes(RingLanes[CudaLane]):
         words[rings.DRIVER] = self.device.driver.table.ctypes.data
         words[rings.CONTEXT] = self.device.context
         words[rings.DEVICE] = cuda_loop.device_functions().ctypes.data
-        checked = self.settings.of.check_finite
         self._counter_words = count * _COUNTER_WORDS
-        rows = count * self._rows if checked else 0
-        self.pinned = PinnedMemory(self.device, WORD * (self._counter_words + rows))
+        found = count * self._rows
+        self.pinned = PinnedMemory(self.device, WORD * (self._counter_words + found))
         self._closing.callback(self.pinned.free)
-        self._verdicts = DeviceMemory(self.device, WORD * count) if checked else None
-        if self._verdicts:
-            self._closing.callback(self._verdicts.free)
+        self.verdicts = DeviceMemory(self.device, WORD * count)
+        self._closing.callback(self.verdicts.free)
         for index in range(count):
             self.lanes.append(CudaLane(index, self, self._rows))
             self.lanes[-1].follow_current()  # which may still be making what lanes use
@@ -367,14 +372,8 @@ class CudaLanes(RingLanes[CudaLane]):
         self._closing.callback(event.destroy)
         return event
 
-    def verdict(self, lane: int) -> int:
-        """Where on the device a lane's verdict is found; 0 if nobody asks."""
-        return self._verdicts.address + WORD * lane if self._verdicts else 0
-
     def found(self, lane: int, row: int) -> int:
-        """Where in pinned memory the verdict of a row comes; 0 if nobody asks."""
-        if not self._verdicts:
-            return 0
+        """Where in pinned memory the verdict of a row comes."""
         return self.pinned.address + WORD * (self._counter_words + self._rows * lane + row)
 
     def check_open(self) -> None:
@@ -393,10 +392,37 @@ class CudaLanes(RingLanes[CudaLane]):
         _, kernel = self._kernels(hyperparameters)
         return Form(kernel.ctypes.data, factor_words(hyperparameters))
 
+    def row_form(self, hyperparameters: Hyperparameters) -> RowForm:
+        """The factors; and for each table, its kernels and locks."""
+
+        def complete(table: RowTable) -> None:
+            with self._telling():
+                table.fields[:, CODE] = [
+                    self._row_kernels.update(hyperparameters.switches, part.operands)
+                    for part in table.parts
+                ]
+            table.fields[:, LOCKS : STRIPES + 1] = self._locks()
+
+        return RowForm(0, factor_words(hyperparameters), complete)
+
+    def copier(self, table: RowTable) -> int:
+        """The address of the kernel that copies rows for a snapshot; completes their table."""
+        with self._telling():
+            kernel = self._row_kernels.copy(table.parts[0].operands)
+        table.fields[:, CODE] = kernel
+        table.fields[:, LOCKS : STRIPES + 1] = self._locks()
+        return kernel
+
+    def _locks(self) -> tuple[int, int]:
+        """Where the locks of rows are, and how many; 0 if there are none."""
+        locks = self._row_locks
+        return (0, 0) if locks is None else (locks.data_ptr(), len(locks))
+
     def _kernels(self, hyperparameters: Hyperparameters) -> tuple[UpdateKernels, Any]:
         switches = hyperparameters.switches
         if switches not in self._kept:
-            kernels = update_kernels(self.device, self.settings.of, switches)
+            with self._telling():
+                kernels = update_kernels(self.device, self.settings.of, switches)
             self._kept[switches] = kernels, kernels.words()
         return self._kept[switches]
 
@@ -451,7 +477,9 @@ class CudaLanes(RingLanes[CudaLane]):
         key: list[Hashable] = [numbers]  # and what is the same for all: the settings
         for lane, update in updates:
             table = update.checked.table
-            if update.hyperparameters is not numbers or table.updates > 1 or not table.elements:
+            if isinstance(table, RowTable) or table.updates > 1 or not table.elements:
+                return None
+            if update.hyperparameters is not numbers:
                 return None
             key += lane.index, update.checked.memory
         return self._graphs.find(tuple(key), partial(self._make_graph, updates))
@@ -498,6 +526,15 @@ class CudaLanes(RingLanes[CudaLane]):
         error = self.device.driver.error("the launch of an update", number - DRIVER_ERRORS)
         return self._explain(error)
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Notes an error of the driver that is raised, which its worker fails with."""
+        try:
+            yield
+        except CudaError as error:
+            self._told.add(error.code)
+            raise
+
     def _explain(self, error: CudaError) -> BaseException:
         """The error, or what did not fit if memory ran out."""
         if not error.is_out_of_memory():
@@ -533,8 +570,21 @@ class CudaLanes(RingLanes[CudaLane]):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)
 
 
+def _make_row_locks(settings: LaneSettings) -> torch.Tensor | None:
+    """Locks of rows on the GPU, in the place of those that the settings have for a CPU."""
+    if settings.row_locks is None:
+        return None
+    return torch.zeros(_ROW_LOCKS, dtype=torch.int32, device=settings.shared.flat.device)
+
+
 def warm_up(settings: LaneSettings, device: CudaDevice, hyperparameters: Hyperparameters) -> None:
-    """Compiles what lanes call and launch, before any worker can need it."""
+    """Compiles what lanes call and launch, before any worker can need it.
+
+    Kernels of rows are compiled now if all updates are of rows, and else when there is one.
+    """
     compile_loop()
     cuda_loop.compile_for_lanes()
-    update_kernels(device, settings, hyperparameters.switches)
+    if settings.row_locks is None:
+        update_kernels(device, settings, hyperparameters.switches)
+    else:
+        RowKernels(device, settings).compile(hyperparameters.switches)

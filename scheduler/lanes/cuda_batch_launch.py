@@ -12,6 +12,7 @@ from typing import Any
 
 from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store
 from hogstream.kernels.backends.numba_compile import njit
+from hogstream.scheduler.lanes.cuda_calls import driver
 from hogstream.scheduler.lanes.cuda_driver import COPY_TO_HOST, LAUNCH_GRAPH
 from hogstream.scheduler.lanes.cuda_launch import (
     BATCH,
@@ -21,7 +22,6 @@ from hogstream.scheduler.lanes.cuda_launch import (
     LANDS_ON,
     LANDS_WITH,
     count_on,
-    driver,
     follow,
     launch_of,
     record_lane,

@@ -112,11 +112,17 @@ class CudaDevice:
         Raises:
             RuntimeError: If it needs memory besides its arguments, as instrumented ones do.
         """
-        from hogstream.kernels.backends import triton_kernels
+        from hogstream.kernels.backends import (
+            triton_kernels,
+            triton_row_access,
+            triton_row_kernels,
+        )
         from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
 
+        modules = triton_kernels, triton_row_kernels, triton_row_access
+        found = next(getattr(each, kernel) for each in modules if hasattr(each, kernel))
         capability = 10 * self._attribute(_MAJOR) + self._attribute(_MINOR)
-        compiled = compile_for(getattr(triton_kernels, kernel), constants, cuda_target(capability))
+        compiled = compile_for(found, constants, cuda_target(capability))
         metadata = compiled.metadata
         scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)
         if scratch:

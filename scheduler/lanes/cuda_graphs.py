@@ -9,10 +9,10 @@ from contextlib import ExitStack, suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from hogstream.kernels.launch_table import ELEMENTS, GRAD
+from hogstream.scheduler.lanes.cuda_dense_update import UNUSED
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, DeviceMemory, Function
 from hogstream.scheduler.lanes.cuda_driver import CudaError, address, address_array
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
-from hogstream.scheduler.lanes.cuda_launch import UNUSED
 from hogstream.scheduler.lanes.rings import WORD
 
 #: Arguments that every kernel of Triton's takes after its own: where its scratch is.

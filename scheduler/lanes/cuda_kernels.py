@@ -5,15 +5,26 @@ This module needs Triton, for its kernels' constants.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hogstream.kernels.backends.triton_launch import EXPONENTS, STORAGE, switch_constants
+from hogstream.kernels.backends.triton_rows import tile_constants
 from hogstream.kernels.hyperparameters import Switches
+from hogstream.kernels.rows import RowOperands
 from hogstream.scheduler.lanes.base import LaneSettings
+from hogstream.scheduler.lanes.cuda_calls import (
+    FINITE_FUNCTION,
+    FUNCTION,
+    KERNEL,
+    PROGRAM,
+    RANGE_FUNCTION,
+    TILE,
+    UNIT,
+)
 from hogstream.scheduler.lanes.cuda_device import CudaDevice, Function
-from hogstream.scheduler.lanes.cuda_launch import KERNEL
 
 
 class UpdateKernels(NamedTuple):
@@ -31,12 +42,7 @@ class UpdateKernels(NamedTuple):
 
     def words(self) -> Any:
         """As the loop reads them: int64, shape (``KERNEL``,)."""
-        words = np.zeros(KERNEL, np.int64)
-        words[:3] = self.update
-        if self.finite is not None:
-            words[3:6] = self.finite
-        words[6] = self.block
-        return words
+        return _words(self.update, self.finite, self.block)
 
 
 def update_kernels(device: CudaDevice, settings: LaneSettings, switches: Switches) -> UpdateKernels:
@@ -47,9 +53,7 @@ def update_kernels(device: CudaDevice, settings: LaneSettings, switches: Switche
         settings: What is the same for all updates.
         switches: Of the updates.
     """
-    dtype, race_block = settings.shared.flat.dtype, settings.backend.race_block
-    assert race_block is not None
-    block = race_block(dtype, settings.shared.flat.device)
+    dtype, block = settings.shared.flat.dtype, _block(settings)
     constants = {
         "STORAGE": STORAGE[dtype],
         "GRAD_STORAGE": STORAGE[dtype],
@@ -61,8 +65,111 @@ def update_kernels(device: CudaDevice, settings: LaneSettings, switches: Switche
         "COUNTED": settings.races is not None,
     }
     update = device.function("rmsprop_kernel", constants)
+    return UpdateKernels(update, _finite(device, settings), block)
+
+
+class RowKernels:
+    """The kernels of updates and copies of rows, compiled and loaded when first asked for."""
+
+    def __init__(self, device: CudaDevice, settings: LaneSettings) -> None:
+        """Asks for none yet.
+
+        Args:
+            device: Where.
+            settings: What is the same for all updates.
+        """
+        self._device, self._settings = device, settings
+        self._kept: dict[tuple[object, ...], Any] = {}
+
+    def update(self, switches: Switches, tensors: RowOperands) -> int:
+        """Where a ``KERNEL`` is of updates of a table; it lives as long as this.
+
+        Args:
+            switches: Of the updates.
+            tensors: Of one.
+        """
+        tile = tile_constants(tensors, locked=self._settings.row_locks is not None)
+        return self._address(("update", switches, *tile.values()), self._of_update, switches, tile)
+
+    def copy(self, tensors: RowOperands) -> int:
+        """The same of copies of rows, which are in the place of gradients."""
+        tile = tile_constants(tensors, locked=self._settings.row_locks is not None)
+        return self._address(("copy", *tile.values()), self._of_copy, tile)
+
+    def compile(self, switches: Switches) -> None:
+        """Compiles what updates and copies of all parameters need, with aligned gradients."""
+        for view in self._settings.shared.views.values():
+            if view.dim():
+                table = view.view(len(view), math.prod(view.shape[1:]))
+                # State lies as the table does, so that it says nothing more.
+                tensors = RowOperands(table, table, table, None, None, None, None, table)
+                self.update(switches, tensors)
+                self.copy(tensors)
+
+    def _address(self, key: tuple[object, ...], make: Any, *arguments: Any) -> int:
+        if key not in self._kept:
+            self._kept[key] = make(*arguments)
+        address: int = self._kept[key].ctypes.data
+        return address
+
+    def _of_update(self, switches: Switches, tile: dict[str, int]) -> Any:
+        settings, device = self._settings, self._device
+        dtype = settings.shared.flat.dtype
+        constants = {
+            "STORAGE": STORAGE[dtype],
+            "GRAD_STORAGE": STORAGE[dtype],
+            **switch_constants(switches),
+            "ROWWISE": False,
+            "LAZY": False,
+            "SCALED": False,
+            "LR_ON_DEVICE": False,
+            "CHECKED": True,  # by the verdict of those that look first
+            "COUNTED": settings.races is not None,
+            "LOCKED": settings.row_locks is not None,
+            **tile,
+        }
+        words = _words(
+            device.function("row_rmsprop_kernel", constants),
+            _finite(device, settings),
+            _block(settings),
+        )
+        return _with_tile(words, tile, device.function("row_range_kernel", {}))
+
+    def _of_copy(self, tile: dict[str, int]) -> Any:
+        bits, _ = EXPONENTS[self._settings.shared.flat.dtype]
+        constants = {"BITS": bits, "LOCKED": self._settings.row_locks is not None, **tile}
+        return _with_tile(_words(self._device.function("row_copy_kernel", constants)), tile)
+
+
+def _block(settings: LaneSettings) -> int:
+    """How many elements a program of a kernel takes that is not of rows."""
+    race_block = settings.backend.race_block
+    assert race_block is not None
+    return race_block(settings.shared.flat.dtype, settings.shared.flat.device)
+
+
+def _finite(device: CudaDevice, settings: LaneSettings) -> Function | None:
+    """What looks whether gradients are finite; None if nobody asks."""
     if not settings.check_finite:
-        return UpdateKernels(update, None, block)
-    bits, exponent = EXPONENTS[dtype]
-    constants = {"BITS": bits, "EXPONENT": exponent, "BLOCK": block}
-    return UpdateKernels(update, device.function("finite_kernel", constants), block)
+        return None
+    bits, exponent = EXPONENTS[settings.shared.flat.dtype]
+    constants = {"BITS": bits, "EXPONENT": exponent, "BLOCK": _block(settings)}
+    return device.function("finite_kernel", constants)
+
+
+def _words(update: Function, finite: Function | None = None, block: int = 0) -> Any:
+    """A ``KERNEL``: int64, with 0 for what it has only of rows."""
+    words = np.zeros(KERNEL, np.int64)
+    words[FUNCTION : FUNCTION + 3] = update
+    if finite is not None:
+        words[FINITE_FUNCTION : FINITE_FUNCTION + 3] = finite
+    words[PROGRAM] = block
+    return words
+
+
+def _with_tile(words: Any, tile: dict[str, int], looks: Function | None = None) -> Any:
+    """The same with what it has of rows."""
+    if looks is not None:
+        words[RANGE_FUNCTION : RANGE_FUNCTION + 3] = looks
+    words[TILE], words[UNIT] = tile["ROWS"], tile["UNIT"]
+    return words

@@ -8,48 +8,36 @@ a launch needs: 15 us on an H200, where the call takes 0.2 us. So the loop calls
 submits does not if the default stream is current: the loop records the event, as soon as it notices
 the row. Another stream may be captured a moment later, so who submits has to record there.
 
-This module needs Numba. ``rings`` says what is where in memory, ``cuda_driver`` in which order the
-driver's functions are.
+This module needs Numba. ``rings`` says what is where in memory.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from hogstream.kernels.backends.numba_atomics import (
-    atomic_load,
-    atomic_store,
-    call,
-    float_load,
-    float_store,
-)
+from hogstream.kernels.backends.numba_atomics import atomic_load, atomic_store
 from hogstream.kernels.backends.numba_compile import njit
-from hogstream.kernels.launch_table import ELEMENTS, GRAD
+from hogstream.scheduler.lanes.cuda_calls import driver
+from hogstream.scheduler.lanes.cuda_dense_update import update_all
 from hogstream.scheduler.lanes.cuda_driver import (
     CAPTURED,
     COPY_ON_DEVICE,
-    COPY_TO_HOST,
     IS_CAPTURING,
-    LAUNCH_KERNEL,
     POP_CONTEXT,
     PUSH_CONTEXT,
     RECORD_EVENT,
-    SET_MEMORY,
     SYNCHRONIZE,
     WAIT_EVENT,
     WRITE_VALUE,
 )
+from hogstream.scheduler.lanes.cuda_row_update import copy_rows, update_rows
 from hogstream.scheduler.lanes.rings import (
-    ARGUMENT_ADDRESSES,
-    ARGUMENTS,
     BYTES,
     CAPTURING,
     CONTEXT,
+    COPIER,
     COUNTER_ON_DEVICE,
     DONE,
-    DRIVER,
-    FACTOR_WORDS,
-    FACTORS,
     FAILED,
     FLAT,
     FORM,
@@ -60,54 +48,32 @@ from hogstream.scheduler.lanes.rings import (
     LAUNCHES,
     MASK,
     NUMBER,
-    OUTCOME,
     OWNERS,
-    PARTS,
     POPPED,
-    RACES,
-    READ_VERSION,
     SOURCE,
     STALENESS,
-    STALENESS_AWARE,
     STARTED,
     STREAM,
     TAIL,
     TAKEN,
     UPDATE,
-    VERDICT,
     WORD,
     now,
-    of_part,
     version,
     wake,
 )
 
 #: What a row needs besides, on a GPU: the event behind what made its gradient, or 0; the number
 #: that it has landed with, and the lane whose counter has it; where in pinned memory its verdict
-#: comes; the batch that it is launched with, or 0; events before and behind it whose times are
-#: taken, or 0; the error of the driver that it failed with, or 0; whether that first event is still
-#: to be recorded; and where its verdict comes when it is launched alone.
+#: comes, or 0 in a batch of which nobody asks; the batch that it is launched with, or 0; events
+#: before and behind it whose times are taken, or 0; the error of the driver that it failed with, or
+#: 0; whether that first event is still to be recorded; and where its verdict comes when it is
+#: launched alone.
 MADE, LANDS_WITH, LANDS_ON, FOUND, BATCH, BEGAN, ENDED, ERROR, UNRECORDED, FOUND_ALONE = range(10)
 LAUNCH = 10
 
 #: The default stream, which nobody can capture.
 DEFAULT_STREAM = 0
-
-#: A kernel of the update, and the one that looks whether gradients are finite, or 0: the driver's
-#: handle, the threads of a program, its shared memory in bytes; and the elements of a program.
-FUNCTION, THREADS, SHARED, FINITE_FUNCTION, FINITE_THREADS, FINITE_SHARED, PROGRAM = range(7)
-KERNEL = 8
-
-#: Arguments of the kernel of the update, behind the factors, that lanes have no use for: the key of
-#: stochastic rounding, and what gradients are multiplied by.
-UNUSED = 2
-
-
-@njit
-def driver(settings: int, function: int, arguments: Any) -> Any:
-    """Calls a function of the driver; 0 or its error."""
-    table = atomic_load(settings + WORD * DRIVER)
-    return call(atomic_load(table + WORD * function), arguments) & 0xFFFF_FFFF
 
 
 @njit
@@ -189,10 +155,12 @@ def enqueue_row(lane: int, row: int, launch: int, thread: int, settings: int) ->
     if error == 0:
         error = take_time(lane, atomic_load(launch + WORD * BEGAN), settings)
     if error == 0:
+        found = atomic_load(launch + WORD * FOUND)
+        atomic_store(found, DONE)
         if atomic_load(row + WORD * FORM):
-            error = update(lane, row, launch, thread, settings)
+            error = update(lane, row, found, thread, settings)
         else:
-            error = copy_parameters(lane, row, settings)
+            error = copy(lane, row, found, thread, settings)
     if error == 0:
         error = take_time(lane, atomic_load(launch + WORD * ENDED), settings)
     if error == 0 and atomic_load(settings + WORD * OWNERS):
@@ -260,88 +228,27 @@ def settle(lane: int, settings: int) -> None:
 
 
 @njit
-def copy_parameters(lane: int, row: int, settings: int) -> Any:
-    """Copies the parameters; the version that the copy holds at least is its staleness."""
-    atomic_store(row + WORD * OUTCOME, DONE)
+def update(lane: int, row: int, found: int, thread: int, settings: int) -> Any:
+    """Launches an update, of rows or of more; 0 or an error.
+
+    Args:
+        lane: Its lane.
+        row: Its row.
+        found: Where in pinned memory its verdict comes, if there is one.
+        thread: Of the lane.
+        settings: Of the lanes.
+    """
+    if atomic_load(atomic_load(row + WORD * FORM) + WORD * UPDATE):
+        return update_all(lane, row, found, thread, settings)
+    return update_rows(lane, row, found, thread, settings)
+
+
+@njit
+def copy(lane: int, row: int, found: int, thread: int, settings: int) -> Any:
+    """Copies parameters; the version that the copy holds at least is its staleness."""
     atomic_store(row + WORD * STALENESS, version(settings))
+    if atomic_load(row + WORD * COPIER):
+        return copy_rows(lane, row, found, thread, settings)
     source, size = atomic_load(settings + WORD * FLAT), atomic_load(settings + WORD * BYTES)
     target, stream = atomic_load(row + WORD * SOURCE), atomic_load(lane + WORD * STREAM)
     return driver(settings, COPY_ON_DEVICE, (target, source, size, stream))
-
-
-@njit
-def update(lane: int, row: int, launch: int, thread: int, settings: int) -> Any:
-    """Launches an update, part by part, if its gradient is finite or nobody asks; 0 or an error."""
-    kernel = atomic_load(atomic_load(row + WORD * FORM) + WORD * UPDATE)
-    stream = atomic_load(lane + WORD * STREAM)
-    found = atomic_load(launch + WORD * FOUND)
-    verdict = atomic_load(lane + WORD * VERDICT) if found != 0 else 0
-    parts = atomic_load(row + WORD * PARTS)
-    error = 0
-    if found != 0:
-        error = driver(settings, SET_MEMORY, (verdict, 0, 2, stream))
-        for part in range(parts):
-            if error == 0:
-                set_finite_arguments(row, part, verdict, thread)
-                error = launch_kernel(kernel, FINITE_FUNCTION, row, part, thread, settings, stream)
-    for part in range(parts):
-        if error == 0:
-            set_update_arguments(row, part, verdict, thread, settings)
-            error = launch_kernel(kernel, FUNCTION, row, part, thread, settings, stream)
-    if error == 0 and found != 0:
-        error = driver(settings, COPY_TO_HOST, (found, verdict, WORD, stream))
-    return error
-
-
-@njit
-def set_finite_arguments(row: int, part: int, verdict: int, thread: int) -> None:
-    """What ``finite_kernel`` takes."""
-    arguments = thread + WORD * ARGUMENTS
-    atomic_store(arguments, of_part(row, GRAD, part))
-    atomic_store(arguments + WORD, of_part(row, ELEMENTS, part))
-    atomic_store(arguments + 2 * WORD, verdict)
-    for place in range(3, 5):  # the scratch that every kernel of Triton's takes
-        atomic_store(arguments + place * WORD, 0)
-
-
-@njit
-def set_update_arguments(row: int, part: int, verdict: int, thread: int, settings: int) -> None:
-    """What ``rmsprop_kernel`` takes."""
-    arguments = thread + WORD * ARGUMENTS
-    for what in range(ELEMENTS + 1):  # which is the last of a table
-        atomic_store(arguments + WORD * what, of_part(row, what, part))
-    lr = arguments + WORD * (ELEMENTS + 1)  # the first of the factors
-    factors = atomic_load(row + WORD * FORM) + WORD * FACTORS
-    for place in range(0, WORD * FACTOR_WORDS, WORD):
-        atomic_store(lr + place, atomic_load(factors + place))
-    if atomic_load(settings + WORD * STALENESS_AWARE):
-        stale = version(settings) - atomic_load(row + WORD * READ_VERSION)
-        float_store(lr, float_load(lr) / max(stale, 1))
-    others = lr + WORD * FACTOR_WORDS
-    for place in range(UNUSED):
-        atomic_store(others + place * WORD, 0)
-    others += WORD * UNUSED
-    atomic_store(others, verdict)
-    atomic_store(others + WORD, atomic_load(settings + WORD * RACES))
-    for place in range(2, 4):  # the scratch that every kernel of Triton's takes
-        atomic_store(others + place * WORD, 0)
-
-
-@njit
-def launch_kernel(
-    kernel: int, which: int, row: int, part: int, thread: int, settings: int, stream: int
-) -> Any:
-    """Launches one of a row's two kernels with the arguments that are set; 0 or an error."""
-    program = atomic_load(kernel + WORD * PROGRAM)
-    programs = (of_part(row, ELEMENTS, part) + program - 1) // program
-    if programs == 0:
-        return 0
-    function = atomic_load(kernel + WORD * which)
-    threads = atomic_load(kernel + WORD * (which + THREADS))
-    shared = atomic_load(kernel + WORD * (which + SHARED))
-    arguments = thread + WORD * ARGUMENT_ADDRESSES
-    return driver(
-        settings,
-        LAUNCH_KERNEL,
-        (function, programs, 1, 1, threads, 1, 1, shared, stream, arguments, 0),
-    )

@@ -27,6 +27,7 @@ from hogstream.scheduler.lanes.cuda_batch_launch import (
     rows_of,
     take_member,
 )
+from hogstream.scheduler.lanes.cuda_calls import VERDICT_BITS, driver
 from hogstream.scheduler.lanes.cuda_driver import (
     NOT_READY,
     QUERY_EVENT,
@@ -43,7 +44,6 @@ from hogstream.scheduler.lanes.cuda_launch import (
     LANDS_WITH,
     MADE,
     UNRECORDED,
-    driver,
     launch_of,
     launch_row,
     record,
@@ -67,7 +67,6 @@ from hogstream.scheduler.lanes.rings import (
     LAUNCHED,
     LOCK,
     MAY_START,
-    NONFINITE,
     NOTICED,
     OUTCOME,
     PAUSE,
@@ -221,10 +220,13 @@ def land_row(lane: int, settings: int) -> None:
         atomic_store(row + WORD * OUTCOME, error)
     elif error > 0:
         atomic_store(row + WORD * OUTCOME, -error - DRIVER_ERRORS)
-    elif atomic_load(row + WORD * FORM):
+    else:
         found = atomic_load(launch + WORD * FOUND)
-        left_out = found != 0 and atomic_load(found) != 0
-        land(row, settings, NONFINITE if left_out else DONE)
+        outcome = DONE if found == 0 else atomic_load(found) & VERDICT_BITS
+        if atomic_load(row + WORD * FORM):
+            land(row, settings, outcome)
+        else:
+            atomic_store(row + WORD * OUTCOME, outcome)
     thread = atomic_load(lane + WORD * LANE_THREAD)
     atomic_store(row + WORD * LANDED_NS, now(thread))
     atomic_store(thread + WORD * PAUSE, SHORTEST_NS)

@@ -15,7 +15,7 @@ from hogstream.kernels.backends import numba_rows
 from hogstream.kernels.backends.floating_point import FloatingPointMode, InMode
 from hogstream.kernels.backends.numba_kernels import finite_function, update_function
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.row_table import LOCK_BLOCK, LOCKS, RowTable
+from hogstream.kernels.row_table import CODE, LOCK_BLOCK, LOCKS, RowTable
 from hogstream.scheduler.lanes import native_loop, rings
 from hogstream.scheduler.lanes.base import CpuLane, Deliver, LaneSettings
 from hogstream.scheduler.lanes.compiled import (
@@ -215,7 +215,12 @@ def _row_form(settings: LaneSettings, hyperparameters: Hyperparameters) -> RowFo
     name = _dtype(settings)
     kinds = numba_rows.Kinds(name, name, switches, rowwise=False, lazy=False)
     update, code = numba_rows.part_function(), numba_rows.update_function(kinds)
-    return RowForm(update.address, _bits(hyperparameters), (*_locks(settings), code.address))
+    known = (*_locks(settings), code.address)
+
+    def complete(table: RowTable) -> None:
+        table.fields[:, LOCKS : CODE + 1] = known
+
+    return RowForm(update.address, _bits(hyperparameters), complete)
 
 
 def _locks(settings: LaneSettings) -> tuple[int, int, int]:

@@ -34,6 +34,7 @@ from hogstream.kernels.launch_table import (
     MS,
     PARAM,
 )
+from hogstream.kernels.verdicts import NONFINITE
 from hogstream.scheduler.lanes.process_lock import LOCK_RECOVERIES
 from hogstream.scheduler.lanes.rings import (
     ASLEEP,
@@ -59,7 +60,6 @@ from hogstream.scheduler.lanes.rings import (
     LOCK,
     MAY_START,
     NEXT,
-    NONFINITE,
     OUTCOME,
     OWN_FACTORS,
     OWNERS,

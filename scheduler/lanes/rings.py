@@ -32,8 +32,8 @@ THREAD_EVENT, THREAD_WAKER, ONE, TIME = 8, 9, 10, 11
 LANES, LANE_COUNT, FIRST_LANE = 13, 14, 15
 OWN_FACTORS = 16
 HELD, PAUSE, POLLED = 24, 25, 26
-ARGUMENTS, ARGUMENT_ADDRESSES = 32, 56
-THREAD = 80
+ARGUMENTS, ARGUMENT_ADDRESSES = 32, 64
+THREAD = 96
 
 #: A lane: how many rows were launched, and how many have landed; how many were taken from the ring,
 #: its number of rows (a power of two) less one, how many may be left when it wakes the event loop,
@@ -43,7 +43,7 @@ TAKEN, MASK, LOW_WATER, LANE_THREAD = 16, 17, 18, 19
 #: And on a GPU: the ``LAUNCH`` of its first row; its stream, the counter in pinned memory that the
 #: stream writes, as the host and as the device sees it, and what was written last; an event of the
 #: stream; the lane whose event it must wait for; whether others launch on the stream; where on the
-#: device a verdict goes; whether it waits for a batch; and how many rows the loop has noticed.
+#: device verdicts go; whether it waits for a batch; and how many rows the loop has noticed.
 #: Then, for all, the rows.
 LAUNCHES, STREAM, COUNTER, COUNTER_ON_DEVICE, NUMBER = 20, 21, 22, 23, 24
 LANE_EVENT, TAIL, COMPUTES, VERDICT, WAITS, NOTICED = 25, 26, 27, 28, 29, 30
@@ -59,7 +59,7 @@ READ_VERSION, COPIER = STALENESS, PARTS
 ROW = 8
 
 #: A form, of updates with the same hyperparameters: what updates, on a CPU the address of a
-#: function, on a GPU a ``KERNEL``; and the factors.
+#: function, on a GPU a ``KERNEL``, or 0 of rows, each table of which has its own; and the factors.
 UPDATE, FACTORS = 0, 1
 FACTOR_WORDS = len(Factors._fields)
 
@@ -86,8 +86,9 @@ SETTINGS = 56
 LAND, MAY_START, START, SLEEP = range(4)
 DEVICE_FUNCTIONS = 4
 
-#: Outcomes; below 0, minus the number of an error of the lock, or of the driver beyond it.
-DONE, NONFINITE = 0, 1
+#: Outcomes: this one, or a verdict; below 0, minus the number of an error of the lock, or of the
+#: driver beyond it.
+DONE = 0
 DRIVER_ERRORS = 10_000
 
 _CLOCK_MONOTONIC = 1

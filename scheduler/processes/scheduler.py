@@ -7,7 +7,7 @@ import itertools
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -286,7 +286,7 @@ class ProcessScheduler:
         if self._tasks:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._stopping = False
-        races = self.shared.races if self.settings.telemetry else None
+        races = self.shared.race_counters if self.settings.telemetry else None
         run = self._running = _Run(job, callbacks, self._divide(budget), races)
         tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
         try:
@@ -342,7 +342,7 @@ class ProcessScheduler:
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
         if settings.telemetry:
             shared.count_races_with(self._backend)
-            shared.count_stale_rows()
+            shared.count_rows_with(self._backend)
         self._opened_with = self.hyperparameters
         self._kinds = kinds_of(self._opened_with.switches)
         if settings.state == "per-worker":
@@ -523,7 +523,11 @@ class _Run:
     """
 
     def __init__(
-        self, job: Job, callbacks: Callbacks, shares: list[_Share], races: RaceCounters | None
+        self,
+        job: Job,
+        callbacks: Callbacks,
+        shares: list[_Share],
+        races: Sequence[RaceCounters] | None,
     ) -> None:
         self.job = job
         self.callbacks = callbacks

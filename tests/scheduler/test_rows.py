@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_testing import gpu_of_tests, scheduler_on
 from hogstream.scheduler import (
     LinearDecay,
     SettingError,
@@ -21,42 +20,22 @@ from hogstream.scheduler import (
     WorkerContext,
     WorkerError,
 )
-from hogstream.scheduler.update_state import kinds_of
 from process_testing import LIMIT_SECONDS
 from scheduler_rows import (
     LANES,
     ROW_POLICIES,
     SERIAL,
+    VARIANTS,
+    WAYS,
     Rows,
     assert_same,
+    expected_of,
     make_rows,
     make_shared,
     ones,
     update_in_turn,
 )
 from scheduler_testing import COUNTING, python_lanes, submit_ones
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.1},
-    "momentum": {"momentum": 0.9, "weight_decay": 0.1, "maximize": True},
-    "centered": {"centered": True, "eps": 0.01, "eps_inside_sqrt": False},
-    "both": {
-        "centered": True,
-        "momentum": 0.5,
-        "weight_decay": 0.1,
-        "decoupled_weight_decay": True,
-    },
-}
-
-#: How updates go to lanes that take several at once.
-WAYS: dict[str, dict[str, Any]] = {
-    "deep": {"depth": 4},
-    "batches": {"depth": 4, "batch": 3},
-    "batches of lanes": {"depth": 2, "batch": 2, "batch_of": "lanes"},
-    "watched": {"telemetry": True, "on_nonfinite": "skip", "staleness_aware": True},
-    "snapshots": {"read": "snapshot"},
-    "state of each": {"state": "per-worker"},
-}
 
 
 async def train(shared: SharedParameters, updates: list[Rows], **settings: Any) -> StreamScheduler:
@@ -69,27 +48,6 @@ async def train(shared: SharedParameters, updates: list[Rows], **settings: Any) 
         report = await scheduler.run(worker, updates=len(updates))
     assert report.updates == shared.version == len(updates)
     return scheduler
-
-
-def expected_of(
-    scheduler: StreamScheduler, updates: list[Rows], dtype: torch.dtype = torch.float32
-) -> SharedParameters:
-    """What those updates come to by the kernel alone."""
-    shared, numbers = make_shared(dtype), scheduler.hyperparameters
-    kinds = kinds_of(numbers.switches)
-    if scheduler.settings.state == "per-worker":
-        state = shared.make_worker_state(1, kinds).map(lambda each: each[0])
-    else:
-        state = shared.make_state(kinds)
-    options = {name: value for name, value in vars(numbers).items() if name in _OPTIONS}
-    update_in_turn(shared, state, updates, **options)
-    return shared
-
-
-_OPTIONS = (
-    *("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "lr_in_momentum"),
-    *("eps_inside_sqrt", "decoupled_weight_decay", "maximize"),
-)
 
 
 # Bits
@@ -573,23 +531,6 @@ async def test_a_policy_that_locks_rows_takes_no_other_updates(by: str) -> None:
 async def test_lanes_in_python_lock_no_rows() -> None:
     with pytest.raises(SettingError, match="policy must be another than row-locked with backend"):
         StreamScheduler(make_shared(), workers=1, policy="row-locked", backend="numpy")
-
-
-async def test_a_gpu_takes_no_rows_so_far() -> None:
-    pytest.importorskip("triton")
-    shared = SharedParameters({"p": torch.zeros(8, 8)})
-
-    async def worker(context: WorkerContext) -> None:
-        with pytest.raises(NotImplementedError, match="lanes on a GPU take whole updates so far"):
-            await context.read_rows("p", torch.tensor([0]))
-        await context.submit_rows("p", *ones([0], 8))
-
-    with gpu_of_tests():
-        async with scheduler_on(shared, workers=1) as scheduler:
-            with pytest.raises(WorkerError) as caught:
-                await scheduler.run(worker, updates=1)
-    assert isinstance(caught.value.failures[0], NotImplementedError)
-    assert shared.version == 0
 
 
 # Reads

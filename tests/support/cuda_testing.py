@@ -35,9 +35,13 @@ SUCCESS, INVALID_VALUE, NOT_INITIALIZED, DEINITIALIZED = 0, 1, 3, 4
 INVALID_IMAGE, INVALID_CONTEXT, INVALID_HANDLE = 200, 201, 400
 NOT_FOUND, NOT_READY, ILLEGAL_ADDRESS = 500, 600, 700
 
-_KERNELS = {"rmsprop_kernel": 0, "finite_kernel": 1, "fill_kernel": 2}
+_KERNELS = {
+    **{"rmsprop_kernel": 0, "finite_kernel": 1, "fill_kernel": 2},
+    **{"row_rmsprop_kernel": 3, "row_range_kernel": 4, "row_copy_kernel": 5},
+}
 _STORAGE = {"fp32": 0, "int32": 0, "fp64": 1, "int64": 1}  # as ``triton.language`` calls them
-_IMAGE = struct.Struct("<8s11i4xq")  # struct image in driver.h
+_IMAGE = struct.Struct("<8s13i4xq")  # struct image in driver.h
+_ANY = 1 << 30  # of elements, what one program takes
 _FILLED = {torch.float32: ("fp32", "<fxxxx", 1024), torch.float64: ("fp64", "<d", 256)}
 
 
@@ -348,8 +352,8 @@ def image_of(kernel_name: str, constants: Mapping[str, Any]) -> bytes:
     """What ``cuModuleLoadData`` takes in place of a compiled kernel.
 
     Args:
-        kernel_name: "rmsprop_kernel" or "finite_kernel" of ``triton_kernels``, or "fill_kernel",
-            whose arguments are an address, how many elements there are, and the bits of one.
+        kernel_name: That of one of our kernels, but those of many tensors; or "fill_kernel", whose
+            arguments are an address, how many elements there are, and the bits of one.
         constants: The kernel's, by name; for "fill_kernel" STORAGE and BLOCK.
 
     Raises:
@@ -358,22 +362,23 @@ def image_of(kernel_name: str, constants: Mapping[str, Any]) -> bytes:
     """
     if kernel_name not in _KERNELS:
         raise ValueError(f"kernel_name must be one of {sorted(_KERNELS)}, got {kernel_name!r}")
-    elements = str(constants.get("STORAGE", constants.get("BITS")))
-    for name in ("STOCHASTIC", "COMPENSATED", "SCALED"):
+    elements = str(constants.get("STORAGE", constants.get("BITS", "int64")))
+    for name in ("STOCHASTIC", "COMPENSATED", "SCALED", "ROWWISE", "LAZY"):
         if constants.get(name):
             raise ValueError(f"{name} must be False on this driver, got True")
     if elements not in _STORAGE:
         raise ValueError(f"elements must be float32 or float64 on this driver, got {elements}")
     switches = (
         *("EPS_INSIDE_SQRT", "COUPLED", "CENTERED", "MOMENTUM", "LR_IN_MOMENTUM"),
-        *("LR_ON_DEVICE", "CHECKED", "COUNTED"),
+        *("LR_ON_DEVICE", "CHECKED", "COUNTED", "LOCKED"),
     )
     return _IMAGE.pack(
         b"hogtests",
         _KERNELS[kernel_name],
         _STORAGE[elements],
         *(bool(constants.get(name, False)) for name in switches),
-        constants["BLOCK"],
+        constants.get("UNIT", 1),
+        constants.get("ROWS", constants.get("BLOCK", _ANY)),
         constants.get("EXPONENT", 0),
     )
 

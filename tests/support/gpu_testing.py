@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cuda_testing import Driver, TestDevice
+from hogstream.kernels import rows
 from hogstream.kernels.backends.select import Backend
 from hogstream.scheduler import SharedParameters, StreamScheduler
 from hogstream.scheduler.lanes import cuda_device
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # it needs Numba and Triton
 
 #: Elements of a program, and of a block of race counters.
 BLOCK = 64
+#: Elements of a tile of rows.
+TILE = 128
 
 
 class TestGpu(CudaDevice):
@@ -76,10 +79,21 @@ def gpu_of_tests(seed: int = 0, **options: Any) -> Iterator[TestGpu]:
         seed: Of the driver.
         options: Of the driver.
     """
+    from hogstream.kernels.backends import triton_rows  # which needs Triton
+
     with Driver(seed, **options) as driver, pytest.MonkeyPatch.context() as patch:
         gpu = TestGpu(driver)
         patch.setattr(cuda_device, "gpu_of", lambda device: gpu)
+        patch.setattr(triton_rows, "INTERPRETED_BLOCK", TILE)
         yield gpu
+
+
+@contextmanager
+def rows_unseen() -> Iterator[None]:
+    """The host does not look at rows, as of a device, whose kernels do that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_check_in_table", lambda *given: None)
+        yield
 
 
 def faults(gpu: TestGpu, *, leaks: bool = False) -> list[str]:
@@ -130,12 +144,12 @@ class Gpu:
         return SharedParameters({"p": torch.zeros(elements, device=self.device)})
 
     def scheduler(self, shared: SharedParameters, **settings: Any) -> StreamScheduler:
-        """A scheduler there; only a policy without a lock may have races."""
+        """A scheduler there; only a policy without a lock of all may have races."""
         if self._tests is None:
             return StreamScheduler(shared, **settings)
         scheduler = scheduler_on(shared, **settings)
         policy = scheduler.settings.policy
-        if policy == "lock-free" or policy.startswith("bounded"):
+        if policy in ("lock-free", "row-locked") or policy.startswith("bounded"):
             state = shared.make_state(kinds_of(scheduler.hyperparameters.switches))
             for tensor in (shared.flat, *state.named().values()):
                 self._tests.tests.allow_races(tensor.data_ptr(), tensor.nbytes)

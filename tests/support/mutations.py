@@ -45,9 +45,6 @@ def _error_is_0(module: str, call: str) -> Mutation:
 
 
 _COUNT = "    return error if error != 0 else count_on(lane, settings)\n"
-_COPY_VERDICT = """    if error == 0 and found != 0:
-        error = driver(settings, COPY_TO_HOST, (found, verdict, WORD, stream))
-"""
 _SETTLE = "            settle(lane, settings)\n"
 
 MUTATIONS = {
@@ -174,9 +171,9 @@ MUTATIONS = {
         "cuda_launch",
         (
             (
-                "    if error == 0:\n        if atomic_load(row + WORD * FORM):\n",
+                "    if error == 0:\n        found = ",
                 "    if error == 0:\n        error = count_on(lane, settings)\n"
-                "    if error == 0:\n        if atomic_load(row + WORD * FORM):\n",
+                "    if error == 0:\n        found = ",
             ),
             (f"WORD * LAST, lane)\n{_COUNT}", "WORD * LAST, lane)\n    return error\n"),
         ),
@@ -196,13 +193,28 @@ MUTATIONS = {
         ),
     ),
     "the verdict is copied before the update": Mutation(
-        "cuda_launch",
+        "cuda_dense_update",
         (
-            (_COPY_VERDICT, ""),
+            ("        error = fetch_verdict(lane, found, settings)\n", "        error = 0\n"),
             (
-                "        error = driver(settings, SET_MEMORY, (verdict, 0, 2, stream))\n",
-                "        error = driver(settings, SET_MEMORY, (verdict, 0, 2, stream))\n"
-                "        error = driver(settings, COPY_TO_HOST, (found, verdict, WORD, stream))\n",
+                "        error = clear_verdict(lane, settings)\n",
+                "        error = clear_verdict(lane, settings)\n"
+                "        error = fetch_verdict(lane, found, settings)\n",
+            ),
+        ),
+    ),
+    "the verdict of rows is copied before the update": Mutation(
+        "cuda_row_update",
+        (
+            (
+                "    for part in range(parts):\n        fields",
+                "    fetch_verdict(lane, found, settings)\n"
+                "    for part in range(parts):\n        fields",
+            ),
+            (
+                "    return error if error != 0 else fetch_verdict(lane, found, settings)\n\n\n"
+                "@njit\ndef check_part",
+                "    return error\n\n\n@njit\ndef check_part",
             ),
         ),
     ),
@@ -211,11 +223,13 @@ MUTATIONS = {
         "        error = driver(settings, COPY_TO_HOST, (found, verdicts, size, stream))\n",
         "        error = 0\n",
     ),
-    "the verdict is not cleared": _error_is_0(
-        "cuda_launch", "driver(settings, SET_MEMORY, (verdict, 0, 2, stream))"
+    "the verdict is not cleared": changed(
+        "cuda_calls",
+        "    return driver(settings, SET_MEMORY, (verdict, 0, 2, stream))\n",
+        "    return 0\n",
     ),
     "all lanes have one verdict": changed(
-        "cuda", "self._verdicts.address + WORD * lane", "self._verdicts.address"
+        "cuda", "lanes.verdicts.address + WORD * index", "lanes.verdicts.address"
     ),
     # Counters
     "rows land one too early": changed(

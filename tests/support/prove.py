@@ -14,8 +14,8 @@ import torch
 
 import kernel_mutations
 from kernel_mutations import MUTATIONS, PTX_MUTATIONS
-from ptx_checks import check_form
 from ptx_compiling import (
+    ACCESS_FORMS,
     DTYPES,
     FORMS,
     MIXED_FORMS,
@@ -28,7 +28,7 @@ from ptx_compiling import (
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
 from ptx_races import UPDATES, check_race
-from ptx_rows import check_row_form
+from ptx_row_access import check_any
 
 _DEVICES = [f"sm_{target}" for target in TARGETS]
 _UNITS = {"float64": 2, "float32": 4}  # else 8
@@ -62,13 +62,12 @@ class Proof:
             "Forms of kernels, and elements whose bits are NumPy's, or verdicts that are right",
             *("kernel", "dtype", "forms", *_DEVICES),
         )
-        every = sorted([*FORMS, *MIXED_FORMS, *ROW_FORMS])
+        every = sorted([*FORMS, *MIXED_FORMS, *ROW_FORMS, *ACCESS_FORMS])
         compiled = _compile(every)
         for (kernel, dtype), group in groupby(every, lambda form: form[:2]):
             forms = list(group)
-            check = check_row_form if forms[0].of_rows else check_form
             cells = (
-                self._counted([compiled[target, form] for form in forms], check)
+                self._counted([compiled[target, form] for form in forms], check_any)
                 for target in TARGETS
             )
             _row(kernel.removesuffix("_kernel"), dtype, str(len(forms)), *cells)

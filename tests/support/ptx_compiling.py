@@ -28,7 +28,7 @@ class Form(NamedTuple):
     """What a kernel is compiled for.
 
     Attributes:
-        kernel: Its name in ``triton_kernels``, or in ``triton_row_kernels``.
+        kernel: Its name.
         dtype: Of parameters.
         eps_inside_sqrt: As in ``Hyperparameters``; the kernels of verdicts have this and what
             follows at False.
@@ -45,8 +45,9 @@ class Form(NamedTuple):
         grad_dtype: Of gradients; if "", that of parameters.
         rowwise: Of the kernel of rows, as it has this and what follows.
         lazy: Likewise.
-        columns: Likewise; 0 for other kernels.
+        columns: Likewise; 0 for kernels that have no tiles of rows.
         unit: Likewise.
+        locked: Likewise.
     """
 
     kernel: str
@@ -67,11 +68,12 @@ class Form(NamedTuple):
     lazy: bool = False
     columns: int = 0
     unit: int = 0
+    locked: bool = False
 
     @property
     def of_rows(self) -> bool:
-        """Whether it is the kernel of rows."""
-        return self.columns > 0
+        """Whether it is a kernel of rows."""
+        return self.kernel.startswith("row_")
 
     @property
     def updates(self) -> bool:
@@ -88,7 +90,7 @@ class Form(NamedTuple):
         """In words."""
         switches = [name for name, value in self._asdict().items() if value is True]
         dtypes = f"{self.dtype} {self.grad_dtype and f'by {self.grad_dtype}'}".rstrip()
-        tile = [f"columns={self.columns} unit={self.unit}"] if self.of_rows else []
+        tile = [f"columns={self.columns} unit={self.unit}"] if self.columns else []
         return " ".join([self.kernel.removesuffix("_kernel"), dtypes, *switches, *tile])
 
 
@@ -180,8 +182,33 @@ def _row_forms() -> Iterator[Form]:
             yield _for_rows(switched, 5 * index)
 
 
+def _locked_forms() -> Iterator[Form]:
+    """Each dtype with all that an update of lanes may have, or with little, and in each tile."""
+    for dtype, full, columns, counted in product(DTYPES, _SWITCHES, (32, 128), _SWITCHES):
+        least = {"float64": 8, "float32": 4}.get(dtype, 2)
+        yield Form(
+            *("row_rmsprop_kernel", dtype, not full, full, full, full),
+            checked=True,
+            counted=counted,
+            columns=columns,
+            unit=16 // least if full == counted else 1,
+            locked=True,
+        )
+
+
 #: The kernel of rows, of which not every switch is combined with every other, nor with every tile.
-ROW_FORMS = tuple(dict.fromkeys(_row_forms()))
+ROW_FORMS = tuple(dict.fromkeys([*_row_forms(), *_locked_forms()]))
+
+#: What lanes ask of rows besides: whether they are in their table, and copies.
+ACCESS_FORMS = (
+    Form("row_range_kernel", "int64"),
+    *(
+        Form("row_copy_kernel", dtype, columns=columns, unit=unit, locked=locked)
+        for dtype, locked in product(DTYPES, _SWITCHES)
+        for columns, unit in _TILES[{"float64": 8, "float32": 4}.get(dtype, 2)]
+        if columns >= 32 or not locked
+    ),
+)
 
 
 class Compiled(NamedTuple):
@@ -246,25 +273,28 @@ def _compile(target: int, form: Form) -> dict[str, Any]:
     """One kernel, compiled as it is for a launch."""
     import torch
 
-    from hogstream.kernels.backends import triton_kernels, triton_row_kernels
+    from hogstream.kernels.backends import triton_kernels, triton_row_access, triton_row_kernels
     from hogstream.kernels.backends.triton_compile import compile_for, cuda_target
     from hogstream.kernels.backends.triton_launch import BLOCK, EXPONENTS, STORAGE
     from hogstream.kernels.backends.triton_rows import tile_rows
 
     dtype = getattr(torch, form.dtype)
     grad_dtype = getattr(torch, form.grad_dtype or form.dtype)
-    bits, exponent = EXPONENTS[grad_dtype]
-    block = tile_rows(dtype, form.columns, form.unit) if form.of_rows else BLOCK[dtype]
+    bits, exponent = EXPONENTS.get(grad_dtype, (None, 0))
+    block = 1 if form.locked or dtype not in BLOCK else BLOCK[dtype]
+    if form.columns and not form.locked:
+        block = tile_rows(dtype, form.columns, form.unit)
     constants = {
         **{name.upper(): value for name, value in form._asdict().items()},
-        "STORAGE": STORAGE[dtype],
-        "GRAD_STORAGE": STORAGE[grad_dtype],
+        "STORAGE": STORAGE.get(dtype),
+        "GRAD_STORAGE": STORAGE.get(grad_dtype),
         "BITS": bits,
         "EXPONENT": exponent,
-        "ROWS" if form.of_rows else "BLOCK": block,
+        "ROWS" if form.columns else "BLOCK": block,
     }
-    kernels = triton_row_kernels if form.of_rows else triton_kernels
-    compiled = compile_for(getattr(kernels, form.kernel), constants, cuda_target(target))
+    modules = triton_kernels, triton_row_kernels, triton_row_access
+    kernel = next(getattr(each, form.kernel) for each in modules if hasattr(each, form.kernel))
+    compiled = compile_for(kernel, constants, cuda_target(target))
     return {"ptx": compiled.asm["ptx"], "shared": compiled.metadata.shared, "block": block}
 
 

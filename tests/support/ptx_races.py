@@ -42,6 +42,8 @@ def check_race(compiled: Compiled, seed: int) -> int:
     run.run(seed)
     run.check_elements()
     run.check_counts()
+    if compiled.form.locked:
+        run.check_none_overlapped()
     return int(run.lost().sum())
 
 
@@ -172,6 +174,12 @@ class _Race:
         )
         unseen = (lost > 0) & (landed == survived)
         assert not unseen.any(), f"elements lost {lost}, and the witness knows of none"
+
+    def check_none_overlapped(self) -> None:
+        """Checks that of no row two updates were under way at once."""
+        overlapped = self._counts[OVERWRITTEN]
+        assert not overlapped.any(), f"{overlapped} overlapped under their locks"
+        assert not self.lost().any(), "elements lost updates under their locks"
 
     def _follow(self, name: str, tensor: torch.Tensor) -> Lineage:
         lineage = Lineage(tensor.numel(), tensor.element_size())

@@ -72,6 +72,7 @@ def _check_bits(compiled: Compiled, case: Case, hyperparameters: Hyperparameters
     execute(on.launch, device.memory)
     assert on.verdict.item() == 0, "rows that are in the table"
     assert_same_rows(on.update.operands, _by_numpy(compiled.form, case, hyperparameters))
+    assert on.watch.locks is None or not on.watch.locks.any(), "a lock is held still"
     if on.watch.counts is not None and counts is not None:
         _check_counted(on.watch.counts - counts, case.operands.rows)
     return case.operands.grads.numel()

@@ -19,6 +19,8 @@ _SCRATCH = [0, 0]
 KEY, GRAD_FACTOR = -0x0EDC_BA98_7654_3211, 0.3
 #: Where ``row_words`` has how many positions there are.
 _POSITIONS = 9
+#: Locks of rows, and which of them the first row of a table has.
+STRIPES, FIRST_LOCK = 4, 3
 #: Bytes around a tensor that no thread may touch.
 _MARGIN = 4096
 
@@ -32,6 +34,7 @@ class Watch(NamedTuple):
         grad_factor: The same, of the factor of gradients.
         verdict: Where it finds whether to do anything: int32, (1,).
         counts: ``RaceCounters.counts``.
+        locks: Those of rows: int32.
     """
 
     key: int = 0
@@ -39,6 +42,7 @@ class Watch(NamedTuple):
     grad_factor: torch.Tensor | None = None
     verdict: torch.Tensor | None = None
     counts: torch.Tensor | None = None
+    locks: torch.Tensor | None = None
 
     @classmethod
     def of(cls, form: Form, device: Device, lr: float, blocks: int = 0) -> Watch:
@@ -58,6 +62,7 @@ class Watch(NamedTuple):
             device.put("grad_factor", of_grad) if form.scaled else None,
             device.put("verdict", torch.zeros(1, dtype=torch.int32)) if form.checked else None,
             device.put("counts", counts) if form.counted else None,
+            device.put("locks", torch.zeros(STRIPES, dtype=torch.int32)) if form.locked else None,
         )
 
 
@@ -110,7 +115,7 @@ class Device:
         ]
         if not compiled.form.is_multi_tensor:
             arguments.append(_address(watch.counts))
-        return self._launch(compiled, programs, arguments)
+        return self.launch(compiled, programs, arguments)
 
     def update_rows(
         self,
@@ -133,17 +138,16 @@ class Device:
         if watch.lr is not None:
             factors[0] = watch.lr.data_ptr()
         addresses = map(_address, (watch.grad_factor, watch.verdict, verdict, watch.counts))
-        positions = words[_POSITIONS]
-        return self._launch(
-            compiled, -(-positions // compiled.block), [*words, *factors, watch.key, *addresses]
-        )
+        programs = -(-words[_POSITIONS] // compiled.block)
+        arguments = [*words, *factors, watch.key, *addresses, *locks_of(watch.locks)]
+        return self.launch(compiled, programs, arguments)
 
     def check_finite(self, compiled: Compiled, table: LaunchTable, verdict: torch.Tensor) -> Launch:
         """The launch of what finds whether gradients are finite."""
         programs, where = self._table(compiled, table)
         if not compiled.form.is_multi_tensor:
             where = [where[GRAD], where[ELEMENTS]]
-        return self._launch(compiled, programs, [*where, verdict.data_ptr()])
+        return self.launch(compiled, programs, [*where, verdict.data_ptr()])
 
     def _table(self, compiled: Compiled, table: LaunchTable) -> tuple[int, list[int]]:
         """How many blocks to launch, and what a kernel takes first."""
@@ -155,7 +159,8 @@ class Device:
         where = [columns.data_ptr(), table.updates, blocks.data_ptr(), blocks.shape[1]]
         return blocks.shape[1], where
 
-    def _launch(self, compiled: Compiled, programs: int, arguments: list[int]) -> Launch:
+    def launch(self, compiled: Compiled, programs: int, arguments: list[int]) -> Launch:
+        """The launch of a kernel with its own arguments."""
         self._number += 1
         return Launch(
             compiled.program,
@@ -164,6 +169,11 @@ class Device:
             compiled.shared,
             self._number - 1,
         )
+
+
+def locks_of(locks: torch.Tensor | None) -> list[int]:
+    """What kernels of rows take last."""
+    return [0, 0, 0] if locks is None else [locks.data_ptr(), FIRST_LOCK, len(locks)]
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hogstream.kernels import sparse_rmsprop_
-from hogstream.scheduler import SharedParameters
-from hogstream.scheduler.update_state import UpdateState
+from hogstream.scheduler import SharedParameters, StreamScheduler
+from hogstream.scheduler.update_state import UpdateState, kinds_of
 from scheduler_testing import POLICIES
 
 ROW_POLICIES = [*POLICIES, "row-locked"]
@@ -32,13 +32,37 @@ TABLES = [name for name, shape in SHAPES.items() if shape]
 #: Rows of tables by name, and their gradients.
 Rows = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
+#: Hyperparameters of updates, by what is special about them.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"lr": 0.1},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.1, "maximize": True},
+    "centered": {"centered": True, "eps": 0.01, "eps_inside_sqrt": False},
+    "both": {
+        "centered": True,
+        "momentum": 0.5,
+        "weight_decay": 0.1,
+        "decoupled_weight_decay": True,
+    },
+}
 
-def make_shared(dtype: torch.dtype = torch.float32) -> SharedParameters:
+#: How updates go to lanes that take several at once.
+WAYS: dict[str, dict[str, Any]] = {
+    "deep": {"depth": 4},
+    "batches": {"depth": 4, "batch": 3},
+    "batches of lanes": {"depth": 2, "batch": 2, "batch_of": "lanes"},
+    "watched": {"telemetry": True, "on_nonfinite": "skip", "staleness_aware": True},
+    "snapshots": {"read": "snapshot"},
+    "state of each": {"state": "per-worker"},
+}
+
+
+def make_shared(
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> SharedParameters:
     """Tables of ordinary numbers."""
     generator = torch.Generator().manual_seed(7)
-    return SharedParameters(
-        {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
-    )
+    made = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return SharedParameters({name: each.to(device, dtype) for name, each in made.items()})
 
 
 def make_rows(seed: int, dtype: torch.dtype = torch.float32) -> Rows:
@@ -52,9 +76,17 @@ def make_rows(seed: int, dtype: torch.dtype = torch.float32) -> Rows:
     return made
 
 
-def ones(rows: Sequence[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def ones(
+    rows: Sequence[int], width: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows whose gradients are 1."""
-    return torch.tensor(rows, dtype=torch.int64), torch.ones(len(rows), width)
+    made = torch.tensor(rows, dtype=torch.int64), torch.ones(len(rows), width)
+    return made[0].to(device), made[1].to(device)
+
+
+def on_device(rows: Rows, device: torch.device) -> Rows:
+    """The same rows of tables there."""
+    return {name: (each.to(device), grads.to(device)) for name, (each, grads) in rows.items()}
 
 
 def update_in_turn(
@@ -72,13 +104,34 @@ def update_in_turn(
             sparse_rmsprop_(view.view(shape), rows, grads, backend="numpy", **of_table, **options)
 
 
+_OPTIONS = (
+    *("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "lr_in_momentum"),
+    *("eps_inside_sqrt", "decoupled_weight_decay", "maximize"),
+)
+
+
+def expected_of(
+    scheduler: StreamScheduler, updates: list[Rows], dtype: torch.dtype = torch.float32
+) -> SharedParameters:
+    """What those updates come to by the kernel alone."""
+    shared, numbers = make_shared(dtype), scheduler.hyperparameters
+    kinds = kinds_of(numbers.switches)
+    if scheduler.settings.state == "per-worker":
+        state = shared.make_worker_state(1, kinds).map(lambda each: each[0])
+    else:
+        state = shared.make_state(kinds)
+    options = {name: value for name, value in vars(numbers).items() if name in _OPTIONS}
+    update_in_turn(shared, state, updates, **options)
+    return shared
+
+
 def assert_same(mine: SharedParameters, other: SharedParameters) -> None:
     """All bits of the parameters, and of the state, of one worker or of all."""
-    assert torch.equal(mine.flat, other.flat)
+    assert torch.equal(mine.flat.cpu(), other.flat)
     states = (
         each.state if each.worker_state is None else each.worker_state for each in (mine, other)
     )
     one, two = (state.map(torch.flatten).named() for state in states)
     assert one.keys() == two.keys()
     for kind, tensor in one.items():
-        assert torch.equal(tensor, two[kind]), kind
+        assert torch.equal(tensor.cpu(), two[kind]), kind

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_VIOLATIONS = 1000, MOST_RANGES = 8 };
+enum { MOST_VIOLATIONS = 1000, MOST_RANGES = 12 };
 
 enum access_kind { READ, WRITES, ATOMIC };
 
@@ -111,8 +111,49 @@ static struct range range(int64_t address, int64_t bytes, enum access_kind kind)
     return (struct range){(uint64_t)address, (uint64_t)(address + bytes), kind};
 }
 
+/* Of a table as a whole: which rows are touched is told by memory. */
+static int ranges_of_rows(const struct work *work, struct range *found)
+{
+    const struct image *image = &work->image;
+    const int64_t *a = work->arguments;
+    int64_t size = image->float64 ? 8 : 4, count = 0;
+    if (image->kernel == ROW_RANGE_KERNEL) {
+        found[count++] = range(a[RANGE_ROWS], 8 * a[RANGE_POSITIONS], READ);
+        found[count++] = range(a[RANGE_VERDICT], 4, WRITES);
+    } else if (image->kernel == ROW_COPY_KERNEL) {
+        int64_t row = a[COPY_UNITS] * image->unit * size;
+        found[count++] = range(a[COPY_TABLE], a[COPY_TABLE_ROWS] * row, READ);
+        found[count++] = range(a[COPIES], a[COPY_POSITIONS] * row, WRITES);
+        found[count++] = range(a[COPY_ROWS], 8 * a[COPY_POSITIONS], READ);
+        found[count++] = range(a[COPY_VERDICT], 4, WRITES);
+        if (image->locked)
+            found[count++] = range(a[COPY_LOCKS], 4 * a[COPY_STRIPES], ATOMIC);
+    } else {
+        int64_t row = a[UNITS] * image->unit * size, table = a[TABLE_ROWS] * row;
+        found[count++] = range(a[ROW_PARAM], table, WRITES);
+        found[count++] = range(a[ROW_MS], table, WRITES);
+        if (image->centered)
+            found[count++] = range(a[ROW_GRAD_AVG], table, WRITES);
+        if (image->momentum)
+            found[count++] = range(a[ROW_BUFFER], table, WRITES);
+        found[count++] = range(a[ROW_GRADS], a[POSITIONS] * row, READ);
+        found[count++] = range(a[ROWS], 8 * a[POSITIONS], READ);
+        found[count++] = range(a[ORDER], 8 * a[POSITIONS], READ);
+        if (image->checked)
+            found[count++] = range(a[FOUND_INF], 4, READ);
+        found[count++] = range(a[ROW_VERDICT], 4, WRITES);
+        if (image->counted)
+            found[count++] = range(a[ROW_COUNTS], 24 * a[TABLE_ROWS], ATOMIC);
+        if (image->locked)
+            found[count++] = range(a[LOCKS], 4 * a[STRIPES], ATOMIC);
+    }
+    return (int)count;
+}
+
 static int ranges_of(const struct work *work, struct range *found)
 {
+    if (work->kind == KERNEL && work->image.kernel >= ROW_RMSPROP_KERNEL)
+        return ranges_of_rows(work, found);
     const struct image *image = &work->image;
     const int64_t *a = work->arguments;
     int64_t size = image->float64 ? 8 : 4, target = (int64_t)work->target, count = 0;

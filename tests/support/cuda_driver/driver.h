@@ -5,7 +5,8 @@
  *   graphs.c        graphs
  *   streams.c       operations in the order of their streams, by a thread for each
  *   counted_time.c  or each in the time that it takes a device
- *   kernels.c       what kernels, copies and memsets do, a step at a time
+ *   kernels.c       what kernels, copies and memsets do, a step at a time; those of rows in
+ *   rows.c
  *   checks.c        violations: what hardware would crash on, or silently compute wrongly
  *   harness.c       what a test may ask and do besides
  *
@@ -53,7 +54,7 @@ enum function {
 
 enum {
     MAX_STREAMS = 128,   /* in use since the reset */
-    MAX_ARGUMENTS = 19,  /* of a kernel, without the two scratch pointers that Triton adds */
+    MAX_ARGUMENTS = 30,  /* of a kernel, without the two scratch pointers that Triton adds */
     REMEMBERED = 256     /* operations of a stream whose end is remembered: a power of 2 */
 };
 
@@ -69,15 +70,20 @@ struct point {
 };
 
 /* A kernel as a test's image has it; see image_of in cuda_testing.py. */
-enum kernel { RMSPROP_KERNEL, FINITE_KERNEL, FILL_KERNEL, KERNELS };
+enum kernel {
+    RMSPROP_KERNEL, FINITE_KERNEL, FILL_KERNEL,
+    ROW_RMSPROP_KERNEL, ROW_RANGE_KERNEL, ROW_COPY_KERNEL, /* those of rows come last */
+    KERNELS
+};
 
 struct image {
     char magic[8];
     int32_t kernel;
     int32_t float64; /* else float32 */
     int32_t eps_inside_sqrt, coupled, centered, momentum, lr_in_momentum;
-    int32_t lr_on_device, checked, counted;
-    int32_t block;
+    int32_t lr_on_device, checked, counted, locked;
+    int32_t unit;  /* of rows: as how many elements their width is given */
+    int32_t block; /* how many elements a program takes, or positions of rows */
     int64_t exponent;
 };
 
@@ -231,17 +237,38 @@ enum argument {
     PARAM, GRAD, MS, GRAD_AVG, BUFFER, COMP, ELEMENTS,
     LR, ALPHA, BETA, EPS, WEIGHT_DECAY, DECAY, SIGN, MOMENTUM, KEY, FACTOR, VERDICT, COUNTS
 };
-int64_t elements_of(const struct work *work); /* of a kernel */
+int64_t elements_of(const struct work *work); /* of a kernel; of rows, positions */
+
+/* Arguments of the kernels of rows, as triton_row_kernels.py and triton_row_access.py have them. */
+enum row_argument {
+    ROW_PARAM, ROW_GRADS, ROW_MS, ROW_GRAD_AVG, ROW_BUFFER, ROW_COMP, LAST_UPDATE, ROWS, ORDER,
+    POSITIONS, TABLE_ROWS, UNITS, UPDATE_NUMBER, NUMBER_BITS,
+    ROW_LR, ROW_ALPHA, ROW_BETA, ROW_EPS, ROW_WEIGHT_DECAY, ROW_DECAY, ROW_SIGN, ROW_MOMENTUM,
+    ROW_KEY, ROW_FACTOR, FOUND_INF, ROW_VERDICT, ROW_COUNTS, LOCKS, FIRST_LOCK, STRIPES
+};
+enum range_argument { RANGE_ROWS, RANGE_POSITIONS, RANGE_TABLE_ROWS, RANGE_VERDICT };
+enum copy_argument {
+    COPY_TABLE, COPIES, COPY_ROWS, COPY_POSITIONS, COPY_TABLE_ROWS, COPY_UNITS, COPY_VERDICT,
+    COPY_LOCKS, COPY_FIRST_LOCK, COPY_STRIPES
+};
+enum { NONFINITE = 1, OUTSIDE = 2 }; /* verdicts */
+
 struct run { /* of a work */
     const struct work *work;
     uint32_t block; /* the next one */
     bool computed;  /* but not stored: what it read may be overwritten meanwhile */
     int64_t version, witness;
     void *param, *ms, *grad_avg, *buffer; /* what was computed */
+    int64_t *versions, *witnesses;        /* of rows, one for each position of a tile */
+    int32_t *held;                        /* the lock of a row, if it is held */
 };
 void begin(struct run *run, const struct work *work);
 bool step(struct run *run); /* whether that was the last */
 void do_at_once(const struct work *work); /* what is not a kernel */
+
+/* rows.c */
+void begin_rows(struct run *run);
+bool step_rows(struct run *run); /* whether the next of its programs is through */
 const char *name_of(const struct work *work);
 
 /* checks.c */

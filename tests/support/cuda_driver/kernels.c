@@ -6,13 +6,15 @@
  */
 
 #include "driver.h"
+#include "elements.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-const char *const kernel_names[KERNELS] = {"rmsprop_kernel", "finite_kernel", "fill_kernel"};
-const int kernel_arguments[KERNELS] = {19, 3, 3};
+const char *const kernel_names[KERNELS] = {"rmsprop_kernel",     "finite_kernel",
+                                           "fill_kernel",        "row_rmsprop_kernel",
+                                           "row_range_kernel",   "row_copy_kernel"};
+const int kernel_arguments[KERNELS] = {19, 3, 3, 30, 4, 10};
 
 const char *name_of(const struct work *work)
 {
@@ -23,56 +25,30 @@ const char *name_of(const struct work *work)
 
 int64_t elements_of(const struct work *work)
 {
-    return work->arguments[work->image.kernel == RMSPROP_KERNEL ? ELEMENTS : 1];
+    static const int places[KERNELS] = {ELEMENTS, 1, 1, POSITIONS, RANGE_POSITIONS, COPY_POSITIONS};
+    return work->arguments[places[work->image.kernel]];
 }
 
-static double as_float64(int64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* Elements are loaded and stored whole, as on a device, whoever else writes them. */
-#define LOAD(address) \
-    ({ __typeof__(*(address)) loaded; __atomic_load(address, &loaded, __ATOMIC_RELAXED); loaded; })
-#define STORE(address, value) \
-    ({ __typeof__(*(address)) stored = (value); __atomic_store(address, &stored, __ATOMIC_RELAXED); })
-
-#define DEFINE_RMSPROP(TYPE, SQRT) \
+#define DEFINE_RMSPROP(TYPE) \
     static void compute_##TYPE(struct run *run, int64_t low, int64_t high) \
     { \
         const struct image *image = &run->work->image; \
         const int64_t *a = run->work->arguments; \
         TYPE *param = (TYPE *)a[PARAM], *grad = (TYPE *)a[GRAD], *mean = (TYPE *)a[MS], \
              *grad_avg = (TYPE *)a[GRAD_AVG], *buffer = (TYPE *)a[BUFFER]; \
-        double lr64 = image->lr_on_device ? LOAD((double *)a[LR]) : as_float64(a[LR]); \
-        TYPE lr = (TYPE)lr64, alpha = (TYPE)as_float64(a[ALPHA]), \
-             beta = (TYPE)as_float64(a[BETA]), eps = (TYPE)as_float64(a[EPS]), \
-             weight_decay = (TYPE)as_float64(a[WEIGHT_DECAY]), \
-             shrink = (TYPE)(1.0 - lr64 * as_float64(a[DECAY])), \
-             sign = (TYPE)as_float64(a[SIGN]), momentum = (TYPE)as_float64(a[MOMENTUM]); \
+        struct factors_##TYPE factors = factors_of_##TYPE(image, a + LR); \
         for (int64_t i = low; i < high; i++) { \
-            TYPE p = LOAD(param + i), g = LOAD(grad + i) * sign, ms = LOAD(mean + i); \
-            if (image->coupled) \
-                g = g + weight_decay * p; \
-            p = p * shrink; \
-            ms = alpha * ms + (beta * g) * g; \
-            TYPE v = ms; \
-            if (image->centered) { \
-                TYPE ga = alpha * LOAD(grad_avg + i) + beta * g; \
-                v = ms - ga * ga; \
-                v = v < 0 ? 0 : v; \
+            TYPE p = LOAD(param + i), g = LOAD(grad + i), ms = LOAD(mean + i), ga = 0, buf = 0; \
+            if (image->centered) \
+                ga = LOAD(grad_avg + i); \
+            if (image->momentum) \
+                buf = LOAD(buffer + i); \
+            update_##TYPE(image, &factors, g, &p, &ms, &ga, &buf); \
+            if (image->centered) \
                 ((TYPE *)run->grad_avg)[i - low] = ga; \
-            } \
-            TYPE d = image->eps_inside_sqrt ? SQRT(v + eps) : SQRT(v) + eps; \
-            TYPE step = (image->momentum && !image->lr_in_momentum ? g : lr * g) / d; \
-            if (image->momentum) { \
-                TYPE buf = momentum * LOAD(buffer + i) + step; \
-                step = image->lr_in_momentum ? buf : lr * buf; \
+            if (image->momentum) \
                 ((TYPE *)run->buffer)[i - low] = buf; \
-            } \
-            ((TYPE *)run->param)[i - low] = p - step; \
+            ((TYPE *)run->param)[i - low] = p; \
             ((TYPE *)run->ms)[i - low] = ms; \
         } \
     } \
@@ -92,8 +68,8 @@ static double as_float64(int64_t bits)
         } \
     }
 
-DEFINE_RMSPROP(float, sqrtf)
-DEFINE_RMSPROP(double, sqrt)
+DEFINE_RMSPROP(float)
+DEFINE_RMSPROP(double)
 
 /* The first half of a block: reads its witness, then the block; false if there is nothing to do. */
 static bool compute_block(struct run *run, int64_t low, int64_t high)
@@ -171,6 +147,8 @@ void do_at_once(const struct work *work)
 void begin(struct run *run, const struct work *work)
 {
     *run = (struct run){.work = work};
+    if (work->kind == KERNEL && work->image.kernel >= ROW_RMSPROP_KERNEL)
+        begin_rows(run);
     if (work->kind != KERNEL || work->image.kernel != RMSPROP_KERNEL)
         return;
     size_t bytes = (size_t)work->image.block * (work->image.float64 ? 8 : 4);
@@ -186,6 +164,8 @@ static bool end(struct run *run)
     free(run->ms);
     free(run->grad_avg);
     free(run->buffer);
+    free(run->versions);
+    free(run->witnesses);
     return true;
 }
 
@@ -196,6 +176,8 @@ bool step(struct run *run)
         do_at_once(work);
         return end(run);
     }
+    if (work->image.kernel >= ROW_RMSPROP_KERNEL)
+        return step_rows(run) && ++run->block == work->programs ? end(run) : false;
     bool updates = work->image.kernel == RMSPROP_KERNEL;
     int64_t elements = elements_of(work);
     int64_t low = (int64_t)run->block * work->image.block, high = low + work->image.block;
