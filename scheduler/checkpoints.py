@@ -173,6 +173,8 @@ def load_checkpoint(path: str | os.PathLike[str], shared: SharedParameters) -> C
             mine.zero_()
     if shared.row_versions is not None:
         shared.row_versions.zero_()
+    for counters in shared.row_races.values():
+        counters.counts.zero_()
     shared.versions.zero_()
     shared.versions[shared.slot] = checkpoint.version
     return checkpoint

@@ -138,7 +138,13 @@ class WorkerContext:
             whole_only=telemetry and on_gpu,
             rows_only=dispatch.policy.row_locked,
         )
-        self._row_gradients = RowGradients(shared, state, self._gradients)
+        self._row_gradients = RowGradients(
+            shared,
+            state,
+            self._gradients,
+            counts_races=dispatch.counts_races_of_rows,
+            continuing=lane.continuing,
+        )
         self._current: Iteration | None = None
         self._snapshot: Snapshot | None = None
         self._in_flight = 0

@@ -100,6 +100,7 @@ class Dispatch:
         self.lane_settings: LaneSettings | None = None
         self.gate: Gate | None = None
         self.receivers: dict[int, Receive] = {}
+        self.counts_races_of_rows = False
         self.on_close = ExitStack()
         self._batches_lanes = settings.batch > 1 and settings.batch_of == "lanes"
         self._batch = settings.batch
@@ -137,9 +138,11 @@ class Dispatch:
         row_locks = RowLocks() if policy.row_locked else None
         races = None
         if settings.telemetry:
-            locks_blocks = row_locks is not None and backend.name != "triton"
-            races = shared.count_races_with(backend, RowLocks.block if locks_blocks else None)
-            shared.count_rows_with(backend)
+            self.counts_races_of_rows = backend.name == "triton"
+            by_blocks = row_locks is not None and not self.counts_races_of_rows
+            races = shared.count_races_with(backend, RowLocks.block if by_blocks else None)
+            if not self.counts_races_of_rows:
+                shared.count_stale_rows()
         of_lanes = LaneSettings(
             shared=shared,
             backend=backend,

@@ -37,8 +37,8 @@ class SharedParameters:
         row_versions: With that on a CPU, the version that an update of rows made of each row last:
             int64, shape (rows,), of all parameters that have an axis, one after the other; before,
             None.
-        row_races: With that on a GPU, by name what races of each row of updates of rows were
-            counted, apart from ``races``; before, nothing.
+        row_races: With that on a GPU, for each table that had updates of rows, by name, what races
+            of each row were counted, apart from ``races``.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
         buffers: By name, what a module has besides parameters and workers share too, such as
             running statistics; of any dtype.
@@ -345,28 +345,31 @@ class SharedParameters:
         """All counters of races that there are: of blocks of everything, and of rows."""
         return [*([] if self.races is None else [self.races]), *self.row_races.values()]
 
-    def count_rows_with(self, backend: Backend) -> None:
-        """Makes what updates of rows are counted with, if it is not there.
-
-        Args:
-            backend: ``triton`` counts the races of each row; others, which rows were stale.
+    def count_stale_rows(self) -> None:
+        """Makes ``row_versions``, of zeros, if they are not there; for a CPU.
 
         Raises:
-            MemoryError: If it does not fit the device.
+            MemoryError: If they do not fit.
         """
-        rows = {name: shape[0] for name, shape in self._shapes.items() if shape}
-        device = self.flat.device
-        if backend.name != "triton":
-            if self.row_versions is None:
-                total = sum(rows.values())
-                self.row_versions = allocate_zeros("row_versions", (total,), torch.int64, device)
-        elif not self.row_races:
-            self.row_races = {
-                name: RaceCounters(
-                    count, 1, allocate_zeros("row_races", (3, count), torch.int64, device)
-                )
-                for name, count in rows.items()
-            }
+        if self.row_versions is None:
+            rows = sum(shape[0] for shape in self._shapes.values() if shape)
+            device = self.flat.device
+            self.row_versions = allocate_zeros("row_versions", (rows,), torch.int64, device)
+
+    def count_races_of_rows(self, name: str) -> RaceCounters:
+        """The counters of races of a table's rows, one by one: made at the first call.
+
+        Args:
+            name: Of a parameter of an axis or more.
+
+        Raises:
+            MemoryError: If they do not fit the device.
+        """
+        if name not in self.row_races:
+            rows, device = self._shapes[name][0], self.flat.device
+            counts = allocate_zeros("row_races", (3, rows), torch.int64, device)
+            self.row_races = {**self.row_races, name: RaceCounters(rows, 1, counts)}
+        return self.row_races[name]
 
     def share_memory_(self, processes: int) -> None:
         """Moves everything to where other processes can reach it; views and modules follow.

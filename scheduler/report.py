@@ -13,7 +13,6 @@ import torch
 
 from hogstream.kernels.backends.select import Backend
 from hogstream.kernels.operands import COMPUTE_DTYPES
-from hogstream.kernels.race_counters import RaceCounters
 from hogstream.kernels.row_table import STALE, UPDATED, RowTable
 from hogstream.scheduler.checks import error_text
 from hogstream.scheduler.chunks import CompiledRun
@@ -300,7 +299,7 @@ class RunRecord:
     def __init__(
         self,
         workers: int,
-        races: Sequence[RaceCounters] | None = None,
+        counted: SharedParameters | None = None,
         *,
         counts_rows: bool = False,
     ) -> None:
@@ -308,14 +307,14 @@ class RunRecord:
 
         Args:
             workers: How many there are.
-            races: Where races are counted, if they are.
+            counted: Whose races are counted, if they are.
             counts_rows: Whether updates of rows count those that were stale.
         """
         self.failures: dict[int, BaseException] = {}
         self.restarts = [0] * workers
+        self._counted = counted
+        self._races_before = _totals(counted)
         self._start = time.perf_counter()
-        self._races = races
-        self._races_before = _totals(races)
         self._counts_rows = counts_rows
         self._rows = np.zeros(len(_STALE_ROWS), np.int64)
         self._latencies = Latencies()
@@ -331,10 +330,10 @@ class RunRecord:
         add_latency, add_staleness = self._new_latencies_ns.append, self._new_staleness.append
         updates = 0
         for work in landed:
+            if isinstance(work, Snapshot):
+                continue  # its error is that of who waits for it
             if work.error is not None:
                 self.failures.setdefault(worker, work.error)
-            if isinstance(work, Snapshot):
-                continue
             if work.nonfinite:
                 self._nonfinite[worker] += 1
             elif work.error is not None:
@@ -385,11 +384,11 @@ class RunRecord:
 
     def races(self) -> dict[str, Any]:
         """What races were counted since the start, as attributes of a report."""
-        if self._races is None:
+        if self._counted is None:
             return dict.fromkeys(_RACES)
         landed, survived, overwritten = (
             now - before
-            for now, before in zip(_totals(self._races), self._races_before, strict=True)
+            for now, before in zip(_totals(self._counted), self._races_before, strict=True)
         )
         return dict(zip(_RACES, (landed, landed - survived, overwritten), strict=True))
 
@@ -400,9 +399,10 @@ class RunRecord:
         self._new_staleness.clear()
 
 
-def _totals(races: Sequence[RaceCounters] | None) -> list[int]:
+def _totals(counted: SharedParameters | None) -> list[int]:
     """How many updates of a block landed, survived and were overwritten until now."""
-    if not races:
+    if counted is None:
         return []
-    totals: list[int] = torch.stack([each.counts.sum(dim=1) for each in races]).sum(0).tolist()
-    return totals
+    totals = [each.counts.sum(dim=1) for each in counted.race_counters]
+    of_all: list[int] = torch.stack(totals).sum(0).tolist()
+    return of_all

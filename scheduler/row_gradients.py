@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from hogstream.scheduler.gradients import Gradients
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.update import Checked
 from hogstream.scheduler.update_state import UpdateState
+
+#: Enters a context in which device work goes down a lane.
+Computing = Callable[[], AbstractContextManager[object]]
 
 #: Rows of a table, and a gradient of each.
 RowGradient = tuple[ArrayLike, ArrayLike]
@@ -48,15 +52,26 @@ class _Table(NamedTuple):
 class RowGradients:
     """Checks gradients of rows of a worker's."""
 
-    def __init__(self, shared: SharedParameters, state: UpdateState, gradients: Gradients) -> None:
+    def __init__(
+        self,
+        shared: SharedParameters,
+        state: UpdateState,
+        gradients: Gradients,
+        *,
+        counts_races: bool,
+        continuing: Computing,
+    ) -> None:
         """Remembers what they must fit.
 
         Args:
             shared: What they update.
             state: The worker's, of shape (elements,), as its updates have it.
             gradients: Those of the same worker, which know the memory that updates write.
+            counts_races: Whether the races of each row are counted apart, as on a GPU.
+            continuing: Of the worker's lane: rows may be what was computed there.
         """
         self._shared, self._state = shared, state
+        self._counts_races, self._continuing = counts_races, continuing
         self._check_apart = gradients.check_apart
         self._tables: dict[str, _Table] = {}
 
@@ -81,10 +96,12 @@ class RowGradients:
         """
         given = _by_name(name, rows, grads)
         tables = [self._table(each) for each, _ in given]
-        parts = [
-            self._part(each, table, *pair)
+        operands = [
+            self._operands(each, table, *pair)
             for (each, pair), table in zip(given, tables, strict=True)
         ]
+        with self._continuing():
+            parts = [RowUpdate.of(each) for each in operands]
         laid_out = RowTable(parts)
         versions, fields = self._shared.versions, laid_out.fields
         fields[:, BEFORE] = [table.before for table in tables]
@@ -105,22 +122,23 @@ class RowGradients:
         """
         table = self._table(name)
         rows = check_row_numbers(table.param, rows, f"the rows of {name}")
-        copied = rows.to(torch.int64, copy=True)
         target = table.param.new_empty(len(rows), table.param.shape[1])
-        operands = RowOperands(table.param, target, *table.state, None, None, rows)
+        with self._continuing():
+            copied = rows.to(torch.int64, copy=True)
+        operands = RowOperands(table.param, target, table.param, *[None] * 4, rows)
         laid_out = RowTable([RowUpdate(operands, copied, copied, 1)])
         laid_out.fields[:, BEFORE] = table.before
         return target, laid_out
 
-    def _part(self, name: str, table: _Table, rows: ArrayLike, grads: ArrayLike) -> RowUpdate:
-        """The update of one table, sorted by row."""
+    def _operands(self, name: str, table: _Table, rows: ArrayLike, grads: ArrayLike) -> RowOperands:
+        """Those of the update of one table."""
         called = f"the gradients of {name}"
         rows, grads = check_rows(table.param, rows, grads, names=(f"the rows of {name}", called))
         if grads.dtype != table.param.dtype:
             wanted, got = short(table.param.dtype), short(grads.dtype)
             raise TypeError(f"{called} must be {wanted} as the table, got {got}")
         self._check_apart(called, grads.data_ptr(), grads.data_ptr() + grads.nbytes)
-        return RowUpdate.of(RowOperands(table.param, grads, *table.state, None, None, rows))
+        return RowOperands(table.param, grads, *table.state, None, None, rows)
 
     def _table(self, name: Any) -> _Table:
         """A parameter as a table; made once."""
@@ -138,7 +156,8 @@ class RowGradients:
         shape = view.shape[0], math.prod(view.shape[1:])
         before = int(view.storage_offset() - shared.flat.storage_offset())
         part = slice(before, before + view.numel())
-        versions, races = shared.row_versions, shared.row_races.get(name)
+        versions = shared.row_versions
+        races = shared.count_races_of_rows(name) if self._counts_races else None
         table = self._tables[name] = _Table(
             shared.flat[part].view(shape),
             self._state.map(lambda each: each[part].view(shape)),

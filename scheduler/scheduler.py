@@ -253,7 +253,7 @@ class StreamScheduler:
         telemetry, shared = self.settings.telemetry, self.shared
         record = RunRecord(
             self.settings.workers,
-            shared.race_counters if telemetry else None,
+            shared if telemetry else None,
             counts_rows=telemetry and shared.row_versions is not None,
         )
         rate = None if lr_schedule is None else ScheduledRate(lr_schedule, self.shared)

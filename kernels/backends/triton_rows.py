@@ -110,26 +110,36 @@ def update_(
         launch(row_rmsprop_kernel, programs, arguments, constants, device)
 
 
-def tile_constants(tensors: RowOperands, *, locked: bool = False) -> dict[str, int]:
-    """What part of an update one program takes, and what it may know of alignment.
+def tile_constants(tensors: RowOperands) -> dict[str, int]:
+    """What part of an update one program takes, and what it may know of alignment."""
+    return tile_of(tensors, unit_of(tensors))
+
+
+def unit_of(tensors: RowOperands) -> int:
+    """The constant UNIT of the kernels: of 128 bits, if all rows are aligned so; else 1."""
+    tables = [each for each in tensors[:6] if each is not None and each.dim() == 2]
+    unit = 16 // min(each.element_size() for each in tables)
+    aligned = all(each.data_ptr() % 16 == 0 for each in tables)
+    return unit if aligned and tensors.param.shape[1] % unit == 0 else 1
+
+
+def tile_of(tensors: RowOperands, unit: int, *, locked: bool = False) -> dict[str, int]:
+    """What part of an update one program takes.
 
     Args:
         tensors: Of the update.
+        unit: What it may know of alignment.
         locked: Whether a program holds a lock: of one row, as all that it takes.
     """
     param = tensors.param
-    width = param.shape[1]
-    tables = [each for each in tensors[:6] if each is not None and each.dim() == 2]
-    unit = 16 // min(each.element_size() for each in tables)
-    if width % unit or any(each.data_ptr() % 16 for each in tables):
-        unit = 1
     most = LANES if tensors.ms.dim() == 1 else _COLUMNS
-    columns = min(triton.next_power_of_2(max(width, 1)), most)
+    columns = min(triton.next_power_of_2(max(param.shape[1], 1)), most)
     if locked:
         return {"ROWS": 1, "COLUMNS": max(columns, _COLUMNS_OF_ROW), "UNIT": unit}
-    if param.device.type != "cuda":
-        return {"ROWS": INTERPRETED_BLOCK // columns, "COLUMNS": columns, "UNIT": unit}
-    return {"ROWS": tile_rows(param.dtype, columns, unit), "COLUMNS": columns, "UNIT": unit}
+    rows = INTERPRETED_BLOCK // columns
+    if param.device.type == "cuda":
+        rows = tile_rows(param.dtype, columns, unit)
+    return {"ROWS": rows, "COLUMNS": columns, "UNIT": unit}
 
 
 def tile_rows(dtype: torch.dtype, columns: int, unit: int) -> int:

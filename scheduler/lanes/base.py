@@ -96,6 +96,12 @@ class Lane(Protocol):
         the context on the thread that works.
         """
 
+    def continuing(self) -> AbstractContextManager[object]:
+        """A context for device work with what was computed in the lane, or on the current stream.
+
+        It is as ``computing`` if anything was computed in the lane.
+        """
+
     def record_event(self) -> Any:
         """An event that is done when all that was enqueued on the lane until now has landed.
 
@@ -219,6 +225,8 @@ class CpuLane:
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to set: a CPU thread computes at once."""
         return nullcontext()
+
+    continuing = computing
 
     def record_event(self) -> Position:
         """The present end of the lane; what waits for its batch is launched now."""

@@ -11,7 +11,7 @@ import ctypes
 import itertools
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ from hogstream.scheduler.lanes.cuda_graphs import Node, RepeatCache, UpdateGraph
 from hogstream.scheduler.lanes.cuda_kernels import RowKernels, UpdateKernels, update_kernels
 from hogstream.scheduler.lanes.cuda_launch import DEFAULT_STREAM
 from hogstream.scheduler.lanes.rings import DRIVER_ERRORS, WORD
+from hogstream.scheduler.memory import allocate_zeros
 from hogstream.scheduler.update import Snapshot, Update, Work
 
 _GRAPHS = 256
@@ -210,6 +211,10 @@ class CudaLane(RingLane):
         self.follow_current()
         return self._cuda.device.computing(self.stream)
 
+    def continuing(self) -> AbstractContextManager[object]:
+        """As ``computing``, if anything was computed so; else the current stream goes on."""
+        return self.computing() if self.words[rings.COMPUTES] else nullcontext()
+
     def follow_current(self) -> None:
         """Has the stream wait for what the caller's current one has been given."""
         device = self._cuda.device
@@ -323,7 +328,7 @@ class CudaLanes(RingLanes[CudaLane]):
         self.threads: list[LoopThread] = []
         self._kept: dict[Switches, tuple[UpdateKernels, Any]] = {}
         self._row_kernels = RowKernels(device, settings)
-        self._row_locks = _make_row_locks(settings)
+        self._row_locks: torch.Tensor | None = None
         self._graphs: RepeatCache[UpdateGraph] = RepeatCache(_GRAPHS)
         self._batches: dict[int, deque[Batch]] = {}  # by their sizes, those launched first ahead
         self._rows = 1 << (depth - 1).bit_length()
@@ -348,6 +353,9 @@ class CudaLanes(RingLanes[CudaLane]):
         self._closing.callback(self.pinned.free)
         self.verdicts = DeviceMemory(self.device, WORD * count)
         self._closing.callback(self.verdicts.free)
+        if self.settings.of.row_locks is not None:  # in place of those of a CPU
+            device = self.settings.of.shared.flat.device
+            self._row_locks = allocate_zeros("row locks", (_ROW_LOCKS,), torch.int32, device)
         for index in range(count):
             self.lanes.append(CudaLane(index, self, self._rows))
             self.lanes[-1].follow_current()  # which may still be making what lanes use
@@ -568,13 +576,6 @@ class CudaLanes(RingLanes[CudaLane]):
         except CudaError as error:  # every row fails with it
             self.settings.words[rings.FAILED] = error.code
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)
-
-
-def _make_row_locks(settings: LaneSettings) -> torch.Tensor | None:
-    """Locks of rows on the GPU, in the place of those that the settings have for a CPU."""
-    if settings.row_locks is None:
-        return None
-    return torch.zeros(_ROW_LOCKS, dtype=torch.int32, device=settings.shared.flat.device)
 
 
 def warm_up(settings: LaneSettings, device: CudaDevice, hyperparameters: Hyperparameters) -> None:

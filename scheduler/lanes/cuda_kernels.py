@@ -6,12 +6,13 @@ This module needs Triton, for its kernels' constants.
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hogstream.kernels.backends.triton_launch import EXPONENTS, STORAGE, switch_constants
-from hogstream.kernels.backends.triton_rows import tile_constants
+from hogstream.kernels.backends.triton_rows import tile_of, unit_of
 from hogstream.kernels.hyperparameters import Switches
 from hogstream.kernels.rows import RowOperands
 from hogstream.scheduler.lanes.base import LaneSettings
@@ -79,7 +80,9 @@ class RowKernels:
             settings: What is the same for all updates.
         """
         self._device, self._settings = device, settings
-        self._kept: dict[tuple[object, ...], Any] = {}
+        self._locked = settings.row_locks is not None
+        self._kept: dict[tuple[object, ...], Any] = {}  # by what they are, and by their tile
+        self._addresses: dict[tuple[object, ...], int] = {}  # by where all lies
 
     def update(self, switches: Switches, tensors: RowOperands) -> int:
         """Where a ``KERNEL`` is of updates of a table; it lives as long as this.
@@ -88,27 +91,36 @@ class RowKernels:
             switches: Of the updates.
             tensors: Of one.
         """
-        tile = tile_constants(tensors, locked=self._settings.row_locks is not None)
-        return self._address(("update", switches, *tile.values()), self._of_update, switches, tile)
+        return self._address(switches, tensors)
 
     def copy(self, tensors: RowOperands) -> int:
         """The same of copies of rows, which are in the place of gradients."""
-        tile = tile_constants(tensors, locked=self._settings.row_locks is not None)
-        return self._address(("copy", *tile.values()), self._of_copy, tile)
+        return self._address(None, tensors)
 
     def compile(self, switches: Switches) -> None:
-        """Compiles what updates and copies of all parameters need, with aligned gradients."""
+        """Compiles what updates and copies of all parameters need, wherever gradients lie."""
         for view in self._settings.shared.views.values():
             if view.dim():
                 table = view.view(len(view), math.prod(view.shape[1:]))
-                # State lies as the table does, so that it says nothing more.
+                # State has no say: it may lie as the table does, or not.
                 tensors = RowOperands(table, table, table, None, None, None, None, table)
-                self.update(switches, tensors)
-                self.copy(tensors)
+                for unit, of in product({unit_of(tensors), 1}, (switches, None)):
+                    self._in_tile(of, tile_of(tensors, unit, locked=self._locked))
 
-    def _address(self, key: tuple[object, ...], make: Any, *arguments: Any) -> int:
+    def _address(self, of: Switches | None, tensors: RowOperands) -> int:
+        """Of a kernel of updates, or of copies if there are no switches."""
+        param, ms, grads = tensors.param, tensors.ms, tensors.grads
+        key = of, param.data_ptr(), param.shape[1], ms.data_ptr(), grads.data_ptr() % 16
+        address = self._addresses.get(key)
+        if address is None:
+            tile = tile_of(tensors, unit_of(tensors), locked=self._locked)
+            address = self._addresses[key] = self._in_tile(of, tile)
+        return address
+
+    def _in_tile(self, of: Switches | None, tile: dict[str, int]) -> int:
+        key = of, *tile.values()
         if key not in self._kept:
-            self._kept[key] = make(*arguments)
+            self._kept[key] = self._of_copy(tile) if of is None else self._of_update(of, tile)
         address: int = self._kept[key].ctypes.data
         return address
 
@@ -125,7 +137,7 @@ class RowKernels:
             "LR_ON_DEVICE": False,
             "CHECKED": True,  # by the verdict of those that look first
             "COUNTED": settings.races is not None,
-            "LOCKED": settings.row_locks is not None,
+            "LOCKED": self._locked,
             **tile,
         }
         words = _words(
@@ -137,7 +149,7 @@ class RowKernels:
 
     def _of_copy(self, tile: dict[str, int]) -> Any:
         bits, _ = EXPONENTS[self._settings.shared.flat.dtype]
-        constants = {"BITS": bits, "LOCKED": self._settings.row_locks is not None, **tile}
+        constants = {"BITS": bits, "LOCKED": self._locked, **tile}
         return _with_tile(_words(self._device.function("row_copy_kernel", constants)), tile)
 
 

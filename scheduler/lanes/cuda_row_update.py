@@ -51,7 +51,10 @@ def update_rows(lane: int, row: int, found: int, thread: int, settings: int) -> 
     error = clear_verdict(lane, settings)
     for part in range(parts):
         if error == 0:
-            error = check_part(lane, row, part, thread, settings)
+            error = check_gradient(lane, row, part, thread, settings)
+    for part in range(parts):  # last: their verdict stays if both have something to say
+        if error == 0:
+            error = check_range(lane, row, part, thread, settings)
     for part in range(parts):
         fields = of_part(row, PARAM, part)
         if error == 0 and _field(fields, POSITIONS):
@@ -63,19 +66,21 @@ def update_rows(lane: int, row: int, found: int, thread: int, settings: int) -> 
 
 
 @njit
-def check_part(lane: int, row: int, part: int, thread: int, settings: int) -> Any:
-    """Launches what looks at the gradient of a table, if anything has to, and at its rows.
+def check_gradient(lane: int, row: int, part: int, thread: int, settings: int) -> Any:
+    """Launches what looks at the gradient of a table, if anything has to; 0 or an error."""
+    kernel = _field(of_part(row, PARAM, part), CODE)
+    if atomic_load(kernel + WORD * FINITE_FUNCTION) == 0:
+        return 0
+    return check_finite(kernel, lane, row, part, thread, settings)
 
-    The verdict on rows comes last: it stays if both have something to say.
-    """
-    fields, error = of_part(row, PARAM, part), 0
+
+@njit
+def check_range(lane: int, row: int, part: int, thread: int, settings: int) -> Any:
+    """Launches what looks whether rows are in their table; 0 or an error."""
+    fields = of_part(row, PARAM, part)
     if _field(fields, POSITIONS) == 0:
         return 0
     kernel = _field(fields, CODE)
-    if atomic_load(kernel + WORD * FINITE_FUNCTION):
-        error = check_finite(kernel, lane, row, part, thread, settings)
-    if error != 0:
-        return error
     set_argument(thread, 0, _field(fields, ROWS))
     set_argument(thread, 1, _field(fields, POSITIONS))
     set_argument(thread, 2, _field(fields, TABLE_ROWS))

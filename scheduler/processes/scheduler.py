@@ -7,7 +7,7 @@ import itertools
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from hogstream.kernels.hyperparameters import Hyperparameters
-from hogstream.kernels.race_counters import RaceCounters
 from hogstream.scheduler.budget import Budget
 from hogstream.scheduler.callbacks import Callbacks, OnLoss, OnResult
 from hogstream.scheduler.cancellation import uncancelled
@@ -286,8 +285,8 @@ class ProcessScheduler:
         if self._tasks:
             raise RuntimeError("the scheduler runs already: await that run first")
         self._stopping = False
-        races = self.shared.race_counters if self.settings.telemetry else None
-        run = self._running = _Run(job, callbacks, self._divide(budget), races)
+        counted = self.shared if self.settings.telemetry else None
+        run = self._running = _Run(job, callbacks, self._divide(budget), counted)
         tasks = self._tasks = [asyncio.create_task(self._work(each, run)) for each in run.shares]
         try:
             await uncancelled(lambda: asyncio.wait(tasks), self._cancel, self._kill)
@@ -342,7 +341,12 @@ class ProcessScheduler:
         self._lock = ProcessLock() if settings.policy != "lock-free" else None
         if settings.telemetry:
             shared.count_races_with(self._backend)
-            shared.count_rows_with(self._backend)
+            if self._backend.name == "triton":
+                for name, view in shared.views.items():
+                    if view.dim():
+                        shared.count_races_of_rows(name)
+            else:
+                shared.count_stale_rows()
         self._opened_with = self.hyperparameters
         self._kinds = kinds_of(self._opened_with.switches)
         if settings.state == "per-worker":
@@ -527,7 +531,7 @@ class _Run:
         job: Job,
         callbacks: Callbacks,
         shares: list[_Share],
-        races: Sequence[RaceCounters] | None,
+        counted: SharedParameters | None,
     ) -> None:
         self.job = job
         self.callbacks = callbacks
@@ -536,7 +540,7 @@ class _Run:
         self.begun = asyncio.Event()
         self.ends: list[float] = []
         self._awaited = {share.index for share in shares}
-        self._record = RunRecord(0, races)
+        self._record = RunRecord(0, counted)
         self.start = time.perf_counter()
 
     def arrive(self, share: _Share) -> None:

@@ -121,6 +121,15 @@ def test_state_that_was_not_saved_begins_with_zeros(tmp_path: Path) -> None:
             assert not state.named()[kind].any()
 
 
+def test_races_of_rows_are_counted_from_zero(tmp_path: Path) -> None:
+    shared = SharedParameters({"a": torch.zeros(3, 2), "b": torch.zeros(4)})
+    save_checkpoint(tmp_path / "saved", shared)
+    shared.count_races_of_rows("a").counts.fill_(3)
+    load_checkpoint(tmp_path / "saved", shared)
+    assert shared.row_races.keys() == {"a"}
+    assert not shared.row_races["a"].counts.any()
+
+
 def test_races_that_were_not_saved_are_counted_from_zero(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "file", make_shared(0))
     loaded = make_shared(50)

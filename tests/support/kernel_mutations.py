@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mutations import Mutation, changed, copy_with
-from ptx_checks import check_form
 from ptx_compiling import Compiled, Form, compile_forms
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
 from ptx_races import check_race
-from ptx_rows import check_row_form
+from ptx_row_access import check_any
 
 #: Which device they are compiled for.
 TARGET = 90
@@ -43,13 +42,24 @@ _COMPENSATED = Form(
 _LAZY_ROWS = Form("row_rmsprop_kernel", "float32", centered=True, lazy=True, columns=32, unit=4)
 _ROWWISE = Form("row_rmsprop_kernel", "float32", momentum=True, rowwise=True, columns=32, unit=1)
 _COUNTED_ROWS = Form("row_rmsprop_kernel", "bfloat16", counted=True, columns=8, unit=8)
+_LOCKED_ROWS = Form("row_rmsprop_kernel", "float32", counted=True, columns=32, unit=4, locked=True)
 _ROWS = (_LAZY_ROWS, _ROWWISE, _COUNTED_ROWS)
+_ACCESS = (
+    Form("row_range_kernel", "int64"),
+    Form("row_copy_kernel", "bfloat16", columns=32, unit=1),
+    Form("row_copy_kernel", "float32", columns=32, unit=4, locked=True),
+)
 _DENSE = (
     *(_PLAIN, _FULL, _LR_IN, _BFLOAT16, _CHECKED, _ON_DEVICE, _TABLE, _STOCHASTIC, _COMPENSATED),
     *(_VERDICT, _COUNTED),
 )
 # What is looked at, by the module that has a fault; else all.
-_FORMS = {"triton_kernels": _DENSE, "triton_row_kernels": _ROWS}
+_FORMS = {
+    "triton_kernels": _DENSE,
+    "triton_row_kernels": (*_ROWS, _LOCKED_ROWS),
+    "triton_row_access": _ACCESS,
+    "triton_locks": (_LOCKED_ROWS, _ACCESS[2]),
+}
 
 
 def _kernel(old: str, new: str = "") -> Mutation:
@@ -62,6 +72,14 @@ def _piece(old: str, new: str = "") -> Mutation:
 
 def _rows(old: str, new: str = "") -> Mutation:
     return changed("triton_row_kernels", old, new)
+
+
+def _locks(old: str, new: str = "") -> Mutation:
+    return changed("triton_locks", old, new)
+
+
+def _access(old: str, new: str = "") -> Mutation:
+    return changed("triton_row_access", old, new)
 
 
 def _formula(old: str, new: str) -> Mutation:
@@ -296,6 +314,38 @@ MUTATIONS = {
     "the writing of a row's witness releases nothing": _rows(
         'witness + 1, head, sem="release")', 'witness + 1, head, sem="relaxed")'
     ),
+    # Locks of rows
+    "a row's lock is taken by all who ask": _locks(
+        'while tl.atomic_cas(lock_ptr, 0, 1, sem="acquire") != 0:',
+        'while tl.atomic_cas(lock_ptr, 0, 1, sem="acquire") > 1:',
+    ),
+    "a lock that is taken acquires nothing": _locks('sem="acquire"', 'sem="relaxed"'),
+    "a lock that is let go of releases nothing": _locks('sem="release"', 'sem="relaxed"'),
+    "rows have the locks of others": _locks(
+        "((first_lock.to(tl.int64) + row) & (stripes.to(tl.int64) - 1))", "row % 2 * 0 + row"
+    ),
+    "the lock is let go of before the row is written": Mutation(
+        "triton_row_kernels",
+        (
+            ("    if LOCKED:\n        release(lock_ptr)\n", ""),
+            ("        hold(lock_ptr)\n", "        hold(lock_ptr)\n        release(lock_ptr)\n"),
+        ),
+    ),
+    # Rows that are looked at, and copied
+    "rows that are looked at may be less than 0": _access("(first < 0) | (last", "(last"),
+    "rows that are looked at may be beyond the table": _access(
+        "(first < 0) | (last >= table_rows)", "first < 0"
+    ),
+    "rows that are copied may be less than 0": _access("(row < 0) | (row >=", "(row >="),
+    "nobody says that a row is not there": _access(
+        "tl.max(outside.to(tl.int32), 0) != 0", "tl.max(outside.to(tl.int32), 0) > 1"
+    ),
+    "rows are copied to where they come from": _access(
+        "copies_ptr + position[:, None]", "copies_ptr + row[:, None]"
+    ),
+    "the columns of the next row are copied too": _access(
+        "inside[:, None] & (column < width)[None, :]", "inside[:, None]"
+    ),
     # Order in memory
     "the reading of the witness acquires nothing": _kernel(
         _WITNESS, _WITNESS.replace("acquire", "relaxed")
@@ -393,11 +443,10 @@ def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], 
     """All checks, each with its name."""
     for form, each in compiled.items():
         what = "bits" if form.updates else "verdicts"
-        check = check_row_form if form.of_rows else check_form
-        yield f"{what} of {form.name}", partial(check, each)
+        yield f"{what} of {form.name}", partial(check_any, each)
     for form in (_PLAIN, _FULL, _TABLE, _VERDICT, _LAZY_ROWS):
         if form in compiled:
             yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
-    counting = [each for each in (_COUNTED, _COUNTED_ROWS) if each in compiled]
+    counting = [each for each in (_COUNTED, _COUNTED_ROWS, _LOCKED_ROWS) if each in compiled]
     for seed, form in product(range(SEEDS), counting):
         yield f"race {seed} of {form.name}", partial(check_race, compiled[form], seed)

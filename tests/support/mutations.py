@@ -203,18 +203,18 @@ MUTATIONS = {
             ),
         ),
     ),
-    "the verdict of rows is copied before the update": Mutation(
+    "the verdict of rows is copied before they are looked at": Mutation(
         "cuda_row_update",
         (
             (
-                "    for part in range(parts):\n        fields",
-                "    fetch_verdict(lane, found, settings)\n"
-                "    for part in range(parts):\n        fields",
+                "    error = clear_verdict(lane, settings)\n    for part",
+                "    error = clear_verdict(lane, settings)\n"
+                "    fetch_verdict(lane, found, settings)\n    for part",
             ),
             (
                 "    return error if error != 0 else fetch_verdict(lane, found, settings)\n\n\n"
-                "@njit\ndef check_part",
-                "    return error\n\n\n@njit\ndef check_part",
+                "@njit\ndef check_gradient",
+                "    return error\n\n\n@njit\ndef check_gradient",
             ),
         ),
     ),
@@ -276,6 +276,30 @@ MUTATIONS = {
     ),
     "rows are launched while others hold the lock": changed(
         "cuda_loop", "atomic_load(thread + WORD * HELD) or ", ""
+    ),
+    # Rows
+    "rows are not locked": changed(
+        "cuda_kernels", '            "LOCKED": self._locked,\n', '            "LOCKED": False,\n'
+    ),
+    "rows that are copied are not locked": changed(
+        "cuda_kernels", '"BITS": bits, "LOCKED": self._locked, ', '"BITS": bits, "LOCKED": False, '
+    ),
+    "gradients of rows are not looked at": changed(
+        "cuda_row_update",
+        "    if atomic_load(kernel + WORD * FINITE_FUNCTION) == 0:\n",
+        "    if True:\n",
+    ),
+    "the verdict on rows forbids nothing": changed(
+        "cuda_row_update",
+        "    set_argument(thread, place, verdict)\n",
+        "    set_argument(thread, place, verdict + _SPARE)\n",
+    ),
+    "an update in flight does not hold its rows": changed(
+        "compiled",
+        "        self._in_flight.append(work)\n",
+        "        self._in_flight.append(work)\n"
+        "        if isinstance(work, Update) and isinstance(work.checked.table, RowTable):\n"
+        "            work.grad = work.checked.table.parts = None\n",
     ),
     # Wake-ups
     "the thread is not woken for a row": changed(

@@ -1,4 +1,4 @@
-"""What must hold of the kernels that look at rows and copy them, as PTX; and all checks of a form."""
+"""What must hold of kernels that look at rows and copy them, as PTX; and all checks of a form."""
 
 from __future__ import annotations
 

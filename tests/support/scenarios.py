@@ -10,7 +10,7 @@ import torch
 
 from cuda_testing import ILLEGAL_ADDRESS
 from fuzzing import LOOPS, Chance
-from hogstream.scheduler.policies import DENSE_POLICIES, make_gate, select_policy
+from hogstream.scheduler.policies import POLICIES, make_gate, select_policy
 from scheduler_fuzz import ENDS, LEAVES
 from scheduler_testing import COUNTING
 
@@ -67,6 +67,8 @@ class Habits:
         think: Sleep on the event loop.
         assign: Assign hyperparameters to the scheduler.
         part: Update some parameters only.
+        rows: Update all rows of parameters, in some order, in place of the parameters.
+        reads: Read some rows before.
         spoil: Submit a gradient of NaN.
         fail: Fail before they submit, or after.
         give_up: Stop waiting for ``submit``.
@@ -80,6 +82,8 @@ class Habits:
     think: float
     assign: float
     part: float
+    rows: float
+    reads: float
     spoil: float
     fail: float
     give_up: float
@@ -130,6 +134,11 @@ class Plan:
         return self.counts and not self.settings["staleness_aware"]
 
     @property
+    def locks_rows(self) -> bool:
+        """Whether each row of an update has a lock."""
+        return bool(self.settings["policy"] == "row-locked")
+
+    @property
     def orders(self) -> bool:
         """Whether updates come after each other as they were submitted, whatever was flushed."""
         settings = self.settings
@@ -174,6 +183,10 @@ class Scenario:
     def fails(self) -> bool:
         """Whether the driver fails at anything."""
         return self.failure is not None or self.lost_after is not None
+
+    def loses_nothing(self, plan: Plan) -> bool:
+        """Whether no update of a scheduler is lost in another, in whatever order they come."""
+        return self.is_serial(plan) or (plan.locks_rows and not self.same)
 
     def is_serial(self, plan: Plan) -> bool:
         """Whether a scheduler's updates come after each other, all that is written to one place."""
@@ -222,6 +235,8 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
     gated = make_gate(select_policy(settings["policy"]), int) is not None
     may_assign = settings["workers"] == 1 or not gated  # else it may come between
     may_spoil = settings["on_nonfinite"] != "apply"
+    locks_rows = settings["policy"] == "row-locked"
+    may_part = not settings["telemetry"]  # else counts are of all blocks, or rows
     numbers: dict[str, Any] = COUNTING
     if not counts:
         numbers = {
@@ -243,7 +258,9 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
         hold_lane=chance.choice([0, 0, 0.1]),
         think=chance.choice([0, 0, 0.3]),
         assign=chance.choice([0, 0.2]) if may_assign else 0,
-        part=chance.choice([0, 0.3]) if parts and not settings["telemetry"] else 0,
+        part=chance.choice([0, 0.3]) if parts and may_part else 0,
+        rows=1 if locks_rows else chance.choice([0, 0, 0.5]) if may_part else 0,
+        reads=chance.choice([0, 0, 0.3]),
         spoil=chance.choice([0, 0.15]) if may_spoil else 0,
         fail=chance.choice([0, 0, 0, 0.1]),
         give_up=chance.choice([0, 0, 0.1]),
@@ -285,7 +302,7 @@ def _draw_plan(chance: Chance, counts: bool, same: bool, parts: bool) -> Plan:
 
 def _draw_settings(chance: Chance) -> dict[str, Any]:
     bound = chance.choice([0, 1, 2, 5])
-    policy = chance.choice([*DENSE_POLICIES, "lock-free", "ordered", f"bounded:{bound}"])
+    policy = chance.choice([*POLICIES, "lock-free", "ordered", f"bounded:{bound}"])
     workers, depth = chance.randrange(1, 7), chance.choice([1, 1, 2, 3, 4, 8])
     batch_of = chance.choice(["lane", "lanes"])
     most = depth * (workers if batch_of == "lanes" else 1)

@@ -43,6 +43,9 @@ from scenarios import Plan, Run, Scenario, draw
 from scheduler_fuzz import ENDS, LEAVES
 from scheduler_testing import part_of
 
+#: Of parameters, by how many elements they have: several of them are tables.
+_SHAPES = {1: (1, 1), 3: (3,), 64: (16, 4), 65: (13, 5), 200: (25, 8)}
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -158,7 +161,7 @@ class _Simulation:
         scenario = self.scenario
         return SharedParameters(
             {
-                f"p{index}": torch.zeros(size, dtype=scenario.dtype)
+                f"p{index}": torch.zeros(_SHAPES[size], dtype=scenario.dtype)
                 for index, size in enumerate(scenario.sizes)
             }
         )
@@ -232,6 +235,7 @@ class _Program:
         self._scenario = simulation.scenario
         beside = self._scenario.plans if self._scenario.same else [plan]
         self.serial = all(map(self._scenario.is_serial, beside))
+        self._loses_nothing = all(map(self._scenario.loses_nothing, beside))
         self._counts_whole = all(each.counts_whole for each in beside)
         workers = plan.settings["workers"]
         seed = self._scenario.seed
@@ -315,6 +319,8 @@ class _Program:
             await asyncio.sleep(chance.choice([0, 0, 0.0005]))
         if chance.some(habits.fail):
             raise Broken("before")
+        if chance.some(habits.reads):
+            await self._read_rows(context, chance)
         with self._cancelled(chance):
             try:
                 await self._submit(context, chance)
@@ -352,7 +358,8 @@ class _Program:
         if chance.some(habits.hold_lane):
             lane: Any = context.lane
             streams.hold(lane.stream, chance.choice([0, 0.0005, 0.002]))
-        submit = partial(self._submit_now, context, grad, value, only)
+        as_rows = chance.some(habits.rows)
+        submit = partial(self._submit_now, context, grad, value, only, as_rows)
         submission = within(self._gpu, stream, submit)
         if chance.some(habits.give_up):
             with suppress(asyncio.TimeoutError):
@@ -372,13 +379,41 @@ class _Program:
         grad: torch.Tensor,
         value: float,
         only: tuple[str, ...] | None,
+        as_rows: bool,
     ) -> None:
         place = self._simulation.note_submission()
         numbers = self._scheduler.hyperparameters
         entry = Submitted(place, context.index, value, only, numbers)
         self._log[context.index, context.iteration] = entry
         self._simulation.streams.unsubmitted.pop(grad.data_ptr(), None)
-        await context.submit(part_of(self._shared, grad, only))
+        if as_rows:
+            await context.submit_rows(self._as_rows(grad, only))
+        else:
+            await context.submit(part_of(self._shared, grad, only))
+
+    def _as_rows(
+        self, grad: torch.Tensor, only: tuple[str, ...] | None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """An update of all rows of parameters, last first: of a gradient that is alike all over."""
+        parts = part_of(self._shared, grad, only or tuple(self._shared.views))
+        assert isinstance(parts, dict)
+        return {
+            name: (torch.arange(len(part)).flip(0), part.reshape(len(part), -1))
+            for name, part in parts.items()
+        }
+
+    async def _read_rows(self, context: WorkerContext, chance: Chance) -> None:
+        """Reads some rows of a parameter, twice each."""
+        name = chance.choice(list(self._shared.views))
+        rows = torch.arange(len(self._shared.views[name])).repeat(2)
+        read = await context.read_rows(name, rows)
+        if self._simulation.lost or self._scenario.fails:
+            return
+        assert read.isfinite().all(), f"rows of {name} are not finite: {read}"
+        if self._plan.locks_rows and not self._scenario.same:
+            assert read.eq(read[:, :1]).all(), f"a row of {name} is not whole: {read}"
+        if self.serial:
+            assert read.eq(read[0, 0]).all(), f"rows of {name} are not of one version: {read}"
 
     def _take(self, context: WorkerContext) -> torch.Tensor:
         memory = self._simulation.memory
@@ -446,9 +481,9 @@ class _Program:
         if self._plan.settings["read"] != "snapshot" or not self.serial or self._simulation.lost:
             return
         for name, part in context.parameters.items():
-            assert part.eq(part[0]).all(), f"a snapshot of {name} is not whole: {part}"
+            assert part.eq(part.view(-1)[0]).all(), f"a snapshot of {name} is not whole: {part}"
         if self._counts_whole:
-            seen = -sum(float(part[0]) for part in context.parameters.values())
+            seen = -sum(float(part.view(-1)[0]) for part in context.parameters.values())
             assert seen >= context.read_version, "a snapshot is older than it says"
 
     async def _check_end(self, begun: _Begun) -> None:
@@ -512,10 +547,13 @@ class _Program:
         assert lost is not None
         assert updates is not None
         if not self._scenario.fails:
-            assert updates == report.updates * -(-self._shared.elements // BLOCK)
+            blocks = -(-self._shared.elements // BLOCK)
+            if self._plan.locks_rows:
+                blocks = sum(len(view) for view in self._shared.views.values())
+            assert updates == report.updates * blocks
         assert 0 <= lost <= updates
         overlapping = lost or report.overwritten_block_updates
-        assert not (self.serial and overlapping), f"{overlapping} updates of a block overlapped"
+        assert not (self._loses_nothing and overlapping), f"{overlapping} of a block overlapped"
 
     def check_parameters(self, programs: Sequence[_Program]) -> None:
         """What all that update the parameters have landed is there, and nothing else.
@@ -525,7 +563,7 @@ class _Program:
         """
         landed = [entry for program in programs for entry in program.landed]
         plans = [program._plan for program in programs]
-        exact = self.serial and not self._scenario.fails
+        exact = self._loses_nothing and not self._scenario.fails
         if any(plan.settings["staleness_aware"] for plan in plans):
             exact = False
         if self._simulation.lost:
@@ -545,7 +583,7 @@ class _Program:
             most = sum(entry.numbers.lr for entry in landed)
             assert self._shared.flat.ge(-most).all(), f"more than {most} gone: {self._shared.flat}"
             least = 0
-            if self.serial and self._counts_whole and all(e.only is None for e in landed):
+            if self._loses_nothing and self._counts_whole and all(e.only is None for e in landed):
                 least = sum(program.updates for program in programs)
             assert self._shared.flat.le(-least).all(), (
                 f"less than {least} gone: {self._shared.flat}"

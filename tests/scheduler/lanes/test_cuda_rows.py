@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from gpu_testing import Gpu, TestGpu, gpu_of_tests, open_gpu, rows_unseen, scheduler_on
 from gradient_making import Memory
+from hogstream.kernels import rows as row_code
 from hogstream.scheduler import SharedParameters, WorkerContext, WorkerError
 from hogstream.scheduler.lanes.cuda_graphs import UpdateGraph
 from scheduler_rows import (
@@ -293,6 +296,43 @@ async def test_an_update_that_is_not_finite_in_one_table_is_left_out(
     assert shared.views["b"][4].eq(-5).all()  # a gradient of 2, and its root
 
 
+@pytest.mark.parametrize("spoiled", ["a", "b"])
+async def test_a_row_that_is_not_there_is_worse_than_an_infinity(gpu: Gpu, spoiled: str) -> None:
+    """Whichever of the two tables comes first."""
+    shared = tables(gpu, a=(8, 3), b=(8, 5))
+
+    async def worker(context: WorkerContext) -> None:
+        widths = {"a": 3, "b": 5}
+        update = {
+            name: ones([1, 2] if name == spoiled else [1, 8], width, gpu.device)
+            for name, width in widths.items()
+        }
+        update[spoiled][1][0, 0] = torch.nan
+        await context.submit_rows(update)
+
+    with rows_unseen():
+        async with gpu.scheduler(shared, workers=1, on_nonfinite="skip") as scheduler:
+            with pytest.raises(WorkerError, match="the rows of their table: nothing was updated"):
+                await scheduler.run(worker, updates=1)
+    assert scheduler.report is not None
+    assert (scheduler.report.dropped, scheduler.report.nonfinite) == ([1], [0])
+    assert shared.flat.eq(0).all()
+
+
+async def test_a_worker_may_go_on_where_a_row_could_not_be_read(gpu: Gpu) -> None:
+    shared = tables(gpu, p=(8, 3))
+
+    async def worker(context: WorkerContext) -> None:
+        with pytest.raises(IndexError):
+            await context.read_rows("p", ones([8], 3, gpu.device)[0])
+        await context.submit_rows("p", *ones([1], 3, gpu.device))
+
+    with rows_unseen():
+        async with gpu.scheduler(shared, workers=1, **COUNTING) as scheduler:
+            report = await scheduler.run(worker, updates=3)
+    assert (report.updates, report.failures) == (3, {})
+
+
 async def test_whole_updates_lock_no_rows(gpu: Gpu) -> None:
     shared = tables(gpu, p=(8, 3))
 
@@ -338,6 +378,53 @@ async def _submit_and_forget(gpu: TestGpu, policy: str) -> None:
         await scheduler.run(worker, updates=1)
     assert shared.flat.eq(-1).all()
     memory.close()
+
+
+async def test_rows_that_a_lane_has_yet_to_make_are_sorted_behind_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are looked at when the stream has come to it that is the current one, as on a GPU."""
+    shared = SharedParameters({"p": torch.zeros(8, 8)})
+    rows = torch.zeros(4, dtype=torch.int64)
+
+    def as_kernels_do(sort: Any, *operands: Any) -> Any:
+        gpu.tests.wait_idle(gpu.current_stream())
+        return sort(*operands)
+
+    def make() -> None:
+        value = struct.unpack("<d", struct.pack("<q", 5))[0]
+        gpu.torch.launch_fill(gpu.current_stream(), rows.view(torch.float64), value)
+
+    async def worker(context: WorkerContext) -> None:
+        await context.run_blocking(make)
+        await context.submit_rows("p", rows, torch.ones(4, 8))
+
+    with gpu_of_tests() as gpu:
+        monkeypatch.setattr(row_code, "sort_rows", partial(as_kernels_do, row_code.sort_rows))
+        async with scheduler_on(shared, workers=1, **COUNTING) as scheduler:
+            await scheduler.run(worker, updates=1)
+    assert gpu.tests.violations() == []
+    assert shared.flat.view(8, 8)[5].eq(-1).all()
+    assert shared.flat.count_nonzero() == 8
+
+
+async def test_kernels_that_lock_rows_are_there_before_workers_start() -> None:
+    """Wherever state and gradients lie; so no worker waits for a compiler."""
+    shared = SharedParameters({"p": torch.zeros(8, 4), "s": torch.zeros(())})
+    every, grads = torch.arange(8), torch.ones(33)
+
+    async def worker(context: WorkerContext) -> None:
+        grad = grads[context.iteration % 2 :][:32].view(8, 4)
+        await context.submit_rows("p", every, grad)
+        await context.read_rows("p", every)
+
+    with gpu_of_tests() as gpu:
+        async with scheduler_on(
+            shared, workers=2, policy="row-locked", state="per-worker"
+        ) as scheduler:
+            loaded = gpu.tests.modules_loaded
+            await scheduler.run(worker, updates=8)
+            assert gpu.tests.modules_loaded == loaded
 
 
 @pytest.mark.parametrize("policy", ["lock-free", "row-locked"])

@@ -17,6 +17,8 @@ from scheduler_testing import COUNTING, POLICIES
 from simulation import simulate, simulate_scenario
 
 CHUNK = 20
+#: Policies, with that which takes updates of rows alone.
+EVERY = [*POLICIES, "row-locked"]
 
 
 @pytest.mark.slow
@@ -35,6 +37,8 @@ HABITS = Habits(
     think=0,
     assign=0,
     part=0,
+    rows=0,
+    reads=0,
     spoil=0,
     fail=0,
     give_up=0,
@@ -164,6 +168,26 @@ SCENARIOS = {
         )
     ),
     **{
+        f"updates and reads of rows, {policy}, {read}": scenario(
+            plan(
+                policy=policy,
+                rows=1 if policy == "row-locked" else 0.6,
+                reads=0.5,
+                read=read,
+                depth=4,
+                hold_lane=0.3,
+                on_nonfinite="skip",
+                spoil=0.1,
+                part=0.3,
+                cancel=0.1,
+                **with_batches(policy),
+            ),
+            sizes=[65, 200],
+        )
+        for policy in EVERY
+        for read in ("live", "snapshot")
+    },
+    **{
         f"two schedulers at once, {first} and {second}{', of the same' if same else ''}"
         f"{', locked' if lock else ''}": scenario(
             plan(policy=first), plan(policy=second, workers=2, depth=4), same=same, lock=lock
@@ -183,8 +207,9 @@ def test_scenario(name: str) -> None:
 
 def failing(policy: str) -> Plan:
     """Of a scheduler that calls whatever lanes call."""
-    usual = plan(policy=policy, read="snapshot", on_nonfinite="skip", **with_batches(policy))
-    return replace(usual, timeline=True)
+    rows = 1 if policy == "row-locked" else 0.2
+    settings = {"read": "snapshot", "on_nonfinite": "skip", **with_batches(policy)}
+    return replace(plan(policy=policy, rows=rows, reads=0.2, **settings), timeline=True)
 
 
 #: What lanes call of the driver, while they are opened, are open and are closed.
@@ -223,21 +248,22 @@ CALLED = (
 
 
 @pytest.mark.parametrize("function", CALLED)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 def test_a_call_that_fails(function: str, policy: str) -> None:
     """It is somebody's error, and nobody hangs: whichever call it is."""
     failures = ((1, OUT_OF_MEMORY), (2, LAUNCH_FAILED), (7, ILLEGAL_ADDRESS), (30, 1))
     # Of each function all four, and of each policy: two of them at a time.
-    place = CALLED.index(function) + POLICIES.index(policy)
+    place = CALLED.index(function) + EVERY.index(policy)
     for nth, error in failures[place % 2 :: 2]:
         failure = function, nth, error
         simulate_scenario(scenario(failing(policy), failure=failure), f"pytest -k {function}")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVERY)
 def test_a_device_that_is_lost(policy: str) -> None:
+    rows = 1 if policy == "row-locked" else 0
     for lost_after in (0, 1, 2, 5, 20):
-        for usual in (failing(policy), plan(policy=policy, depth=8)):
+        for usual in (failing(policy), plan(policy=policy, depth=8, rows=rows)):
             lost = scenario(usual, lost_after=lost_after, seed=lost_after)
             simulate_scenario(lost, f"pytest -k {policy}")
 
