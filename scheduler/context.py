@@ -269,14 +269,15 @@ class WorkerContext:
         this is one update, of however many tables.
 
         Of no rows, nothing happens to a table. An update of none at all lands and counts, and
-        changes nothing. The first one in a process compiles for a while, if no scheduler there was
-        opened with ``policy="row-locked"``.
+        changes nothing. The first one in a process compiles for a while, unless the policy is
+        ``"row-locked"``.
 
         Args:
             name: Of the table. Or a mapping from names, at least one, to tuples of rows and their
                 gradients, each as here.
             rows: int32 or int64, shape (k,): in any order, and as often as may be. They may change
-                once this has been called and waits. A tensor on the CPU, or an array, as grads.
+                once this has been called and waits. A tensor where the parameters are, or on the
+                CPU an array, as grads.
             grads: Of those rows: shape (k, D), contiguous, of the shared parameters' dtype. Until
                 the update has landed, they must neither change nor be resized.
             loss: As of ``submit``.
@@ -285,9 +286,9 @@ class WorkerContext:
             TypeError: If something is of a wrong type or dtype.
             ValueError: If a name is of no parameter or of a scalar, ``grads`` do not fit the table
                 or overlap the shared parameters, or there is no table.
-            IndexError: If a row is not in the table. Nothing was submitted then, as with those.
-            NotImplementedError: If the shared parameters are on a GPU, whose lanes take whole
-                updates so far.
+            IndexError: If a row is not in the table. Nothing was submitted then, as with those. A
+                GPU finds it when it comes to the update, and changes nothing, in no table; then the
+                update is dropped, and what its worker does next raises this.
             RuntimeError: As ``submit``.
             FloatingPointError: As ``submit``.
             Exception: As ``submit``.
@@ -318,7 +319,6 @@ class WorkerContext:
             TypeError: As ``submit_rows``.
             ValueError: As ``submit_rows``.
             IndexError: As ``submit_rows``.
-            NotImplementedError: As ``submit_rows``.
             RuntimeError: If the worker's run has ended, or this is not the thread of the
                 scheduler's event loop.
             Exception: Whatever an earlier update of this worker failed with.

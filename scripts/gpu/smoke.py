@@ -247,6 +247,31 @@ def policy(name: str, gpu: Gpu, **settings: Any) -> RunReport:
     return report
 
 
+def row_lanes(gpu: Gpu) -> None:
+    """Updates of rows by four workers all land, and lock-free alone loses any."""
+    width = gpu.medium // 16
+    for name in ("lock-free", "row-locked", "ordered"):
+        zeros = torch.zeros(16, width, device=gpu.device)
+        shared = SharedParameters({"spare": zeros[:1, :3], "table": zeros})
+        every = torch.arange(16, device=gpu.device).repeat_interleave(2)
+        halves = torch.full((32, width), 0.5, device=gpu.device)
+
+        async def worker(context: WorkerContext, every: Any = every, halves: Any = halves) -> None:
+            read = await context.read_rows("table", every)
+            await context.submit_rows("table", every, halves)
+            if context.index == 0 and name != "lock-free":  # noqa: B023 - it runs in this turn
+                _require(bool(read.eq(read[:, :1]).all()), "a row that was read is not whole")
+
+        report = _run(gpu, shared, worker, policy=name, telemetry=True)
+        table = shared.views["table"]
+        low, high = table.min().item(), table.max().item()
+        said = f"{name}: rows from {low} to {high}, {report.lost_block_updates} were lost"
+        _require(shared.version == UPDATES and -UPDATES <= low <= high <= -1, said)
+        _require(report.block_updates == 16 * UPDATES, f"{name}: {report.block_updates} landed")
+        if name != "lock-free":
+            _require(low == high == -UPDATES and not report.lost_block_updates, said)
+
+
 def verdict(gpu: Gpu) -> None:
     """Gradients that are not finite are left out, and counted."""
     shared = gpu.zeros(gpu.medium)
@@ -353,6 +378,7 @@ CHECKS: dict[str, Callable[[Gpu], object]] = {
     "capturable": capturable,
     **{name: partial(policy, name) for name in ("lock-free", "locked", "ordered", "awaited")},
     "bounded": partial(policy, "bounded:4"),
+    "row-lanes": row_lanes,
     "verdict": verdict,
     "telemetry": telemetry,
     "graph": graph,

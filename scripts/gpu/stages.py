@@ -16,7 +16,7 @@ CHECKS = (
     *("float16", "bfloat16", "float32", "float64", "list", "step"),
     *("scaled", "clipped", "rows", "capturable"),
     *("lock-free", "locked", "ordered", "awaited", "bounded"),
-    *("verdict", "telemetry", "graph", _TWO_PROCESSES),
+    *("row-lanes", "verdict", "telemetry", "graph", _TWO_PROCESSES),
 )
 SANITIZER, NSYS, NCU = "compute-sanitizer", "nsys", "ncu"
 #: What may be missing, and what needs it is left out.

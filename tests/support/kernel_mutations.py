@@ -18,7 +18,7 @@ from mutations import Mutation, changed, copy_with
 from ptx_compiling import Compiled, Form, compile_forms
 from ptx_far import check_far_offsets
 from ptx_machine import PtxError
-from ptx_races import check_race
+from ptx_races import check_locks, check_race
 from ptx_row_access import check_any
 
 #: Which device they are compiled for.
@@ -42,7 +42,7 @@ _COMPENSATED = Form(
 _LAZY_ROWS = Form("row_rmsprop_kernel", "float32", centered=True, lazy=True, columns=32, unit=4)
 _ROWWISE = Form("row_rmsprop_kernel", "float32", momentum=True, rowwise=True, columns=32, unit=1)
 _COUNTED_ROWS = Form("row_rmsprop_kernel", "bfloat16", counted=True, columns=8, unit=8)
-_LOCKED_ROWS = Form("row_rmsprop_kernel", "float32", counted=True, columns=32, unit=4, locked=True)
+_LOCKED_ROWS = Form("row_rmsprop_kernel", "float32", columns=32, unit=4, locked=True)
 _ROWS = (_LAZY_ROWS, _ROWWISE, _COUNTED_ROWS)
 _ACCESS = (
     Form("row_range_kernel", "int64"),
@@ -56,7 +56,7 @@ _DENSE = (
 # What is looked at, by the module that has a fault; else all.
 _FORMS = {
     "triton_kernels": _DENSE,
-    "triton_row_kernels": (*_ROWS, _LOCKED_ROWS),
+    "triton_row_kernels": _ROWS,
     "triton_row_access": _ACCESS,
     "triton_locks": (_LOCKED_ROWS, _ACCESS[2]),
 }
@@ -324,12 +324,9 @@ MUTATIONS = {
     "rows have the locks of others": _locks(
         "((first_lock.to(tl.int64) + row) & (stripes.to(tl.int64) - 1))", "row % 2 * 0 + row"
     ),
-    "the lock is let go of before the row is written": Mutation(
-        "triton_row_kernels",
-        (
-            ("    if LOCKED:\n        release(lock_ptr)\n", ""),
-            ("        hold(lock_ptr)\n", "        hold(lock_ptr)\n        release(lock_ptr)\n"),
-        ),
+    "the lock is let go of before the row is written": _locks(
+        "        pass\n    tl.debug_barrier()\n",
+        "        pass\n    tl.debug_barrier()\n    tl.atomic_xchg(lock_ptr, 0)\n",
     ),
     # Rows that are looked at, and copied
     "rows that are looked at may be less than 0": _access("(first < 0) | (last", "(last"),
@@ -441,12 +438,15 @@ def copy_kernels_with(mutation: Mutation, folder: Path) -> None:
 
 def _checks(compiled: dict[Form, Compiled]) -> Iterator[tuple[str, Callable[[], object]]]:
     """All checks, each with its name."""
+    if _LOCKED_ROWS in compiled:
+        for seed in range(SEEDS // 10):
+            yield f"locks in race {seed}", partial(check_locks, compiled[_LOCKED_ROWS], seed)
     for form, each in compiled.items():
         what = "bits" if form.updates else "verdicts"
         yield f"{what} of {form.name}", partial(check_any, each)
     for form in (_PLAIN, _FULL, _TABLE, _VERDICT, _LAZY_ROWS):
         if form in compiled:
             yield f"far offsets of {form.name}", partial(check_far_offsets, compiled[form])
-    counting = [each for each in (_COUNTED, _COUNTED_ROWS, _LOCKED_ROWS) if each in compiled]
+    counting = [each for each in (_COUNTED, _COUNTED_ROWS) if each in compiled]
     for seed, form in product(range(SEEDS), counting):
         yield f"race {seed} of {form.name}", partial(check_race, compiled[form], seed)

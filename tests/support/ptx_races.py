@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,19 @@ def check_race(compiled: Compiled, seed: int) -> int:
     return int(run.lost().sum())
 
 
+def check_locks(compiled: Compiled, seed: int) -> None:
+    """Races updates of rows under locks, of a form that does not count: all of them are there.
+
+    Raises:
+        AssertionError: If one is lost.
+    """
+    rows = _racing_rows(compiled, np.random.default_rng(seed))
+    race(rows.launches, rows.device.memory, seed)
+    landed = torch.from_numpy(rows.landing).double()
+    kept = -rows.changed["param"].double()
+    assert torch.equal(kept, landed[:, None].expand_as(kept)), f"{landed} have landed, not {kept}"
+
+
 def _subtracting_1(form: Form) -> dict[str, Any]:
     """What an update is made with that subtracts 1, of a gradient of 1, or a sum of these."""
     options = {**options_of(form), **COUNTING, "weight_decay": 0.0}
@@ -81,8 +94,31 @@ def _of_elements(compiled: Compiled, random: np.random.Generator) -> _Race:
     return _Race(device, changed, watch, compiled.block, launches, np.full(blocks, UPDATES))
 
 
+class _RacingRows(NamedTuple):
+    """Updates of some rows of a table each.
+
+    Attributes:
+        device: Where all is.
+        changed: What they change, ``param`` among it.
+        watch: What watches them.
+        launches: The updates.
+        landing: How many of them there are of each row: int64, (table_rows,).
+    """
+
+    device: Device
+    changed: dict[str, torch.Tensor]
+    watch: Watch
+    launches: list[Launch]
+    landing: Array
+
+
 def _of_rows(compiled: Compiled, random: np.random.Generator) -> _Race:
     """Updates of some rows of a table each, which are counted by row."""
+    device, changed, watch, launches, landing = _racing_rows(compiled, random)
+    return _Race(device, changed, watch, changed["param"].shape[1], launches, landing)
+
+
+def _racing_rows(compiled: Compiled, random: np.random.Generator) -> _RacingRows:
     form, device = compiled.form, Device()
     table_rows = int(random.integers(1, 6))
     width = form.columns + int(random.integers(0, 2)) * form.columns
@@ -101,7 +137,7 @@ def _of_rows(compiled: Compiled, random: np.random.Generator) -> _Race:
         landing[touched] += 1
         operands = operands_of(changed, device.put("grads", grads), rows)
         launches.append(launch_of(device, compiled, operands, hyperparameters, watch).launch)
-    return _Race(device, changed, watch, width, launches, landing)
+    return _RacingRows(device, changed, watch, launches, landing)
 
 
 class _Race:

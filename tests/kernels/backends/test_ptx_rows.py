@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 import kernel_mutations
 from ptx_compiling import ACCESS_FORMS, Compiled, Form, compile_forms
 from ptx_far import check_far_offsets
-from ptx_races import check_race
+from ptx_races import check_locks, check_race
 from ptx_row_access import check_any
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,8 @@ CHECKED = [
 FAR = [CHECKED[6], (80, Rows("float32", rowwise=True, columns=32, unit=1))]
 RACING = [CHECKED[1], (80, Rows("bfloat16", counted=True, columns=8, unit=8))]
 LOCKED = [
-    (80, Rows("float32", counted=True, columns=32, unit=4, locked=True)),
+    (80, Rows("float32", columns=32, unit=4, locked=True)),
+    (90, Rows("float32", counted=True, columns=128, unit=4, locked=True)),
     (100, Rows("float64", counted=True, centered=True, columns=32, unit=1, locked=True)),
 ]
 #: And how a thread reads and writes its elements of the table, and of its state.
@@ -90,8 +91,12 @@ def test_race_counters_tell_the_truth(compiled, task):
 
 
 @pytest.mark.parametrize("task", LOCKED, ids=named)
-def test_no_update_overlaps_another_under_the_lock_of_a_row(compiled, task):
-    assert sum(check_race(compiled[task], seed) for seed in range(6)) == 0
+def test_no_update_is_lost_under_the_lock_of_a_row(compiled, task):
+    for seed in range(6):
+        if task[1].counted:
+            assert check_race(compiled[task], seed) == 0
+        else:
+            check_locks(compiled[task], seed)
 
 
 @pytest.mark.parametrize(
