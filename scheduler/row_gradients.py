@@ -125,7 +125,7 @@ class RowGradients:
         target = table.param.new_empty(len(rows), table.param.shape[1])
         with self._continuing():
             copied = rows.to(torch.int64, copy=True)
-        operands = RowOperands(table.param, target, table.param, *[None] * 4, rows)
+        operands = RowOperands(table.param, target, table.param, None, None, None, None, rows)
         laid_out = RowTable([RowUpdate(operands, copied, copied, 1)])
         laid_out.fields[:, BEFORE] = table.before
         return target, laid_out

@@ -29,6 +29,7 @@ from hogstream.kernels.backends.triton_launch import (
 from hogstream.kernels.hyperparameters import Hyperparameters
 from hogstream.kernels.launch_table import LaunchTable
 from hogstream.kernels.operands import Operands
+from hogstream.scheduler.lanes.cuda_dense_update import UNUSED
 from hogstream.scheduler.lanes.cuda_device import (
     CudaDevice,
     DeviceEvent,
@@ -47,7 +48,6 @@ from hogstream.scheduler.lanes.cuda_driver import (
 )
 from hogstream.scheduler.lanes.cuda_graphs import SCRATCH, Node, UpdateGraph
 from hogstream.scheduler.lanes.cuda_kernels import UpdateKernels
-from hogstream.scheduler.lanes.cuda_launch import UNUSED
 
 CALLS, ROUNDS = 100, 15
 DEVICE = torch.device("cuda", 0)

@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_half_the_squared_error():
         torch.testing.assert_close(torch.from_numpy(grad[0]), table.grad[row])
 
 
-def test_an_order_has_each_sample_once_and_users_in_one_part_alone():
+def test_an_order_has_each_sample_once_and_neighbouring_users_in_one_part_alone():
     ratings = planted()
     order = BlockOrder(ratings.users, ratings.items, seed=1)
     generator = np.random.default_rng(0)
@@ -81,6 +81,7 @@ def test_an_order_has_each_sample_once_and_users_in_one_part_alone():
         assert sorted(np.concatenate(parts)) == list(range(len(ratings.values)))
         owners = [set(ratings.users[part]) for part in parts]
         assert sum(map(len, owners)) == ratings.user_count
+        assert all(max(each) - min(each) == len(each) - 1 for each in owners)  # neighbours
         sizes = list(map(len, parts))
         assert max(sizes) < 1.5 * min(sizes)
     assert [len(part) for part in first] != [len(part) for part in second]

@@ -11,19 +11,20 @@ import numpy.typing as npt
 from hogstream.scheduler import NativeWorker, SharedParameters
 from hogstream.workloads.movielens.fold import Fold
 
-# In so many chunks workers go through an epoch, of some 5 ms each.
-_CHUNKS = 4
+#: In so many chunks workers go through an epoch, of some 5 ms each.
+CHUNKS = 4
 _USER_BLOCKS, _ITEM_BLOCKS = 8, 16
 
 
 class BlockOrder:
     """Maps a generator to the parts of an epoch, as ``NativeWorker`` takes them.
 
-    Users and items are cut into blocks of as many samples each. A part is of one block of users,
-    and goes through the blocks of items from one on that no other part begins with. So what a
-    worker writes is mostly in its own core's cache. Nothing keeps two from the same row: that is a
-    race, as ever. Samples are shuffled once, within their block; each epoch has the parts in an
-    order of its own.
+    Users and items are cut into blocks of neighbours with as many samples each. A part is of one
+    block of users, and goes through the blocks of items from one on that no other part begins with.
+    So what a worker writes is mostly in its own core's cache; and so are the rows beside it, which
+    a processor fetches unasked, and would take away from the core of whoever writes them. Nothing
+    keeps two from the same row: that is a race, as ever. Samples are shuffled once, within their
+    block; each epoch has the parts in an order of its own.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class BlockOrder:
             seed: Of the shuffling.
         """
         generator = np.random.default_rng(seed)
-        of_user = _cut(np.bincount(users), _USER_BLOCKS, generator)[users]
-        of_item = _cut(np.bincount(items), _ITEM_BLOCKS, generator)[items]
+        of_user = _cut(np.bincount(users), _USER_BLOCKS)[users]
+        of_item = _cut(np.bincount(items), _ITEM_BLOCKS)[items]
         first = of_user * (_ITEM_BLOCKS // _USER_BLOCKS)
         place = of_user * _ITEM_BLOCKS + (of_item - first) % _ITEM_BLOCKS
         order = generator.permutation(len(place))
@@ -76,17 +77,12 @@ def work_in_blocks(
         (*features, fold.centred),
         tables,
         order=BlockOrder(users, items, seed),
-        chunk=len(users) // _CHUNKS + 1,
+        chunk=len(users) // CHUNKS + 1,
         seed=seed,
     )
 
 
-def _cut(
-    counts: npt.NDArray[np.int64], blocks: int, generator: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _cut(counts: npt.NDArray[np.int64], blocks: int) -> npt.NDArray[np.uint8]:
     """In which block each owner of so many samples is, which has about as many as any other."""
-    shuffled = generator.permutation(len(counts))
-    ends = np.cumsum(counts[shuffled])
-    block_of = np.empty(len(counts), np.uint8)
-    block_of[shuffled] = (ends - 1) * blocks // ends[-1]
-    return block_of
+    ends = np.cumsum(counts)
+    return ((ends - 1) * blocks // ends[-1]).astype(np.uint8)

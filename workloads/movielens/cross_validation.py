@@ -31,6 +31,7 @@ from hogstream.workloads.movielens import (
     surprise,
     torch_processes,
 )
+from hogstream.workloads.movielens.block_order import CHUNKS
 from hogstream.workloads.movielens.fold import Fold
 from hogstream.workloads.movielens.ratings import Ratings, folds
 
@@ -40,6 +41,9 @@ SURPRISE = "Surprise SVD"
 TORCH = "torch, processes"
 #: What may be trained: modules that make parameters and workers, and predict.
 MODELS = {"mf": factorization, "fm": factorization_machine}
+
+# Of memory for the copies that a curve is made of.
+_COPIES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -231,13 +235,18 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
     shared = model.make_parameters(fold, task.width, seed)
     worker = model.make_worker(shared, fold, seed)
     copies: list[tuple[float, int, torch.Tensor]] = []
+    updates = task.epochs * len(fold.train)
+    most = min(task.epochs * CHUNKS, _COPIES_BYTES // shared.flat.nbytes + 1)
+    # Written before workers start: new memory would cost more than what is copied to it.
+    memory = torch.zeros(most, shared.elements)
 
     def keep(worker: int, _loss: float) -> None:
-        if worker == 0:  # of all: others are there at about the same times
-            copies.append((time.perf_counter(), shared.version, shared.flat.clone()))
+        # Of one worker's chunks: others are as far by then.
+        if worker == 0 and shared.version > len(copies) * updates // most:
+            copy = memory[len(copies)].copy_(shared.flat)
+            copies.append((time.perf_counter(), shared.version, copy))
 
     async with StreamScheduler(shared, settings) as scheduler:
-        updates = task.epochs * len(fold.train)
         report = await scheduler.run(worker, updates=updates, on_loss=keep)
         end = time.perf_counter()
     copies.append((end, shared.version, shared.flat))

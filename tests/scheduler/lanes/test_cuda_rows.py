@@ -388,22 +388,22 @@ async def test_rows_that_a_lane_has_yet_to_make_are_sorted_behind_that(
     rows = torch.zeros(4, dtype=torch.int64)
 
     def as_kernels_do(sort: Any, *operands: Any) -> Any:
-        gpu.tests.wait_idle(gpu.current_stream())
+        of_tests.tests.wait_idle(of_tests.current_stream())
         return sort(*operands)
 
     def make() -> None:
         value = struct.unpack("<d", struct.pack("<q", 5))[0]
-        gpu.torch.launch_fill(gpu.current_stream(), rows.view(torch.float64), value)
+        of_tests.torch.launch_fill(of_tests.current_stream(), rows.view(torch.float64), value)
 
     async def worker(context: WorkerContext) -> None:
         await context.run_blocking(make)
         await context.submit_rows("p", rows, torch.ones(4, 8))
 
-    with gpu_of_tests() as gpu:
+    with gpu_of_tests() as of_tests:
         monkeypatch.setattr(row_code, "sort_rows", partial(as_kernels_do, row_code.sort_rows))
         async with scheduler_on(shared, workers=1, **COUNTING) as scheduler:
             await scheduler.run(worker, updates=1)
-    assert gpu.tests.violations() == []
+    assert of_tests.tests.violations() == []
     assert shared.flat.view(8, 8)[5].eq(-1).all()
     assert shared.flat.count_nonzero() == 8
 
