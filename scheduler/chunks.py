@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from hogstream.kernels.hyperparameters import Hyperparameters
 
@@ -41,7 +43,7 @@ class CompiledRun(Protocol):
     def nonfinite(self) -> int:
         """How many were left out, because a gradient holds an infinity or NaN."""
 
-    def measured(self) -> tuple[Counter[int], Sequence[int]]:
+    def measured(self) -> tuple[Counter[int], npt.NDArray[np.int64]]:
         """Of some updates that were made, how many had each staleness, and their nanoseconds."""
 
     def stale_rows(self) -> tuple[int, int] | None:

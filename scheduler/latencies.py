@@ -29,7 +29,7 @@ class Latencies:
     def __len__(self) -> int:
         return int(self.counts.sum())
 
-    def add(self, nanoseconds: Sequence[int]) -> None:
+    def add(self, nanoseconds: Sequence[int] | npt.NDArray[np.int64]) -> None:
         """Adds some; below 1 ns counts as 1, and above five hours as that."""
         bits = np.maximum(np.asarray(nanoseconds, np.float64), 1.0).view(np.int64)
         bins = np.minimum((bits >> (52 - _BITS)) - _FIRST, _BINS - 1)

@@ -47,11 +47,7 @@ from hogstream.scheduler.lanes.compiled import SettingsMemory
 from hogstream.scheduler.parameters import SharedParameters
 from hogstream.scheduler.policies import COMPILED_POLICIES
 from hogstream.scheduler.workers import native_steps as steps
-
-#: Indices of samples, int64, shape (m,).
-Indices = npt.NDArray[np.int64]
-#: Maps a generator to the order of an epoch: whole, or in parts.
-Order = Callable[[np.random.Generator], Indices | Sequence[Indices]]
+from hogstream.scheduler.workers.epochs import Epochs, Indices, Order
 
 _DTYPES = (torch.float32, torch.float64)
 # One update in so many is looked at: its staleness takes two looks at what other cores write.
@@ -111,8 +107,9 @@ class NativeWorker:
             samples: Arrays of one length n, at least 1: of whatever dtypes.
             tables: Names of the shared parameters that are read and updated, each of one axis or
                 more; and of how many of its rows, at least 1, a sample may have a gradient.
-            order: Makes the order of an epoch, whole or in parts: a list of at least one, which
-                workers take one after the other. By default, a permutation of all samples.
+            order: Makes the order of an epoch, whole or in parts: a list of at least one. They are
+                dealt to workers in turn; who has none left takes one of another's. By default, a
+                permutation of all samples.
             chunk: How many updates a worker makes at most between two turns of the event loop: it
                 has such a turn every 10 ms in any case.
             seed: Of the generator that orders are drawn from; another in each process.
@@ -138,8 +135,8 @@ class NativeWorker:
         self._order = None if order is None else check_callable("order", order)
         self._chunk = check_integer("chunk", chunk, at_least=1)
         self._seed = check_integer("seed", seed, at_least=0)
-        self._parts: list[Indices] = []  # of this epoch, the last one first
-        self._generator = np.random.default_rng((self._seed, shared.slot))
+        generator = np.random.default_rng((self._seed, shared.slot))
+        self.epochs = Epochs(len(self._samples[0]), self._order, generator)
         self._commons: dict[int, _Common] = {}
         self._loops: dict[int, NativeLoop] = {}
         self._compile()
@@ -165,41 +162,6 @@ class NativeWorker:
         if loop is None or loop.context is not context:
             loop = self._loops[context.index] = self._begin_run(context)
         await context.run_chunk(loop)
-
-    def take(self, count: int) -> list[Indices]:
-        """The samples that come next, so many, in parts of at least one.
-
-        Raises:
-            ValueError: If ``order`` makes none, or of samples that are not there.
-        """
-        taken: list[Indices] = []
-        while count:
-            if not self._parts:
-                self._parts = self._next_epoch()
-            part = self._parts.pop()
-            if len(part) > count:
-                self._parts.append(part[count:])
-            taken.append(part[:count])
-            count -= len(taken[-1])
-        return taken
-
-    def give_back(self, samples: Indices) -> None:
-        """Has samples that were taken, and not come to, come next."""
-        if len(samples):
-            self._parts.append(samples)
-
-    def _next_epoch(self) -> list[Indices]:
-        size = len(self._samples[0])
-        if self._order is None:
-            return [self._generator.permutation(size)]
-        made = self._order(self._generator)
-        parts: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
-        if not parts:
-            raise ValueError("order must make at least one part, got none")
-        for part in parts:
-            _check_part(part, size)
-        # Copies: what made them may change them in place for the next epoch.
-        return [part.copy() for part in reversed(parts)]
 
     def _compile(self) -> None:
         self.run = steps.compile_step(self._step)
@@ -360,7 +322,8 @@ class NativeLoop:
 
     def begin(self, updates: int) -> _Chunk:
         """As in ``CompiledLoop``."""
-        return _Chunk(self, np.concatenate(self.worker.take(updates)))
+        taken = self.worker.epochs.take(self.context.index, self.context.settings.workers, updates)
+        return _Chunk(self, taken[0] if len(taken) == 1 else np.concatenate(taken))
 
 
 class _Chunk:
@@ -417,15 +380,15 @@ class _Chunk:
     def finish(self) -> None:
         """As in ``CompiledRun``; what has failed is left to nobody."""
         done = self.made + self.nonfinite + self._failed
-        self._loop.worker.give_back(self._samples[done:])
+        self._loop.worker.epochs.give_back(self._loop.context.index, self._samples[done:])
 
-    def measured(self) -> tuple[Counter[int], Sequence[int]]:
+    def measured(self) -> tuple[Counter[int], npt.NDArray[np.int64]]:
         """As in ``CompiledRun``."""
         found = self._measured[: self._control[steps.MEASURED]]
         ages, counts = np.unique(found[:, steps.STALENESS], return_counts=True)
         return (
             Counter(dict(zip(ages.tolist(), counts.tolist(), strict=True))),
-            found[:, steps.NANOSECONDS].tolist(),
+            found[:, steps.NANOSECONDS],
         )
 
     def stale_rows(self) -> tuple[int, int] | None:
@@ -521,16 +484,6 @@ def _checked_samples(samples: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[A
                 f"{[each.shape for each in samples]}"
             )
     return tuple(map(np.ascontiguousarray, samples))
-
-
-def _check_part(part: Any, size: int) -> None:
-    is_array = isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1
-    if not is_array or not len(part) or part.min() < 0 or part.max() >= size:
-        got = f"{part.dtype}, shape {part.shape}" if isinstance(part, np.ndarray) else repr(part)
-        raise ValueError(
-            f"order must make arrays of int64, shape (m,), of at least one index each, all >= 0 "
-            f"and < {size}, got {got}"
-        )
 
 
 def _checked_tables(shared: SharedParameters, tables: Mapping[str, int]) -> dict[str, int]:

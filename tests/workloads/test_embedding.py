@@ -116,7 +116,7 @@ def test_pieces_of_the_text_come_each_once_and_in_another_order():
     windows = windows_within(tokens, np.array([20_000]), 5, generator())
     shared = make_parameters(small_corpus(), 16, seed=0)
     worker = make_worker(shared, windows, tokens, 5, 5, seed=3)
-    first, second = (np.concatenate(worker.take(20_000)) for _ in range(2))
+    first, second = (np.concatenate(worker.epochs.take(0, 1, 20_000)) for _ in range(2))
     for order in (first, second):
         assert sorted(order) == list(range(20_000))
         assert 0 < (np.diff(order) != 1).sum() < 20

@@ -71,27 +71,34 @@ def test_the_gradient_is_that_of_half_the_squared_error():
         torch.testing.assert_close(torch.from_numpy(grad[0]), table.grad[row])
 
 
-def test_an_order_has_each_sample_once_and_neighbouring_users_in_one_part_alone():
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_an_order_has_each_sample_once_and_each_worker_users_of_its_own(workers):
+    """As parts are dealt; and users of one worker are neighbours."""
     ratings = planted()
-    order = BlockOrder(ratings.users, ratings.items, seed=1)
+    order = BlockOrder(ratings.users, ratings.items, workers, seed=1)
     generator = np.random.default_rng(0)
-    first, second = order(generator), order(generator)
-    for parts in (first, second):
-        assert len(parts) == 8
+    for _ in range(3):
+        parts = order(generator)
+        assert len(parts) == workers**2
         assert sorted(np.concatenate(parts)) == list(range(len(ratings.values)))
-        owners = [set(ratings.users[part]) for part in parts]
-        assert sum(map(len, owners)) == ratings.user_count
-        assert all(max(each) - min(each) == len(each) - 1 for each in owners)  # neighbours
-        sizes = list(map(len, parts))
-        assert max(sizes) < 1.5 * min(sizes)
-    assert [len(part) for part in first] != [len(part) for part in second]
+        owned = [
+            {int(user) for part in parts[worker::workers] for user in ratings.users[part]}
+            for worker in range(workers)
+        ]
+        assert sum(map(len, owned)) == ratings.user_count
+        assert all(max(each) - min(each) == len(each) - 1 for each in owned)
+        sizes = [sum(map(len, parts[worker::workers])) for worker in range(workers)]
+        assert max(sizes) < 1.2 * min(sizes)
 
 
-def test_parts_begin_with_items_of_their_own():
+@pytest.mark.parametrize("workers", [2, 3])
+def test_parts_that_are_dealt_at_once_have_items_of_their_own(workers):
     ratings = planted(400, 160)
-    parts = BlockOrder(ratings.users, ratings.items, seed=1)(np.random.default_rng(0))
-    begun = [set(ratings.items[part[: len(part) // 32]]) for part in parts]
-    assert all(not begun[one] & begun[other] for one in range(len(parts)) for other in range(one))
+    parts = BlockOrder(ratings.users, ratings.items, workers, seed=1)(np.random.default_rng(0))
+    for turn in range(0, workers**2, workers):
+        items = [set(ratings.items[part].tolist()) for part in parts[turn : turn + workers]]
+        assert sum(map(len, items)) == len(set.union(*items))
+        assert all(max(each) - min(each) < 160 / workers * 1.3 for each in items)
 
 
 def test_errors_are_those_of_predictions_that_are_cut_off():
@@ -167,7 +174,7 @@ async def test_it_learns_what_was_planted(policy, model):
     )
     async with StreamScheduler(shared, settings) as scheduler:
         updates = 30 * len(fold.train)
-        report = await scheduler.run(model.make_worker(shared, fold, 0), updates=updates)
+        report = await scheduler.run(model.make_worker(shared, fold, 2, 0), updates=updates)
     assert report.updates == shared.version == updates
     assert fold.rmse(model.predict(shared.views, fold)) < before / 3
 

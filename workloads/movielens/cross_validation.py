@@ -233,7 +233,7 @@ async def _by_scheduler(name: str, fold: Fold, seed: int, task: Task) -> Trainin
         settings = replace(settings, workers=1)
     model = MODELS[task.model]
     shared = model.make_parameters(fold, task.width, seed)
-    worker = model.make_worker(shared, fold, seed)
+    worker = model.make_worker(shared, fold, settings.workers, seed)
     copies: list[tuple[float, int, torch.Tensor]] = []
     updates = task.epochs * len(fold.train)
     most = min(task.epochs * CHUNKS, _COPIES_BYTES // shared.flat.nbytes + 1)

@@ -40,16 +40,18 @@ def make_parameters(fold: Fold, width: int, seed: int) -> SharedParameters:
     return SharedParameters(tables)
 
 
-def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker:
+def make_worker(shared: SharedParameters, fold: Fold, workers: int, seed: int) -> NativeWorker:
     """A worker that factorises the training part of a fold.
 
     Args:
         shared: From ``make_parameters``.
         fold: Whose.
+        workers: How many there are.
         seed: Of the orders in which it goes through samples.
     """
     features = fold.ratings.users[fold.train], fold.ratings.items[fold.train]
-    return work_in_blocks(shared, factorise(), features, {"users": 1, "items": 1}, fold, seed)
+    tables = {"users": 1, "items": 1}
+    return work_in_blocks(shared, factorise(), features, tables, fold, workers, seed)
 
 
 def predict(tables: Mapping[str, torch.Tensor], fold: Fold) -> npt.NDArray[np.float32]:

@@ -57,16 +57,18 @@ def make_parameters(fold: Fold, width: int, seed: int) -> SharedParameters:
     return SharedParameters({"features": table})
 
 
-def make_worker(shared: SharedParameters, fold: Fold, seed: int) -> NativeWorker:
+def make_worker(shared: SharedParameters, fold: Fold, workers: int, seed: int) -> NativeWorker:
     """A worker that learns the training part of a fold.
 
     Args:
         shared: From ``make_parameters``.
         fold: Whose.
+        workers: How many there are.
         seed: Of the orders in which it goes through samples.
     """
     of_ratings = features(fold)[fold.train]
-    return work_in_blocks(shared, learn(), (of_ratings,), {"features": FEATURES}, fold, seed)
+    tables = {"features": FEATURES}
+    return work_in_blocks(shared, learn(), (of_ratings,), tables, fold, workers, seed)
 
 
 def predict(tables: Mapping[str, torch.Tensor], fold: Fold) -> npt.NDArray[np.float32]:
