@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hogstream.profiling.report.rows import Table, machine_text, range_text, spread_texts
-from hogstream.profiling.results.gains import CONTENDER
+from hogstream.profiling.results.gains import ALONE, CONTENDER
 from hogstream.profiling.results.movielens_schema import MovieLens, MovieLensRun
+from hogstream.profiling.results.records import Ratio
 from hogstream.profiling.wording import counted, number_text
 
 _MODELS = {"mf": "biased matrix factorisation", "fm": "a factorisation machine"}
@@ -34,6 +35,18 @@ def _not_reached(run: MovieLensRun) -> tuple[str, str]:
     return "-", f"in {sum(run.reached)} of {len(run.reached)}"
 
 
+def _all_epochs(result: MovieLens, run: MovieLensRun) -> list[str]:
+    """How much longer one worker alone takes for all of them."""
+    alone = next((each for each in result.results if each.name == ALONE), None)
+    longer = alone and Ratio.of(alone.seconds.samples, run.seconds.samples)
+    if not longer:
+        return []
+    return [
+        f"For all {counted(run.epochs, 'epoch')} one alone takes {longer.median:.2f} times as long "
+        f"(95 %: {range_text(longer.estimate, 2)})."
+    ]
+
+
 def said(result: MovieLens) -> list[str]:
     """What lock-free gains, and how all was compared."""
     settings = result.settings
@@ -45,6 +58,7 @@ def said(result: MovieLens) -> list[str]:
                 for name, gain in run.gains.items()
             )
             sentences.append(f"Lock-free has reached {settings.target:g} {gains}.")
+            sentences += _all_epochs(result, run)
     sentences.append(
         f"Measured on {machine_text(result)}: {settings.data}, {settings.ratings:,} ratings of "
         f"{settings.items:,} items by {settings.users:,} users, in "
