@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hogstream.scheduler.workers.epochs import Epochs
+from hogstream.scheduler.workers.epochs import Epochs, Indices
 
 
 def epochs(*sizes: int) -> Epochs:
@@ -18,7 +18,7 @@ def epochs(*sizes: int) -> Epochs:
     return Epochs(int(ends[-1]), lambda _: parts, np.random.default_rng(0))
 
 
-def flat(taken: Sequence[np.ndarray]) -> list[int]:
+def flat(taken: Sequence[Indices]) -> list[int]:
     assert all(map(len, taken))
     return [int(each) for part in taken for each in part]
 
