@@ -178,9 +178,16 @@ class NativeWorker:
         common = self._commons.get(id(settings))
         if common is None:
             common = self._commons[id(settings)] = _Common(settings, context.settings.workers)
-            context.on_close(lambda: self._commons.pop(id(settings), None))
+            context.on_close(lambda: self._forget(settings))
         _check_settings(context)
         return NativeLoop(self, context, common, _Memory(self._shared, self._tables))
+
+    def _forget(self, settings: LaneSettings) -> None:
+        """Lets go of a scheduler that has closed, with all that it holds."""
+        self._commons.pop(id(settings), None)
+        for index, loop in list(self._loops.items()):
+            if loop.settings is settings:
+                del self._loops[index]
 
     @property
     def chunk(self) -> int:

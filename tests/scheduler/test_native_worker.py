@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -323,6 +325,18 @@ async def test_an_order_may_be_in_parts():
     worker = ticking(shared, order=lambda _: parts, chunk=256)
     await run(shared, worker, 3000, **COUNTING)
     assert (shared.views["table"] == -3).all()
+
+
+async def test_a_worker_lets_go_of_a_scheduler_that_has_closed():
+    shared = table_of(1000)
+    worker = ticking(shared)
+    async with StreamScheduler(shared, workers=2) as scheduler:
+        await scheduler.run(worker, updates=2000)
+    closed = weakref.ref(scheduler)
+    del scheduler
+    gc.collect()
+    assert closed() is None
+    await run(shared, worker, 1000)
 
 
 async def test_epochs_go_on_from_run_to_run():
