@@ -275,9 +275,9 @@ class WorkerContext:
         Args:
             name: Of the table. Or a mapping from names, at least one, to tuples of rows and their
                 gradients, each as here.
-            rows: int32 or int64, shape (k,): in any order, and as often as may be. They may change
-                once this has been called and waits. A tensor where the parameters are, or on the
-                CPU an array, as grads.
+            rows: int32 or int64, shape (k,): in any order, and as often as may be. A tensor where
+                the parameters are, or on the CPU an array, as grads. On a CPU they may change once
+                this has been called and waits; on a GPU no sooner than grads.
             grads: Of those rows: shape (k, D), contiguous, of the shared parameters' dtype. Until
                 the update has landed, they must neither change nor be resized.
             loss: As of ``submit``.
@@ -287,8 +287,9 @@ class WorkerContext:
             ValueError: If a name is of no parameter or of a scalar, ``grads`` do not fit the table
                 or overlap the shared parameters, or there is no table.
             IndexError: If a row is not in the table. Nothing was submitted then, as with those. A
-                GPU finds it when it comes to the update, and changes nothing, in no table; then the
-                update is dropped, and what its worker does next raises this.
+                GPU finds it when it comes to the update, and changes nothing, in no table: the
+                update is dropped, its worker counts as failed, and with a depth above 1 it is a
+                later call that raises this.
             RuntimeError: As ``submit``.
             FloatingPointError: As ``submit``.
             Exception: As ``submit``.
@@ -644,7 +645,7 @@ class WorkerContext:
         """Takes note of what was delivered: updates, and maybe the snapshot."""
         self._in_flight -= len(landed)
         for work in landed:
-            if work.error is not None and self._error is None:
+            if isinstance(work, Update) and work.error is not None and self._error is None:
                 self._error = work.error
         if self._snapshot is not None and self._snapshot in landed:
             self._snapshot = None
@@ -687,6 +688,8 @@ class WorkerContext:
         while self._snapshot is snapshot:
             await self._delivery()
         self._raise_error()
+        if snapshot.error is not None:
+            raise snapshot.error
         return snapshot.version
 
     def _delivery(self) -> asyncio.Future[None]:

@@ -72,6 +72,8 @@ class Dispatch:
         lane_settings: What is the same for all their updates; None before they are opened.
         gate: Where the policy makes updates wait on the host, if it does.
         receivers: Who receives what is delivered of a worker, by its index.
+        counts_races_of_rows: Whether races of each row are counted apart, as on a GPU; since
+            ``open``.
         on_close: What workers want to have called at last.
     """
 

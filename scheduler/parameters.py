@@ -37,8 +37,8 @@ class SharedParameters:
         row_versions: With that on a CPU, the version that an update of rows made of each row last:
             int64, shape (rows,), of all parameters that have an axis, one after the other; before,
             None.
-        row_races: With that on a GPU, for each table that had updates of rows, by name, what races
-            of each row were counted, apart from ``races``.
+        row_races: With that on a GPU, by name of each table whose rows were updated or read, or
+            of all over processes, what races of each row were counted, apart from ``races``.
         views: Each parameter by name: a view of ``flat`` in the parameter's shape.
         buffers: By name, what a module has besides parameters and workers share too, such as
             running statistics; of any dtype.

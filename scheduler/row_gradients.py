@@ -85,7 +85,7 @@ class RowGradients:
 
         Args:
             name: Of the table; or rows and gradients by name of several, and nothing else.
-            rows: Of one table: int32 or int64, shape (k,). They are copied.
+            rows: Of one table: int32 or int64, shape (k,). They are copied, on a GPU by its stream.
             grads: Their gradients: shape (k, D).
 
         Raises:
@@ -115,7 +115,7 @@ class RowGradients:
 
         Args:
             name: Of the table.
-            rows: int32 or int64, shape (k,). They are copied.
+            rows: int32 or int64, shape (k,). They are copied, on a GPU by its stream.
 
         Raises:
             Exception: As ``check``.

@@ -38,9 +38,8 @@ class SchedulerSettings:
             lane holds around it alone. ``"ordered"``: the update before it, on the device.
             ``"awaited"``: an asyncio lock, held until the event loop has seen it land.
             ``"bounded:K"``: its staleness to be at most K, among updates of one scheduler.
-            ``"row-locked"``: at each row, a mutex that its lane holds around the update of that row
-            alone. All updates are of rows then, by ``submit_rows``, in one process; on a CPU, with
-            Numba.
+            ``"row-locked"``: at each row, a lock that is held around the update of that row alone.
+            All updates are of rows then, by ``submit_rows``, in one process; on a CPU, with Numba.
         backend: ``"triton"``, ``"numba"`` or ``"numpy"``; None picks by device.
         hyperparameters: What updates are made with. Momentum, and centered updates, have a state
             of their own, which the scheduler makes when it is opened.

@@ -19,8 +19,8 @@ class Epochs:
     """Deals the parts of an epoch to workers in turn, and takes care that none is left.
 
     A worker takes its own first, in their order, so that what it works on stays in its core's
-    cache. One that has none left takes another's last. The next epoch begins when all have been
-    taken.
+    cache. One that has none left takes the last samples of who has most. The next epoch begins when
+    all have been taken.
     """
 
     def __init__(self, size: int, order: Order | None, generator: np.random.Generator) -> None:
@@ -44,18 +44,22 @@ class Epochs:
 
         Raises:
             ValueError: If ``order`` makes none, or of samples that are not there.
+            Exception: Whatever ``order`` raises; no sample is lost then.
         """
-        taken: list[Indices] = []
-        while count:
-            own = self._parts[worker]
-            if not own:
-                self._fill(own, workers)
-                continue
-            part = own.pop()
-            if len(part) > count:
-                own.append(part[count:])
-            taken.append(part[:count])
-            count -= len(taken[-1])
+        own, taken = self._parts[worker], list[Indices]()
+        try:
+            while count:
+                if not own:
+                    self._fill(own, workers, count)
+                    continue
+                part = own.pop()
+                if len(part) > count:
+                    own.append(part[count:])
+                taken.append(part[:count])
+                count -= len(taken[-1])
+        except BaseException:
+            own += reversed(taken)
+            raise
         return taken
 
     def give_back(self, worker: int, samples: Indices) -> None:
@@ -63,14 +67,18 @@ class Epochs:
         if len(samples):
             self._parts[worker].append(samples)
 
-    def _fill(self, own: list[Indices], workers: int) -> None:
-        """Gives a worker that has nothing left a part of another's, or deals the next epoch."""
-        most = max(self._parts.values(), key=len)
-        if most:
-            own.append(most.pop(0))
+    def _fill(self, own: list[Indices], workers: int, count: int) -> None:
+        """Gives a worker that has nothing left some of another's, or deals the next epoch."""
+        most = max(self._parts.values(), key=lambda parts: sum(map(len, parts)))
+        if not most:
+            for index, part in enumerate(self._next()):
+                if len(part):
+                    self._parts[index % workers].insert(0, part)
             return
-        for index, part in enumerate(self._next()):
-            self._parts[index % workers].insert(0, part)
+        last = most.pop(0)
+        if len(last) > count:
+            most.insert(0, last[:-count])
+        own.append(last[-count:])
 
     def _next(self) -> list[Indices]:
         """The parts of the next epoch."""
@@ -78,19 +86,18 @@ class Epochs:
             return [self._generator.permutation(self._size)]
         made = self._order(self._generator)
         parts: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
-        if not parts:
-            raise ValueError("order must make at least one part, got none")
         for part in parts:
             _check_part(part, self._size)
+        if not sum(map(len, parts)):
+            raise ValueError("order must make at least one index, got none")
         # Copies: what made them may change them in place for the next epoch.
         return [part.copy() for part in parts]
 
 
 def _check_part(part: Any, size: int) -> None:
     is_array = isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1
-    if not is_array or not len(part) or part.min() < 0 or part.max() >= size:
+    if not is_array or (len(part) and (part.min() < 0 or part.max() >= size)):
         got = f"{part.dtype}, shape {part.shape}" if isinstance(part, np.ndarray) else repr(part)
         raise ValueError(
-            f"order must make arrays of int64, shape (m,), of at least one index each, all >= 0 "
-            f"and < {size}, got {got}"
+            f"order must make arrays of int64, shape (m,), of indices >= 0 and < {size}, got {got}"
         )

@@ -78,10 +78,13 @@ class NativeWorker:
     A worker makes a chunk of updates on its own thread, then the event loop hears of them: counts,
     the mean of the losses, an error of the step. Each update is an iteration of the worker. When
     it is cancelled it makes no further one. The samples are gone through in epochs, each in an
-    order of its own, of which workers take chunk after chunk; each process has epochs of its own.
+    order of its own, whose parts are dealt to workers; each process has epochs of its own.
 
     It runs where lanes are compiled: on a CPU, with Numba. Policies are ``lock-free``, ``locked``,
     ``row-locked`` and ``ordered``; others need the event loop between two updates.
+
+    Attributes:
+        epochs: What deals samples.
     """
 
     def __init__(

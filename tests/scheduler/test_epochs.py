@@ -30,17 +30,42 @@ def test_parts_are_dealt_in_turn():
     assert flat(four.take(0, 2, 1)) == [5]
 
 
-def test_who_has_none_left_takes_anothers_last():
-    four = epochs(2, 2, 2, 2)
-    assert flat(four.take(1, 2, 6)) == [2, 3, 6, 7, 4, 5]
-    assert flat(four.take(0, 2, 2)) == [0, 1]
+def test_who_has_none_left_takes_the_last_of_who_has_most():
+    """And no more than it has use for."""
+    four = epochs(2, 2, 2, 3)
+    assert flat(four.take(1, 2, 6)) == [2, 3, 6, 7, 8, 5]
+    assert flat(four.take(0, 2, 3)) == [0, 1, 4]
+    three = epochs(4, 1, 9)
+    assert flat(three.take(1, 3, 3)) == [4, 12, 13]
+    assert flat(three.take(2, 3, 8)) == [5, 6, 7, 8, 9, 10, 11, 3]
+
+
+def test_an_empty_part_is_its_workers_too():
+    some = epochs(0, 2, 3, 0, 4)
+    assert flat(some.take(1, 2, 2)) == [0, 1]
+    assert flat(some.take(0, 2, 7)) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_an_order_that_fails_loses_no_sample():
+    made = iter([[np.arange(4)], None, [np.arange(4)]])
+
+    def order(_: np.random.Generator) -> Sequence[Indices]:
+        if (parts := next(made)) is None:
+            raise OSError("no order")
+        return parts
+
+    some = Epochs(4, order, np.random.default_rng(0))
+    assert flat(some.take(0, 2, 1)) == [0]
+    with pytest.raises(OSError, match="no order"):
+        some.take(0, 2, 5)
+    assert flat(some.take(0, 2, 4)) == [1, 2, 3, 0]
 
 
 def test_a_whole_epoch_is_gone_through_by_all():
     whole = epochs(6)
     assert flat(whole.take(0, 3, 2)) == [0, 1]
-    assert flat(whole.take(2, 3, 2)) == [2, 3]
-    assert flat(whole.take(0, 3, 4)) == [4, 5, 0, 1]
+    assert flat(whole.take(2, 3, 2)) == [4, 5]
+    assert flat(whole.take(0, 3, 4)) == [2, 3, 0, 1]
 
 
 def test_what_is_given_back_comes_next():

@@ -91,6 +91,19 @@ def test_an_order_has_each_sample_once_and_each_worker_users_of_its_own(workers)
         assert max(sizes) < 1.2 * min(sizes)
 
 
+def test_an_order_for_more_workers_than_there_is_to_do_has_empty_parts():
+    ratings = planted(6, 5)
+    parts = BlockOrder(ratings.users, ratings.items, 9, seed=1)(np.random.default_rng(0))
+    assert len(parts) == 81
+    assert sorted(np.concatenate(parts)) == list(range(len(ratings.values)))
+    for worker in range(9):
+        owned = {int(user) for part in parts[worker::9] for user in ratings.users[part]}
+        others = {
+            int(u) for at, part in enumerate(parts) if at % 9 != worker for u in ratings.users[part]
+        }
+        assert not owned & others
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_parts_that_are_dealt_at_once_have_items_of_their_own(workers):
     ratings = planted(400, 160)

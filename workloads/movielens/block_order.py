@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hogstream.scheduler import NativeWorker, SharedParameters
 from hogstream.workloads.movielens.fold import Fold
 
-#: In so many chunks workers go through an epoch, of some 5 ms each.
+#: In so many chunks, or more, workers go through an epoch: of some 5 ms each.
 CHUNKS = 4
 # Of users, and of items, about so many: a block of either fits into a core's own cache.
 _USER_BLOCKS, _ITEM_BLOCKS = 8, 16
@@ -55,12 +55,8 @@ class BlockOrder:
     def __call__(self, generator: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         """The parts of an epoch: the first of each worker, then the second of each, and so on."""
         rounds = generator.permutation(self._workers)
-        found = [
-            self._parts[worker * self._workers + turn]
-            for turn in rounds
-            for worker in range(self._workers)
-        ]
-        return [part for part in found if len(part)]
+        each = range(self._workers)
+        return [self._parts[worker * self._workers + turn] for turn in rounds for worker in each]
 
 
 def work_in_blocks(
@@ -90,7 +86,7 @@ def work_in_blocks(
         (*features, fold.centred),
         tables,
         order=BlockOrder(users, items, workers, seed),
-        chunk=len(users) // CHUNKS + 1,
+        chunk=len(users) // max(CHUNKS, 2 * workers) + 1,
         seed=seed,
     )
 
