@@ -92,7 +92,7 @@ def test_an_order_has_each_sample_once_and_each_worker_users_of_its_own(workers)
 
 
 def test_an_order_for_more_workers_than_there_is_to_do_has_empty_parts():
-    ratings = planted(6, 5)
+    ratings = planted(12, 10)
     parts = BlockOrder(ratings.users, ratings.items, 9, seed=1)(np.random.default_rng(0))
     assert len(parts) == 81
     assert sorted(np.concatenate(parts)) == list(range(len(ratings.values)))
