@@ -256,10 +256,12 @@ def row_lanes(gpu: Gpu) -> None:
         every = torch.arange(16, device=gpu.device).repeat_interleave(2)
         halves = torch.full((32, width), 0.5, device=gpu.device)
 
-        async def worker(context: WorkerContext, every: Any = every, halves: Any = halves) -> None:
-            read = await context.read_rows("table", every)
-            await context.submit_rows("table", every, halves)
-            if context.index == 0 and name != "lock-free":  # noqa: B023 - it runs in this turn
+        async def worker(
+            context: WorkerContext, rows: Any = every, grads: Any = halves, policy: str = name
+        ) -> None:
+            read = await context.read_rows("table", rows)
+            await context.submit_rows("table", rows, grads)
+            if context.index == 0 and policy != "lock-free":
                 _require(bool(read.eq(read[:, :1]).all()), "a row that was read is not whole")
 
         report = _run(gpu, shared, worker, policy=name, telemetry=True)

@@ -247,6 +247,9 @@ def test_the_command_trains_each_fold_with_all(
     assert result.results[4].staleness == 0
     said = " ".join(out.split())
     assert "Lock-free has reached 0.5" in said
+    alone, ours = (np.array(result.results[place].seconds.samples) for place in (4, 0))
+    longer = np.median(alone) / np.median(ours)
+    assert f"For all 6 epochs one alone takes {longer:.2f} times as long" in said
     assert "ratings of 50 items by 80 users, in 2 folds, 1 time each" in said
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
-from gpu_testing import Gpu, gpu_of_tests, open_gpu, scheduler_on
+from gpu_testing import Gpu, gpu_of_tests, scheduler_on
 from hogstream.kernels import rmsprop_
 from hogstream.scheduler import (
     SharedParameters,
@@ -25,13 +24,6 @@ from hogstream.scheduler.tracing.timeline import Timeline
 from scheduler_testing import COUNTING, RACING, part_of, racing_gradients, submit_ones
 
 N = 30_001
-
-
-@pytest.fixture(params=["driver of tests", pytest.param("cuda", marks=pytest.mark.gpu)])
-def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
-    """A device that lanes take for a GPU, or one."""
-    with open_gpu(request.param) as gpu:
-        yield gpu
 
 
 def normal_gradients(count: int) -> list[torch.Tensor]:

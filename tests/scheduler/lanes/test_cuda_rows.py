@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import struct
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from gpu_testing import Gpu, TestGpu, gpu_of_tests, open_gpu, rows_unseen, scheduler_on
+from gpu_testing import Gpu, TestGpu, gpu_of_tests, rows_unseen, scheduler_on
 from gradient_making import Memory
 from hogstream.kernels import rows as row_code
 from hogstream.scheduler import SharedParameters, WorkerContext, WorkerError
@@ -31,13 +30,6 @@ from scheduler_rows import (
     update_in_turn,
 )
 from scheduler_testing import COUNTING
-
-
-@pytest.fixture(params=["driver of tests", pytest.param("cuda", marks=pytest.mark.gpu)])
-def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
-    """A device that lanes take for a GPU, or one."""
-    with open_gpu(request.param) as gpu:
-        yield gpu
 
 
 def tables(gpu: Gpu, **shapes: tuple[int, ...]) -> SharedParameters:
